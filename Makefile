@@ -1,0 +1,52 @@
+# Each target works on a bare clone (python3, pip, make): it first makes its own virtual environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PEER := $(VENV)/.peer
+# Packages that the extras do not name. torchvision and timm come without their dependencies: they would replace the pinned torch.
+VISION := torchvision timm
+VISION_NEEDS := pillow pyyaml huggingface_hub
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: venv demo test lint types unit fuzz census speed clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,train]' $(VISION_NEEDS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(VISION)
+	touch $@
+
+$(PEER): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torch-pruning tqdm
+	touch $@
+
+demo: $(STAMP)  ## prune a ResNet-20 to half its FLOPs, verify it, print before and after
+	$(BIN)/secateur prune zoo:resnet20 --budget flops=0.5
+
+test: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+fuzz: $(STAMP)  ## the property-based tests with 10,000 random networks instead of 300
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m fuzz
+
+census: $(STAMP)  ## trace, prune, cut and verify every torchvision model and timm family: about an hour
+	$(BIN)/python benchmarks/census.py
+
+speed: $(PEER)  ## our trace, grouping and cut beside torch-pruning's
+	$(BIN)/python benchmarks/graph_speed.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,25 @@
+"""Shared by all tests: torchvision made importable, one thread, hypothesis profiles."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import torch
+from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the torchvision shim lives beside the benchmarks
+
+if importlib.util.find_spec("torchvision"):
+    from _shim import install
+
+    install()
+
+torch.set_num_threads(1)  # two test processes on two cores
+
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("test", max_examples=300, derandomize=True, **_COMMON)  # the same examples in every run
+settings.register_profile("fuzz", max_examples=10_000, print_blob=True, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
