@@ -1,0 +1,33 @@
+"""Words for error messages: the nearest known name, and numbers people can read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from secateur.errors import ConfigError
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
+    """Return up to `count` of the `known` names that look most like `name`, best first; possibly none."""
+    by_folded = {word.casefold(): word for word in known}
+    found = difflib.get_close_matches(name.casefold(), list(by_folded), n=count, cutoff=0.5)
+    return [by_folded[word] for word in found]
+
+
+def choose(value: str, known: Iterable[str], what: str) -> str:
+    """Return `value` if it is one of `known`; ConfigError with the nearest of them otherwise."""
+    names = list(known)
+    if isinstance(value, str) and value in names:
+        return value
+    close = nearest(value, names) if isinstance(value, str) else []
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ConfigError(f"Unknown {what} {value!r}: {hint}Choose one of {', '.join(names)}.")
+
+
+def readable(number: float) -> str:
+    """Return a count with four significant digits and a suffix: 4089184256 becomes '4.089G'."""
+    for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if abs(number) >= factor:
+            return f"{number / factor:.4g}{suffix}"
+    return f"{number:.4g}"

@@ -1,0 +1,207 @@
+"""From scores to a plan: which channels stay so that the budget is met.
+
+    plan = allocate(scores, graph, "flops=0.5", Constraints(align=8), allocator="global")
+
+Every bound is met from below, and no further block of channels fits within all bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur._hints import choose, nearest, readable
+from secateur._protocols import Array, CostLike, FloatArray, GraphLike, IntArray
+from secateur.allocate.blocks import Bounds, stack
+from secateur.allocate.constraints import Constraints
+from secateur.allocate.normalise import NORMALISATIONS, normalisation
+from secateur.allocate.patterns import matched, parse_patterns
+from secateur.allocate.reach import unreachable
+from secateur.allocate.strategies import ALLOCATORS as _BUDGETED
+from secateur.budget import KEYS, Budget
+from secateur.errors import BudgetError, ConfigError
+from secateur.plan import Plan, fingerprint
+
+__all__ = ["ALLOCATORS", "NORMALISATIONS", "Constraints", "allocate"]
+
+#: Names of all allocators.
+ALLOCATORS: tuple[str, ...] = (*_BUDGETED, "ratios")
+
+
+def allocate(
+    scores: Mapping[str, Array],
+    graph: GraphLike,
+    budget: str | Mapping[str, float | str] | Budget | None,
+    constraints: Constraints | None = None,
+    *,
+    allocator: str = "global",
+    normalise: str = "mean",
+    ratios: Mapping[str, float] | None = None,
+) -> Plan:
+    """Return the plan that keeps the best-scored channels within the budget.
+
+    scores: one finite number a channel for every group, higher = keep.
+    budget: see `Budget.parse`; may be None with allocator="ratios", where it is only checked.
+    allocator: "global" (one threshold over normalised scores), "uniform" (the same share of every group), "per_cost"
+        (score over marginal cost, taken anew as widths shrink) or "ratios".
+    normalise: how scores become comparable between groups, one of NORMALISATIONS.
+    ratios: for allocator="ratios", {module pattern: share of channels to remove}; the last pattern that matches a
+    group wins. Ties fall to the earlier group, then the lower channel index; the result depends on nothing but the
+    arguments.
+    """
+    constraints = constraints or Constraints()
+    choose(allocator, ALLOCATORS, "allocator")
+    values = _normalised(scores, graph, normalise)
+    ranks = [np.argsort(-score, kind="stable") for score in values]
+    parsed = None if budget is None else Budget.parse(budget)
+    original = _Full.of(graph)
+    chosen: dict[str, Any] = {}
+    if allocator == "ratios":
+        chosen = _ratios(graph, ratios)
+        widths = _explicit(graph, chosen, constraints)
+        _check_reached(graph, widths, parsed, original)
+    else:
+        if ratios is not None:
+            raise ConfigError(f"ratios are given but the allocator is {allocator!r}: use allocator='ratios'.")
+        if parsed is None:
+            raise BudgetError(f"The allocator {allocator!r} needs a budget: give one such as 'flops=0.5'.")
+        ranked = [score[rank] for score, rank in zip(values, ranks, strict=True)]
+        widths = _within(ranked, graph, parsed, constraints, allocator, original)
+    masks = {}
+    for group, rank, width in zip(graph.groups, ranks, widths.tolist(), strict=True):
+        masks[group.name] = np.zeros(group.width, dtype=np.bool_)
+        masks[group.name][rank[:width]] = True
+    provenance = {
+        **getattr(scores, "provenance", {}),
+        "allocator": allocator,
+        "normalise": normalise,
+        "constraints": asdict(constraints) | {"ignore": list(constraints.ignore)},
+        "budget": None if parsed is None else parsed.as_dict(),
+        "reached": _reached(graph, widths, parsed, original),
+    }
+    if chosen:
+        provenance["ratios"] = chosen
+    return Plan(masks, provenance, fingerprint(graph))
+
+
+@dataclass(frozen=True)
+class _Full:
+    """Cost of the original, taken from the cost model itself so that fractions are exact."""
+
+    macs: int
+    params: int
+    activations: int
+    peak_activations: int
+
+    @classmethod
+    def of(cls, graph: GraphLike) -> _Full:
+        """Evaluate the cost model at whole widths."""
+        full = np.array([group.width for group in graph.groups], dtype=np.int64)
+        return cls(
+            **{name: int(value[0]) for name, value in graph.costs.evaluate(full[None]).items() if name in KEYS.values()}
+        )
+
+
+def _within(
+    ranked: list[FloatArray],
+    graph: GraphLike,
+    budget: Budget,
+    constraints: Constraints,
+    allocator: str,
+    original: CostLike,
+) -> IntArray:
+    """Return the widths a budgeted allocator chooses; BudgetError if no legal widths are within the budget."""
+    blocks = stack(ranked, constraints.floors(graph), constraints)
+    bounds = Bounds(graph.costs, budget.limits(original))
+    if not bounds.fit(blocks.floors[None])[0]:
+        raise unreachable(graph, budget, constraints, original)
+    return _BUDGETED[allocator](blocks, bounds)
+
+
+def _normalised(scores: Mapping[str, Array], graph: GraphLike, normalise: str) -> list[FloatArray]:
+    """Return the normalised scores in the order of the groups; ConfigError naming the group where they do not fit."""
+    function = normalisation(normalise)
+    names = {group.name for group in graph.groups}
+    for name in scores:
+        if name not in names:
+            close = nearest(str(name), names)
+            hint = f"did you mean {close[0]!r}?" if close else "score the groups of this graph."
+            raise ConfigError(f"Scores are given for {name!r}, which is no group of this network: {hint}")
+    result = []
+    for group in graph.groups:
+        if group.name not in scores:
+            raise ConfigError(f"Scores for group {group.name!r} are missing: score every group.")
+        given: object = scores[group.name]
+        if isinstance(given, torch.Tensor):
+            given = given.detach().to("cpu", torch.float64).numpy()
+        score: FloatArray = np.asarray(given, dtype=np.float64)
+        if score.shape != (group.width,):
+            raise ConfigError(
+                f"Scores of group {group.name!r} have shape {score.shape}: "
+                f"give one number for each of its {group.width} channels."
+            )
+        if not np.isfinite(score).all():
+            raise ConfigError(f"Scores of group {group.name!r} hold NaN or infinity: give finite numbers.")
+        result.append(function(score))
+    return result
+
+
+def _ratios(graph: GraphLike, ratios: Mapping[str, float] | None) -> dict[str, float]:
+    """Return {group: share to remove} for every group that a pattern matches; the last pattern wins."""
+    if not isinstance(ratios, Mapping) or not ratios:
+        raise ConfigError("The allocator 'ratios' needs ratios: give some such as {'layer1.*': 0.3}.")
+    chosen: dict[str, float] = {}
+    given: Mapping[str, object] = ratios
+    for pattern, (text, ratio) in zip(parse_patterns(graph, ratios, "ratios"), given.items(), strict=True):
+        if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= float(ratio) <= 1:
+            raise ConfigError(f"ratios has {text!r}: {ratio!r}: give the share of channels to remove, from 0 to 1.")
+        hit = [group.name for group in graph.groups if matched(pattern, group.members)]
+        if not hit:
+            reasons = [frozen.reason for frozen in graph.frozen if matched(pattern, frozen.members)]
+            why = f" ({reasons[0]})" if reasons else ""
+            raise ConfigError(
+                f"ratios pattern {text!r} matches only modules whose channels cannot be pruned{why}: remove it."
+            )
+        chosen.update(dict.fromkeys(hit, float(ratio)))
+    return chosen
+
+
+def _explicit(graph: GraphLike, ratios: Mapping[str, float], constraints: Constraints) -> IntArray:
+    """Return the widths for explicit ratios: the smallest legal ones that remove no more than asked."""
+    widths = []
+    for group, floor in zip(graph.groups, constraints.floors(graph).tolist(), strict=True):
+        wanted = group.width - math.floor(ratios.get(group.name, 0.0) * group.width + 1e-9)
+        legal = np.concatenate([[floor], constraints.ends(group.width, floor)])
+        widths.append(int(legal[np.searchsorted(legal, wanted)]))
+    return np.array(widths, dtype=np.int64)
+
+
+def _check_reached(graph: GraphLike, widths: IntArray, budget: Budget | None, original: CostLike) -> None:
+    """Raise BudgetError if explicit ratios leave more than the budget allows."""
+    for key, row in _reached(graph, widths, budget, original).items():
+        if row["reached"] > row["limit"]:
+            raise BudgetError(
+                f"The ratios leave {key} at {readable(row['reached'])}, above the budget of {readable(row['limit'])}: "
+                "raise the ratios, or give no budget."
+            )
+
+
+def _reached(
+    graph: GraphLike, widths: IntArray, budget: Budget | None, original: CostLike
+) -> dict[str, dict[str, float]]:
+    """Return for each bound its limit, what was reached, the original, and the fraction of it that remains."""
+    costs = graph.costs.evaluate(widths[None])
+    keys = KEYS if budget is None else budget.as_dict()
+    limits = budget.limits(original) if budget is not None else {}
+    result = {}
+    for key in keys:
+        cost, whole = int(costs[KEYS[key]][0]), int(getattr(original, KEYS[key]))
+        row: dict[str, float] = {"limit": limits[KEYS[key]]} if budget is not None else {}
+        result[key] = row | {"reached": cost, "original": whole, "fraction": cost / whole if whole else 1.0}
+    return result

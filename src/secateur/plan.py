@@ -1,0 +1,256 @@
+"""Plans: which channels of every group stay, how that was found, and the file that keeps it.
+
+The file is JSON without any freedom: a key too many, a number of the wrong kind or an index out of place is refused,
+because a plan that is almost right cuts the wrong channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur._protocols import BoolArray, GraphLike
+from secateur.errors import PlanError
+
+FORMAT = "secateur.plan"
+VERSION = 1
+_KEYS = {"format", "version", "architecture", "groups", "provenance"}
+#: A damaged file may claim any width; so many channels in all are beyond any network and still harmless to allocate.
+_MOST_CHANNELS = 1 << 24
+
+
+@dataclass(eq=False)
+class Plan:
+    """The masks of all groups (bool, True = keep), how they were found, and the architecture they were made for."""
+
+    masks: dict[str, BoolArray]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    architecture: str | None = None
+
+    @classmethod
+    def full(cls, graph: GraphLike) -> Plan:
+        """Return the plan that keeps every channel of `graph`."""
+        masks = {group.name: np.ones(group.width, dtype=np.bool_) for group in graph.groups}
+        return cls(masks, {"allocator": "none"}, fingerprint(graph))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels that stay, by group."""
+        return {name: int(np.count_nonzero(mask)) for name, mask in self.masks.items()}
+
+    def __eq__(self, other: object) -> bool:
+        """Two plans are equal when they keep the same channels of the same groups, however they were found."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return self.masks.keys() == other.masks.keys() and all(
+            np.array_equal(mask, other.masks[name]) for name, mask in self.masks.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def check(self, graph: GraphLike) -> None:
+        """Raise PlanError unless this plan was made for the architecture of `graph` and covers each of its groups."""
+        widths = {group.name: group.width for group in graph.groups}
+        for name, mask in self.masks.items():
+            _check_mask(name, mask)
+            if name not in widths:
+                raise PlanError(
+                    f"The plan prunes group {name!r}, which this network does not have: make a new plan for it."
+                )
+            if len(mask) != widths[name]:
+                raise PlanError(
+                    f"The plan expects {len(mask)} channels in group {name!r}, this network has {widths[name]}: "
+                    "make a new plan for it."
+                )
+        missing = [name for name in widths if name not in self.masks]
+        if missing:
+            raise PlanError(
+                f"The plan says nothing about group {missing[0]!r} of this network: make a new plan for it."
+            )
+        if self.architecture is not None and self.architecture != fingerprint(graph):
+            raise PlanError(
+                "The plan was made for another architecture (names or shapes of parameters or buffers differ): "
+                "apply it to a fresh copy of the original, unpruned network."
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write strict JSON to `path`; a reader sees the old file or the new one, never half of it."""
+        for name, mask in self.masks.items():
+            _check_mask(name, mask)
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "architecture": self.architecture,
+            "groups": {
+                name: {"width": len(mask), "kept": np.flatnonzero(mask).tolist()} for name, mask in self.masks.items()
+            },
+            "provenance": self.provenance,
+        }
+        try:
+            text = json.dumps(content, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PlanError(f"The plan cannot be saved because its provenance is not JSON: {error}.") from error
+        _write(Path(path), text + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote; PlanError for anything else."""
+        try:
+            text = Path(path).read_bytes().decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise PlanError(f"The plan {str(path)!r} cannot be read: {error}.") from error
+        try:
+            content = json.loads(
+                text, object_pairs_hook=_no_repeats, parse_constant=_no_constant, parse_float=_finite_float
+            )
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"The plan {str(path)!r} is not valid JSON: {error}.") from error
+        return _from_json(content)
+
+
+def fingerprint(graph: GraphLike) -> str:
+    """Return the architecture's name: a hash of all parameter and buffer names with their shapes, values left out."""
+    shapes = sorted((name, tuple(tensor.shape)) for name, tensor in graph.tensors().items())
+    return "sha256:" + hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
+
+
+def _check_mask(name: str, mask: object) -> None:
+    """Raise PlanError unless `mask` is a boolean vector that keeps something."""
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 1:
+        raise PlanError(
+            f"The mask of group {name!r} is not a one-dimensional boolean array: give one entry per channel."
+        )
+    if not mask.any():
+        raise PlanError(f"The plan keeps no channel of group {name!r}: keep at least one.")
+
+
+def _from_json(content: object) -> Plan:
+    """Build a plan from parsed JSON, trusting nothing."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise PlanError(f"This is not a plan: its 'format' is not {FORMAT!r}.")
+    if type(content.get("version")) is not int or content["version"] != VERSION:
+        raise PlanError(
+            f"This plan has version {_shown(content.get('version'))}: this release reads version {VERSION}."
+        )
+    _check_keys(content, _KEYS, "The plan")
+    architecture, groups, provenance = content["architecture"], content["groups"], content["provenance"]
+    if architecture is not None and not isinstance(architecture, str):
+        raise PlanError("The plan's 'architecture' is not a string: the file was damaged or edited.")
+    if not isinstance(groups, dict) or not isinstance(provenance, dict):
+        raise PlanError("The plan's 'groups' or 'provenance' is not an object: the file was damaged or edited.")
+    total = 0
+    for name, row in groups.items():
+        total += _check_row(name, row)
+        if total > _MOST_CHANNELS:
+            raise PlanError(
+                f"The plan claims more than {_MOST_CHANNELS} channels at group {_shown(name)}: the file was damaged."
+            )
+    return Plan({name: _mask(row) for name, row in groups.items()}, provenance, architecture)
+
+
+def _check_row(name: str, row: object) -> int:
+    """Return the width of one group's entry after checking all of it."""
+    where = f"Group {_shown(name)} of the plan"
+    if not isinstance(row, dict):
+        raise PlanError(f"{where} is not an object: the file was damaged or edited.")
+    _check_keys(row, {"width", "kept"}, where)
+    width, kept = row["width"], row["kept"]
+    if type(width) is not int or not 1 <= width <= _MOST_CHANNELS:
+        raise PlanError(f"{where} has width {_shown(width)}: it must be a positive integer.")
+    # bool is an int for isinstance, so the exact type is asked for
+    if not isinstance(kept, list) or any(type(index) is not int for index in kept):
+        raise PlanError(f"{where} does not list its kept channels as integers: the file was damaged or edited.")
+    if not kept:
+        raise PlanError(f"{where} keeps no channel: keep at least one.")
+    if any(low >= high for low, high in itertools.pairwise(kept)):
+        raise PlanError(f"{where} lists its kept channels twice or out of order: list each once, ascending.")
+    if kept[0] < 0 or kept[-1] >= width:
+        raise PlanError(f"{where} keeps a channel outside 0 to {width - 1}: the file was damaged or edited.")
+    return width
+
+
+def _mask(row: Mapping[str, Any]) -> BoolArray:
+    """Turn a checked entry into a mask."""
+    mask = np.zeros(row["width"], dtype=np.bool_)
+    mask[row["kept"]] = True
+    return mask
+
+
+def _check_keys(content: Mapping[str, Any], expected: set[str], where: str) -> None:
+    """Raise PlanError unless `content` has exactly the `expected` keys."""
+    missing, unknown = sorted(expected - content.keys()), sorted(content.keys() - expected)
+    if missing:
+        raise PlanError(f"{where} lacks {missing[0]!r}: the file was damaged or edited.")
+    if unknown:
+        raise PlanError(f"{where} has the unknown key {_shown(unknown[0])}: remove it.")
+
+
+def _shown(value: object) -> str:
+    """Return `value` as it may stand in a message: escaped, and cut short if long."""
+    # an integer of thousands of digits must not be turned into text at all (Python refuses)
+    text = "a huge integer" if isinstance(value, int) and abs(value) >= 1 << 64 else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object, refusing a key that occurs twice."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {_shown(key)} occurs twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(text: str) -> float:
+    """Refuse NaN and Infinity, which Python's reader would accept."""
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite_float(text: str) -> float:
+    """Read a float, refusing those that overflow to infinity."""
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{_shown(text)} is too large")
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    """Write `text` under a temporary name beside `path`, make it durable, then rename it."""
+    # tempfile would create the file unreadable for others; the umask should decide
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp") if path.name else path
+    try:
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if temporary != path:
+                    temporary.unlink()
+            raise
+    except (OSError, ValueError) as error:
+        raise PlanError(f"The plan cannot be written to {str(path)!r}: {error}.") from error
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable where the system can (not on Windows)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
