@@ -1,7 +1,7 @@
 """Let torchvision and timm import, and detection models run, where torchvision's compiled operators do not load.
 
-A CPU build of torch beside a CUDA build of torchvision can not load ``torchvision._C``: the import itself then dies. Where the
-operators are there, `install` changes nothing.
+A CPU build of torch beside a CUDA build of torchvision can not load ``torchvision._C``: the import itself
+then dies. Where the operators are there, `install` changes nothing.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def _nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
 
 
 def install() -> None:
-    """Declare torchvision's operators if they can not be loaded; to be called before the first import of torchvision or timm."""
+    """Declare torchvision's operators if they can not be loaded; call it before importing torchvision or timm."""
     global _LIBRARY
     if _LIBRARY is not None:
         return
     try:
-        import torchvision  # noqa: F401
+        import torchvision
 
         return
     except RuntimeError:  # "operator torchvision::nms does not exist"

@@ -1,0 +1,273 @@
+"""Make the benchmark pages of the documentation from the results; no figure in them is typed by hand.
+
+python benchmarks/tables.py            # writes docs/census.md and docs/graph_speed.md, for the results there are
+python benchmarks/tables.py --check    # fails when a page is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import _record
+
+DOCS = Path(__file__).parent.parent / "docs"
+CUT = ("exact", "inexact")  # verified; "differs", "error" and "timeout" are not
+Row = dict[str, Any]
+
+CENSUS = """\
+Half of the channels of every group, drawn at random, were removed from each network, and the cut network compared with
+the masked original. *Exact*: both compute the same. *Inexact*: some groups pass an operation over channels (a
+normalisation, a softmax), so that removal changes the other channels by nature; the cut was verified structurally.
+*Whole*: at least {share:.0f}% of the MACs lie in layers that can be made narrower. Random seeded weights; the outputs
+of each network stay. This page is made by `benchmarks/tables.py`."""
+
+SPEED = """\
+Seconds, median of {repeats} (Torch-Pruning: {peer_repeats}), alternating in one process, images of {size}x{size}.
+Verification, which Torch-Pruning has no counterpart of, is left out."""
+
+GROWTH = """\
+A DenseNet (k=12) in which every layer reads all layers before it, median of {repeats}. A line through the total has
+{ms_per_layer:.2f} ms a layer and explains {r_squared:.1%} of the variance; the best power law has the exponent
+{exponent:.2f}."""
+
+
+def table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table; columns after the first are numbers or short words."""
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    lines += [
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def circumstances(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
+    return (
+        f"Measured {result['date'][:10]} with `{result['command']}`: {versions}, Python {result['python']}, "
+        f"{result['device']}, {result['threads']} thread{'s' * (result['threads'] != 1)}."
+    )
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def _summary(name: str, rows: list[Row]) -> list[Any]:
+    cut = [row for row in rows if row["status"] in CUT]
+    exact = [row for row in cut if row["status"] == "exact"]
+    whole = [row for row in cut if not row["partial"]]
+    seconds = [row["total_s"] for row in rows if "total_s" in row]
+    shares = [row["prunable_macs"] for row in cut]
+    return [
+        name,
+        len(rows),
+        len(cut),
+        len(exact),
+        len(cut) - len(exact),
+        len(rows) - len(cut),
+        len(whole),
+        percent(sum(shares), len(shares)),
+        f"{quantile(seconds, 0.5):.2f}",
+        f"{max(seconds, default=float('nan')):.1f}",
+    ]
+
+
+SUMMARY = [
+    "set",
+    "models",
+    "cut and verified",
+    "exact",
+    "inexact, with reason",
+    "failed",
+    "whole",
+    "MACs prunable",
+    "median s",
+    "slowest s",
+]
+
+
+def _sets(rows: list[Row]) -> list[tuple[str, list[Row]]]:
+    vision = [row for row in rows if row["name"].startswith("torchvision:")]
+    timm = [row for row in rows if row["name"].startswith("timm:")]
+    kinds = ("classification", "segmentation", "detection", "video", "optical_flow")
+    sets = [
+        ("torchvision", vision),
+        *((f"- {kind.replace('_', ' ')}", [row for row in vision if row["kind"] == kind]) for kind in kinds),
+        ("timm", timm),
+        ("- convolutional", [row for row in timm if row["class"] == "conv"]),
+        ("- attention, MLP, hybrid", [row for row in timm if row["class"] == "other"]),
+        ("all", rows),
+    ]
+    return [(name, members) for name, members in sets if members]
+
+
+def _bars(rows: list[Row], bar_s: float, whole_share: float) -> str:
+    sets = dict(_sets(rows))
+    vision, conv, other = (
+        sets.get("torchvision", []),
+        sets.get("- convolutional", []),
+        sets.get("- attention, MLP, hybrid", []),
+    )
+    free = [row for row in conv if not row.get("reasons")]
+    lines = []
+
+    def bar(text: str, members: list[Row], holds: Callable[[Row], bool], needed: float) -> None:
+        met = sum(map(holds, members))
+        verdict = "met" if members and met >= needed * len(members) else "**not met**"
+        lines.append([text, f"{met} of {len(members)}", percent(met, len(members)), f"{100 * needed:.0f}%", verdict])
+
+    bar("torchvision: cut and verified", vision, lambda row: row["status"] in CUT, 1.0)
+    bar("timm convolutional: cut and verified", conv, lambda row: row["status"] in CUT, 1.0)
+    bar("timm convolutional, no normalisation over channels: exact", free, lambda row: row["status"] == "exact", 0.98)
+    bar(
+        f"timm convolutional: at least {100 * whole_share:.0f}% of the MACs in prunable layers",
+        conv,
+        lambda row: row["status"] in CUT and row["prunable_macs"] >= whole_share,
+        0.98,
+    )
+    bar("timm attention, MLP, hybrid: cut and verified", other, lambda row: row["status"] in CUT, 0.95)
+    bar(f"all: no longer than {bar_s:.0f} s", rows, lambda row: row.get("total_s", float("inf")) <= bar_s, 1.0)
+    return table(["bar", "models", "share", "asked", ""], lines)
+
+
+def _reason(row: Row, whole_share: float, bar_s: float) -> str:
+    parts = []
+    if row["status"] not in CUT:
+        parts.append(row.get("error") or f"relative error {row['max_relative_error']:.1e}")
+    if row.get("prunable_macs", 1.0) < whole_share:
+        parts.append(f"{100 * row['prunable_macs']:.1f}% of the MACs in prunable layers")
+        parts += [f"`{item['name']}` ({item['width']}): {item['reason']}" for item in row["frozen"][:2]]
+        if row["unsupported"]:
+            parts.append("unsupported: " + ", ".join(f"`{name}`" for name in row["unsupported"]))
+    if row.get("total_s", 0) > bar_s:
+        parts.append(f"{row['total_s']:.0f} s")
+    return "; ".join(parts)
+
+
+def census(result: dict[str, Any]) -> str:
+    """docs/census.md."""
+    rows, bar_s, whole_share = result["rows"], result["bar_s"], result["whole_share"]
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row["name"].split(":")[0] + ": " + row["family"], []).append(row)
+    reasons: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["status"] == "inexact":
+            for reason in row["reasons"]:
+                reasons.setdefault(reason, []).append(row)
+    shortfalls = [(row, _reason(row, whole_share, bar_s)) for row in rows]
+    shortfalls = [(row, reason) for row, reason in shortfalls if reason]
+    slowest = sorted(rows, key=lambda row: -row.get("total_s", 0))[:10]
+    phases = ("trace_s", "solve_s", "cut_s", "verify_s", "total_s")
+    return (
+        "\n\n".join(
+            [
+                "# The census: which networks can be pruned",
+                CENSUS.format(share=100 * whole_share),
+                circumstances(result),
+                "## Bars",
+                _bars(rows, bar_s, whole_share),
+                "## Summary",
+                table(SUMMARY, [_summary(name, members) for name, members in _sets(rows)]),
+                "## Shortfalls",
+                table(
+                    ["model", "class", "status", "reason"],
+                    [[row["name"], row["class"], row["status"], text] for row, text in shortfalls],
+                )
+                if shortfalls
+                else "None.",
+                "## Why cuts are inexact",
+                table(
+                    ["reason", "models", "for example"],
+                    [[reason, len(m), m[0]["name"]] for reason, m in sorted(reasons.items(), key=lambda i: -len(i[1]))],
+                ),
+                "## Slowest",
+                table(
+                    ["model", "parameters", *phases],
+                    [[r["name"], f"{r['params'] / 1e6:.1f} M", *(r.get(p, "-") for p in phases)] for r in slowest],
+                ),
+                "## Families",
+                table(
+                    ["family", *SUMMARY[1:]], [_summary(name, members) for name, members in sorted(families.items())]
+                ),
+            ]
+        )
+        + "\n"
+    )
+
+
+def graph_speed(speed: dict[str, Any] | None, growth: dict[str, Any] | None) -> str:
+    """docs/graph_speed.md."""
+    parts = ["# How fast the graph is", "This page is made by `benchmarks/tables.py`."]
+    if speed:
+        rows = [
+            [
+                row["name"],
+                row.get("secateur_s", row.get("secateur_error", "-")),
+                row.get("torch_pruning_s", row.get("torch_pruning_error", "-")),
+                f"{row['times_faster']:.1f}" if "times_faster" in row else "-",
+                percent(row["secateur_macs_after"], row["macs"]) if "secateur_macs_after" in row else "-",
+                percent(row["torch_pruning_macs_after"], row["macs"]) if "torch_pruning_macs_after" in row else "-",
+            ]
+            for row in speed["rows"]
+        ]
+        parts += [
+            "## Trace, group, L1 and cut to half",
+            SPEED.format(**speed, size=speed["image"][-1]),
+            circumstances(speed),
+            table(["network", "secateur", "Torch-Pruning", "times faster", "MACs left", "MACs left (TP)"], rows),
+        ]
+    if growth:
+        parts += [
+            "## Growth with depth",
+            GROWTH.format(repeats=growth["repeats"], **growth["fits"]["total_s"]),
+            circumstances(growth),
+            "![Seconds against layers](figures/graph_growth.svg)",
+            table(
+                ["layers", "channels read by all layers", "trace and group, s", "trace, group, L1, cut, s"],
+                [[row["depth"], row["channels_read"], row["trace_s"], row["total_s"]] for row in growth["rows"]],
+            ),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def pages() -> dict[Path, str]:
+    found = {
+        name: _record.read(path)
+        for name in ("census", "graph_speed", "graph_growth")
+        if (path := _record.RESULTS / f"{name}.json").exists()
+    }
+    made = {}
+    if "census" in found:
+        made[DOCS / "census.md"] = census(found["census"])
+    if "graph_speed" in found or "graph_growth" in found:
+        made[DOCS / "graph_speed.md"] = graph_speed(found.get("graph_speed"), found.get("graph_growth"))
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when a page is stale")
+    arguments = parser.parse_args()
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+    if arguments.check:
+        if stale:
+            sys.exit("stale, run python benchmarks/tables.py: " + ", ".join(str(path) for path in stale))
+        return
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(pages()[path])
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
