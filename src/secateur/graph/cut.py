@@ -1,0 +1,111 @@
+"""Cut: keep the alive indices of every tensor, then make every size the model keeps elsewhere agree.
+
+The cut is first made on a copy without storage and run there; only when every operator gets the shapes the plan promises
+are the real tensors sliced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.graph.capture import Recording, clone_module, named_tensors
+from secateur.graph.channels import Bools, Solution
+from secateur.graph.labels import Axis, Ids
+from secateur.graph.sizes import Repair, Sizes, repair_sizes
+
+Slices = dict[str, tuple[Ids | None, ...]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A narrower network and how it was made."""
+
+    model: nn.Module
+    slices: Slices  # kept indices of every tensor that changed, per dimension (None: all)
+    repairs: tuple[Repair, ...] = field(default=())  # attributes that held a size
+
+
+def alive_slots(solution: Solution, masks: Mapping[str, Bools]) -> Bools:
+    """Which slots survive under the masks of a plan (groups not named are kept whole)."""
+    alive = np.ones(int(solution.channel.max(initial=-1)) + 2, dtype=bool)  # the last entry stands for frozen (-1)
+    for group in solution.groups:
+        if group.name in masks:
+            alive[group.channels] = masks[group.name]
+    survives: Bools = alive[solution.channel[solution.component]]
+    return survives
+
+
+def slices_of(recording: Recording, alive: Bools) -> Slices:
+    """Kept indices of every parameter and buffer that loses any."""
+    result: Slices = {}
+    for name, label in recording.places.items():
+        kept = tuple(_kept(axis, alive) for axis in label)
+        if any(k is not None for k in kept):
+            result[name] = kept
+    return result
+
+
+def _kept(axis: Axis, alive: Bools) -> Ids | None:
+    if axis is None:
+        return None
+    keep = alive[axis]
+    return None if bool(keep.all()) else np.flatnonzero(keep)
+
+
+def take(tensor: torch.Tensor, kept: tuple[Ids | None, ...]) -> torch.Tensor:
+    """The kept indices of a tensor, as a dense tensor of the same dtype, device and memory format."""
+    result = tensor.detach()
+    for dim, index in enumerate(kept):
+        if index is not None:
+            result = result.index_select(dim, torch.from_numpy(np.ascontiguousarray(index)).to(result.device))
+    for layout, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if tensor.dim() == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
+            return result.contiguous(memory_format=layout)
+    return result.contiguous()
+
+
+def cut(model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools, *, inplace: bool) -> Cut:
+    """A narrower copy of `model` (or `model` itself, narrowed) with only the alive slots.
+
+    Raises `SizeConflict` when a size in the model's code cannot follow; the model is then untouched.
+    """
+    slices = slices_of(recording, alive)
+    by_id = {id(t): slices.get(name) for name, t in named_tensors(model).items()}
+
+    def shape_only(tensor: torch.Tensor) -> torch.Tensor:
+        kept = by_id.get(id(tensor))
+        if kept is None:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        shape = [n if k is None else len(k) for n, k in zip(tensor.shape, kept, strict=True)]
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+    sizes = Sizes(recording, solution, alive)
+    if recording.on_meta:
+        twin = clone_module(model, shape_only)
+    else:
+        twin = clone_module(model, lambda t: take(t, by_id.get(id(t)) or (None,) * t.dim()))
+    repairs = repair_sizes(twin, inputs, sizes)
+
+    def real(tensor: torch.Tensor) -> torch.Tensor:
+        kept = by_id.get(id(tensor))
+        return tensor.detach().clone() if kept is None else take(tensor, kept)
+
+    if inplace:
+        for name, tensor in named_tensors(model).items():
+            if name in slices:
+                tensor.data, tensor.grad = take(tensor, slices[name]), None
+        narrow = model
+    else:
+        narrow = clone_module(model, real)
+    modules = dict(narrow.named_modules())
+    for repair in repairs:
+        repair.apply(modules[repair.module])
+    for module in modules.values():
+        if isinstance(module, nn.RNNBase):
+            module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+    return Cut(narrow, slices, tuple(repairs))

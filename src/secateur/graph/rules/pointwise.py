@@ -1,0 +1,72 @@
+"""Elementwise operators: what meets element by element lives and dies together."""
+
+from __future__ import annotations
+
+from secateur.graph.labels import Label
+from secateur.graph.rules.registry import Labels, Op, rule
+
+# Operators that act element by element but do not carry PyTorch's `pointwise` tag in every supported version.
+UNTAGGED = (
+    "clone contiguous _to_copy alias detach lift lift_fresh lift_fresh_copy copy_ copy native_dropout dropout "
+    "bernoulli masked_fill where clamp clamp_min clamp_max hardtanh gelu hardswish hardsigmoid silu mish elu celu selu "
+    "leaky_relu relu6 softplus log_sigmoid_forward prelu _prelu_kernel rrelu_with_noise rsub _conj resolve_conj "
+    "nan_to_num fake_quantize_per_tensor_affine isfinite isnan quantize_per_tensor fmod remainder lerp addcmul addcdiv "
+    "angle real imag view_as_real_copy _fused_dropout complex polar"
+).split()
+
+
+def pointwise(op: Op) -> Labels:
+    """The broadcast of all tensor arguments; an in-place result keeps the rank of its target."""
+    outs = op.outputs()
+    if not outs:
+        return []
+    tensors = [t for t in op.tensors() if t.dim() or len(op.tensors()) == 1]
+    label: Label = op.broadcast(tensors, outs[0].dim()) if tensors else ()
+    return [label if out.dim() == len(label) else (None,) * out.dim() for out in outs]
+
+
+for _name in UNTAGGED:
+    rule(_name)(pointwise)
+
+
+@rule("prelu", "_prelu_kernel")
+def prelu(op: Op) -> Labels:
+    """One slope per channel (dimension 1), or one for all."""
+    x, slope = op.label("self"), op.args["weight"]
+    if slope.numel() > 1 and slope.dim() == 1 and op.args["self"].dim() > 1:
+        op.join(x[1], op.label("weight")[0])
+        return x
+    if slope.dim() == op.args["self"].dim():
+        return op.broadcast([op.args["self"], slope])
+    return x
+
+
+@rule("glu")
+def glu(op: Op) -> Labels:
+    """The first half gates with the second: halves are tied position by position."""
+    dim = op.dim()
+    label = list(op.label("self"))
+    axis = label[dim]
+    if axis is not None:
+        half = len(axis) // 2
+        op.ledger.tie(axis[:half], axis[half:])
+        label[dim] = axis[:half]
+    return tuple(label)
+
+
+@rule("fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "fill", "zero")
+def overwrite(op: Op) -> Labels:
+    """The values change, the places do not."""
+    return op.same("self")
+
+
+@rule("view_as_real")
+def view_as_real(op: Op) -> Labels:
+    """Adds a last dimension of two."""
+    return (*op.label("self"), None)
+
+
+@rule("view_as_complex")
+def view_as_complex(op: Op) -> Labels:
+    """Drops the last dimension of two."""
+    return op.label("self")[:-1]

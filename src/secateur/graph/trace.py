@@ -1,0 +1,149 @@
+"""`trace` and `Graph`: one network's groups, costs and what was not understood, and the way from a plan to a smaller network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.errors import ModelError, PlanError
+from secateur.graph.capture import Recording, Unsupported, as_call, capture, named_tensors, output_tensors, unwrap
+from secateur.graph.channels import Bools, Frozen, Group, Solution, solve
+from secateur.graph.cost import Cost, CostModel
+from secateur.graph.cut import Cut, alive_slots, cut, slices_of
+from secateur.graph.labels import Ids
+from secateur.graph.sizes import SizeConflict
+from secateur.graph.verify import Verification, verify
+
+
+class Masks(Protocol):
+    """Anything with masks by group name: a `Plan`."""
+
+    @property
+    def masks(self) -> Mapping[str, Bools]: ...
+
+
+class Graph:
+    """The structure of one network: which channels live and die together, and what they cost."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any, recording: Recording) -> None:
+        self.model, self.example_inputs, self.recording = model, example_inputs, recording
+        self.timings: dict[str, float] = {}
+        self._never: list[tuple[Ids, str]] = []
+        self._solve()
+
+    def _solve(self) -> None:
+        started = time.perf_counter()
+        self.solution: Solution = solve(self.recording, self._never)
+        sizes = {name: p.numel() for name, p in self.model.named_parameters()}
+        self.costs = CostModel(self.recording, self.solution, sizes)
+        self.timings["solve"] = time.perf_counter() - started
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The prunable groups, in order of execution."""
+        return self.solution.groups
+
+    @property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Widths that cannot be pruned, with the reason."""
+        return self.solution.frozen
+
+    @property
+    def unsupported(self) -> tuple[Unsupported, ...]:
+        """Operators without a rule; what they touch is frozen."""
+        return tuple(dict.fromkeys(self.recording.unsupported))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers of the original model, by name."""
+        return named_tensors(self.model)
+
+    def widths(self, plan: Masks | None = None) -> Ids:
+        """Alive channels of every group, in order."""
+        masks = plan.masks if plan is not None else {}
+        return np.array([int(masks[g.name].sum()) if g.name in masks else g.width for g in self.groups], dtype=np.int64)
+
+    def cost(self, plan: Masks | None = None) -> Cost:
+        """Cost of one forward pass of the example input, after `plan` (default: of the original)."""
+        return self.costs.cost(self.widths(plan))
+
+    def cut(self, plan: Masks, *, inplace: bool = False) -> Cut:
+        """The network with only the channels `plan` keeps.
+
+        Raises:
+            PlanError: the plan does not fit. SizeConflict: a size written in the model's code cannot follow;
+                `settle` makes such channels stay (or move together) and `prune` then plans again.
+        """
+        for name, mask in plan.masks.items():
+            group = next((g for g in self.groups if g.name == name), None)
+            if group is None or mask.shape != (group.width,):
+                raise PlanError(f"The plan's group {name!r} does not fit this network; make the plan again from its graph.")
+        alive = alive_slots(self.solution, plan.masks)
+        return cut(self.model, self.example_inputs, self.recording, self.solution, alive, inplace=inplace)
+
+    def slices(self, plan: Masks) -> dict[str, tuple[Ids | None, ...]]:
+        """Kept indices of every tensor that `plan` narrows."""
+        return slices_of(self.recording, alive_slots(self.solution, plan.masks))
+
+    def verify(self, made: Cut, plan: Masks, *, seed: int = 0, dtype: torch.dtype | None = None) -> Verification:
+        """Compare a cut with the masked original; see `secateur.graph.verify`."""
+        pruned = [g for g in self.groups if g.name in plan.masks and not plan.masks[g.name].all()]
+        reasons = tuple(dict.fromkeys(r for g in pruned for r in g.inexact))
+        return verify(self.model, made.model, self.example_inputs, made.slices, reasons=reasons, seed=seed, dtype=dtype)
+
+    def settle(self, conflict: SizeConflict) -> str:
+        """Freeze what a size in code concerns, and solve again; returns what was frozen, for the report."""
+        calls = self.recording.calls
+        at = min(conflict.call, len(calls) - 1)
+        call = calls[at]
+        frozen = 0
+        for other in {at, max(at - 1, 0)}:
+            for label in calls[other].labels:
+                for axis in label:
+                    if axis is not None and bool((self.solution.channels_of(axis) >= 0).any()):
+                        self._never.append((axis, f"a size in the code of {call.module or 'the model'} ({conflict.operator})"))
+                        frozen += 1
+        if not frozen:
+            raise conflict
+        self._solve()
+        return f"{call.module or 'the model'}: {conflict}"
+
+    def explain(self, name: str) -> str:
+        """What is known of a layer (or a group): its groups, members, cost, and why it can or cannot be pruned."""
+        from secateur.graph.explain import explain
+
+        return explain(self, name)
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Graph:
+    """Trace `model` once on `example_inputs` (a tensor, a tuple of arguments or a dict of keywords).
+
+    Raises:
+        ModelError: not a module, without parameters, on the meta device, or its forward fails.
+        InputError: the inputs hold no tensor.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"A torch.nn.Module is needed, not {type(model).__name__}; pass the model object itself.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("TorchScript modules cannot be pruned; pass the original torch.nn.Module.")
+    inner = unwrap(model)
+    tensors = named_tensors(inner)
+    if not any(True for _ in inner.parameters()):
+        raise ModelError(f"{type(inner).__name__} has no parameters, so there is nothing to prune.")
+    for name, tensor in tensors.items():
+        if tensor.device.type == "meta":
+            raise ModelError(f"{name} is on the meta device and has no values; load the weights (model.to_empty) first.")
+        if isinstance(tensor, nn.parameter.UninitializedParameter):
+            raise ModelError(f"{name} is not initialised yet; run the model once before pruning it.")
+    as_call(example_inputs)
+    started = time.perf_counter()
+    graph = Graph(inner, example_inputs, capture(inner, example_inputs))
+    graph.timings["trace"] = time.perf_counter() - started - graph.timings["solve"]
+    return graph
+
+
+__all__ = ["Graph", "output_tensors", "trace"]
