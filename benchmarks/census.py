@@ -11,7 +11,6 @@ killed is a row and not the end. ``tables.py`` makes docs/census.md of the resul
 from __future__ import annotations
 
 import argparse
-import copy
 import fnmatch
 import gc
 import json
@@ -29,12 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _macs
 import _record
 import census_models
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 BAR_S = 30.0  # no model should take longer
 LIMIT_S = 120.0  # a worker is killed after
@@ -146,7 +145,7 @@ def _describe(
         "structural_error": _number(getattr(verification, "structural_error", None)),
         "operator_calls": getattr(graph, "operator_calls", None),
         "macs": cost.macs,
-        "macs_counted": count_macs(model, example_inputs),
+        "macs_counted": _macs.count(model, example_inputs),
         "groups": len(graph.groups),
         "prunable_macs": round(share, 4),
         "prunable_output_macs": round(sum(layer_macs[layer] for layer in producers & layer_macs.keys()) / whole, 4),
@@ -155,7 +154,7 @@ def _describe(
         ),
         "layers_touched": sum(after.get(layer) != shape for layer, shape in before.items()),
         "macs_after": cost_after.macs,
-        "macs_after_counted": count_macs(outcome.model, example_inputs),
+        "macs_after_counted": _macs.count(outcome.model, example_inputs),
         "params_after": sum(parameter.numel() for parameter in outcome.model.parameters()),
         "frozen": _frozen(graph, layer_macs),
         "unsupported": sorted({str(getattr(item, "operator", item)) for item in graph.unsupported})[:10],
@@ -182,31 +181,9 @@ def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _counter(model: nn.Module, example_inputs: tuple[Any, ...]) -> FlopCounterMode:
-    counter = FlopCounterMode(display=False)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused path hides its matmuls from the counter
-    try:
-        with torch.no_grad(), counter:
-            model(*copy.deepcopy(example_inputs))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return counter
-
-
-def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
-    """MACs of convolutions and matmuls by torch's own counter, independent of the graph."""
-    return _counter(model, example_inputs).get_total_flops() // 2
-
-
 def macs_by_layer(model: nn.Module, example_inputs: tuple[Any, ...], layers: dict[str, Any]) -> dict[str, int]:
     """MACs of each layer that owns a weight, without those of the layers inside it."""
-    root = type(model).__name__
-    counted = {
-        key.removeprefix(root).removeprefix("."): sum(flops.values()) // 2
-        for key, flops in _counter(model, example_inputs).get_flop_counts().items()
-        if key != "Global"
-    }
+    counted = _macs.by_module(model, example_inputs)
     own = {}
     for layer in layers:
         inside = [name for name in counted if name.startswith(f"{layer}.")]

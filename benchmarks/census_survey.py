@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import _macs
 import census_models as cm
 import timm
 import torch
@@ -30,13 +31,12 @@ import torchvision
 from torch import nn
 from torch.nn import init
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 CACHE = Path(__file__).parent.parent / "runs" / "census_survey.jsonl"
 SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512, 1024)
 MAX_PARAMS = 90e6  # of a timm model, unless its family has none smaller
 MAX_MACS = 8e9  # about 5 s on one thread
-PER_FAMILY = {"conv": 12, "other": 5}
+PER_FAMILY = {"conv": (12, 5), "other": (5, 15)}  # at least so many, or one in so many of the family
 
 # Structures known to break pruners: kept even where the family's share is full.
 _ALWAYS = """
@@ -78,12 +78,12 @@ class _Signature(TorchDispatchMode):
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    counter, signature = FlopCounterMode(display=False), _Signature()
-    with torch.no_grad(), counter, signature:
+    signature = _Signature()
+    with torch.no_grad(), signature:
         model(*inputs)
     shapes = [tuple(p.shape) for p in model.parameters()]
     return {
-        "macs": counter.get_total_flops() // 2,
+        "macs": _macs.count(model, inputs),
         "signature": hashlib.sha1(f"{signature.hash.hexdigest()}{shapes}".encode()).hexdigest(),
         "pieces": sorted({type(m).__name__ for m in model.modules()} | set(signature.operators)),
     }
@@ -115,46 +115,48 @@ def _candidates(name: str, default: int) -> Iterator[tuple[list[Any], dict[str, 
         yield from (([[1, 3, size, size]], {}) for size in sizes)
 
 
-def survey(name: str) -> dict[str, Any]:
-    """One row: the smallest input that works and what the model costs there, or why none does."""
-    library, model_name = name.split(":")
+def _describe(name: str) -> tuple[dict[str, Any], int]:
+    """What the name alone says about a model, and the largest image size to try."""
+    library, model = name.split(":")
     if library == "timm":
-        family = timm.models._registry._model_to_module[model_name]
-        kind, architecture = "classification", cm.timm_architecture(model_name, family)
-        default = timm.get_pretrained_cfg(model_name)
-        limit = (default.input_size if default else (3, 224, 224))[-1]
-    else:
-        family, kind = cm.torchvision_family(model_name), cm.torchvision_kind(model_name)
-        architecture, limit = cm.torchvision_architecture(model_name), 299
-    row: dict[str, Any] = {"name": name, "kind": kind, "family": family, "architecture": architecture}
-    device = "cpu" if kind == "detection" else "meta"  # detection reads box values
-    built: dict[str, nn.Module] = {}
+        family = timm.models._registry._model_to_module[model]
+        row = {"kind": "classification", "family": family, "architecture": cm.timm_architecture(model, family)}
+        config = timm.get_pretrained_cfg(model)
+        return {"name": name, **row}, (config.input_size if config else (3, 224, 224))[-1]
+    row = {"kind": cm.torchvision_kind(model), "family": cm.torchvision_family(model)}
+    return {"name": name, **row, "architecture": cm.torchvision_architecture(model)}, 299
+
+
+def survey(name: str, device: str = "meta") -> dict[str, Any]:
+    """One row: the smallest input that works and what the model costs there, or why none does."""
+    row, limit = _describe(name)
+    if row["kind"] == "detection":
+        device = "cpu"  # it reads the values of boxes
+    built: dict[str, nn.Module] = {}  # with the default options, and with the last ones
     for shapes, options in _candidates(name, limit):
         key = json.dumps(options)
         try:
-            if key not in built:
-                with torch.device(device):
+            with torch.device(device):
+                if key not in built:
                     built = {"{}": built["{}"]} if "{}" in built else {}
                     built[key] = cm.build(name, options).eval()
-            row["params"] = sum(p.numel() for p in built[key].parameters())
-            if library == "timm" and row["params"] > 4 * MAX_PARAMS:
-                return {**row, "error": f"{row['params'] / 1e6:.0f} M parameters"}
-            with torch.device(device):
-                inputs = (
-                    tuple(cm._noise(shape, torch.Generator(device), kind) for shape in shapes)
-                    if device == "cpu"
-                    else _meta(shapes)
+                row["params"] = sum(p.numel() for p in built[key].parameters())
+                if name.startswith("timm:") and row["params"] > 5 * MAX_PARAMS:
+                    return {**row, "error": f"{row['params'] / 1e6:.0f} M parameters"}
+                inputs = tuple(
+                    [torch.zeros(*s) for s in shape] if isinstance(shape[0], list) else torch.zeros(*shape)
+                    for shape in shapes
                 )
-            return {**row, "inputs": shapes, "options": options, **_run(built[key], inputs)}
+                return {**row, "inputs": shapes, "options": options, **_run(built[key], inputs)}
         except TooSlow:
             raise
+        except NotImplementedError as error:  # reads values: meta tensors have none
+            if device == "meta":
+                return survey(name, "cpu")
+            row["error"] = f"{shapes} {options}: {error!r}"[:300]
         except Exception as error:  # any failure of a foreign model means: try the next input
             row["error"] = f"{shapes} {options}: {error!r}"[:300]
     return row
-
-
-def _meta(shapes: list[Any]) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.empty(*shape, device="meta") for shape in shapes)
 
 
 @contextlib.contextmanager
@@ -206,7 +208,10 @@ def select(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         seen: set[str] = {piece for row in always for piece in row["pieces"]}
         for architecture in ("conv", "other"):
             candidates = [row for row in fits if row["architecture"] == architecture and row["signature"] not in taken]
-            quota = PER_FAMILY[architecture] - sum(row["architecture"] == architecture for row in always)
+            least, one_in = PER_FAMILY[architecture]
+            quota = max(least, len(families[family]) // one_in) - sum(
+                row["architecture"] == architecture for row in always
+            )
             news = []
             for row in candidates:
                 if set(row["pieces"]) - seen:

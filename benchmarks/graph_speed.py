@@ -21,11 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _macs
 import _record
 import _shim
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 _shim.install()
 
@@ -78,18 +78,6 @@ def peer(model: nn.Module, image: torch.Tensor) -> nn.Module:
     return model
 
 
-def count_macs(model: nn.Module, image: torch.Tensor) -> int:
-    counter = FlopCounterMode(display=False)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused path hides its matmuls from the counter
-    try:
-        with torch.no_grad(), counter:
-            model(image)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops() // 2
-
-
 def timed(side: Side, model: nn.Module, image: torch.Tensor) -> tuple[float, nn.Module]:
     fresh = copy.deepcopy(model)
     gc.collect()
@@ -105,7 +93,7 @@ def compare(name: str, repeats: int, peer_repeats: int, sides: dict[str, Side]) 
     image = torch.randn(1, 3, 224, 224)
     limits = {"secateur": repeats, "torch_pruning": peer_repeats}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
-    row: dict[str, Any] = {"name": name, "macs": count_macs(model, image)}
+    row: dict[str, Any] = {"name": name, "macs": _macs.count(model, (image,))}
     for turn in range(max(limits[side] for side in sides)):
         for side, function in sides.items():
             if turn < limits[side] and f"{side}_error" not in row:
@@ -113,7 +101,7 @@ def compare(name: str, repeats: int, peer_repeats: int, sides: dict[str, Side]) 
                     taken, cut = timed(function, model, image)
                     seconds[side].append(taken)
                     if turn == 0:
-                        row[f"{side}_macs_after"] = count_macs(cut, image)
+                        row[f"{side}_macs_after"] = _macs.count(cut, (image,))
                 except Exception as error:
                     row[f"{side}_error"] = f"{type(error).__name__}: {error}"[:300]
     for side, values in seconds.items():
