@@ -58,7 +58,7 @@ class Budget:
 
     @classmethod
     def parse(cls, spec: str | Mapping[str, float | str] | Budget) -> Budget:
-        """Read a budget from 'key=value,key=value' or a mapping, or return one as it is; BudgetError for anything else."""
+        """Read a budget from 'key=value,key=value' or a mapping, or return one as it is; else BudgetError."""
         if isinstance(spec, Budget):
             return spec
         if isinstance(spec, str):

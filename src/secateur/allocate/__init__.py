@@ -52,8 +52,9 @@ def allocate(
         (score over marginal cost, taken anew as widths shrink) or "ratios".
     normalise: how scores become comparable between groups, one of NORMALISATIONS.
     ratios: for allocator="ratios", {module pattern: share of channels to remove}; the last pattern that matches a
-    group wins. Ties fall to the earlier group, then the lower channel index; the result depends on nothing but the
-    arguments.
+        group wins.
+
+    Ties fall to the earlier group, then the lower channel index; the result depends on nothing but the arguments.
     """
     constraints = constraints or Constraints()
     choose(allocator, ALLOCATORS, "allocator")
@@ -184,6 +185,8 @@ def _explicit(graph: GraphLike, ratios: Mapping[str, float], constraints: Constr
 
 def _check_reached(graph: GraphLike, widths: IntArray, budget: Budget | None, original: CostLike) -> None:
     """Raise BudgetError if explicit ratios leave more than the budget allows."""
+    if budget is None:
+        return
     for key, row in _reached(graph, widths, budget, original).items():
         if row["reached"] > row["limit"]:
             raise BudgetError(

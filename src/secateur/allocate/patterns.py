@@ -45,7 +45,7 @@ def known_names(graph: GraphLike) -> list[str]:
 
 
 def parse_patterns(graph: GraphLike, texts: Iterable[str], option: str) -> list[Pattern]:
-    """Read patterns; ConfigError naming the `option`, the pattern and the nearest names for one that matches nothing."""
+    """Read patterns; ConfigError with the `option` and the nearest names for one that matches nothing."""
     patterns = [Pattern.parse(text) for text in texts]
     names = known_names(graph) if patterns else []
     for pattern in patterns:

@@ -12,7 +12,13 @@ from secateur.allocate.constraints import Constraints
 from secateur.budget import KEYS, Budget
 from secateur.errors import BudgetError
 
-_NAMED = 4  # obstacles and layers named in one sentence
+_NAMED = 6  # obstacles named in one sentence
+_WORDS = {
+    "flops": "multiply-accumulates",
+    "params": "parameters",
+    "activations": "activation elements",
+    "peak": "activation elements at a time",
+}
 
 
 def unreachable(graph: GraphLike, budget: Budget, constraints: Constraints, original: CostLike) -> BudgetError:
@@ -23,15 +29,20 @@ def unreachable(graph: GraphLike, budget: Budget, constraints: Constraints, orig
     key = next(key for key in budget.as_dict() if costs[KEYS[key]][0] > limits[KEYS[key]])
     values = [float(value) for value in costs[KEYS[key]]]
     whole = float(getattr(original, KEYS[key]))
-    held = [(before - after, words) for before, after, (words, _) in zip(values, values[1:], ladder[1:], strict=True)]
+    held = [
+        (before - after, words) for before, after, (words, _) in zip(values[:-1], values[1:], ladder[1:], strict=True)
+    ]
     held.append((values[-1], _bottom(graph)))
     # a stable sort, so that equal shares keep their order
-    obstacles = sorted((item for item in held if item[0] > 0), key=lambda item: -item[0])[:_NAMED]
-    told = "; ".join(f"{words} ({readable(amount)}, {amount / max(whole, 1):.1%})" for amount, words in obstacles)
+    obstacles = sorted((item for item in held if item[0] > 0), key=lambda item: -item[0])
+    told = "; ".join(
+        f"{words} ({readable(amount)}, {amount / max(whole, 1):.1%})" for amount, words in obstacles[:_NAMED]
+    )
+    told += "; and others" if len(obstacles) > _NAMED else ""
     given = budget.as_dict()[key]
     hint = " (a value above 1 is an absolute number, not a percentage)" if 1 < given <= 100 else ""
     return BudgetError(
-        f"The budget {key}={given:g}{hint} cannot be met: the smallest reachable {KEYS[key].replace('_', ' ')} are "
+        f"The budget {key}={given:g}{hint} cannot be met: the smallest reachable number of {_WORDS[key]} is "
         f"{values[0]:.0f}, {key}={_ceiling(values[0] / max(whole, 1))} of the original {whole:.0f}; "
         f"what stands in the way, largest first: {told}. Raise the budget or relax one of these."
     )

@@ -155,7 +155,7 @@ def _combined(rows: Sequence[FloatArray], group: GroupLike, reduce: str) -> Floa
 
 
 class _Weights:
-    """Chooses the members that count: weights, else other parameters, else whatever there is (frozen norms' buffers)."""
+    """Chooses the members that count: weights, else other parameters, else whatever there is (a frozen norm)."""
 
     def __init__(self, graph: GraphLike, members: str) -> None:
         self._all = choose(members, _MEMBERS, "choice of members") == "all"
