@@ -44,9 +44,12 @@ fuzz: $(STAMP)  ## the property-based tests with 10,000 random networks instead 
 
 census: $(STAMP)  ## trace, prune, cut and verify every torchvision model and timm family: about an hour
 	$(BIN)/python benchmarks/census.py
+	$(BIN)/python benchmarks/tables.py
 
-speed: $(PEER)  ## our trace, grouping and cut beside torch-pruning's
+speed: $(PEER)  ## our trace, grouping and cut beside Torch-Pruning's, and their growth with depth
 	$(BIN)/python benchmarks/graph_speed.py
+	$(BIN)/python benchmarks/graph_growth.py
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
