@@ -24,7 +24,9 @@ from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.rules import RULES, Expect, Op, is_constant, label_of, tensors_in
 from secateur.graph.rules.pointwise import pointwise
 
-IMAGE = "the model's input"
+# Whether a reshape copies depends on strides, so copies are labelled but not counted as calls, and both views are one.
+TRANSPARENT = frozenset({"aten::clone", "aten::contiguous", "aten::alias", "aten::detach", "aten::lift_fresh"})
+SAME_AS = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}
 OUTPUT = "the model's output"
 
 
@@ -197,7 +199,7 @@ def _schema(func: Any) -> tuple[str, tuple[tuple[str, Any], ...], tuple[int | No
         aliases.append(next((owner[m] for m in marks if m in owner), None))
     if schema.name in ("aten::_unsafe_view", "aten::_reshape_alias"):
         aliases = [0]
-    return schema.name, names, tuple(aliases), torch.Tag.pointwise in func.tags
+    return SAME_AS.get(schema.name, schema.name), names, tuple(aliases), torch.Tag.pointwise in func.tags
 
 
 def find_rule(name: str, is_pointwise: bool) -> Callable[[Op], Any] | None:
@@ -206,6 +208,10 @@ def find_rule(name: str, is_pointwise: bool) -> Callable[[Op], Any] | None:
         if candidate in RULES:
             return RULES[candidate]
     return pointwise if is_pointwise else None
+
+
+class RuleError(Exception):
+    """A rule returned a label that does not fit its tensor: a defect of the rule, never of the model."""
 
 
 class Recorder(TorchDispatchMode):
@@ -241,10 +247,14 @@ class Recorder(TorchDispatchMode):
         for k, tensor in enumerate(outs):
             label = labels[k] if k < len(labels) else (None,) * tensor.dim()
             self._attach(tensor, label, constant, aliases[k] if k < len(aliases) else None, args, op.index)
-        calls.append(
-            Call(name, op.module, tuple(tuple(t.shape) for t in outs), tuple(labels), tuple(op.expects), op.mixes, op.weight)
-        )
+        if name not in TRANSPARENT:
+            calls.append(self._call(op, outs, labels))
         return out
+
+    @staticmethod
+    def _call(op: Op, outs: list[torch.Tensor], labels: list[Label]) -> Call:
+        shapes = tuple(tuple(t.shape) for t in outs)
+        return Call(op.name, op.module, shapes, tuple(labels), tuple(op.expects), op.mixes, op.weight)
 
     def _labels(self, op: Op, is_pointwise: bool) -> list[Label]:
         found = find_rule(op.name, is_pointwise)
@@ -253,9 +263,9 @@ class Recorder(TorchDispatchMode):
         result = found(op)
         labels = result if isinstance(result, list) else [result]
         for label, out in zip(labels, op.outputs(), strict=False):
-            assert len(label) == out.dim(), f"rule of {op.name}: {len(label)} labels for {out.dim()} dimensions"
-            for axis, size in zip(label, out.shape, strict=True):
-                assert axis is None or len(axis) == size, f"rule of {op.name}: axis of {len(axis)} for a size of {size}"
+            sizes = [None if axis is None else len(axis) for axis in label]
+            if len(label) != out.dim() or any(n not in (None, m) for n, m in zip(sizes, out.shape, strict=True)):
+                raise RuleError(f"The rule of {op.name} labels {sizes} for a tensor of shape {tuple(out.shape)}.")
         return labels
 
     def _freeze(self, op: Op) -> list[Label]:
@@ -384,7 +394,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Recording:
     args, kwargs = as_call(example_inputs)
     try:
         return _capture(model, args, kwargs, meta=True)
-    except AssertionError:
+    except RuleError:
         raise
     except Exception as first:
         try:

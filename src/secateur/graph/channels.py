@@ -105,14 +105,21 @@ class Solution:
         return result
 
 
-def solve(recording: Recording, never: Iterable[tuple[Ids, str]] = ()) -> Solution:
-    """Channels and groups of a recording; `never` lists further slots that must stay, with the reason."""
+def solve(
+    recording: Recording, never: Iterable[tuple[Ids, str]] = (), together: Iterable[tuple[Ids, Ids]] = ()
+) -> Solution:
+    """Channels and groups of a recording.
+
+    Args:
+        recording: what a run taught. never: further slots that must stay, with the reason.
+        together: further slots that live and die together, position by position.
+    """
     ledger = recording.ledger
     fixes = [*ledger.fixes, *never]
     for name, label in recording.places.items():
         if name not in recording.first_use:
             fixes += [(axis, "its module never ran") for axis in label if axis is not None]
-    ties = list(ledger.ties)
+    ties = [*ledger.ties, *together]
     component = _components(ledger.size, ties)
     if ledger.products:
         more_ties, more_fixes = _resolve_products(ledger, component, fixes)

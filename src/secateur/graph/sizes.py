@@ -17,8 +17,18 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import CutError
-from secateur.graph.capture import Call, Recording, _map_args, _schema, _to_meta, as_call, map_tensors, module_stack
-from secateur.graph.capture import plain_kernels
+from secateur.graph.capture import (
+    TRANSPARENT,
+    Call,
+    Recording,
+    _map_args,
+    _schema,
+    _to_meta,
+    as_call,
+    map_tensors,
+    module_stack,
+    plain_kernels,
+)
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Axis, Label
 from secateur.graph.rules import tensors_in
@@ -73,7 +83,7 @@ class Sizes:
 
     def changes(self, call: Call) -> list[tuple[int, int]]:
         """(old, new) sizes this call has to do with, most specific first: arguments, then output dimensions."""
-        pairs = [(e.base + len(e.axis) // e.divisor, e.base + self.count(e.axis, 0) // e.divisor) for e in call.expects]
+        pairs = [(len(e.axis), self.count(e.axis, 0)) for e in call.expects]
         for label in call.labels:
             pairs += self._label_changes(label)
         if call.weight is not None:
@@ -188,6 +198,8 @@ class _Checker(TorchDispatchMode):
         calls, meta = self.sizes.recording.calls, self.sizes.recording.on_meta
         if meta:
             args, kwargs = _to_one_device(args, kwargs)
+        if _schema(func)[0] in TRANSPARENT:
+            return func(*args, **kwargs)
         if self.at >= len(calls):
             raise _Diverged(self.at, "the narrowed model makes more operator calls")
         call, name, names = calls[self.at], _schema(func)[0], _schema(func)[1]
@@ -211,10 +223,9 @@ class _Checker(TorchDispatchMode):
             got = bound.get(expect.arg)
             if expect.position is not None and got is not None:
                 got = got[expect.position]
-            want = expect.base + self.sizes.count(expect.axis, 0) // expect.divisor
+            want = expect.sign * self.sizes.count(expect.axis, 0)
             if got is not None and int(got) != want:
                 self.found.append(Disagreement(self.at, f"{expect.arg} is {int(got)} and must be {want}"))
-                return
 
     def _check_shapes(self, out: Any, promised: tuple[tuple[int, ...], ...]) -> Any:
         outs = list(tensors_in(out))
@@ -291,11 +302,6 @@ class _Search:
 
     def __init__(self, model: nn.Module, inputs: object, sizes: Sizes, modules: dict[str, nn.Module]) -> None:
         self.model, self.inputs, self.sizes, self.modules = model, inputs, sizes, modules
-        self.ordinal: dict[int, int] = {}
-        seen: dict[str, int] = {}
-        for k, call in enumerate(sizes.recording.calls):
-            self.ordinal[k] = seen.get(call.module, 0)
-            seen[call.module] = self.ordinal[k] + 1
 
     def run(self) -> list[Repair]:
         done: list[Repair] = []
@@ -308,52 +314,95 @@ class _Search:
     def _step(self, found: list[Disagreement]) -> tuple[list[Repair], list[Disagreement]]:
         """Mend the first disagreement: the first candidate after which the run gets further."""
         first = found[0].call
+        severity = _severity(found)
         for candidate in self._candidates(first):
-            repairs = self._with_siblings(candidate, first)
+            repairs = [r for one in candidate for r in self._with_siblings(one, first)]
             for repair in repairs:
                 repair.apply(self.modules[repair.module])
             after = check_sizes(self.model, self.inputs, self.sizes)
-            if not after or after[0].call > first or (after[0].call == first and len(after) < len(found)):
+            if _severity(after) < severity:
                 return repairs, after
             for repair in repairs:
                 _put(self.modules[repair.module], repair.attribute, repair.path, repair.old)
         call = self.sizes.recording.calls[min(first, len(self.sizes.recording.calls) - 1)]
         raise SizeConflict(first, call.module, call.name.removeprefix("aten::"), found[0].detail)
 
-    def _candidates(self, first: int) -> Iterator[Repair]:
-        """Attributes that still hold an old size: in the executing module, then its ancestors, then its children."""
+    def _candidates(self, first: int) -> Iterator[list[Repair]]:
+        """Attributes that still hold an old size, in the executing module, then its ancestors.
+
+        A list that holds the sizes of all parts changes as a whole; else one number at a time, nearest module first.
+        """
         calls = self.sizes.recording.calls
         call = calls[min(first, len(calls) - 1)]
         pairs = self.sizes.changes(call)
         if first > 0:
             pairs += [p for p in self.sizes.changes(calls[first - 1]) if p not in pairs]
+        parts = [(len(e.axis), self.sizes.count(e.axis, 0)) for e in call.expects if e.position is not None]
         names = [call.module]
         while names[-1]:
             names.append(names[-1].rpartition(".")[0])
         for name in names:
+            yield from _whole_lists(name, self.modules[name], parts)
             for old, new in pairs:
                 for attribute, path, value in _numbers(self.modules[name]):
                     if value == old:
-                        yield Repair(name, attribute, path, old, new)
+                        yield [Repair(name, attribute, path, old, new)]
 
     def _with_siblings(self, repair: Repair, first: int) -> list[Repair]:
         """The same attribute in every module of the same class, where the corresponding call changes likewise."""
         calls = self.sizes.recording.calls
-        kind = type(self.modules[repair.module])
-        call = calls[min(first, len(calls) - 1)]
+        at = min(first, len(calls) - 1)
         result = [repair]
-        suffix = call.module[len(repair.module) :] if repair.module else call.module
-        for k, other in enumerate(calls):
-            owner = other.module[: len(other.module) - len(suffix)] if other.module.endswith(suffix) else None
-            if owner is None or owner == repair.module or other.name != call.name or owner not in self.modules:
-                continue
-            if self.ordinal[k] != self.ordinal[min(first, len(calls) - 1)] or type(self.modules[owner]) is not kind:
+        suffix = calls[at].module[len(repair.module) :]
+        for k in like_calls(self.sizes.recording, self.modules, at, suffix):
+            owner = calls[k].module[: len(calls[k].module) - len(suffix)]
+            if owner == repair.module or type(self.modules[owner]) is not type(self.modules[repair.module]):
                 continue
             held = _get(self.modules[owner], repair.attribute, repair.path)
-            new = dict(self.sizes.changes(other) + (self.sizes.changes(calls[k - 1]) if k else [])).get(held)
-            if new is not None:
+            position = repair.path[0] if repair.path else None
+            exact = {
+                len(e.axis): self.sizes.count(e.axis, 0) for e in calls[k].expects if e.position in (position, None)
+            }
+            near = dict(self.sizes.changes(calls[k]) + (self.sizes.changes(calls[k - 1]) if k else []))
+            new = exact.get(held, near.get(held))
+            if new is not None and new != held:
                 result.append(Repair(owner, repair.attribute, repair.path, held, new))
         return result
+
+
+def like_calls(recording: Recording, modules: dict[str, nn.Module], at: int, suffix: str | None = None) -> list[int]:
+    """Calls that are the same operator at the same point of a module of the same class as call `at`'s."""
+    calls = recording.calls
+    seen: dict[str, int] = {}
+    ordinal = []
+    for call in calls:
+        ordinal.append(seen.get(call.module, 0))
+        seen[call.module] = ordinal[-1] + 1
+    wanted = calls[at]
+    kind = type(modules[wanted.module])
+    return [
+        k
+        for k, call in enumerate(calls)
+        if call.name == wanted.name
+        and ordinal[k] == ordinal[at]
+        and call.module in modules
+        and type(modules[call.module]) is kind
+        and (suffix is None or (call.module.endswith(suffix) and call.module[: len(call.module) - len(suffix)] in modules))
+    ]
+
+
+def _severity(found: list[Disagreement]) -> tuple[float, int]:
+    """Smaller is better: nothing wrong, then a later first disagreement, then fewer of them there."""
+    if not found:
+        return (-float("inf"), 0)
+    return (-found[0].call, sum(d.call == found[0].call for d in found))
+
+
+def _whole_lists(name: str, module: nn.Module, parts: list[tuple[int, int]]) -> Iterator[list[Repair]]:
+    """Lists whose entries are the old sizes of all parts of a split."""
+    for attribute, value in vars(module).items():
+        if len(parts) > 1 and isinstance(value, list | tuple) and list(value) == [old for old, _ in parts]:
+            yield [Repair(name, attribute, (k,), old, new) for k, (old, new) in enumerate(parts) if old != new]
 
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, Path, int]]:

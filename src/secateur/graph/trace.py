@@ -16,7 +16,7 @@ from secateur.graph.channels import Bools, Frozen, Group, Solution, solve
 from secateur.graph.cost import Cost, CostModel
 from secateur.graph.cut import Cut, alive_slots, cut, slices_of
 from secateur.graph.labels import Ids
-from secateur.graph.sizes import SizeConflict
+from secateur.graph.sizes import SizeConflict, like_calls
 from secateur.graph.verify import Verification, verify
 
 
@@ -34,11 +34,13 @@ class Graph:
         self.model, self.example_inputs, self.recording = model, example_inputs, recording
         self.timings: dict[str, float] = {}
         self._never: list[tuple[Ids, str]] = []
+        self._together: list[tuple[Ids, Ids]] = []
+        self._equalised: set[int] = set()
         self._solve()
 
     def _solve(self) -> None:
         started = time.perf_counter()
-        self.solution: Solution = solve(self.recording, self._never)
+        self.solution: Solution = solve(self.recording, self._never, self._together)
         sizes = {name: p.numel() for name, p in self.model.named_parameters()}
         self.costs = CostModel(self.recording, self.solution, sizes)
         self.timings["solve"] = time.perf_counter() - started
@@ -96,21 +98,60 @@ class Graph:
         return verify(self.model, made.model, self.example_inputs, made.slices, reasons=reasons, seed=seed, dtype=dtype)
 
     def settle(self, conflict: SizeConflict) -> str:
-        """Freeze what a size in code concerns, and solve again; returns what was frozen, for the report."""
-        calls = self.recording.calls
-        at = min(conflict.call, len(calls) - 1)
-        call = calls[at]
-        frozen = 0
-        for other in {at, max(at - 1, 0)}:
-            for label in calls[other].labels:
-                for axis in label:
-                    if axis is not None and bool((self.solution.channels_of(axis) >= 0).any()):
-                        self._never.append((axis, f"a size in the code of {call.module or 'the model'} ({conflict.operator})"))
-                        frozen += 1
-        if not frozen:
-            raise conflict
+        """Make the network follow a size in code, in every module of that class; returns a line for the report.
+
+        First the channels concerned are tied to another width of the same size in that module (attention whose inner
+        width the code takes from its input); if that does not help, they are frozen. The graph is solved again.
+        """
+        modules = dict(self.model.named_modules())
+        concerned = like_calls(self.recording, modules, min(conflict.call, len(self.recording.calls) - 1))
+        fresh = [k for k in concerned if k not in self._equalised]
+        self._equalised.update(fresh)
+        tied = [pair for k in fresh for pair in self._partners(k)]
+        self._together += tied
+        if not tied:
+            reason = f"a size is written in code ({conflict.operator} in {{}})"
+            if not any([self._freeze(k, reason) for k in concerned]) and not any(
+                [self._freeze(k - 1, reason) for k in concerned]
+            ):
+                raise conflict
         self._solve()
-        return f"{call.module or 'the model'}: {conflict}"
+        return str(conflict)
+
+    def _partners(self, at: int) -> list[tuple[Ids, Ids]]:
+        """For every labelled output dimension of call `at`, the first other width of that size in its module."""
+        calls, solution = self.recording.calls, self.solution
+        prefix = calls[at].module
+        inside = [c for c in calls[:at] if c.module == prefix or c.module.startswith(prefix + ".")]
+        pairs = []
+        for axis in [a for label in calls[at].labels for a in label if a is not None and len(a) > 1]:
+            for call in inside:
+                widths = [*(call.weight or ())[::-1], *(a for label in call.labels for a in label)]
+                other = next(
+                    (
+                        w
+                        for w in widths
+                        if w is not None
+                        and len(w) == len(axis)
+                        and not np.array_equal(solution.component[w], solution.component[axis])
+                    ),
+                    None,
+                )
+                if other is not None:
+                    pairs.append((axis, other))
+                    break
+        return pairs
+
+    def _freeze(self, at: int, reason: str) -> bool:
+        """Fix every prunable axis call `at` has to do with, and widths of the same size beside it; False if there is none."""
+        if at < 0:
+            return False
+        call = self.recording.calls[at]
+        axes = [axis for label in call.labels for axis in label] + [e.axis for e in call.expects]
+        axes += [axis for pair in self._partners(at) for axis in pair]
+        found = [a for a in axes if a is not None and bool((self.solution.channels_of(a) >= 0).any())]
+        self._never += [(axis, reason.format(call.module or "the model")) for axis in found]
+        return bool(found)
 
     def explain(self, name: str) -> str:
         """What is known of a layer (or a group): its groups, members, cost, and why it can or cannot be pruned."""

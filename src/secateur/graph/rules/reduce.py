@@ -114,6 +114,10 @@ def batch_norm(op: Op) -> Labels:
         if tensor is not None:
             axis = op.join(axis, label_of(tensor)[0])
     label[1] = axis
+    if bool(op.args.get("training", op.args.get("train", False))):
+        for d, other in enumerate(label):
+            if d != 1:  # a weight standardised by a batch norm: its input channels share the statistics
+                op.inexact(other, "a norm over input channels")
     return [
         tuple(label) if out.dim() == len(label) else ((axis,) if out.dim() == 1 and out.numel() else (None,) * out.dim())
         for out in op.outputs()

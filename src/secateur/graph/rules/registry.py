@@ -41,13 +41,12 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 @dataclass(frozen=True)
 class Expect:
-    """Integer argument `arg` (entry `position` of a list) must equal `base` plus the alive count of `axis`, over `divisor`."""
+    """Integer argument `arg` (entry `position` of a list) must equal the alive count of `axis`, times `sign`."""
 
     arg: str
     position: int | None
     axis: Ids
-    base: int = 0
-    divisor: int = 1
+    sign: int = 1
 
 
 def label_of(value: torch.Tensor) -> Label:
@@ -110,9 +109,9 @@ class Op:
         rank = max(self.args[of].dim(), 1)
         return int(self.args[arg]) % rank
 
-    def expect(self, arg: str, axis: Ids, position: int | None = None, base: int = 0, divisor: int = 1) -> None:
-        """After a cut, integer argument `arg` must be `base` plus the alive count of `axis`, over `divisor`."""
-        self.expects.append(Expect(arg, position, axis, base, divisor))
+    def expect(self, arg: str, axis: Ids, position: int | None = None, sign: int = 1) -> None:
+        """After a cut, integer argument `arg` (entry `position` of a list) must be `sign` times the alive count of `axis`."""
+        self.expects.append(Expect(arg, position, axis, sign))
 
     def inexact(self, axis: Axis, why: str) -> None:
         """The operator mixes the values along `axis`."""

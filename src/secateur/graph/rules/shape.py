@@ -98,11 +98,13 @@ def slice_(op: Op) -> Labels:
     if axis is None or op.out.shape[dim] == size:
         return tuple(label)
     start = op.args.get("start")
-    start = 0 if start is None else int(start)
-    start = max(start + size, 0) if start < 0 else min(start, size)
+    given = 0 if start is None else int(start)
+    start = max(given + size, 0) if given < 0 else min(given, size)
     step = int(op.args.get("step") or 1)
     if step > 1:
         _tie_stride(op, axis, step)
+    elif given < 0:
+        op.expect("start", axis[start:], sign=-1)
     elif start:
         op.expect("start", axis[:start])
     label[dim] = axis[start : start + (op.out.shape[dim] - 1) * step + 1 : step]
