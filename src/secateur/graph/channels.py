@@ -120,12 +120,12 @@ def solve(
         if name not in recording.first_use:
             fixes += [(axis, "its module never ran") for axis in label if axis is not None]
     ties = [*ledger.ties, *together]
-    component = _components(ledger.size, ties)
+    component = components(ledger.size, ties)
     if ledger.products:
         more_ties, more_fixes = _resolve_products(ledger, component, fixes)
         ties += more_ties
         fixes += more_fixes
-        component = _components(ledger.size, ties)
+        component = components(ledger.size, ties)
     reasons = _reasons(component, fixes)
     places = _places(recording)
     axes = _axes(recording, places)
@@ -137,7 +137,8 @@ def solve(
     return solution
 
 
-def _components(size: int, ties: list[tuple[Ids, Ids]]) -> Ids:
+def components(size: int, ties: list[tuple[Ids, Ids]]) -> Ids:
+    """The connected component of every slot."""
     if not ties:
         return np.arange(size, dtype=np.int64)
     rows = np.concatenate([a for a, _ in ties])

@@ -338,21 +338,28 @@ class _Search:
         if first > 0:
             pairs += [p for p in self.sizes.changes(calls[first - 1]) if p not in pairs]
         parts = [(len(e.axis), self.sizes.count(e.axis, 0)) for e in call.expects if e.position is not None]
-        names = [call.module]
-        while names[-1]:
-            names.append(names[-1].rpartition(".")[0])
-        for name in names:
+        for name in self._near(call.module):
             yield from _whole_lists(name, self.modules[name], parts)
             for old, new in pairs:
                 for attribute, path, value in _numbers(self.modules[name]):
                     if value == old:
                         yield [Repair(name, attribute, path, old, new)]
 
+    def _near(self, name: str) -> list[str]:
+        """A module, its ancestors, then its descendants (whose methods it may call)."""
+        prefix = name + "." if name else ""
+        names = [name]
+        while names[-1]:
+            names.append(names[-1].rpartition(".")[0])
+        return names + [n for n in self.modules if n.startswith(prefix) and n != name and n.count(".") <= prefix.count(".") + 1]
+
     def _with_siblings(self, repair: Repair, first: int) -> list[Repair]:
         """The same attribute in every module of the same class, where the corresponding call changes likewise."""
         calls = self.sizes.recording.calls
         at = min(first, len(calls) - 1)
         result = [repair]
+        if not calls[at].module.startswith(repair.module):  # an attribute of a child: its parent decides
+            return result
         suffix = calls[at].module[len(repair.module) :]
         for k in like_calls(self.sizes.recording, self.modules, at, suffix):
             owner = calls[k].module[: len(calls[k].module) - len(suffix)]

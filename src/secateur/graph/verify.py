@@ -33,7 +33,7 @@ from secateur.graph.capture import (
     output_tensors,
     plain_kernels,
 )
-from secateur.graph.channels import Bools, Solution, solve
+from secateur.graph.channels import Bools, components
 from secateur.graph.cut import Slices, take
 from secateur.graph.labels import Label, Ledger
 from secateur.graph.rules import label_of
@@ -370,14 +370,23 @@ def _variable(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _alive_from_slices(recording: Recording, slices: Slices) -> Bools:
-    """Alive slots of a recording on real tensors, from what was cut out of the parameters."""
-    solution: Solution = solve(recording)
-    dead = np.zeros(int(solution.component.max(initial=-1)) + 1, dtype=bool)
+    """Alive slots of a recording on real tensors, from what was cut out of the parameters alone."""
+    component = components(recording.ledger.size, recording.ledger.ties)
+    dead = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
     for name, kept in slices.items():
         for axis, index in zip(recording.places[name], kept, strict=True):
             if axis is not None and index is not None:
                 gone = np.ones(len(axis), dtype=bool)
                 gone[index] = False
-                dead[solution.component[axis[gone]]] = True
-    alive: Bools = ~dead[solution.component]
+                dead[component[axis[gone]]] = True
+    before = -1
+    while before != int(dead.sum()):  # through products: an axis is dead where all its slots are, a slot where any axis is
+        before = int(dead.sum())
+        for product in recording.ledger.products:
+            grid = component[product.slots]
+            for k, axis in enumerate(product.axes):
+                rows = np.moveaxis(grid, k, 0).reshape(len(axis), -1)
+                dead[component[axis]] |= dead[rows].all(axis=1)
+                dead[rows] |= dead[component[axis]][:, None]
+    alive: Bools = ~dead[component]
     return alive
