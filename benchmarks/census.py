@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import random
+import re
 import select
 import subprocess
 import sys
@@ -49,31 +50,39 @@ class Outcome:
     plan: Any
     model: nn.Module
     verification: Any
+    settled: list[str]  # sizes written in code that made channels stay
     seconds: dict[str, float]  # trace, solve, cut, verify
 
 
 def prune_half(model: nn.Module, example_inputs: tuple[Any, ...]) -> Outcome:
     """Half of the channels of every group, drawn at random: the one place that knows secateur's interface."""
-    import secateur
+    from secateur.graph import SizeConflict, trace
 
-    clock = _Clock()
-    graph = secateur.trace(model, example_inputs)
-    traced = clock.lap()
-    solve = dict(getattr(graph, "timings", {})).get("solve", 0.0)
-    generator = np.random.default_rng(SEED)
-    masks = {}
-    for group in graph.groups:
-        mask = np.zeros(group.width, dtype=bool)
-        mask[generator.permutation(group.width)[: max(1, group.width - group.width // 2)]] = True
-        masks[group.name] = mask
-    plan = secateur.Plan(masks=masks, provenance={"allocator": "half of every group, at random", "seed": SEED})
-    narrow = secateur.graph.cut(graph, plan)
+    clock, settled = _Clock(), []
+    graph = trace(model, example_inputs)
+    traced, solve = clock.lap(), graph.timings["solve"]
+    while True:
+        plan = half_of(graph)
+        try:
+            made = graph.cut(plan)
+            break
+        except SizeConflict as conflict:
+            settled.append(graph.settle(conflict))
     cut = clock.lap()
-    verification = secateur.graph.verify(graph, plan, narrow)
-    verify = clock.lap()
-    return Outcome(
-        graph, plan, narrow, verification, {"trace": traced - solve, "solve": solve, "cut": cut, "verify": verify}
-    )
+    verification = graph.verify(made, plan)
+    seconds = {"trace": traced - solve, "solve": solve, "cut": cut, "verify": clock.lap()}
+    return Outcome(graph, plan, made.model, verification, settled, seconds)
+
+
+def half_of(graph: Any) -> Any:
+    """A plan that keeps a random half of the channels of every group, the larger one where the width is odd."""
+    from secateur.plan import Plan
+
+    generator, masks = np.random.default_rng(SEED), {}
+    for group in graph.groups:
+        masks[group.name] = np.zeros(group.width, dtype=bool)
+        masks[group.name][generator.permutation(group.width)[: group.width - group.width // 2]] = True
+    return Plan(masks=masks, provenance={"allocator": "half of every group, at random", "seed": SEED})
 
 
 class _Clock:
@@ -102,7 +111,8 @@ def measure(name: str) -> dict[str, Any]:
     try:
         outcome = prune_half(model, example_inputs)
     except Exception as error:
-        row |= {"status": "error", "error": f"{type(error).__name__}: {error}"[:500], "where": _where(error)}
+        status = "differs" if type(error).__name__ == "VerificationError" else "error"
+        row |= {"status": status, "error": f"{type(error).__name__}: {error}"[:500], "where": _where(error)}
         return {**row, "total_s": round(time.perf_counter() - start, 3)}
     row |= {f"{phase}_s": round(seconds, 3) for phase, seconds in outcome.seconds.items()}
     row["total_s"] = round(time.perf_counter() - start, 3)
@@ -125,25 +135,21 @@ def _describe(
     whole = max(sum(layer_macs.values()), 1)
     members = {_layer(member.name) for group in graph.groups for member in group.members}
     producers = {_layer(member.name) for group in graph.groups for member in group.members if member.role == "producer"}
-    tensors = dict(model.named_parameters())
-    weights = {_layer(key): tensor.numel() for key, tensor in tensors.items() if tensor.ndim >= 2}
+    weights = dict.fromkeys(before, 0)
+    for key, tensor in model.named_parameters():
+        if tensor.ndim >= 2:
+            weights[_layer(key)] += tensor.numel()
     after = weight_shapes(outcome.model)
     cost, cost_after = graph.cost(), graph.cost(outcome.plan)
     share = sum(layer_macs[layer] for layer in members & layer_macs.keys()) / whole
-    reasons = sorted(
-        {reason for group in graph.groups for reason in group.inexact} | set(getattr(verification, "reasons", ()))
-    )
-    if verification.exact:
-        status = "exact"
-    else:
-        status = "inexact" if reasons and not getattr(verification, "failed", False) else "differs"
     return {
-        "status": status,
+        "status": "exact" if verification.exact else "inexact" if verification.passed else "differs",
         "partial": share < WHOLE_SHARE,
-        "reasons": reasons,
+        "reasons": sorted({re.sub(r" in [^()]*\)$", ")", reason) for reason in verification.reasons}),
+        "settled": outcome.settled[:10],
         "max_relative_error": float(verification.max_relative_error),
-        "structural_error": _number(getattr(verification, "structural_error", None)),
-        "operator_calls": getattr(graph, "operator_calls", None),
+        "structural_error": verification.structural_error,
+        "operator_calls": len(graph.recording.calls),
         "macs": cost.macs,
         "macs_counted": _macs.count(model, example_inputs),
         "groups": len(graph.groups),
@@ -157,12 +163,8 @@ def _describe(
         "macs_after_counted": _macs.count(outcome.model, example_inputs),
         "params_after": sum(parameter.numel() for parameter in outcome.model.parameters()),
         "frozen": _frozen(graph, layer_macs),
-        "unsupported": sorted({str(getattr(item, "operator", item)) for item in graph.unsupported})[:10],
+        "unsupported": sorted({item.operator for item in graph.unsupported})[:10],
     }
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 def _layer(parameter: str) -> str:
@@ -194,10 +196,10 @@ def macs_by_layer(model: nn.Module, example_inputs: tuple[Any, ...], layers: dic
 
 def _frozen(graph: Any, layer_macs: dict[str, int]) -> list[dict[str, Any]]:
     """The five frozen widths that hold most MACs, with their reasons."""
-    rows = []
-    for item in graph.frozen:
-        macs = sum(layer_macs.get(layer, 0) for layer in {_layer(member.name) for member in item.members})
-        rows.append({"name": item.name, "width": item.width, "reason": item.reason, "macs": macs})
+    rows = [
+        {"name": item.name, "width": item.width, "reason": item.reason, "macs": layer_macs.get(item.name, 0)}
+        for item in graph.frozen
+    ]
     return sorted(rows, key=lambda row: -row["macs"])[:5]
 
 
@@ -324,6 +326,13 @@ def _lines(names: list[str]) -> Iterator[str]:
         yield f"{name:55s} {entry.kind:15s} {entry.architecture:6s} {size} {entry.inputs}"
 
 
+def _brief(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return str(row["error"])
+    share = 100 * row["prunable_macs"]
+    return f"{row['groups']} groups, error {row['max_relative_error']:.1e}, {share:.0f}% of the MACs prunable"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="PATTERN", help="names to measure, fnmatch; may be repeated")
@@ -364,16 +373,8 @@ def main() -> None:
 
     def keep(row: dict[str, Any]) -> None:
         rows[row["name"]] = row
-        error = (
-            row.get("error")
-            or f"error {row['max_relative_error']:.1e}, {100 * row['prunable_macs']:.0f}% of MACs prunable"
-        )
-        print(
-            f"{len(rows):4d}/{len(names)} {row['name']:50s} {row['status']:8s} {row.get('total_s', 0):7.2f} s  {error}"[
-                :200
-            ],
-            flush=True,
-        )
+        text = f"{len(rows):4d}/{len(names)} {row['name']:50s} {row['status']:8s} {row.get('total_s', 0):7.2f} s  "
+        print((text + _brief(row))[:200], flush=True)
         if arguments.out.suffix == ".json":
             _record.save(
                 arguments.out, {**head, "rows": sorted(rows.values(), key=lambda row: order.get(row["name"], -1))}

@@ -33,7 +33,7 @@ from torch.nn import init
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CACHE = Path(__file__).parent.parent / "runs" / "census_survey.jsonl"
-SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512, 1024)
+SIZES = (64, 70, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512, 1024)
 MAX_PARAMS = 90e6  # of a timm model, unless its family has none smaller
 MAX_MACS = 8e9  # about 5 s on one thread
 PER_FAMILY = {"conv": (12, 5), "other": (5, 15)}  # at least so many, or one in so many of the family

@@ -63,12 +63,12 @@ def measure(model: nn.Module, image: torch.Tensor) -> dict[str, float]:
     """Seconds to trace and group, and to cut half of every group."""
     from graph_speed import ours
 
-    import secateur
+    from secateur.graph import trace
 
     fresh = copy.deepcopy(model)
     gc.collect()
     start = time.perf_counter()
-    secateur.trace(fresh, (image,))
+    trace(fresh, (image,))
     traced = time.perf_counter() - start
     gc.collect()
     start = time.perf_counter()

@@ -48,12 +48,17 @@ CLASSES = 13  # the classifier's outputs stay: both sides must know which layer 
 
 def ours(model: nn.Module, image: torch.Tensor) -> nn.Module:
     """Half of the channels of every group by L1 norm; the one place that knows secateur's interface."""
-    import secateur
+    from secateur.allocate import allocate
+    from secateur.graph import SizeConflict, trace
+    from secateur.methods import score
 
-    graph = secateur.trace(model, (image,))
-    scores = secateur.score(graph, "l1")
-    plan = secateur.allocate(scores, graph, allocator="ratios", ratios={"*": 0.5})
-    return secateur.graph.cut(graph, plan, inplace=True)
+    graph = trace(model, (image,))
+    while True:
+        plan = allocate(score("l1", graph), graph, None, allocator="ratios", ratios={"*": 0.5})
+        try:
+            return graph.cut(plan, inplace=True).model
+        except SizeConflict as conflict:
+            graph.settle(conflict)
 
 
 def peer(model: nn.Module, image: torch.Tensor) -> nn.Module:
