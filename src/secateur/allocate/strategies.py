@@ -9,8 +9,8 @@ import numpy as np
 from secateur._protocols import FloatArray, IntArray
 from secateur.allocate.blocks import Blocks, Bounds, last_sizes, longest, refill
 
-#: Steps in which score per cost approaches its bound; marginal costs are taken anew before each.
-_STEPS = 16
+#: Steps in which score per cost nears its bound, with marginal costs anew before each; 64 keep less than 1% more score.
+_STEPS = 8
 
 
 def global_threshold(blocks: Blocks, bounds: Bounds) -> IntArray:
@@ -31,26 +31,27 @@ def per_cost(blocks: Blocks, bounds: Bounds) -> IntArray:
     # a negative score divided by a high cost would look better than by a low one
     score = blocks.score - min(float(blocks.score.min(initial=0.0)), 0.0)
     limits, widths = bounds.values(), blocks.full.copy()
-    order = np.arange(len(score))
+    everything = np.arange(len(score))
+    marginal = np.ones(len(widths))
     for left in range(_STEPS, 0, -1):
         excess = np.maximum(bounds.one(widths) - limits, 0.0)
         if not excess.any():
             break
-        order = _by_worth(blocks, score, _marginal(blocks, bounds, widths, excess))
+        marginal = _marginal(blocks, bounds, widths, excess)
+        kept = everything[blocks.end <= widths[blocks.group]]
         target = Bounds(bounds.costs, dict(zip(bounds.limits, limits + excess * ((left - 1) / left), strict=True)))
-        kept = order[blocks.end[order] <= widths[blocks.group[order]]]
-        widths = longest(blocks, kept, blocks.floors, target)
-    return refill(blocks, order, widths, bounds)
+        widths = longest(blocks, _by_worth(blocks, score, marginal, kept), blocks.floors, target)
+    return refill(blocks, _by_worth(blocks, score, marginal, everything), widths, bounds)
 
 
-def _by_worth(blocks: Blocks, score: FloatArray, marginal: FloatArray) -> IntArray:
-    """Return all blocks by score per cost, highest first; blocks that cost nothing come first of all."""
-    cost = marginal[blocks.group]
-    worth = np.full(len(score), np.inf)
+def _by_worth(blocks: Blocks, score: FloatArray, marginal: FloatArray, chosen: IntArray) -> IntArray:
+    """Return the `chosen` blocks by score per cost, highest first; blocks that cost nothing come first of all."""
     # dividing by the largest cost and score keeps ratios finite and leaves their order alone
-    cost, top = cost / max(float(cost.max(initial=0.0)), np.finfo(np.float64).tiny), float(score.max(initial=0.0))
-    np.divide(score / top if top > 0 else score, cost, out=worth, where=cost > 0)
-    return np.lexsort((-score, -worth))
+    cost = (marginal / max(float(marginal.max(initial=0.0)), np.finfo(np.float64).tiny))[blocks.group[chosen]]
+    free, paid = chosen[cost <= 0], chosen[cost > 0]
+    worth = score[paid] / max(float(score.max(initial=0.0)), np.finfo(np.float64).tiny) / cost[cost > 0]
+    # both sorts are stable: ties fall to the earlier group, and the blocks of one group stay bottom first
+    return np.concatenate([free[np.argsort(-score[free], kind="stable")], paid[np.argsort(-worth, kind="stable")]])
 
 
 def _marginal(blocks: Blocks, bounds: Bounds, widths: IntArray, excess: FloatArray) -> FloatArray:
