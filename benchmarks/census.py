@@ -368,6 +368,7 @@ def main() -> None:
         "jobs": arguments.jobs,
         "limit_s": arguments.limit,
         "bar_s": BAR_S,
+        "listed": len(order),
         "whole_share": WHOLE_SHARE,
     }
 

@@ -133,7 +133,7 @@ TIMM_CLASS: dict[str, str] = {
 # Models with attention inside a convolutional module: the name decides, not the module.
 TIMM_HYBRIDS = (
     "bat_resnext*",
-    "resnet*_clip*",
+    "resnet*_clip",
     "fastvit_sa*",
     "fastvit_ma*",
     "fastvit_mci*",

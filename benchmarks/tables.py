@@ -24,8 +24,8 @@ CENSUS = """\
 Half of the channels of every group, drawn at random, were removed from each network, and the cut network compared with
 the masked original. *Exact*: both compute the same. *Inexact*: some groups pass an operation over channels (a
 normalisation, a softmax), so that removal changes the other channels by nature; the cut was verified structurally.
-*Whole*: at least {share:.0f}% of the MACs lie in layers that can be made narrower. Random seeded weights; the outputs
-of each network stay. This page is made by `benchmarks/tables.py`."""
+*Whole*: at least {share:.0f}% of the MACs of convolutions and linear layers lie in layers whose inputs or outputs can be
+made fewer; "by outputs" counts those whose outputs can. Random seeded weights; the outputs of each network stay. This page is made by `benchmarks/tables.py`."""
 
 SPEED = """\
 Seconds, median of {repeats} (Torch-Pruning: {peer_repeats}), alternating in one process, images of {size}x{size}.
@@ -78,6 +78,7 @@ def _summary(name: str, rows: list[Row]) -> list[Any]:
         len(rows) - len(cut),
         len(whole),
         percent(sum(shares), len(shares)),
+        percent(sum(row["prunable_output_macs"] for row in cut), len(cut)),
         f"{quantile(seconds, 0.5):.2f}",
         f"{max(seconds, default=float('nan')):.1f}",
     ]
@@ -92,6 +93,7 @@ SUMMARY = [
     "failed",
     "whole",
     "MACs prunable",
+    "by outputs",
     "median s",
     "slowest s",
 ]
@@ -168,6 +170,7 @@ def census(result: dict[str, Any]) -> str:
                 reasons.setdefault(reason, []).append(row)
     shortfalls = [(row, _reason(row, whole_share, bar_s)) for row in rows]
     shortfalls = [(row, reason) for row, reason in shortfalls if reason]
+    part = "" if len(rows) >= result["listed"] else f" **A part only: {len(rows)} of {result['listed']} models.**"
     slowest = sorted(rows, key=lambda row: -row.get("total_s", 0))[:10]
     phases = ("trace_s", "solve_s", "cut_s", "verify_s", "total_s")
     return (
@@ -175,7 +178,7 @@ def census(result: dict[str, Any]) -> str:
             [
                 "# The census: which networks can be pruned",
                 CENSUS.format(share=100 * whole_share),
-                circumstances(result),
+                circumstances(result) + part,
                 "## Bars",
                 _bars(rows, bar_s, whole_share),
                 "## Summary",
