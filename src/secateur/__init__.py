@@ -1,5 +1,30 @@
-"""Secateur: channel pruning of convolutional networks, exact and verified."""
+"""Secateur: channel pruning of convolutional networks, exact and verified.
+
+    graph = secateur.trace(model, example_inputs)
+    result = secateur.prune(model, example_inputs, budget="flops=0.5", criterion="l1")
+"""
 
 from secateur._version import __version__
+from secateur.allocate import ALLOCATORS, Constraints, allocate
+from secateur.budget import Budget
+from secateur.errors import (
+    BudgetError,
+    ConfigError,
+    CutError,
+    InputError,
+    ModelError,
+    PlanError,
+    SecateurError,
+    VerificationError,
+    WeightsError,
+)
+from secateur.graph import Cost, Graph, Group, Member, Verification, trace
+from secateur.methods import CRITERIA, criteria, score
+from secateur.plan import Plan
+from secateur.prune import Result, apply, prune
 
-__all__ = ["__version__"]
+__all__ = [
+    "ALLOCATORS", "CRITERIA", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError", "Graph",
+    "Group", "InputError", "Member", "ModelError", "Plan", "PlanError", "Result", "SecateurError", "Verification",
+    "VerificationError", "WeightsError", "__version__", "allocate", "apply", "criteria", "prune", "score", "trace",
+]  # fmt: skip

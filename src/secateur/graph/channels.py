@@ -65,6 +65,11 @@ class Frozen:
     width: int
     reason: str
 
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The layer's weight, without indices: enough to match a pattern."""
+        return (Member(f"{self.name}.weight" if self.name else "weight", 0, "producer", np.empty((0, 0), np.int64)),)
+
 
 @dataclass
 class Place:
@@ -106,13 +111,17 @@ class Solution:
 
 
 def solve(
-    recording: Recording, never: Iterable[tuple[Ids, str]] = (), together: Iterable[tuple[Ids, Ids]] = ()
+    recording: Recording,
+    never: Iterable[tuple[Ids, str]] = (),
+    together: Iterable[tuple[Ids, Ids]] = (),
+    attention: str = "heads",
 ) -> Solution:
     """Channels and groups of a recording.
 
     Args:
         recording: what a run taught. never: further slots that must stay, with the reason.
         together: further slots that live and die together, position by position.
+        attention: what is pruned in attention, whole "heads" or the features of every head ("head_dim").
     """
     ledger = recording.ledger
     fixes = [*ledger.fixes, *never]
@@ -122,7 +131,7 @@ def solve(
     ties = [*ledger.ties, *together]
     component = components(ledger.size, ties)
     if ledger.products:
-        more_ties, more_fixes = _resolve_products(ledger, component, fixes)
+        more_ties, more_fixes = _resolve_products(ledger, component, fixes, attention)
         ties += more_ties
         fixes += more_fixes
         component = components(ledger.size, ties)
@@ -162,7 +171,7 @@ def _reasons(component: Ids, fixes: list[tuple[Ids, str]]) -> dict[int, str]:
 
 
 def _resolve_products(
-    ledger: Ledger, component: Ids, fixes: list[tuple[Ids, str]]
+    ledger: Ledger, component: Ids, fixes: list[tuple[Ids, str]], attention: str
 ) -> tuple[list[tuple[Ids, Ids]], list[tuple[Ids, str]]]:
     """Of the axes of every product at most one may be pruned; choose it, tie the slots to it, fix the others.
 
@@ -180,6 +189,7 @@ def _resolve_products(
         free = ~frozen[component[axis]] & ~frozen[grid].any(axis=tuple(range(1, grid.ndim)))
         prunable = len(np.unique(component[axis][free])) if len(axis) > 1 else 0
         worth[number] = np.maximum(worth[number], (bool(head[component[axis]].any()), prunable))
+    worth[:, 0] *= 1 if attention == "heads" else -1
     chosen = _choose(ledger.products, cluster, worth)
     return _apply_choice(ledger.products, cluster, chosen)
 

@@ -56,7 +56,11 @@ class SizeConflict(CutError):
 
     def __init__(self, call: int, module: str, operator: str, detail: str) -> None:
         super().__init__(f"The size used by {operator} in {module or 'the model'} is written in code: {detail}.")
-        self.call, self.module, self.operator = call, module, operator
+        self.call, self.module, self.operator, self.detail = call, module, operator, detail
+
+    def as_json(self) -> list[int | str]:
+        """What a plan keeps of it, to be settled again on a fresh copy of the network."""
+        return [self.call, self.module, self.operator, self.detail]
 
 
 class Sizes:

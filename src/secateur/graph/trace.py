@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from secateur.errors import ModelError, PlanError
-from secateur.graph.capture import Recording, Unsupported, as_call, capture, named_tensors, output_tensors, unwrap
+from secateur.errors import ConfigError, ModelError, PlanError
+from secateur.graph.capture import Recording, Unsupported, capture, named_tensors, unwrap
 from secateur.graph.channels import Bools, Frozen, Group, Solution, solve
 from secateur.graph.cost import Cost, CostModel
 from secateur.graph.cut import Cut, alive_slots, cut, slices_of
@@ -30,8 +30,10 @@ class Masks(Protocol):
 class Graph:
     """The structure of one network: which channels live and die together, and what they cost."""
 
-    def __init__(self, model: nn.Module, example_inputs: Any, recording: Recording) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, recording: Recording, attention: str = "heads") -> None:
         self.model, self.example_inputs, self.recording = model, example_inputs, recording
+        self.attention = attention
+        self.settled: list[SizeConflict] = []
         self.timings: dict[str, float] = {}
         self._never: list[tuple[Ids, str]] = []
         self._together: list[tuple[Ids, Ids]] = []
@@ -40,7 +42,7 @@ class Graph:
 
     def _solve(self) -> None:
         started = time.perf_counter()
-        self.solution: Solution = solve(self.recording, self._never, self._together)
+        self.solution: Solution = solve(self.recording, self._never, self._together, self.attention)
         sizes = {name: p.numel() for name, p in self.model.named_parameters()}
         self.costs = CostModel(self.recording, self.solution, sizes)
         self.timings["solve"] = time.perf_counter() - started
@@ -103,6 +105,7 @@ class Graph:
         First the channels concerned are tied to another width of the same size in that module (attention whose inner
         width the code takes from its input); if that does not help, they are frozen. The graph is solved again.
         """
+        self.settled.append(conflict)
         modules = dict(self.model.named_modules())
         concerned = like_calls(self.recording, modules, min(conflict.call, len(self.recording.calls) - 1))
         fresh = [k for k in concerned if k not in self._equalised]
@@ -119,27 +122,20 @@ class Graph:
         return str(conflict)
 
     def _partners(self, at: int) -> list[tuple[Ids, Ids]]:
-        """For every labelled output dimension of call `at`, the first other width of that size in its module."""
-        calls, solution = self.recording.calls, self.solution
-        prefix = calls[at].module
-        inside = [c for c in calls[:at] if c.module == prefix or c.module.startswith(prefix + ".")]
+        """Different widths of one size in the module that makes call `at`: code that reads one may mean the other."""
+        prefix = self.recording.calls[at].module
+        component = self.solution.component
+        first: dict[int, Ids] = {}
         pairs = []
-        for axis in [a for label in calls[at].labels for a in label if a is not None and len(a) > 1]:
-            for call in inside:
-                widths = [*(call.weight or ())[::-1], *(a for label in call.labels for a in label)]
-                other = next(
-                    (
-                        w
-                        for w in widths
-                        if w is not None
-                        and len(w) == len(axis)
-                        and not np.array_equal(solution.component[w], solution.component[axis])
-                    ),
-                    None,
-                )
-                if other is not None:
-                    pairs.append((axis, other))
-                    break
+        for call in self.recording.calls:
+            if call.module != prefix and not call.module.startswith(prefix + "."):
+                continue
+            for axis in [*(call.weight or ())[::-1], *(a for label in call.labels for a in label)]:
+                if axis is None or len(axis) < 2 or len(np.unique(component[axis])) < 2:
+                    continue
+                other = first.setdefault(len(axis), axis)
+                if not np.array_equal(component[other], component[axis]):
+                    pairs.append((other, axis))
         return pairs
 
     def _freeze(self, at: int, reason: str) -> bool:
@@ -160,8 +156,13 @@ class Graph:
         return explain(self, name)
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Graph:
-    """Trace `model` once on `example_inputs` (a tensor, a tuple of arguments or a dict of keywords).
+def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", "head_dim"] = "heads") -> Graph:
+    """Trace `model` once on `example_inputs` and return its `Graph`; the model itself is not touched.
+
+    Args:
+        model: any `torch.nn.Module`; DataParallel, DistributedDataParallel and compiled wrappers are taken off.
+        example_inputs: a tensor, a tuple of arguments or a dict of keywords with which `model` runs.
+        attention: what is prunable in attention layers, whole "heads" or the features of every head ("head_dim").
 
     Raises:
         ModelError: not a module, without parameters, on the meta device, or its forward fails.
@@ -180,11 +181,11 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
             raise ModelError(f"{name} is on the meta device and has no values; load the weights (model.to_empty) first.")
         if isinstance(tensor, nn.parameter.UninitializedParameter):
             raise ModelError(f"{name} is not initialised yet; run the model once before pruning it.")
-    as_call(example_inputs)
+    if attention not in ("heads", "head_dim"):
+        raise ConfigError(f"attention={attention!r} is unknown; choose 'heads' or 'head_dim'.")
     started = time.perf_counter()
-    graph = Graph(inner, example_inputs, capture(inner, example_inputs))
+    graph = Graph(inner, example_inputs, capture(inner, example_inputs), attention)
     graph.timings["trace"] = time.perf_counter() - started - graph.timings["solve"]
     return graph
 
 
-__all__ = ["Graph", "output_tensors", "trace"]
