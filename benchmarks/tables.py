@@ -21,11 +21,12 @@ NORMALISES = re.compile(r"norm|mean|var|std")  # in a reason: statistics over ch
 Row = dict[str, Any]
 
 CENSUS = """\
-Half of the channels of every group, drawn at random, were removed from each network, and the cut network compared with
-the masked original. *Exact*: both compute the same. *Inexact*: some groups pass an operation over channels (a
+Half of the channels of every group, drawn at random, were removed from each network, and the cut network compared
+with the masked original. *Exact*: both compute the same. *Inexact*: some groups pass an operation over channels (a
 normalisation, a softmax), so that removal changes the other channels by nature; the cut was verified structurally.
-*Whole*: at least {share:.0f}% of the MACs of convolutions and linear layers lie in layers whose inputs or outputs can be
-made fewer; "by outputs" counts those whose outputs can. Random seeded weights; the outputs of each network stay. This page is made by `benchmarks/tables.py`."""
+*Whole*: at least {share:.0f}% of the MACs of convolutions and linear layers lie in layers whose inputs or outputs
+can be made fewer; "by outputs" counts those whose outputs can. Random seeded weights; the outputs of each network
+stay. This page is made by `benchmarks/tables.py`."""
 
 SPEED = """\
 Seconds, median of {repeats} (Torch-Pruning: {peer_repeats}), alternating in one process, images of {size}x{size}.
