@@ -49,6 +49,7 @@ class Call:
     expects: tuple[Expect, ...]
     mixes: bool
     weight: tuple[Axis, Axis] | None
+    value: Any = None  # of an operator whose result has a size that depends on data, on a run with real tensors
 
 
 @dataclass
@@ -210,6 +211,19 @@ def find_rule(name: str, is_pointwise: bool) -> Callable[[Op], Any] | None:
     return pointwise if is_pointwise else None
 
 
+DATA_DEPENDENT = frozenset(
+    "aten::nonzero aten::_local_scalar_dense aten::masked_select aten::_unique2 aten::unique_dim aten::is_nonzero "
+    "aten::unique_consecutive torchvision::nms".split()
+)
+
+
+def depends_on_data(name: str, bound: Mapping[str, Any]) -> bool:
+    """Whether an operator's result has a size (or is a number) that depends on values."""
+    if name == "aten::index":
+        return any(t.dtype in (torch.bool, torch.uint8) for t in tensors_in(bound["indices"]))
+    return name in DATA_DEPENDENT
+
+
 class RuleError(Exception):
     """A rule returned a label that does not fit its tensor: a defect of the rule, never of the model."""
 
@@ -249,6 +263,8 @@ class Recorder(TorchDispatchMode):
             self._attach(tensor, label, constant, aliases[k] if k < len(aliases) else None, args, op.index)
         if name not in TRANSPARENT:
             calls.append(self._call(op, outs, labels))
+            if not self.meta and depends_on_data(name, bound):
+                calls[-1].value = out
         return out
 
     @staticmethod
