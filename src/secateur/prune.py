@@ -90,7 +90,7 @@ def prune(
             scores, graph, budget, constraints, allocator=allocator, normalise=normalise, ratios=ratios
         )
         try:
-            made = graph.cut(plan)
+            made = graph.cut(plan, inplace=inplace and not verify)
             break
         except SizeConflict as conflict:
             settled.append(graph.settle(conflict))
@@ -100,7 +100,7 @@ def prune(
     plan.provenance.update({"criterion": getattr(criterion, "__name__", criterion), "seed": seed})
     _remember(graph, plan)
     after = graph.cost(plan)
-    if inplace:  # only now that everything has worked out
+    if inplace and verify:  # only now that everything has worked out
         made = graph.cut(plan, inplace=True)
     return Result(made.model, plan, before, after, proof, graph, made, tuple(settled))
 
@@ -135,7 +135,9 @@ def _remember(graph: Graph, plan: Plan) -> None:
 def check_weights(graph: Graph) -> None:
     """Refuse weights that are not numbers."""
     for name, tensor in graph.tensors().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+            continue  # one pass; only a sum that overflows needs the second
+        if not bool(torch.isfinite(tensor).all()):
             raise WeightsError(f"{name} holds NaN or infinite values; load sound weights before pruning.")
 
 

@@ -23,6 +23,7 @@ from secateur.errors import InputError, ModelError
 from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.rules import RULES, Expect, Op, is_constant, label_of, tensors_in
 from secateur.graph.rules.pointwise import pointwise
+from secateur.graph.shapes import run_on_meta
 
 # Whether a reshape copies depends on strides, so copies are labelled but not counted as calls, and both views are one.
 TRANSPARENT = frozenset({"aten::clone", "aten::contiguous", "aten::alias", "aten::detach", "aten::lift_fresh"})
@@ -245,7 +246,7 @@ class Recorder(TorchDispatchMode):
 
     def execute(self, func: Any, args: Any, kwargs: Any, op: Op | None) -> Any:
         """Run the operator; verification overrides this."""
-        return func(*args, **kwargs)
+        return run_on_meta(func._schema.name, func, args, kwargs) if self.meta else func(*args, **kwargs)
 
     def record(self, func: Any, args: Any, kwargs: Any, execute: Callable[..., Any]) -> Any:
         """Execute one call, apply its rule, label its outputs, note its buffers."""

@@ -33,6 +33,7 @@ from secateur.graph.capture import (
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Axis, Label
 from secateur.graph.rules import tensors_in
+from secateur.graph.shapes import run_on_meta
 
 Path = tuple[int, ...]  # where inside a (nested) list attribute the number stands; () for a plain integer
 
@@ -229,7 +230,7 @@ class _Checker(TorchDispatchMode):
             return call.value
         self._check_arguments(call, bound)
         try:
-            out = func(*args, **kwargs)
+            out = run_on_meta(func._schema.name, func, args, kwargs) if meta else func(*args, **kwargs)
         except Exception as error:
             if not meta or len(promised) != 1:
                 raise
