@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -114,16 +115,16 @@ def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tenso
     memo: dict[int, Any] = {}
     for module in model.modules():
         own = [*module._parameters.values(), *module._buffers.values()]
-        for value in [*own, *module.__dict__.values()]:
-            for tensor in _loose_tensors(value):
-                if id(tensor) in memo:
-                    continue
-                fresh = convert(tensor)
-                if isinstance(tensor, nn.Parameter) and not isinstance(fresh, nn.Parameter):
-                    fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
-                memo[id(tensor)] = fresh
+        for tensor in [*own, *(t for v in module.__dict__.values() if type(v) not in _PLAIN for t in _loose_tensors(v))]:
+            if tensor is None or id(tensor) in memo:
+                continue
+            fresh = convert(tensor)
+            if isinstance(tensor, nn.Parameter) and not isinstance(fresh, nn.Parameter):
+                fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
+            memo[id(tensor)] = fresh
     try:
-        return copy.deepcopy(model, memo)
+        twin: nn.Module = _clone(model, memo)
+        return twin
     except Exception as error:
         raise ModelError(
             f"The model cannot be copied ({type(error).__name__}: {error}); give its class a __deepcopy__ "
@@ -131,17 +132,48 @@ def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tenso
         ) from error
 
 
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device, OrderedDict})
+
+
+def _clone(value: Any, memo: dict[int, Any]) -> Any:
+    """`copy.deepcopy`, with a short way for ordinary modules and containers (it is most of the time of a cut)."""
+    kind = type(value)
+    if kind in _PLAIN and kind is not OrderedDict:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is list or kind is dict or kind is OrderedDict:
+        fresh: Any = kind()
+        memo[id(value)] = fresh
+        if kind is list:
+            fresh.extend(_clone(item, memo) for item in value)
+        else:
+            fresh.update((key, _clone(item, memo)) for key, item in value.items())
+        return fresh
+    if isinstance(value, nn.Module) and _is_ordinary(kind):
+        fresh = kind.__new__(kind)
+        memo[id(value)] = fresh
+        fresh.__dict__.update((key, _clone(item, memo)) for key, item in value.__dict__.items())
+        return fresh
+    return copy.deepcopy(value, memo)
+
+
+@lru_cache(maxsize=4096)
+def _is_ordinary(kind: type[nn.Module]) -> bool:
+    """Whether a module class is copied by copying its attributes."""
+    hooks = ("__getstate__", "__reduce__", "__reduce_ex__", "__setstate__", "__new__")
+    plain: list[type] = [object, nn.Module, nn.RNNBase, nn.MultiheadAttention, nn.Transformer]
+    owners = {next(c for c in kind.__mro__ if name in c.__dict__) for name in hooks if hasattr(kind, name)}
+    standard = all(c in plain or c.__module__.startswith("torch.nn.modules.") for c in owners)
+    return standard and not hasattr(kind, "__deepcopy__") and not hasattr(kind, "__slots__")
+
+
 def _loose_tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            if isinstance(item, torch.Tensor):
-                yield item
-    elif type(value) is dict:
-        for item in value.values():
-            if isinstance(item, torch.Tensor):
-                yield item
+    """Tensors a module holds as plain attributes, in a list or a dict at most."""
+    items = value if isinstance(value, list | tuple) else value.values() if type(value) is dict else [value]
+    for item in items:
+        if isinstance(item, torch.Tensor):
+            yield item
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:

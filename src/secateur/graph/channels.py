@@ -5,7 +5,7 @@ Channels that occupy the same places with the same multiplicities form a group: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from secateur.graph.capture import Recording
-from secateur.graph.labels import Axis, Ids, Ledger, Product
+from secateur.graph.labels import Ids, Ledger, Product
 
 Role = Literal["producer", "consumer"]
 Bools = NDArray[np.bool_]
@@ -93,7 +93,7 @@ class Solution:
     axes: list[Ids]  # distinct axes that costs are made of
     multiplicity: sp.csr_matrix  # channel x axis
     groups: tuple[Group, ...] = ()
-    frozen: tuple[Frozen, ...] = ()
+    list_frozen: Callable[[], tuple[Frozen, ...]] = tuple
     _spans: list[list[tuple[int, int, int]]] = field(default_factory=list)  # per group: (place, start, stop)
     _order: list[Ids] = field(default_factory=list)  # per place: indices sorted by group, then channel
 
@@ -103,6 +103,11 @@ class Solution:
         for place, start, stop in self._spans[number]:
             p = self.places[place]
             yield Member(p.name, p.dim, p.role, self._order[place][start:stop].reshape(width, -1))
+
+    @cached_property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Frozen output widths of layers, found when asked for."""
+        return self.list_frozen()
 
     def channels_of(self, axis: Ids) -> Ids:
         """The channel number of every index of an axis, -1 where frozen."""
@@ -142,7 +147,7 @@ def solve(
     multiplicity = _multiplicity(channel[component], axes, int(channel.max(initial=-1)) + 1)
     solution = Solution(component, channel, places, axes, multiplicity)
     _make_groups(solution, ledger)
-    _list_frozen(solution, recording, reasons, alone)
+    solution.list_frozen = lambda: _list_frozen(solution, recording, reasons, fixes, alone)
     return solution
 
 
@@ -157,14 +162,15 @@ def components(size: int, ties: list[tuple[Ids, Ids]]) -> Ids:
     return component.astype(np.int64)
 
 
-def _reasons(component: Ids, fixes: list[tuple[Ids, str]]) -> dict[int, str]:
-    """Frozen component -> the first reason worth telling (or an empty one)."""
-    reasons: dict[int, str] = {}
-    for axis, reason in fixes:
-        for c in np.unique(component[axis]).tolist():
-            if not reasons.get(c):
-                reasons[c] = reason
-    return reasons
+def _reasons(component: Ids, fixes: list[tuple[Ids, str]]) -> Ids:
+    """For every component the number of the first fix worth telling (or of one that is not); -1: not frozen."""
+    number = np.full(int(component.max(initial=-1)) + 1, -1, dtype=np.int64)
+    for worth_telling in (False, True):  # written backwards, so that the first one stays
+        chosen = [k for k, (_, reason) in enumerate(fixes) if bool(reason) == worth_telling][::-1]
+        if chosen:
+            slots = np.concatenate([fixes[k][0] for k in chosen])
+            number[component[slots]] = np.repeat(chosen, [len(fixes[k][0]) for k in chosen])
+    return number
 
 
 # ----------------------------------------------------------------------------- products: (heads x features) and kin
@@ -281,19 +287,19 @@ def _axes(recording: Recording, places: list[Place]) -> list[Ids]:
     return list(found.values())
 
 
-def _number_channels(component: Ids, reasons: dict[int, str], places: list[Place]) -> tuple[Ids, Bools]:
+def _number_channels(component: Ids, reasons: Ids, places: list[Place]) -> tuple[Ids, Bools]:
     """Channel numbers of prunable components; components in one place only stand alone and are frozen."""
     total = int(component.max(initial=-1)) + 1
     last = np.full(total, -1, dtype=np.int64)
     several = np.zeros(total, dtype=bool)
     produced = np.zeros(total, dtype=bool)
     for number, place in enumerate(places):
-        c = np.unique(component[place.axis])
+        c = component[place.axis]
         several[c] |= last[c] >= 0
         last[c] = number
         produced[c] |= place.role == "producer"
     alive = several & produced
-    alive[list(reasons)] = False
+    alive[reasons >= 0] = False
     alone = (last >= 0) & ~(several & produced)
     channel = np.full(total, -1, dtype=np.int64)
     channel[alive] = np.arange(int(alive.sum()))
@@ -312,67 +318,62 @@ def _multiplicity(slot_channel: Ids, axes: list[Ids], channels: int) -> sp.csr_m
 
 
 def _make_groups(solution: Solution, ledger: Ledger) -> None:
-    """Equal rows of the multiplicity matrix are one group; 128 random bits a row stand in for comparing them."""
+    """Equal rows of the multiplicity matrix are one group; 124 random bits a row stand in for comparing them."""
     matrix = solution.multiplicity
     channels, axes = matrix.shape
     if channels == 0:
         return
-    keys = np.random.default_rng(0).integers(1, 2**62, size=(axes, 2), dtype=np.int64)
-    with np.errstate(over="ignore"):
-        digest = matrix @ keys
-    _, group_of = np.unique(digest, axis=0, return_inverse=True)
-    group_of = np.ravel(group_of)
-    _place_channels(solution)
-    order, number_of = _order_groups(solution, group_of)
-    position = np.empty(channels, dtype=np.int64)
-    members = [np.flatnonzero(number_of == g) for g in range(len(order))] if len(order) < 64 else _split_by(number_of)
-    names = _names(solution, order)
-    anchors = _anchor_index(solution, channels, number_of, order)
-    reasons = _inexact_reasons(solution, ledger, number_of, len(order))
-    groups = []
-    for g, numbers in enumerate(members):
-        ordered = numbers[np.argsort(anchors[numbers], kind="stable")]
-        position[ordered] = np.arange(len(ordered))
-        groups.append(Group(names[g], len(ordered), ordered, reasons[g], solution, g))
-    solution.groups = tuple(groups)
-    _spans(solution, number_of, position, len(groups))
-
-
-def _split_by(number_of: Ids) -> list[Ids]:
-    order = np.argsort(number_of, kind="stable")
-    bounds = np.flatnonzero(np.diff(number_of[order])) + 1
-    return list(np.split(order, bounds))
-
-
-def _place_channels(solution: Solution) -> None:
     for place in solution.places:
         place.channel = solution.channels_of(place.axis)
+    keys = np.random.default_rng(0).integers(1, 2**62, size=(axes, 2), dtype=np.int64)
+    with np.errstate(over="ignore"):
+        digest = np.ascontiguousarray(matrix @ keys).view([("a", np.int64), ("b", np.int64)]).ravel()
+    _, first, group_of = np.unique(digest, return_index=True, return_inverse=True)
+    anchors, at, number_of = _order_groups(solution, first, np.ravel(group_of))
+    order = np.lexsort((at, number_of))
+    members = np.split(order, np.flatnonzero(np.diff(number_of[order])) + 1)
+    rank = np.empty(channels, dtype=np.int64)
+    rank[order] = np.arange(channels)
+    names = _names(anchors)
+    reasons = _inexact_reasons(solution, ledger, number_of, len(anchors))
+    solution.groups = tuple(Group(names[g], len(m), m, reasons[g], solution, g) for g, m in enumerate(members))
+    _spans(solution, number_of, rank, len(anchors))
 
 
-def _order_groups(solution: Solution, group_of: Ids) -> tuple[list[Place], Ids]:
-    """Number groups by execution: first use of their first producer, then position in it. Returns anchors and numbers."""
-    best: dict[int, tuple[tuple[int, int, int, int], Place]] = {}
-    dims = {p.name: 0 for p in solution.places}
-    for place in solution.places:
-        dims[place.name] = max(dims[place.name], place.dim + 1)
-    for number, place in enumerate(solution.places):
-        inside = np.flatnonzero(place.channel >= 0)
-        if not len(inside) or place.role != "producer":
-            continue
-        found, first = np.unique(group_of[place.channel[inside]], return_index=True)
-        for g, at in zip(found.tolist(), inside[first].tolist(), strict=True):
-            # weights before vectors: the group is named after the layer that makes it
-            key = (0 if dims[place.name] >= 2 else 1, place.first_use, at, number)
-            if g not in best or key < best[g][0]:
-                best[g] = (key, place)
-    ranked = sorted(best, key=lambda g: (best[g][0][1], best[g][0][2], best[g][0][3]))
-    rename = np.empty(int(group_of.max()) + 1, dtype=np.int64)
-    for new, old in enumerate(ranked):
-        rename[old] = new
-    return [best[g][1] for g in ranked], rename[group_of]
+def _order_groups(solution: Solution, first: Ids, group_of: Ids) -> tuple[list[Place], Ids, Ids]:
+    """Number groups by execution.
+
+    Returns the anchor of every group (the place it is named after: its first weight, or vector where it has none), where
+    each channel first occurs in its group's anchor, and the number of every channel's group.
+    """
+    places, matrix = solution.places, solution.multiplicity
+    dims = {p.name: 0 for p in places}
+    for place in places:
+        dims[place.name] += 1
+    # rank of a place as an anchor: producers first, weights before vectors, then by execution
+    keys = [(p.role != "producer", dims[p.name] < 2, p.first_use, k) for k, p in enumerate(places)]
+    rank = np.empty(len(places), dtype=np.int64)
+    rank[sorted(range(len(places)), key=keys.__getitem__)] = np.arange(len(places))
+    anchor = np.empty(len(first), dtype=np.int64)
+    for g, channel in enumerate(first.tolist()):
+        columns = matrix.indices[matrix.indptr[channel] : matrix.indptr[channel + 1]]
+        columns = columns[columns < len(places)]  # the first axes are those of the places, in order
+        anchor[g] = columns[np.argmin(rank[columns])]
+    at = np.empty(len(group_of), dtype=np.int64)
+    own = anchor[group_of]
+    for k in np.unique(anchor).tolist():
+        inside = np.flatnonzero(places[k].channel >= 0)[::-1]
+        inside = inside[own[places[k].channel[inside]] == k]
+        at[places[k].channel[inside]] = inside  # written backwards, so that the first occurrence stays
+    lowest = np.full(len(first), np.iinfo(np.int64).max)
+    np.minimum.at(lowest, group_of, at)
+    ranked = sorted(range(len(first)), key=lambda g: (places[anchor[g]].first_use, lowest[g], anchor[g]))
+    rename = np.empty(len(first), dtype=np.int64)
+    rename[ranked] = np.arange(len(first))
+    return [places[anchor[g]] for g in ranked], at, rename[group_of]
 
 
-def _names(solution: Solution, anchors: list[Place]) -> list[str]:
+def _names(anchors: list[Place]) -> list[str]:
     taken: dict[str, int] = {}
     names = []
     for place in anchors:
@@ -388,35 +389,21 @@ def module_of(tensor: str) -> str:
     return head or tensor
 
 
-def _anchor_index(solution: Solution, channels: int, number_of: Ids, anchors: list[Place]) -> Ids:
-    """Where each channel first occurs in its group's anchor."""
-    index = np.full(channels, np.iinfo(np.int64).max)
-    wanted: dict[int, tuple[Place, list[int]]] = {}
-    for g, place in enumerate(anchors):
-        wanted.setdefault(id(place), (place, []))[1].append(g)
-    for place, numbers in wanted.values():
-        inside = np.flatnonzero(place.channel >= 0)[::-1]
-        inside = inside[np.isin(number_of[place.channel[inside]], numbers)]
-        index[place.channel[inside]] = inside  # reversed, so the first occurrence is written last
-    return index
-
-
-def _spans(solution: Solution, number_of: Ids, position: Ids, groups: int) -> None:
+def _spans(solution: Solution, number_of: Ids, rank: Ids, groups: int) -> None:
+    """Where in every place the indices of every group stand; `rank` orders channels by group, then position."""
     spans: list[list[tuple[int, int, int]]] = [[] for _ in range(groups)]
     order: list[Ids] = []
-    for number, place in enumerate(solution.places):
+    by_use = sorted(range(len(solution.places)), key=lambda k: solution.places[k].first_use)
+    for place in solution.places:
         inside = np.flatnonzero(place.channel >= 0)
-        owner = place.channel[inside]
-        group, where = number_of[owner], position[owner]
-        sorted_ = np.lexsort((inside, where, group))
-        order.append(inside[sorted_])
-        ranked = group[sorted_]
-        bounds = np.concatenate([[0], np.flatnonzero(np.diff(ranked)) + 1, [len(ranked)]]) if len(ranked) else [0]
+        order.append(inside[np.argsort(rank[place.channel[inside]], kind="stable")])
+    for number in by_use:
+        ranked = number_of[solution.places[number].channel[order[number]]]
+        if not len(ranked):
+            continue
+        bounds = [0, *(np.flatnonzero(ranked[1:] != ranked[:-1]) + 1).tolist(), len(ranked)]
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            spans[int(ranked[start])].append((number, int(start), int(stop)))
-    first = [p.first_use for p in solution.places]
-    for entry in spans:
-        entry.sort(key=lambda s: first[s[0]])
+            spans[int(ranked[start])].append((number, start, stop))
     solution._spans, solution._order = spans, order
 
 
@@ -429,27 +416,20 @@ def _inexact_reasons(solution: Solution, ledger: Ledger, number_of: Ids, groups:
     return [tuple(f) for f in found]
 
 
-def _list_frozen(solution: Solution, recording: Recording, reasons: dict[int, str], alone: Bools) -> None:
+def _list_frozen(
+    solution: Solution, recording: Recording, reasons: Ids, fixes: list[tuple[Ids, str]], alone: Bools
+) -> tuple[Frozen, ...]:
     """Frozen output widths of layers, one row for every layer and reason."""
     rows: dict[tuple[str, str], int] = {}
     for call in recording.calls:
         axis = call.weight[0] if call.weight is not None else None
         if axis is None or len(axis) == 1:
             continue
+        components_ = np.unique(solution.component[axis])
         told: dict[str, int] = {}
-        for c in np.unique(solution.component[axis]).tolist():
-            reason = reasons.get(c) or ("nothing else is tied to it" if alone[c] else "")
-            if solution.channel[c] < 0:
-                told[reason] = told.get(reason, 0) + 1
+        for c in components_[solution.channel[components_] < 0].tolist():
+            reason = fixes[reasons[c]][1] if reasons[c] >= 0 else "nothing else is tied to it" if alone[c] else ""
+            told[reason] = told.get(reason, 0) + 1
         for reason, width in told.items():
             rows.setdefault((call.module, reason or "its size is part of the code"), width)
-    solution.frozen = tuple(Frozen(name, width, reason) for (name, reason), width in rows.items())
-
-
-def members_alive(solution: Solution, alive: Bools, axis: Axis) -> Bools | None:
-    """Which indices of an axis survive, given which channels are alive; None where all do."""
-    if axis is None:
-        return None
-    channel = solution.channels_of(axis)
-    kept = (channel < 0) | alive[channel]
-    return None if bool(kept.all()) else kept
+    return tuple(Frozen(name, width, reason) for (name, reason), width in rows.items())

@@ -11,6 +11,7 @@ UNARY = frozenset(
     "aten::relu aten::hardtanh aten::hardswish aten::hardsigmoid aten::silu aten::gelu aten::sigmoid aten::tanh "
     "aten::leaky_relu aten::elu aten::mish aten::softplus aten::clamp aten::clamp_min".split()
 )
+BINARY = frozenset({"aten::add", "aten::sub", "aten::mul", "aten::div"})
 BATCH_NORMS = frozenset(
     f"aten::{name}" for name in ("native_batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_no_update")
 )
@@ -25,6 +26,10 @@ def run_on_meta(name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> 
         return torch.empty_like(x)
     if name.endswith("_") and name[:-1] in UNARY and not any(isinstance(a, torch.Tensor) for a in args[1:]):
         return x
+    if name.removesuffix("_") in BINARY and len(args) == 2 and isinstance(args[1], torch.Tensor):
+        y = args[1]
+        if x.shape == y.shape and x.dtype == y.dtype and x.is_floating_point():
+            return x if name.endswith("_") else torch.empty_like(x)
     if name in BATCH_NORMS and _fits(x, args) and not any(a is True for a in args[5:]):
         nothing = torch.empty(0, device="meta", dtype=x.dtype)
         outs = (torch.empty_like(x), nothing, nothing.clone())
