@@ -131,6 +131,10 @@ def standard_repairs(model: nn.Module, sizes: Sizes) -> list[Repair]:
                 if attribute is not None:
                     path = () if e.position is None else (e.position,)
                     want(call.module, attribute, sizes.count(e.axis, 0), path)
+    for tap in sizes.recording.taps:  # norms without tensors of their own
+        module = modules.get(tap.module)
+        if isinstance(module, nn.modules.batchnorm._NormBase) and tap.dim == 1 and not any(True for _ in module.buffers()):
+            want(tap.module, "num_features", sizes.count(tap.axis, 0))
     for name, module in modules.items():
         if isinstance(module, nn.MultiheadAttention):
             for attribute, new in _heads(sizes, name, module):

@@ -37,7 +37,7 @@ from secateur.graph.capture import (
 from secateur.graph.channels import Bools, components
 from secateur.graph.cut import Slices, take
 from secateur.graph.labels import Label, Ledger
-from secateur.graph.rules import label_of
+from secateur.graph.rules import is_constant, label_of
 
 TOLERANCE = {torch.float64: 1e-10}
 DEFAULT_TOLERANCE = 1e-5
@@ -190,9 +190,8 @@ class _Calibrate(TorchDispatchMode):
 
 
 def _calibrate(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
-    args, kwargs = map_tensors(inputs, torch.clone)
     with _Calibrate(generator):
-        model(*args, **kwargs)
+        _run(model, inputs)
 
 
 def _copy_slices(wide: nn.Module, small: nn.Module, slices: Slices) -> None:
@@ -227,7 +226,19 @@ def _check_slices(original: nn.Module, narrow: nn.Module, slices: Slices) -> Non
 
 def _run(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
     args, kwargs = map_tensors(inputs, torch.clone)
-    return output_tensors(model(*args, **kwargs))
+    throwaway = clone_module(model, lambda t: t)  # shares the tensors; what a forward caches in attributes goes with it
+    return output_tensors(throwaway(*args, **kwargs))
+
+
+def _numbers(args: Any) -> tuple[float, ...]:
+    """The floating-point numbers among an operator's arguments, as Python numbers or as constant tensors without dimensions."""
+    return tuple(float(a) for a in args if _is_number(a))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.dim() == 0 and is_constant(value) and not isinstance(value, nn.Parameter)
+    return isinstance(value, float)
 
 
 class _Scalars(TorchDispatchMode):
@@ -235,15 +246,15 @@ class _Scalars(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.calls: list[tuple[str, tuple[float, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _schema(func)[0] not in TRANSPARENT:
-            self.calls.append((_schema(func)[0], tuple(a for a in args if isinstance(a, float))))
+            self.calls.append((_schema(func)[0], _numbers(args)))
         return func(*args, **(kwargs or {}))
 
 
-def _run_noting_scalars(model: nn.Module, inputs: Any) -> tuple[list[torch.Tensor], list[tuple[str, tuple[Any, ...]]]]:
+def _run_noting_scalars(model: nn.Module, inputs: Any) -> tuple[list[torch.Tensor], list[tuple[str, tuple[float, ...]]]]:
     noted = _Scalars()
     with noted:
         outputs = _run(model, inputs)
@@ -277,7 +288,7 @@ def _compare(want: list[torch.Tensor], got: list[torch.Tensor]) -> tuple[float, 
 class _Removing(Recorder):
     """Runs the masked original, but computes every mixing operator on the surviving channels only."""
 
-    def __init__(self, recording: Recording, plan: list[Call], alive: Bools, scalars: list[tuple[str, tuple[Any, ...]]]) -> None:
+    def __init__(self, recording: Recording, plan: list[Call], alive: Bools, scalars: list[tuple[str, tuple[float, ...]]]) -> None:
         super().__init__(recording, meta=False)
         self.plan, self.alive = plan, alive
         aligned = len(scalars) == len(plan) and all(c.name == s[0] for c, s in zip(plan, scalars, strict=True))
@@ -304,13 +315,13 @@ class _Removing(Recorder):
     def _scalars(self, call: Call, at: int, args: Any) -> Any:
         if self.scalars is None:
             return args
-        now = tuple(a for a in args if isinstance(a, float))
+        now = _numbers(args)
         new = self.scalars[at][1]
         if now == new or len(now) != len(new):
             return args
         self.rescaled[f"a constant that depends on the width ({call.name.removeprefix('aten::')} in {call.module})"] = None
         queue = iter(new)
-        return tuple(next(queue) if isinstance(a, float) else a for a in args)
+        return tuple(_like(next(queue), a) if _is_number(a) else a for a in args)
 
     def _adjust(self, args: list[Any], names: list[str], expect: Any) -> None:
         value = expect.sign * int(self.alive[expect.axis].sum())
@@ -339,6 +350,10 @@ class _Removing(Recorder):
         return _map_args(out, scatter)
 
 
+def _like(number: float, value: Any) -> Any:
+    return torch.full_like(value, number) if isinstance(value, torch.Tensor) else number
+
+
 def _scatter(tensor: torch.Tensor, shape: tuple[int, ...], label: Label, alive: Bools) -> torch.Tensor:
     """Put the survivors back to their places among zeros."""
     for dim, (size, axis) in enumerate(zip(shape, label, strict=False)):
@@ -349,7 +364,7 @@ def _scatter(tensor: torch.Tensor, shape: tuple[int, ...], label: Label, alive: 
 
 
 def _structural(
-    wide: nn.Module, inputs: Any, slices: Slices, got: list[torch.Tensor], scalars: list[tuple[str, tuple[Any, ...]]]
+    wide: nn.Module, inputs: Any, slices: Slices, got: list[torch.Tensor], scalars: list[tuple[str, tuple[float, ...]]]
 ) -> tuple[float, tuple[str, ...]]:
     """Error of the cut network against the original with removed (not masked) channels in every mixing operator."""
     args, kwargs = inputs
