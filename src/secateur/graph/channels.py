@@ -313,8 +313,10 @@ def _multiplicity(slot_channel: Ids, axes: list[Ids], channels: int) -> sp.csr_m
     rows = slot_channel[np.concatenate(axes)]
     cols = np.repeat(np.arange(len(axes)), [len(a) for a in axes])
     keep = rows >= 0
-    data = np.ones(int(keep.sum()), np.int64)
-    return sp.coo_matrix((data, (rows[keep], cols[keep])), shape=(channels, len(axes))).tocsr()
+    cells, counts = np.unique(rows[keep] * len(axes) + cols[keep], return_counts=True)
+    rows, cols = np.divmod(cells, len(axes))
+    starts = np.searchsorted(rows, np.arange(channels + 1))
+    return sp.csr_matrix((counts.astype(np.int64), cols, starts), shape=(channels, len(axes)))
 
 
 def _make_groups(solution: Solution, ledger: Ledger) -> None:

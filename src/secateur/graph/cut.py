@@ -90,7 +90,8 @@ def cut(model: nn.Module, inputs: object, recording: Recording, solution: Soluti
     Raises `SizeConflict` when a size in the model's code cannot follow; the model is then untouched.
     """
     slices = slices_of(recording, alive)
-    by_id = {id(t): slices.get(name) for name, t in named_tensors(model).items()}
+    tensors = named_tensors(model)
+    by_id = {id(t): slices.get(name) for name, t in tensors.items()}
 
     def shape_only(tensor: torch.Tensor) -> torch.Tensor:
         kept = by_id.get(id(tensor))
@@ -111,7 +112,7 @@ def cut(model: nn.Module, inputs: object, recording: Recording, solution: Soluti
         return tensor.detach().clone() if kept is None else take(tensor, kept)
 
     if inplace:
-        for name, tensor in named_tensors(model).items():
+        for name, tensor in tensors.items():
             if name in slices:
                 tensor.data, tensor.grad = take(tensor, slices[name]), None
         narrow = model

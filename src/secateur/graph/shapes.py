@@ -30,11 +30,32 @@ def run_on_meta(name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> 
         y = args[1]
         if x.shape == y.shape and x.dtype == y.dtype and x.is_floating_point():
             return x if name.endswith("_") else torch.empty_like(x)
+    if name == "aten::convolution" and len(args) == 9:
+        shape = _convolved(args)
+        return func(*args) if shape is None else torch.empty(shape, dtype=x.dtype, device="meta")
     if name in BATCH_NORMS and _fits(x, args) and not any(a is True for a in args[5:]):
         nothing = torch.empty(0, device="meta", dtype=x.dtype)
         outs = (torch.empty_like(x), nothing, nothing.clone())
         return outs if name != "aten::_batch_norm_no_update" else (*outs, nothing.clone())
     return func(*args, **kwargs)
+
+
+def _convolved(args: Any) -> list[int] | None:
+    """Output shape of a plain convolution whose channels fit; None leaves it to PyTorch."""
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = args
+    rank = weight.dim() - 2
+    lengths = {len(stride), len(padding), len(dilation)}
+    if transposed or x.dim() != weight.dim() or x.dtype != weight.dtype or lengths != {rank}:
+        return None
+    if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return None
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        return None
+    space = [
+        (n + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d] + 1
+        for d, n in enumerate(x.shape[2:])
+    ]
+    return [x.shape[0], weight.shape[0], *space] if min(space) > 0 else None
 
 
 def _fits(x: torch.Tensor, args: Any) -> bool:

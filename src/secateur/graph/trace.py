@@ -43,7 +43,7 @@ class Graph:
     def _solve(self) -> None:
         started = time.perf_counter()
         self.solution: Solution = solve(self.recording, self._never, self._together, self.attention)
-        sizes = {name: p.numel() for name, p in self.model.named_parameters()}
+        sizes = {name: t.numel() for name, t in self.tensors().items() if isinstance(t, nn.Parameter)}
         self.costs = CostModel(self.recording, self.solution, sizes)
         self.timings["solve"] = time.perf_counter() - started
 
@@ -174,7 +174,7 @@ def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", 
         raise ModelError("TorchScript modules cannot be pruned; pass the original torch.nn.Module.")
     inner = unwrap(model)
     tensors = named_tensors(inner)
-    if not any(True for _ in inner.parameters()):
+    if not any(isinstance(t, nn.Parameter) for t in tensors.values()):
         raise ModelError(f"{type(inner).__name__} has no parameters, so there is nothing to prune.")
     for name, tensor in tensors.items():
         if tensor.device.type == "meta":
