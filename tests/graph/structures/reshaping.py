@@ -154,7 +154,7 @@ def _() -> nn.Module:
     return Net(run, stem=conv(3, 16), c=conv(4, 6), head=head(6))
 
 
-@case("slice by literals", "c:6 d:7", settled=True)
+@case("slice by literals", "stem:4 c:6 d:7", settled=True)
 def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         x = m.stem(x)
@@ -217,7 +217,7 @@ def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         x = F.interpolate(m.stem(x), scale_factor=2, mode="bilinear")
         x = F.interpolate(F.avg_pool2d(m.c(x).relu(), 2), size=(6, 6))
-        theta = torch.eye(2, 3).expand(x.shape[0], 2, 3)
+        theta = torch.eye(2, 3, dtype=x.dtype).expand(x.shape[0], 2, 3)
         return m.head(m.d(F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)))
 
     return Net(run, stem=conv(3, 8), c=conv(8, 6), d=conv(6, 4), head=head(4))
@@ -262,7 +262,7 @@ def _() -> nn.Module:
     )  # fmt: skip
 
 
-@case("one channel expanded to many", "c:8")
+@case("one channel expanded to many", "one:1 c:8")
 def _() -> nn.Module:
     return Net(
         lambda m, x: m.head(m.one(x).expand_as(h := m.c(x)) * h), one=conv(3, 1), c=conv(3, 8), head=head(8)
@@ -287,13 +287,13 @@ def _() -> nn.Module:
     return Net(run, stem=conv(3, 8), q=conv(8, 4, 1), k=conv(8, 4, 1), v=conv(8, 6, 1), fc=nn.Linear(6, 5))
 
 
-@case("product of two features (bilinear pooling)", "stem:8 b:7")
+@case("product of two features (bilinear pooling)", "stem:8 b:9")
 def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         x = m.stem(x)
         return m.fc(torch.bmm(m.a(x).flatten(2), m.b(x).flatten(2).transpose(1, 2)).flatten(1))
 
-    return Net(run, stem=conv(3, 8), a=conv(8, 4), b=conv(8, 7), fc=nn.Linear(28, 5))
+    return Net(run, stem=conv(3, 8), a=conv(8, 4), b=conv(8, 9), fc=nn.Linear(36, 5))
 
 
 @case("channels last layout by permute", "stem:8 fc1:16")
