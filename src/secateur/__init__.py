@@ -1,7 +1,7 @@
 """Secateur: channel pruning of convolutional networks, exact and verified.
 
-    graph = secateur.trace(model, example_inputs)
-    result = secateur.prune(model, example_inputs, budget="flops=0.5", criterion="l1")
+graph = secateur.trace(model, example_inputs)
+result = secateur.prune(model, example_inputs, budget="flops=0.5", criterion="l1")
 """
 
 from secateur._version import __version__

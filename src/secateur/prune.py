@@ -86,9 +86,7 @@ def prune(
     batches = list(data) if data is not None else None
     while True:
         scores = criterion(graph) if callable(criterion) else _score(graph, criterion, reduce, seed, batches, loss)
-        plan = allocate(
-            scores, graph, budget, constraints, allocator=allocator, normalise=normalise, ratios=ratios
-        )
+        plan = allocate(scores, graph, budget, constraints, allocator=allocator, normalise=normalise, ratios=ratios)
         try:
             made = graph.cut(plan, inplace=inplace and not verify)
             break

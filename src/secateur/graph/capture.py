@@ -115,7 +115,10 @@ def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tenso
     memo: dict[int, Any] = {}
     for module in model.modules():
         own = [*module._parameters.values(), *module._buffers.values()]
-        for tensor in [*own, *(t for v in module.__dict__.values() if type(v) not in _PLAIN for t in _loose_tensors(v))]:
+        for tensor in [
+            *own,
+            *(t for v in module.__dict__.values() if type(v) not in _PLAIN for t in _loose_tensors(v)),
+        ]:
             if tensor is None or id(tensor) in memo:
                 continue
             fresh = convert(tensor)
@@ -257,8 +260,8 @@ def depends_on_data(name: str, bound: Mapping[str, Any]) -> bool:
     return name in DATA_DEPENDENT
 
 
-class RuleError(Exception):
-    """A rule returned a label that does not fit its tensor: a defect of the rule, never of the model."""
+class RuleError(ModelError):
+    """A rule fails or returned a label that does not fit its tensor: a defect of the rule, never of the model."""
 
 
 class Recorder(TorchDispatchMode):
@@ -309,7 +312,13 @@ class Recorder(TorchDispatchMode):
         found = find_rule(op.name, is_pointwise)
         if found is None:
             return self._freeze(op)
-        result = found(op)
+        try:
+            result = found(op)
+        except Exception as error:
+            raise RuleError(
+                f"The rule of {op.name} fails in {op.module or 'the model'} ({type(error).__name__}: {error}); please report "
+                "it, or register another with secateur.graph.rule."
+            ) from error
         labels = result if isinstance(result, list) else [result]
         for label, out in zip(labels, op.outputs(), strict=False):
             sizes = [None if axis is None else len(axis) for axis in label]
@@ -346,7 +355,7 @@ class Recorder(TorchDispatchMode):
 
     def _on_one_device(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Constants the model made on the CPU join the meta device when they meet it."""
-        devices = {t.device.type for value in (*args, *kwargs.values()) for t in tensors_in(value) }
+        devices = {t.device.type for value in (*args, *kwargs.values()) for t in tensors_in(value)}
         if "meta" not in devices or len(devices) == 1:
             return args, kwargs
         move = self._move
@@ -376,7 +385,9 @@ def _map_args(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> A
 
 
 @contextmanager
-def module_stack(model: nn.Module, stack: list[str], on_exit: Callable[[str, Any], None] | None = None) -> Iterator[None]:
+def module_stack(
+    model: nn.Module, stack: list[str], on_exit: Callable[[str, Any], None] | None = None
+) -> Iterator[None]:
     """Keep `stack` at the path of the module that is executing."""
     paths: dict[int, str] = {}
     for name, module in model.named_modules():
@@ -509,7 +520,9 @@ def _explain(model: nn.Module, args: Any, kwargs: Any, error: Exception) -> Exce
     shapes = [tuple(t.shape) for t in output_tensors([list(args), dict(kwargs)])]
     said = " ".join(str(error).split())[:300]
     if not shapes:
-        return InputError(f"The example inputs hold no tensor, and the model's forward failed: {said}. Give example inputs.")
+        return InputError(
+            f"The example inputs hold no tensor, and the model's forward failed: {said}. Give example inputs."
+        )
     return ModelError(
         f"The forward pass of {type(model).__name__} failed on the example inputs of shape "
         f"{', '.join(map(str, shapes))}: {type(error).__name__}: {said}. Check their shape, number and dtype."

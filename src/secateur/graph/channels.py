@@ -213,9 +213,7 @@ def _cluster_axes(products: list[Product], component: Ids) -> tuple[dict[int, in
     return {id(a): int(n) for a, n in zip(axes, numbers, strict=True)}, len(used)
 
 
-def _product_axes(
-    products: list[Product], cluster: dict[int, int], component: Ids
-) -> Iterable[tuple[int, Ids, Ids]]:
+def _product_axes(products: list[Product], cluster: dict[int, int], component: Ids) -> Iterable[tuple[int, Ids, Ids]]:
     for product in products:
         grid = component[product.slots]
         for k, axis in enumerate(product.axes):

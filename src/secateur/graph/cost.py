@@ -105,7 +105,9 @@ def _terms(rows: list[tuple[int, list[int]]], one: int) -> _Terms:
     return _Terms(np.array([c for c, _ in rows], dtype=np.float64), axes)
 
 
-def _label_term(label: tuple[NDArray[np.int64] | None, ...], sizes: tuple[int, ...], at: dict[int, int]) -> tuple[int, list[int]]:
+def _label_term(
+    label: tuple[NDArray[np.int64] | None, ...], sizes: tuple[int, ...], at: dict[int, int]
+) -> tuple[int, list[int]]:
     coefficient, axes = 1, []
     for axis, size in zip(label, sizes, strict=True):
         if axis is None:

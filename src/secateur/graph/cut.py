@@ -84,7 +84,9 @@ def _take_on_cpu(tensor: torch.Tensor, kept: tuple[Ids | None, ...]) -> torch.Te
     return torch.from_numpy(array).view(tensor.dtype)
 
 
-def cut(model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools, *, inplace: bool) -> Cut:
+def cut(
+    model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools, *, inplace: bool
+) -> Cut:
     """A narrower copy of `model` (or `model` itself, narrowed) with only the alive slots.
 
     Raises `SizeConflict` when a size in the model's code cannot follow; the model is then untouched.

@@ -127,13 +127,19 @@ def standard_repairs(model: nn.Module, sizes: Sizes) -> list[Repair]:
             want(call.module, "in_features", sizes.count(call.weight[1], module.in_features))
         elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
             for e in call.expects:
-                attribute = {"C": "num_channels", "group": "num_groups", "normalized_shape": "normalized_shape"}.get(e.arg)
+                attribute = {"C": "num_channels", "group": "num_groups", "normalized_shape": "normalized_shape"}.get(
+                    e.arg
+                )
                 if attribute is not None:
                     path = () if e.position is None else (e.position,)
                     want(call.module, attribute, sizes.count(e.axis, 0), path)
     for tap in sizes.recording.taps:  # norms without tensors of their own
         module = modules.get(tap.module)
-        if isinstance(module, nn.modules.batchnorm._NormBase) and tap.dim == 1 and not any(True for _ in module.buffers()):
+        if (
+            isinstance(module, nn.modules.batchnorm._NormBase)
+            and tap.dim == 1
+            and not any(True for _ in module.buffers())
+        ):
             want(tap.module, "num_features", sizes.count(tap.axis, 0))
     for name, module in modules.items():
         if isinstance(module, nn.MultiheadAttention):
@@ -261,7 +267,9 @@ class _Checker(TorchDispatchMode):
                     self.found.append(Disagreement(self.at, f"the result is {tuple(got.shape)} and must be {want}"))
                 if not self.sizes.recording.on_meta:
                     raise _Diverged(self.at, self.found[-1].detail)
-                swap = {id(g): torch.empty(w, device="meta", dtype=g.dtype) for g, w in zip(outs, promised, strict=False)}
+                swap = {
+                    id(g): torch.empty(w, device="meta", dtype=g.dtype) for g, w in zip(outs, promised, strict=False)
+                }
                 return _map_args(out, lambda t: swap.get(id(t), t))
         return out
 
@@ -366,10 +374,12 @@ class _Search:
         parts = [(len(e.axis), self.sizes.count(e.axis, 0)) for e in call.expects if e.position is not None]
         for name in self._near(call.module):
             yield from _whole_lists(name, self.modules[name], parts)
+            numbers = list(_numbers(self.modules[name]))
             for old, new in pairs:
-                for attribute, path, value in _numbers(self.modules[name]):
-                    if value == old:
-                        yield [Repair(name, attribute, path, old, new)]
+                single = [Repair(name, attribute, path, old, new) for attribute, path, n in numbers if n == old]
+                yield from ([repair] for repair in single)
+                if len(single) > 1:  # sizes the code divides by each other must change at once
+                    yield single
 
     def _near(self, name: str) -> list[str]:
         """A module, its ancestors, then its descendants (whose methods it may call)."""
@@ -377,7 +387,9 @@ class _Search:
         names = [name]
         while names[-1]:
             names.append(names[-1].rpartition(".")[0])
-        return names + [n for n in self.modules if n.startswith(prefix) and n != name and n.count(".") <= prefix.count(".") + 1]
+        return names + [
+            n for n in self.modules if n.startswith(prefix) and n != name and n.count(".") <= prefix.count(".") + 1
+        ]
 
     def _with_siblings(self, repair: Repair, first: int) -> list[Repair]:
         """The same attribute in every module of the same class, where the corresponding call changes likewise."""
@@ -420,7 +432,10 @@ def like_calls(recording: Recording, modules: dict[str, nn.Module], at: int, suf
         and ordinal[k] == ordinal[at]
         and call.module in modules
         and type(modules[call.module]) is kind
-        and (suffix is None or (call.module.endswith(suffix) and call.module[: len(call.module) - len(suffix)] in modules))
+        and (
+            suffix is None
+            or (call.module.endswith(suffix) and call.module[: len(call.module) - len(suffix)] in modules)
+        )
     ]
 
 
@@ -478,4 +493,10 @@ def _replaced(value: Any, path: Path, new: int) -> Any:
         return new
     items = list(value)
     items[path[0]] = _replaced(items[path[0]], path[1:], new)
-    return items if isinstance(value, list) else type(value)(items) if not hasattr(value, "_fields") else type(value)(*items)
+    return (
+        items
+        if isinstance(value, list)
+        else type(value)(items)
+        if not hasattr(value, "_fields")
+        else type(value)(*items)
+    )

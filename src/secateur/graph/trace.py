@@ -85,7 +85,9 @@ class Graph:
         for name, mask in plan.masks.items():
             group = next((g for g in self.groups if g.name == name), None)
             if group is None or mask.shape != (group.width,):
-                raise PlanError(f"The plan's group {name!r} does not fit this network; make the plan again from its graph.")
+                raise PlanError(
+                    f"The plan's group {name!r} does not fit this network; make the plan again from its graph."
+                )
         alive = alive_slots(self.solution, plan.masks)
         return cut(self.model, self.example_inputs, self.recording, self.solution, alive, inplace=inplace)
 
@@ -143,9 +145,13 @@ class Graph:
         if at < 0:
             return False
         call = self.recording.calls[at]
-        axes = [axis for label in call.labels for axis in label] + [e.axis for e in call.expects]
-        axes += [axis for pair in self._partners(at) for axis in pair]
-        found = [a for a in axes if a is not None and bool((self.solution.channels_of(a) >= 0).any())]
+        stated = [e.axis for e in call.expects]  # the sizes the call states; freezing those is often enough
+        others = [axis for label in call.labels for axis in label]
+        others += [axis for pair in self._partners(at) for axis in pair]
+        found: list[Ids] = []
+        for axes in (stated, others):
+            if not found:
+                found = [a for a in axes if a is not None and bool((self.solution.channels_of(a) >= 0).any())]
         self._never += [(axis, reason.format(call.module or "the model")) for axis in found]
         return bool(found)
 
@@ -178,7 +184,9 @@ def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", 
         raise ModelError(f"{type(inner).__name__} has no parameters, so there is nothing to prune.")
     for name, tensor in tensors.items():
         if tensor.device.type == "meta":
-            raise ModelError(f"{name} is on the meta device and has no values; load the weights (model.to_empty) first.")
+            raise ModelError(
+                f"{name} is on the meta device and has no values; load the weights (model.to_empty) first."
+            )
         if isinstance(tensor, nn.parameter.UninitializedParameter):
             raise ModelError(f"{name} is not initialised yet; run the model once before pruning it.")
     if attention not in ("heads", "head_dim"):
@@ -187,5 +195,3 @@ def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", 
     graph = Graph(inner, example_inputs, capture(inner, example_inputs), attention)
     graph.timings["trace"] = time.perf_counter() - started - graph.timings["solve"]
     return graph
-
-

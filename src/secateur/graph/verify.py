@@ -122,8 +122,10 @@ def _verify(
         error, compared = _compare(_run(wide, inputs), got)
     if error <= tolerance:
         return Verification(True, error, None, tolerance, (), compared)
-    structural, more = _structural(wide, inputs, slices, got, scalars)
-    return Verification(False, error, structural, tolerance, (*reasons, *more), compared)
+    structural, count, more = _structural(wide, inputs, slices, got, scalars)
+    if error == float("inf") and structural <= tolerance:
+        more = (*more, "with slices set to zero the original does not compute numbers (a norm of zero weights)")
+    return Verification(False, error, structural, tolerance, (*reasons, *more), compared or count)
 
 
 # ------------------------------------------------------------------------------------------------- random weights
@@ -136,7 +138,11 @@ def _compute_type(model: nn.Module) -> torch.dtype:
 
 def _twin(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     def convert(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().to("cpu", dtype, copy=True) if tensor.is_floating_point() else tensor.detach().to("cpu", copy=True)
+        return (
+            tensor.detach().to("cpu", dtype, copy=True)
+            if tensor.is_floating_point()
+            else tensor.detach().to("cpu", copy=True)
+        )
 
     return clone_module(model, convert).eval()
 
@@ -254,7 +260,9 @@ class _Scalars(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _run_noting_scalars(model: nn.Module, inputs: Any) -> tuple[list[torch.Tensor], list[tuple[str, tuple[float, ...]]]]:
+def _run_noting_scalars(
+    model: nn.Module, inputs: Any
+) -> tuple[list[torch.Tensor], list[tuple[str, tuple[float, ...]]]]:
     noted = _Scalars()
     with noted:
         outputs = _run(model, inputs)
@@ -288,7 +296,9 @@ def _compare(want: list[torch.Tensor], got: list[torch.Tensor]) -> tuple[float, 
 class _Removing(Recorder):
     """Runs the masked original, but computes every mixing operator on the surviving channels only."""
 
-    def __init__(self, recording: Recording, plan: list[Call], alive: Bools, scalars: list[tuple[str, tuple[float, ...]]]) -> None:
+    def __init__(
+        self, recording: Recording, plan: list[Call], alive: Bools, scalars: list[tuple[str, tuple[float, ...]]]
+    ) -> None:
         super().__init__(recording, meta=False)
         self.plan, self.alive = plan, alive
         aligned = len(scalars) == len(plan) and all(c.name == s[0] for c, s in zip(plan, scalars, strict=True))
@@ -319,7 +329,9 @@ class _Removing(Recorder):
         new = self.scalars[at][1]
         if now == new or len(now) != len(new):
             return args
-        self.rescaled[f"a constant that depends on the width ({call.name.removeprefix('aten::')} in {call.module})"] = None
+        self.rescaled[f"a constant that depends on the width ({call.name.removeprefix('aten::')} in {call.module})"] = (
+            None
+        )
         queue = iter(new)
         return tuple(_like(next(queue), a) if _is_number(a) else a for a in args)
 
@@ -365,8 +377,11 @@ def _scatter(tensor: torch.Tensor, shape: tuple[int, ...], label: Label, alive: 
 
 def _structural(
     wide: nn.Module, inputs: Any, slices: Slices, got: list[torch.Tensor], scalars: list[tuple[str, tuple[float, ...]]]
-) -> tuple[float, tuple[str, ...]]:
-    """Error of the cut network against the original with removed (not masked) channels in every mixing operator."""
+) -> tuple[float, int, tuple[str, ...]]:
+    """Error of the cut network against the original with removed (not masked) channels in every mixing operator.
+
+    Also how many elements were compared, and further reasons why removing is not masking.
+    """
     args, kwargs = inputs
     recording = _capture(wide, args, kwargs, meta=False)
     alive = _alive_from_slices(recording, slices)
@@ -378,8 +393,8 @@ def _structural(
     try:
         outputs = output_tensors(forward(twin, fresh[0], fresh[1], removing))
     except Exception as error:
-        return float("inf"), (f"could not be compared structurally ({type(error).__name__}: {error})",)
-    return _compare(outputs, got)[0], tuple(removing.rescaled)
+        return float("inf"), 0, (f"could not be compared structurally ({type(error).__name__}: {error})",)
+    return *_compare(outputs, got), tuple(removing.rescaled)
 
 
 def _variable(tensor: torch.Tensor) -> torch.Tensor:
@@ -399,7 +414,9 @@ def _alive_from_slices(recording: Recording, slices: Slices) -> Bools:
                 gone[index] = False
                 dead[component[axis[gone]]] = True
     before = -1
-    while before != int(dead.sum()):  # through products: an axis is dead where all its slots are, a slot where any axis is
+    while before != int(
+        dead.sum()
+    ):  # through products: an axis is dead where all its slots are, a slot where any axis is
         before = int(dead.sum())
         for product in recording.ledger.products:
             grid = component[product.slots]

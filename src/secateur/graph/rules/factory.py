@@ -23,7 +23,9 @@ def like(op: Op) -> Labels:
     return op.same("self")
 
 
-@rule("scalar_tensor", "_local_scalar_dense", "item", "is_nonzero", "equal", "_assert_async", "_assert_scalar", "sym_size")
+@rule(
+    "scalar_tensor", "_local_scalar_dense", "item", "is_nonzero", "equal", "_assert_async", "_assert_scalar", "sym_size"
+)
 def scalar(op: Op) -> Labels:
     """No dimension in, none out."""
     for tensor in op.tensors():

@@ -119,7 +119,9 @@ def topk(op: Op) -> Labels:
     return result
 
 
-@rule("nonzero", "unique_dim", "_unique2", "unique_consecutive", "bincount", "histc", "searchsorted", "bucketize", "isin")
+@rule(
+    "nonzero", "unique_dim", "_unique2", "unique_consecutive", "bincount", "histc", "searchsorted", "bucketize", "isin"
+)
 def positions(op: Op) -> Labels:
     """Results are positions: whatever was labelled stays as it is."""
     for tensor in op.tensors():

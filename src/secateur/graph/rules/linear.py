@@ -32,8 +32,9 @@ def convolution(op: Op) -> Labels:
     out_axis = _bias(op, _tie(op, source, wlabel, tuple(weight.shape), groups, transposed))
     space = _spatial(op, x, xlabel[2:] if batched else xlabel[1:], weight)
     kernel = math.prod(weight.shape[2:])
-    positions = (x if transposed else op.out).numel() // max(x.shape[1] if transposed else op.out.shape[1], 1)
-    count(op, positions * kernel, *_mac_axes(wlabel, tuple(weight.shape), groups))
+    at = x if transposed else op.out
+    positions = list(zip(space, at.shape[at.dim() - len(space) :], strict=True))
+    count(op, kernel * (at.shape[0] if batched else 1), *positions, *_mac_axes(wlabel, tuple(weight.shape), groups))
     batch = (xlabel[0],) if batched else ()
     return (*batch, out_axis, *space)
 
@@ -129,10 +130,16 @@ def _contract(op: Op, a: torch.Tensor, b: torch.Tensor, axis_a: Axis, axis_b: Ax
         op.mixes = True  # activation by activation: a dead channel's value need not be zero
 
 
-@rule("mm", "bmm", "matmul", "linear", "mv", "dot", "_mkldnn_linear", "vdot")
+@rule("mm", "bmm", "matmul", "linear", "mv", "dot", "vdot")
 def matmul(op: Op) -> Labels:
     """(batch, n, k) x (batch, k, m) -> (batch, n, m)."""
-    names = {"linear": ("input", "weight"), "mv": ("self", "vec"), "dot": ("self", "tensor"), "matmul": ("self", "other")}
+    names = {
+        "linear": ("input", "weight"),
+        "mv": ("self", "vec"),
+        "dot": ("self", "tensor"),
+        "vdot": ("self", "other"),
+        "matmul": ("self", "other"),
+    }
     short = op.name.removeprefix("aten::")
     left, right = names.get(short, ("self", "mat2"))
     a, b = op.args[left], op.args[right]

@@ -44,7 +44,9 @@ def argmax(op: Op) -> Labels:
     return tuple(None if d in dims else a for d, a in enumerate(label) if keep or d not in dims)
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax")
+@rule(
+    "_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax"
+)
 def along(op: Op) -> Labels:
     """Keeps its shape, mixes along one dimension."""
     label = op.label("self")
@@ -84,18 +86,20 @@ def group_norm(op: Op) -> Labels:
         if op.args.get(arg) is not None:
             axis = op.join(axis, op.label(arg)[0])
     label[1] = axis
+    stats: Label = (label[0], None)
     if axis is not None:
         if "C" in op.args:
             op.expect("C", axis)
         per = len(axis) // groups
         if per == 1:
             op.expect("group", axis)
+            stats = (label[0], axis)
         else:
             rows = axis.reshape(groups, per)
             for k in range(1, groups):
                 op.ledger.tie(rows[0], rows[k])
             op.inexact(axis, "a group norm over channels")
-    return [tuple(label) if out.dim() == len(label) else (None,) * out.dim() for out in op.outputs()]
+    return [tuple(label), stats, stats][: len(op.outputs())]
 
 
 BATCH_NORMS = (
@@ -119,7 +123,9 @@ def batch_norm(op: Op) -> Labels:
             if d != 1:  # a weight standardised by a batch norm: its input channels share the statistics
                 op.inexact(other, "a norm over input channels")
     return [
-        tuple(label) if out.dim() == len(label) else ((axis,) if out.dim() == 1 and out.numel() else (None,) * out.dim())
+        tuple(label)
+        if out.dim() == len(label)
+        else ((axis,) if out.dim() == 1 and out.numel() else (None,) * out.dim())
         for out in op.outputs()
     ]
 

@@ -47,7 +47,9 @@ def squeeze(op: Op) -> Labels:
     """Dimensions of size one go."""
     x = op.args["self"]
     dims = op.args.get("dim")
-    chosen = range(x.dim()) if dims is None else [d % max(x.dim(), 1) for d in ([dims] if isinstance(dims, int) else dims)]
+    chosen = (
+        range(x.dim()) if dims is None else [d % max(x.dim(), 1) for d in ([dims] if isinstance(dims, int) else dims)]
+    )
     return tuple(a for d, a in enumerate(op.label("self")) if not (d in chosen and x.shape[d] == 1))
 
 
@@ -65,9 +67,7 @@ def expand(op: Op) -> Labels:
     x, label = op.args["self"], op.label("self")
     offset = op.out.dim() - x.dim()
     return tuple(
-        label[d - offset]
-        if d >= offset and x.shape[d - offset] == n
-        else (op.ledger.fresh(n) if n > 1 else None)
+        label[d - offset] if d >= offset and x.shape[d - offset] == n else (op.ledger.fresh(n) if n > 1 else None)
         for d, n in enumerate(op.out.shape)
     )
 
@@ -101,6 +101,10 @@ def slice_(op: Op) -> Labels:
     given = 0 if start is None else int(start)
     start = max(given + size, 0) if given < 0 else min(given, size)
     step = int(op.args.get("step") or 1)
+    if op.out.shape[dim] == 1:  # one channel by its position, like `select`
+        op.fix(axis[: start + 1], "indexed by position")
+        label[dim] = None
+        return tuple(label)
     if step > 1:
         _tie_stride(op, axis, step)
     elif given < 0:
