@@ -1,0 +1,6 @@
+"""What a person (tables) or a program (documents) is told about a graph and about a result."""
+
+from secateur.report.documents import describe_graph, describe_result
+from secateur.report.tables import graph_tables, listing, result_tables
+
+__all__ = ["describe_graph", "describe_result", "graph_tables", "listing", "result_tables"]

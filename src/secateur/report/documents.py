@@ -1,0 +1,138 @@
+"""JSON documents: everything the tables show, in full, for programs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur._version import __version__
+from secateur.graph import Cost, Graph, Verification
+from secateur.plan import Plan
+from secateur.prune import Result
+from secateur.references import Loaded
+
+VERSION = 1
+
+
+def describe_graph(loaded: Loaded, graph: Graph) -> dict[str, Any]:
+    """What `secateur inspect` knows."""
+    return {
+        **_head("inspect", loaded),
+        "attention": graph.attention,
+        "cost": graph.cost().as_dict(),
+        "groups": group_rows(graph),
+        "frozen": [{"name": f.name, "width": f.width, "reason": f.reason} for f in graph.frozen],
+        "unsupported": [{"operator": u.operator, "module": u.module} for u in graph.unsupported],
+        "seconds": {name: round(value, 4) for name, value in graph.timings.items()},
+    }
+
+
+def describe_result(command: str, loaded: Loaded, result: Result, files: dict[str, str]) -> dict[str, Any]:
+    """What `secateur prune` and `secateur apply` did."""
+    kept = result.plan.widths
+    return {
+        **_head(command, loaded),
+        "before": result.before.as_dict(),
+        "after": result.after.as_dict(),
+        "remaining": {key: share(getattr(result.after, key), value) for key, value in result.before.as_dict().items()},
+        "groups": [{"name": g.name, "width": g.width, "kept": kept[g.name]} for g in result.graph.groups],
+        "verification": _verification(result.verification),
+        "settled": list(result.settled),
+        "repairs": [
+            {"module": r.module, "attribute": r.attribute, "old": r.old, "new": r.new} for r in result.cut.repairs
+        ],
+        "frozen": [{"name": f.name, "width": f.width, "reason": f.reason} for f in result.graph.frozen],
+        "unsupported": [{"operator": u.operator, "module": u.module} for u in result.graph.unsupported],
+        "plan": {"fingerprint": plan_fingerprint(result.plan), "provenance": result.plan.provenance},
+        "files": files,
+    }
+
+
+def group_rows(graph: Graph) -> list[dict[str, Any]]:
+    """One row for every group; its MACs and parameters are those that would be gone without the group."""
+    full = np.array([g.width for g in graph.groups], dtype=np.float64)
+    if not len(full):
+        return []
+    whole = graph.cost()
+    left = graph.costs.evaluate(full - np.diag(full))
+    return [
+        {
+            "name": group.name,
+            "width": group.width,
+            "members": len(group.members),
+            "macs": round(whole.macs - float(left["macs"][k])),
+            "params": round(whole.params - float(left["params"][k])),
+            "macs_share": share(whole.macs - float(left["macs"][k]), whole.macs),
+            "exact": not group.inexact,
+            "inexact": list(group.inexact),
+        }
+        for k, group in enumerate(graph.groups)
+    ]
+
+
+def plan_fingerprint(plan: Plan) -> str:
+    """A hash of which channels of which groups stay."""
+    kept = {name: np.flatnonzero(mask).tolist() for name, mask in sorted(plan.masks.items())}
+    return "sha256:" + hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def metadata(loaded: Loaded, result: Result) -> dict[str, str]:
+    """What a weights file says of itself."""
+    return {
+        "format": "secateur.weights",
+        "version": str(VERSION),
+        "secateur": __version__,
+        "torch": str(torch.__version__),
+        "model": loaded.reference,
+        "plan": plan_fingerprint(result.plan),
+        "architecture": result.plan.architecture or "",
+    }
+
+
+def share(part: float, whole: float) -> float:
+    """A fraction for a report, six digits; of nothing, everything remains."""
+    return float(f"{part / whole:.6g}") if whole else 1.0
+
+
+def costs(cost: Cost) -> dict[str, int]:
+    """The figures under the names budgets use."""
+    return {
+        "flops": cost.macs,
+        "params": cost.params,
+        "activations": cost.activations,
+        "peak": cost.peak_activations,
+    }
+
+
+def _head(command: str, loaded: Loaded) -> dict[str, Any]:
+    return {
+        "format": f"secateur.{command}",
+        "version": VERSION,
+        "secateur": __version__,
+        "model": loaded.reference,
+        "class": type(loaded.model).__name__,
+        "inputs": [list(shape) for shape in loaded.shapes],
+    }
+
+
+def _verification(proof: Verification | None) -> dict[str, Any] | None:
+    if proof is None:
+        return None
+    return {
+        "exact": proof.exact,
+        "max_relative_error": _finite(proof.max_relative_error),
+        "structural_error": _finite(proof.structural_error),
+        "tolerance": proof.tolerance,
+        "reasons": list(proof.reasons),
+        "outputs": proof.outputs,
+    }
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no infinity."""
+    return number if number is not None and math.isfinite(number) else None

@@ -1,0 +1,182 @@
+"""Tables for the terminal, readable at 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from secateur._hints import readable
+from secateur.graph import Graph, Verification
+from secateur.graph.explain import shorten, shorten_reasons
+from secateur.prune import Result
+from secateur.references import Loaded
+from secateur.report.documents import costs, group_rows
+
+ROWS = 60  # a longer table is cut short unless asked for
+_NAMES = {"flops": "FLOPs (MACs)", "params": "parameters", "activations": "activations", "peak": "peak activations"}
+
+
+def graph_tables(loaded: Loaded, graph: Graph, *, every: bool = False, brief: bool = False) -> RenderableType:
+    """Groups, totals, frozen widths, unsupported operators and timings; with `brief` the totals alone."""
+    rows = group_rows(graph)
+    shown = rows if every else rows[:ROWS]
+    table = _table("group", "width", "members", "MACs", "share", "removal")
+    for row in shown:
+        exact = Text("exact", "green") if row["exact"] else Text("inexact", "yellow")
+        figures = (str(row["width"]), str(row["members"]), readable(row["macs"]), _percent(row["macs_share"]))
+        table.add_row(Text(row["name"]), *figures, exact)
+    parts: list[RenderableType] = [_title(loaded)]
+    if not brief:
+        parts += [table] if rows else [Text("No group of channels can be pruned.", "yellow")]
+        parts += _omitted(len(rows) - len(shown))
+        parts.append(Text("MACs of a group: those gone without it. A layer between two groups counts for both.", "dim"))
+    parts.append(_totals(graph, rows))
+    if not brief:
+        parts += _inexact(r for row in rows for r in row["inexact"])
+        parts += _frozen(graph)
+        seconds = ", ".join(f"{name} {value:.2f} s" for name, value in graph.timings.items())
+        parts += [Text(f"Time: {seconds}", "dim")] if seconds else []
+    return Group(*parts)
+
+
+def result_tables(loaded: Loaded, result: Result, files: Mapping[str, str], *, every: bool = False) -> RenderableType:
+    """Cost before and after, the widths of the groups, the proof, and what had to be settled."""
+    return Group(
+        _title(loaded),
+        _before_after(result),
+        *_budget(result),
+        *_widths(result, every=every),
+        *(_proof(result.verification)),
+        *_lines("Settled (a size written in code): ", result.settled),
+        *_frozen(result.graph),
+        *(Text(f"Saved: {what} in {path}") for what, path in files.items()),
+    )
+
+
+def listing(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """A plain list; `right` names the columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in right
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for column in others:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _title(loaded: Loaded) -> Text:
+    shapes = ", ".join("x".join(map(str, shape)) for shape in loaded.shapes)
+    return Text.assemble((loaded.reference, "bold"), f"  {type(loaded.model).__name__}, input {shapes}")
+
+
+def _totals(graph: Graph, rows: Sequence[Mapping[str, object]]) -> Text:
+    cost = graph.cost()
+    channels = sum(group.width for group in graph.groups)
+    inexact = sum(1 for row in rows if not row["exact"])
+    return Text(
+        f"In all: {len(rows)} groups ({inexact} inexact), {channels} channels, {readable(cost.macs)} MACs, "
+        f"{readable(cost.params)} parameters, {readable(cost.activations)} activations "
+        f"(peak {readable(cost.peak_activations)})."
+    )
+
+
+def _before_after(result: Result) -> Table:
+    table = _table("cost", "before", "after", "remains")
+    before, after = costs(result.before), costs(result.after)
+    for key, whole in before.items():
+        table.add_row(
+            _NAMES[key], _grouped(whole), _grouped(after[key]), _percent(after[key] / whole if whole else 1.0)
+        )
+    widths = result.plan.widths
+    full = sum(group.width for group in result.graph.groups)
+    kept = sum(widths.values())
+    table.add_row("channels in groups", _grouped(full), _grouped(kept), _percent(kept / full if full else 1.0))
+    return table
+
+
+def _budget(result: Result) -> list[RenderableType]:
+    """What was asked for and what was reached, in the unit it was asked in."""
+    budget = result.plan.provenance.get("budget")
+    if not isinstance(budget, dict):
+        return []  # ratios, or a plan from elsewhere
+    before, after = costs(result.before), costs(result.after)
+    known = {key: bound for key, bound in budget.items() if key in before and isinstance(bound, int | float)}
+    told = [
+        f"{key} {after[key] / before[key] if bound <= 1 and before[key] else after[key]:.4g} of at most {bound:.4g}"
+        for key, bound in known.items()
+    ]
+    return [Text(f"Budget: {', '.join(told)}.", "bold")] if told else []
+
+
+def _widths(result: Result, *, every: bool) -> list[RenderableType]:
+    kept = result.plan.widths
+    groups = result.graph.groups if every else result.graph.groups[:ROWS]
+    table = _table("group", "before", "after", "remains")
+    for group in groups:
+        left = kept[group.name]
+        style = "dim" if left == group.width else ""
+        table.add_row(Text(group.name), str(group.width), str(left), _percent(left / group.width), style=style)
+    return [table, *_omitted(len(result.graph.groups) - len(groups))]
+
+
+def _proof(proof: Verification | None) -> list[RenderableType]:
+    if proof is None:
+        return [Text("Not verified (--no-verify).", "yellow")]
+    if proof.exact:
+        error = f"relative error {proof.max_relative_error:.1e}, tolerance {proof.tolerance:.0e}"
+        return [
+            Text(f"Verified, exact: the cut network computes what the masked original computes ({error}).", "green")
+        ]
+    error = f"relative error {proof.structural_error:.1e}, tolerance {proof.tolerance:.0e}"
+    line = f"Verified, inexact: equal to the original with these channels removed, not masked ({error}):"
+    return [Text(line, "yellow"), *(Text(f"  {reason}") for reason in shorten_reasons(proof.reasons))]
+
+
+def _frozen(graph: Graph) -> list[RenderableType]:
+    """Widths that stay, by reason; operators without a rule."""
+    reasons: dict[str, list[str]] = {}
+    for row in graph.frozen:
+        reasons.setdefault(row.reason, []).append(f"{row.name} ({row.width})")
+    lines = [f"{', '.join(shorten(names))}: {reason}" for reason, names in reasons.items()]
+    parts = _lines("Cannot be pruned: ", lines)
+    operators: dict[str, list[str]] = {}
+    for call in graph.unsupported:
+        operators.setdefault(call.operator, []).append(call.module or "the model")
+    lines = [f"{name} in {', '.join(shorten(where))}" for name, where in operators.items()]
+    return parts + _lines("Operators without a rule (what they touch is frozen): ", lines)
+
+
+def _inexact(reasons: Iterable[str]) -> list[RenderableType]:
+    return _lines("Inexact (removal changes what other channels compute): ", shorten_reasons(reasons))
+
+
+def _lines(title: str, lines: Sequence[str]) -> list[RenderableType]:
+    if len(lines) < 2:
+        return [Text(title + line) for line in lines]
+    shown = [Text(f"  {line}") for line in lines[:ROWS]]
+    return [Text(title.rstrip()), *shown, *_omitted(len(lines) - len(shown))]
+
+
+def _omitted(count: int) -> list[RenderableType]:
+    return [Text(f"  ... and {count} more; --all shows them.", "dim")] if count > 0 else []
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}%"
+
+
+def _grouped(number: int) -> str:
+    return f"{number:,}"
