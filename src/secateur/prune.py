@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ def prune(
     ignore: Iterable[str] | str = (),
     min_channels: int = 1,
     max_ratio: float = 1.0,
-    attention: str = "heads",
+    attention: Literal["heads", "head_dim"] = "heads",
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
     verify: bool = True,

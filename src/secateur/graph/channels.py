@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One place a group touches: `index` [width, k] holds the indices each channel owns along `dim` of tensor `name`."""
+    """One place a group touches: row c of `index` [width, k] holds what channel c owns along `dim` of tensor `name`."""
 
     name: str
     dim: int
@@ -221,7 +222,7 @@ def _product_axes(products: list[Product], cluster: dict[int, int], component: I
 
 
 def _choose(products: list[Product], cluster: dict[int, int], worth: NDArray[np.int64]) -> set[int]:
-    """Clusters that stay free, greedily by (head axis, number of prunable slots); the rivals in their products do not."""
+    """Clusters that stay free, greedily by (head axis, prunable slots); the rivals in their products do not."""
     rivals: dict[int, set[int]] = {}
     selfish: set[int] = set()
     for product in products:
@@ -263,13 +264,14 @@ def _apply_choice(
 
 def _places(recording: Recording) -> list[Place]:
     consumed = np.zeros(recording.ledger.size, dtype=bool)
-    for axis in recording.ledger.consumed:
-        consumed[axis] = True
+    for summed in recording.ledger.consumed:
+        consumed[summed] = True
     places: list[Place] = []
+    axis: Ids | None
     for name, label in recording.places.items():
         first = recording.first_use.get(name, len(recording.calls))
         for dim, axis in enumerate(label):
-            if axis is not None and len(axis):
+            if axis is not None and axis.size:
                 role: Role = "consumer" if consumed[axis].all() else "producer"
                 places.append(Place(name, dim, axis, role, first))
     return places
@@ -307,7 +309,7 @@ def _number_channels(component: Ids, reasons: Ids, places: list[Place]) -> tuple
 def _multiplicity(slot_channel: Ids, axes: list[Ids], channels: int) -> sp.csr_matrix:
     """How often each channel occurs in each axis."""
     if not axes:
-        return sp.csr_matrix((channels, 0), dtype=np.int64)
+        return sp.csr_matrix(np.zeros((channels, 0), dtype=np.int64))
     rows = slot_channel[np.concatenate(axes)]
     cols = np.repeat(np.arange(len(axes)), [len(a) for a in axes])
     keep = rows >= 0
@@ -343,8 +345,8 @@ def _make_groups(solution: Solution, ledger: Ledger) -> None:
 def _order_groups(solution: Solution, first: Ids, group_of: Ids) -> tuple[list[Place], Ids, Ids]:
     """Number groups by execution.
 
-    Returns the anchor of every group (the place it is named after: its first weight, or vector where it has none), where
-    each channel first occurs in its group's anchor, and the number of every channel's group.
+    Returns the anchor of every group (the place it is named after: its first weight, or vector where it has none),
+    where each channel first occurs in its group's anchor, and the number of every channel's group.
     """
     places, matrix = solution.places, solution.multiplicity
     dims = {p.name: 0 for p in places}
@@ -402,7 +404,7 @@ def _spans(solution: Solution, number_of: Ids, rank: Ids, groups: int) -> None:
         if not len(ranked):
             continue
         bounds = [0, *(np.flatnonzero(ranked[1:] != ranked[:-1]) + 1).tolist(), len(ranked)]
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             spans[int(ranked[start])].append((number, start, stop))
     solution._spans, solution._order = spans, order
 

@@ -1,7 +1,7 @@
 """Cut: keep the alive indices of every tensor, then make every size the model keeps elsewhere agree.
 
-The cut is first made on a copy without storage and run there; only when every operator gets the shapes the plan promises
-are the real tensors sliced.
+The cut is first made on a copy without storage and run there; only when every operator gets the shapes the plan
+promises are the real tensors sliced.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.graph.capture import Recording, clone_module, named_tensors
+from secateur.graph.capture import Recording
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Axis, Ids
-from secateur.graph.sizes import Repair, Sizes, repair_sizes
+from secateur.graph.modules import clone_module, named_tensors
+from secateur.graph.resize import repair_sizes
+from secateur.graph.sizes import Repair, Sizes
 
 Slices = dict[str, tuple[Ids | None, ...]]
 

@@ -1,7 +1,7 @@
 """Labels and the ledger: the vocabulary in which one trace describes which indices live and die together.
 
-A *label* gives every dimension of a tensor either None (batch, spatial: never pruned) or an *axis*, an integer array with
-one slot id per index. Rules write what they learn into the `Ledger`; `channels.solve` reads it once, at the end.
+A *label* gives every dimension of a tensor either None (batch, spatial: never pruned) or an *axis*, an integer array
+with one slot id per index. Rules write what they learn into the `Ledger`; `channels.solve` reads it once, at the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`trace` and `Graph`: one network's groups, costs and what was not understood, and the way from a plan to a smaller network."""
+"""`trace` and `Graph`: a network's groups, costs and what was not understood; from a plan to a smaller network."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError, ModelError, PlanError
-from secateur.graph.capture import Recording, Unsupported, capture, named_tensors, unwrap
+from secateur.graph.capture import Recording, Unsupported, capture
 from secateur.graph.channels import Bools, Frozen, Group, Solution, solve
 from secateur.graph.cost import Cost, CostModel
 from secateur.graph.cut import Cut, alive_slots, cut, slices_of
 from secateur.graph.labels import Ids
-from secateur.graph.sizes import SizeConflict, like_calls
+from secateur.graph.modules import named_tensors, unwrap
+from secateur.graph.resize import like_calls
+from secateur.graph.sizes import SizeConflict
 from secateur.graph.verify import Verification, verify
 
 
@@ -116,9 +118,10 @@ class Graph:
         self._together += tied
         if not tied:
             reason = f"a size is written in code ({conflict.operator} in {{}})"
-            if not any([self._freeze(k, reason) for k in concerned]) and not any(
-                [self._freeze(k - 1, reason) for k in concerned]
-            ):
+            frozen = sum(self._freeze(k, reason) for k in concerned) or sum(
+                self._freeze(k - 1, reason) for k in concerned
+            )
+            if not frozen:
                 raise conflict
         self._solve()
         return str(conflict)
@@ -141,7 +144,7 @@ class Graph:
         return pairs
 
     def _freeze(self, at: int, reason: str) -> bool:
-        """Fix every prunable axis call `at` has to do with, and widths of the same size beside it; False if there is none."""
+        """Fix every prunable axis call `at` has to do with, and widths of its size beside it; whether there is any."""
         if at < 0:
             return False
         call = self.recording.calls[at]

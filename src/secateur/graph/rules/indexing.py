@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from secateur.graph.labels import Axis, Label
@@ -19,7 +21,7 @@ def embedding(op: Op) -> Labels:
 @rule("index", "_unsafe_index")
 def index(op: Op) -> Labels:
     """Advanced indexing: indexed dimensions stay as they are, the others carry their labels."""
-    label, x = op.label("self"), op.args["self"]
+    label = op.label("self")
     indices = list(op.args["indices"])
     result, front, place = [], 0, None
     dim = 0
@@ -38,9 +40,8 @@ def index(op: Op) -> Labels:
         dim += width
     result += list(label[dim:])
     front = op.out.dim() - len(result)
-    adjacent = all(b - a == 1 for a, b in zip(spots, spots[1:], strict=False))
+    adjacent = all(b - a == 1 for a, b in pairwise(spots))
     at = (place or 0) if adjacent else 0
-    del x
     return (*result[:at], *[None] * front, *result[at:])
 
 

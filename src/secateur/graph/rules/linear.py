@@ -20,7 +20,7 @@ def count(op: Op, coefficient: int, *axes: tuple[Axis, int]) -> None:
 
 @rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution")
 def convolution(op: Op) -> Labels:
-    """Ties the input's channels to weight dimension 1 and gives the output weight dimension 0 (swapped if transposed)."""
+    """Ties the input's channels to weight dimension 1; the output has weight dimension 0 (swapped if transposed)."""
     x, weight = op.args["input"] if "input" in op.args else op.args["self"], op.args["weight"]
     xlabel, wlabel = label_of(x), label_of(weight)
     groups, transposed = int(op.args.get("groups", 1)), bool(op.args.get("transposed", False))
@@ -149,9 +149,7 @@ def matmul(op: Op) -> Labels:
     return _product(op, a, b, la, lb, op.args.get("bias") if short == "linear" else None)
 
 
-def _product(
-    op: Op, a: torch.Tensor, b: torch.Tensor, la: Label, lb: Label, bias: torch.Tensor | None = None
-) -> Labels:
+def _product(op: Op, a: torch.Tensor, b: torch.Tensor, la: Label, lb: Label, bias: torch.Tensor | None = None) -> Label:
     k_a = la[-1]
     k_b = lb[-2] if len(lb) > 1 else lb[-1]
     _contract(op, a, b, k_a, k_b)
@@ -197,7 +195,7 @@ def addmm(op: Op) -> Labels:
         short, ("mat1", "mat2")
     )
     a, b = op.args[left], op.args[right]
-    label = list(_product(op, a, b, label_of(a), label_of(b)))
+    label: list[Axis] = list(_product(op, a, b, label_of(a), label_of(b)))
     term = op.args["self"]
     tlabel = label_of(term)
     for d in range(-term.dim(), 0):
@@ -207,9 +205,10 @@ def addmm(op: Op) -> Labels:
 
 
 ATTENTIONS = (
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention _scaled_dot_product_attention_math "
-    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention scaled_dot_product_attention "
-    "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps"
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_attention_math _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps "
+    "scaled_dot_product_attention"
 ).split()
 
 

@@ -6,8 +6,8 @@ from secateur.graph.labels import Axis, Label
 from secateur.graph.rules.registry import Labels, Op, label_of, rule
 
 REDUCTIONS = (
-    "mean sum amax amin aminmax max min prod var var_mean std std_mean logsumexp linalg_vector_norm norm nansum nanmean "
-    "median nanmedian all any mode count_nonzero"
+    "mean sum amax amin aminmax max min prod var var_mean std std_mean logsumexp linalg_vector_norm norm nansum "
+    "nanmean median nanmedian all any mode count_nonzero"
 ).split()
 
 
@@ -80,7 +80,7 @@ def group_norm(op: Op) -> Labels:
     """Groups stay equal (tied position by position); one channel a group is a norm of its own."""
     name = "input" if "input" in op.args else "self"
     label = list(op.label(name))
-    groups = int(op.args.get("group", op.args.get("num_groups")))
+    groups = int(op.args["group"] if "group" in op.args else op.args["num_groups"])
     axis = label[1]
     for arg in ("weight", "bias"):
         if op.args.get(arg) is not None:

@@ -23,8 +23,8 @@ RULES: dict[str, Rule] = {}
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for ATen (or custom) operators by qualified name, such as ``"aten::relu"`` or ``"mylib::gate"``.
 
-    The rule is called with an `Op`; it returns the label of the output, or a list of labels for several outputs. In-place
-    variants (``relu_``) use the same rule. Registering a name again replaces the rule.
+    The rule is called with an `Op`; it returns the label of the output, or a list of labels for several outputs.
+    In-place variants (``relu_``) use the same rule. Registering a name again replaces the rule.
 
         @secateur.graph.rule("mylib::gate")
         def gate(op):
@@ -96,6 +96,11 @@ class Op:
         """The output is labelled exactly as argument `arg`."""
         return self.label(arg)
 
+    def blank(self) -> Label:
+        """The label of an output of which nothing is known."""
+        rank: int = self.out.dim()
+        return (None,) * rank
+
     def tensors(self) -> list[torch.Tensor]:
         """All tensor arguments, lists flattened."""
         return [t for value in self.args.values() for t in tensors_in(value)]
@@ -107,10 +112,11 @@ class Op:
     def dim(self, arg: str = "dim", of: str = "self") -> int:
         """A dimension argument, made non-negative."""
         rank = max(self.args[of].dim(), 1)
-        return int(self.args[arg]) % rank
+        dim: int = int(self.args[arg]) % rank
+        return dim
 
     def expect(self, arg: str, axis: Ids, position: int | None = None, sign: int = 1) -> None:
-        """After a cut, integer argument `arg` (entry `position` of a list) must be `sign` times the alive count of `axis`."""
+        """After a cut, integer `arg` (entry `position` of a list) must be `sign` times the alive count of `axis`."""
         self.expects.append(Expect(arg, position, axis, sign))
 
     def inexact(self, axis: Axis, why: str) -> None:

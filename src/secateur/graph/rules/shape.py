@@ -11,7 +11,7 @@ from secateur.graph.rules.registry import Labels, Op, label_of, rule
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "flatten", "unflatten", "_reshape_copy")
 def view(op: Op) -> Labels:
-    """Labels over the common refinement of both shapes: flatten, shuffle, heads and group reshapes are all this rule."""
+    """Labels over the common refinement of both shapes: flatten, shuffle, heads and group reshapes in one rule."""
     x = op.args["self"]
     return op.ledger.view(op.label("self"), tuple(x.shape), tuple(op.out.shape), op.where)
 
@@ -180,7 +180,7 @@ def cat(op: Op) -> Labels:
     """Stretches side by side; the other dimensions meet element by element."""
     tensors = [t for t in op.args["tensors"] if not (t.dim() == 1 and t.numel() == 0)]
     if not tensors:
-        return (None,) * op.out.dim()
+        return op.blank()
     dim = int(op.args["dim"]) % max(tensors[0].dim(), 1)
     result = list(label_of(tensors[0]))
     for tensor in tensors[1:]:
@@ -229,7 +229,7 @@ def roll(op: Op) -> Labels:
 
 @rule("constant_pad_nd", "pad")
 def pad(op: Op) -> Labels:
-    """New indices at the ends; on a labelled dimension they are free, and the amounts must follow what is alive of them."""
+    """New indices at the ends; on a labelled dimension they are free, and the amounts follow what is alive of them."""
     label = list(op.label("self"))
     amounts = list(op.args["pad"])
     for k in range(len(amounts) // 2):
@@ -334,4 +334,4 @@ def as_strided(op: Op) -> Labels:
         return op.same("self")
     for axis in op.label("self"):
         op.fix(axis, "addressed by strides")
-    return (None,) * op.out.dim()
+    return op.blank()

@@ -38,7 +38,8 @@ def grid_sampler(op: Op) -> Labels:
     label = op.label("input")
     for axis in (*label[2:], *label_of(op.args["grid"])):
         op.fix(axis, "warped in space")
-    return (label[0], label[1], *[None] * (op.out.dim() - 2))
+    result: Label = (label[0], label[1], *[None] * (op.out.dim() - 2))
+    return result
 
 
 @rule("affine_grid_generator")
@@ -46,7 +47,7 @@ def affine_grid(op: Op) -> Labels:
     """Only positions come out."""
     for axis in op.label("theta"):
         op.fix(axis, "warped in space")
-    return (None,) * op.out.dim()
+    return op.blank()
 
 
 @rule("_fft_r2c", "_fft_c2r", "_fft_c2c")

@@ -1,0 +1,70 @@
+"""What there is to know of an operator call by its schema: its name, its arguments, what its outputs alias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from secateur.graph.modules import to_meta
+from secateur.graph.rules import tensors_in
+
+# Whether a reshape copies depends on strides, so copies are labelled but not counted as calls, and both views are one.
+TRANSPARENT = frozenset({"aten::clone", "aten::contiguous", "aten::alias", "aten::detach", "aten::lift_fresh"})
+
+
+SAME_AS = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}
+
+
+DATA_DEPENDENT = frozenset(
+    "aten::nonzero aten::_local_scalar_dense aten::masked_select aten::_unique2 aten::unique_dim aten::is_nonzero "
+    "aten::unique_consecutive torchvision::nms".split()
+)
+
+
+@lru_cache(maxsize=4096)
+def schema_of(func: Any) -> tuple[str, tuple[tuple[str, Any], ...], tuple[int | None, ...], bool]:
+    """Name, (argument, default) pairs, which argument each output aliases, and whether it is tagged pointwise."""
+    schema = func._schema
+    names = tuple((a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments)
+    owner: dict[str, int] = {}
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None:
+            for mark in argument.alias_info.before_set:
+                owner[mark] = position
+    aliases = []
+    for returned in schema.returns:
+        marks = returned.alias_info.before_set if returned.alias_info is not None else ()
+        aliases.append(next((owner[m] for m in marks if m in owner), None))
+    if schema.name in ("aten::_unsafe_view", "aten::_reshape_alias"):
+        aliases = [0]
+    return SAME_AS.get(schema.name, schema.name), names, tuple(aliases), torch.Tag.pointwise in func.tags
+
+
+def depends_on_data(name: str, bound: Mapping[str, Any]) -> bool:
+    """Whether an operator's result has a size (or is a number) that depends on values."""
+    if name == "aten::index":
+        return any(t.dtype in (torch.bool, torch.uint8) for t in tensors_in(bound["indices"]))
+    return name in DATA_DEPENDENT
+
+
+def map_args(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map_args(item, function) for item in value)
+    return value
+
+
+def on_one_device(args: Any, kwargs: Any, move: Callable[[torch.Tensor], torch.Tensor] = to_meta) -> tuple[Any, Any]:
+    """Constants a model made on the CPU join the meta device when they meet it."""
+    devices = {t.device.type for value in (*args, *kwargs.values()) for t in tensors_in(value)}
+    if "meta" not in devices or len(devices) == 1:
+        return args, kwargs
+
+    def carry(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if tensor.device.type == "meta" else move(tensor)
+
+    return tuple(map_args(a, carry) for a in args), {k: map_args(v, carry) for k, v in kwargs.items()}

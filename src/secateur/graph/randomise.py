@@ -1,0 +1,82 @@
+"""Random weights, statistics and inputs for verification: nothing hides behind a small scale or a trained zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.graph.calls import schema_of
+from secateur.graph.modules import clone_module, map_tensors, named_tensors, output_tensors
+
+
+def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        return (
+            tensor.detach().to("cpu", dtype, copy=True)
+            if tensor.is_floating_point()
+            else tensor.detach().to("cpu", copy=True)
+        )
+
+    return clone_module(model, convert).eval()
+
+
+def random_twin(model: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> nn.Module:
+    """Vectors (affines, biases, layer scales, statistics) and vanishing weights become random numbers of order one."""
+    twin = twin_of(model, dtype)
+    parameters = {id(p) for p in twin.parameters()}
+    for tensor in named_tensors(twin).values():
+        if not tensor.is_floating_point() or tensor.dim() == 0:
+            continue
+        vector = tensor.numel() == max(tensor.shape)
+        data = tensor.data
+        if vector and (id(tensor) not in parameters or float(data.mean()) > 0.5):
+            data.uniform_(0.5, 1.5, generator=generator)
+        elif vector:
+            data.normal_(0, 0.5, generator=generator)
+        elif id(tensor) in parameters and tensor.numel() > 1 and float(data.std()) < 1e-4:
+            data.normal_(0, 0.05, generator=generator)
+    return twin
+
+
+def random_input(tensor: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    tensor = tensor.detach().cpu()
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    low, high = float(tensor.min()), float(tensor.max())
+    if low >= 0 and high <= 1:  # images in [0, 1] stay images
+        return torch.rand(tensor.shape, generator=generator, dtype=dtype)
+    return torch.randn(tensor.shape, generator=generator, dtype=dtype)
+
+
+class _Calibrate(TorchDispatchMode):
+    """Batch norms take their running statistics from what they see, so that no layer saturates or vanishes."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, names, _, _ = schema_of(func)
+        if "batch_norm" in name:
+            bound = {n: (args[k] if k < len(args) else None) for k, (n, _) in enumerate(names)}
+            x, mean, var = (bound.get(n) for n in ("input", "running_mean", "running_var"))
+            if x is not None and mean is not None and var is not None:
+                dims = [d for d in range(x.dim()) if d != 1]
+                noise = torch.rand(2, x.shape[1], generator=self.generator, dtype=x.dtype) * 0.5 + 0.75
+                mean.copy_(x.mean(dims) * noise[0])
+                var.copy_((x.var(dims, unbiased=False) + 1e-2) * noise[1])
+        return func(*args, **(kwargs or {}))
+
+
+def calibrate(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
+    with _Calibrate(generator):
+        run(model, inputs)
+
+
+def run(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
+    args, kwargs = map_tensors(inputs, torch.clone)
+    throwaway = clone_module(model, lambda t: t)  # shares the tensors; what a forward caches in attributes goes with it
+    return output_tensors(throwaway(*args, **kwargs))

@@ -1,0 +1,190 @@
+"""The original with channels removed, not masked: where an operator normalises over channels the two differ by nature.
+
+Every such operator is computed on the surviving channels only, and its result put back among zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.graph.calls import TRANSPARENT, map_args, schema_of
+from secateur.graph.capture import Call, Recorder, Recording, capture_once, forward, label_parameters
+from secateur.graph.channels import Bools, components
+from secateur.graph.cut import Slices
+from secateur.graph.labels import Label, Ledger
+from secateur.graph.modules import clone_module, map_tensors, output_tensors
+from secateur.graph.randomise import run
+from secateur.graph.rules import is_constant, label_of
+
+Scalars = list[tuple[str, tuple[float, ...]]]
+
+
+def _numbers(args: Any) -> tuple[float, ...]:
+    """The floating-point numbers among an operator's arguments: Python numbers, constant tensors without dimensions."""
+    return tuple(float(a) for a in args if _is_number(a))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.dim() == 0 and is_constant(value) and not isinstance(value, nn.Parameter)
+    return isinstance(value, float)
+
+
+class _Scalars(TorchDispatchMode):
+    """Notes the numbers every operator is given."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: Scalars = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if schema_of(func)[0] not in TRANSPARENT:
+            self.calls.append((schema_of(func)[0], _numbers(args)))
+        return func(*args, **(kwargs or {}))
+
+
+def run_noting_scalars(model: nn.Module, inputs: Any) -> tuple[list[torch.Tensor], Scalars]:
+    noted = _Scalars()
+    with noted:
+        outputs = run(model, inputs)
+    return outputs, noted.calls
+
+
+class _Removing(Recorder):
+    """Runs the masked original, but computes every mixing operator on the surviving channels only."""
+
+    def __init__(self, recording: Recording, plan: list[Call], alive: Bools, scalars: Scalars) -> None:
+        super().__init__(recording, meta=False)
+        self.plan, self.alive = plan, alive
+        aligned = len(scalars) == len(plan) and all(c.name == s[0] for c, s in zip(plan, scalars, strict=True))
+        self.scalars = scalars if aligned else None
+        self.rescaled: dict[str, None] = {}
+
+    def execute(self, func: Any, args: Any, kwargs: Any, op: Any) -> Any:
+        """One call; where it mixes channels, on the survivors."""
+        at = len(self.recording.calls)
+        if schema_of(func)[0] in TRANSPARENT or at >= len(self.plan):
+            return func(*args, **kwargs)
+        call = self.plan[at]
+        args = self._scalars(call, at, args)
+        if not call.mixes:
+            return func(*args, **kwargs)
+        names = [n for n, _ in schema_of(func)[1]]
+        args = list(args)
+        for expect in call.expects:
+            self._adjust(args, names, expect)
+        small = [map_args(a, self._gather) for a in args]
+        out = func(*small, **{k: map_args(v, self._gather) for k, v in kwargs.items()})
+        return self._restore(out, call)
+
+    def _scalars(self, call: Call, at: int, args: Any) -> Any:
+        if self.scalars is None:
+            return args
+        now = _numbers(args)
+        new = self.scalars[at][1]
+        if now == new or len(now) != len(new):
+            return args
+        self.rescaled[f"a constant that depends on the width ({call.name.removeprefix('aten::')} in {call.module})"] = (
+            None
+        )
+        queue = iter(new)
+        return tuple(_like(next(queue), a) if _is_number(a) else a for a in args)
+
+    def _adjust(self, args: list[Any], names: list[str], expect: Any) -> None:
+        value = expect.sign * int(self.alive[expect.axis].sum())
+        k = names.index(expect.arg)
+        if k >= len(args):
+            return
+        if expect.position is None:
+            args[k] = value
+        else:
+            args[k] = [value if i == expect.position else n for i, n in enumerate(args[k])]
+
+    def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        result = tensor
+        for dim, axis in enumerate(label_of(tensor)):
+            if axis is not None and tensor.shape[dim] == len(axis) and not bool(self.alive[axis].all()):
+                result = result.index_select(dim, torch.from_numpy(np.flatnonzero(self.alive[axis])))
+        return result
+
+    def _restore(self, out: Any, call: Call) -> Any:
+        queue = iter(zip(call.shapes, call.labels, strict=False))
+
+        def scatter(tensor: torch.Tensor) -> torch.Tensor:
+            shape, label = next(queue, (tuple(tensor.shape), ()))
+            return _scatter(tensor, shape, label, self.alive)
+
+        return map_args(out, scatter)
+
+
+def _like(number: float, value: Any) -> Any:
+    return torch.full_like(value, number) if isinstance(value, torch.Tensor) else number
+
+
+def _scatter(tensor: torch.Tensor, shape: tuple[int, ...], label: Label, alive: Bools) -> torch.Tensor:
+    """Put the survivors back to their places among zeros."""
+    for dim, (size, axis) in enumerate(zip(shape, label, strict=False)):
+        if tensor.shape[dim] != size and axis is not None:
+            full = torch.zeros([*tensor.shape[:dim], size, *tensor.shape[dim + 1 :]], dtype=tensor.dtype)
+            tensor = full.index_copy_(dim, torch.from_numpy(np.flatnonzero(alive[axis])), tensor)
+    return tensor
+
+
+def run_removing(
+    wide: nn.Module, inputs: Any, slices: Slices, scalars: Scalars
+) -> tuple[list[torch.Tensor], tuple[str, ...]]:
+    """Outputs of the original with channels removed in every mixing operator; also further reasons why masking differs.
+
+    Args:
+        wide: the masked original. inputs: (args, kwargs). slices: kept indices of every narrowed tensor.
+        scalars: the numbers every operator of the cut network is given; they replace the original's.
+    """
+    args, kwargs = inputs
+    recording = capture_once(wide, args, kwargs, meta=False)
+    alive = _alive_from_slices(recording, slices)
+    again = Recording(Ledger(), on_meta=False)
+    twin = clone_module(wide, lambda t: t.detach())
+    label_parameters(twin, again)
+    removing = _Removing(again, recording.calls, alive, scalars)
+    fresh = map_tensors(inputs, _variable)
+    try:
+        outputs = output_tensors(forward(twin, fresh[0], fresh[1], removing))
+    except Exception as error:
+        return [], (f"could not be computed with channels removed ({type(error).__name__}: {error})",)
+    return outputs, tuple(removing.rescaled)
+
+
+def _variable(tensor: torch.Tensor) -> torch.Tensor:
+    twin: Any = tensor.clone()
+    twin._secateur_constant = False
+    return twin  # type: ignore[no-any-return]
+
+
+def _alive_from_slices(recording: Recording, slices: Slices) -> Bools:
+    """Alive slots of a recording on real tensors, from what was cut out of the parameters alone."""
+    component = components(recording.ledger.size, recording.ledger.ties)
+    dead = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
+    for name, kept in slices.items():
+        for axis, index in zip(recording.places[name], kept, strict=True):
+            if axis is not None and index is not None:
+                gone = np.ones(len(axis), dtype=bool)
+                gone[index] = False
+                dead[component[axis[gone]]] = True
+    before = -1
+    while before != int(
+        dead.sum()
+    ):  # through products: an axis is dead where all its slots are, a slot where any axis is
+        before = int(dead.sum())
+        for product in recording.ledger.products:
+            grid = component[product.slots]
+            for k, axis in enumerate(product.axes):
+                rows = np.moveaxis(grid, k, 0).reshape(len(axis), -1)
+                dead[component[axis]] |= dead[rows].all(axis=1)
+                dead[rows] |= dead[component[axis]][:, None]
+    alive: Bools = ~dead[component]
+    return alive

@@ -1,0 +1,156 @@
+"""Make every size a model keeps outside its tensors follow a cut.
+
+Standard layers are set outright. Everything else is found by the shape run: where an operator gets other sizes than the
+plan promises, the attribute that still holds the old size is set to the new one. A size that nobody holds (a literal in
+code) is a `SizeConflict`, and the plan has to do without those channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from secateur.graph.capture import Recording
+from secateur.graph.shape_run import Disagreement, check_sizes
+from secateur.graph.sizes import Repair, SizeConflict, Sizes, get_number, numbers_of, put_number
+from secateur.graph.standard import standard_repairs
+
+
+def repair_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Repair]:
+    """Set every attribute of `model` (narrowed, shapes only) that must follow; returns what was set.
+
+    Raises `SizeConflict` naming the first call that no attribute explains.
+    """
+    modes = [(m, m.training) for m in model.modules()]
+    done = standard_repairs(model, sizes)
+    modules = dict(model.named_modules())
+    for repair in done:
+        repair.apply(modules[repair.module])
+    search = _Search(model, inputs, sizes, modules)
+    done += search.run()
+    for module, training in modes:
+        module.training = training
+    return done
+
+
+class _Search:
+    """Tries attributes one after the other; what helps in one module is applied to its siblings of the same class."""
+
+    def __init__(self, model: nn.Module, inputs: object, sizes: Sizes, modules: dict[str, nn.Module]) -> None:
+        self.model, self.inputs, self.sizes, self.modules = model, inputs, sizes, modules
+
+    def run(self) -> list[Repair]:
+        done: list[Repair] = []
+        found = check_sizes(self.model, self.inputs, self.sizes)
+        while found:
+            step, found = self._step(found)
+            done += step
+        return done
+
+    def _step(self, found: list[Disagreement]) -> tuple[list[Repair], list[Disagreement]]:
+        """Mend the first disagreement: the first candidate after which the run gets further."""
+        first = found[0].call
+        severity = _severity(found)
+        for candidate in self._candidates(first):
+            repairs = [r for one in candidate for r in self._with_siblings(one, first)]
+            for repair in repairs:
+                repair.apply(self.modules[repair.module])
+            after = check_sizes(self.model, self.inputs, self.sizes)
+            if _severity(after) < severity:
+                return repairs, after
+            for repair in repairs:
+                put_number(self.modules[repair.module], repair.attribute, repair.path, repair.old)
+        call = self.sizes.recording.calls[min(first, len(self.sizes.recording.calls) - 1)]
+        raise SizeConflict(first, call.module, call.name.removeprefix("aten::"), found[0].detail)
+
+    def _candidates(self, first: int) -> Iterator[list[Repair]]:
+        """Attributes that still hold an old size, in the executing module, then its ancestors.
+
+        A list that holds the sizes of all parts changes as a whole; else one number at a time, nearest module first.
+        """
+        calls = self.sizes.recording.calls
+        call = calls[min(first, len(calls) - 1)]
+        pairs = self.sizes.changes(call)
+        if first > 0:
+            pairs += [p for p in self.sizes.changes(calls[first - 1]) if p not in pairs]
+        parts = [(len(e.axis), self.sizes.count(e.axis, 0)) for e in call.expects if e.position is not None]
+        for name in self._near(call.module):
+            yield from _whole_lists(name, self.modules[name], parts)
+            numbers = list(numbers_of(self.modules[name]))
+            for old, new in pairs:
+                single = [Repair(name, attribute, path, old, new) for attribute, path, n in numbers if n == old]
+                yield from ([repair] for repair in single)
+                if len(single) > 1:  # sizes the code divides by each other must change at once
+                    yield single
+
+    def _near(self, name: str) -> list[str]:
+        """A module, its ancestors, then its descendants (whose methods it may call)."""
+        prefix = name + "." if name else ""
+        names = [name]
+        while names[-1]:
+            names.append(names[-1].rpartition(".")[0])
+        return names + [
+            n for n in self.modules if n.startswith(prefix) and n != name and n.count(".") <= prefix.count(".") + 1
+        ]
+
+    def _with_siblings(self, repair: Repair, first: int) -> list[Repair]:
+        """The same attribute in every module of the same class, where the corresponding call changes likewise."""
+        calls = self.sizes.recording.calls
+        at = min(first, len(calls) - 1)
+        result = [repair]
+        if not calls[at].module.startswith(repair.module):  # an attribute of a child: its parent decides
+            return result
+        suffix = calls[at].module[len(repair.module) :]
+        for k in like_calls(self.sizes.recording, self.modules, at, suffix):
+            owner = calls[k].module[: len(calls[k].module) - len(suffix)]
+            if owner == repair.module or type(self.modules[owner]) is not type(self.modules[repair.module]):
+                continue
+            held = get_number(self.modules[owner], repair.attribute, repair.path)
+            position = repair.path[0] if repair.path else None
+            exact = {
+                len(e.axis): self.sizes.count(e.axis, 0) for e in calls[k].expects if e.position in (position, None)
+            }
+            near = dict(self.sizes.changes(calls[k]) + (self.sizes.changes(calls[k - 1]) if k else []))
+            new = exact.get(held, near.get(held))
+            if new is not None and new != held:
+                result.append(Repair(owner, repair.attribute, repair.path, held, new))
+        return result
+
+
+def like_calls(recording: Recording, modules: dict[str, nn.Module], at: int, suffix: str | None = None) -> list[int]:
+    """Calls that are the same operator at the same point of a module of the same class as call `at`'s."""
+    calls = recording.calls
+    seen: dict[str, int] = {}
+    ordinal = []
+    for call in calls:
+        ordinal.append(seen.get(call.module, 0))
+        seen[call.module] = ordinal[-1] + 1
+    wanted = calls[at]
+    kind = type(modules[wanted.module])
+    return [
+        k
+        for k, call in enumerate(calls)
+        if call.name == wanted.name
+        and ordinal[k] == ordinal[at]
+        and call.module in modules
+        and type(modules[call.module]) is kind
+        and (
+            suffix is None
+            or (call.module.endswith(suffix) and call.module[: len(call.module) - len(suffix)] in modules)
+        )
+    ]
+
+
+def _severity(found: list[Disagreement]) -> tuple[float, int]:
+    """Smaller is better: nothing wrong, then a later first disagreement, then fewer of them there."""
+    if not found:
+        return (-float("inf"), 0)
+    return (-found[0].call, sum(d.call == found[0].call for d in found))
+
+
+def _whole_lists(name: str, module: nn.Module, parts: list[tuple[int, int]]) -> Iterator[list[Repair]]:
+    """Lists whose entries are the old sizes of all parts of a split."""
+    for attribute, value in vars(module).items():
+        if len(parts) > 1 and isinstance(value, list | tuple) and list(value) == [old for old, _ in parts]:
+            yield [Repair(name, attribute, (k,), old, new) for k, (old, new) in enumerate(parts) if old != new]

@@ -1,0 +1,116 @@
+"""The shape run: the narrowed model without storage, every call compared with what the plan promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.graph.calls import TRANSPARENT, depends_on_data, map_args, on_one_device, schema_of
+from secateur.graph.capture import Call
+from secateur.graph.modules import as_call, map_tensors, module_stack, plain_kernels, to_meta
+from secateur.graph.rules import tensors_in
+from secateur.graph.shapes import run_on_meta
+from secateur.graph.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Call number `call` got other sizes than promised."""
+
+    call: int
+    detail: str
+
+
+class _Checker(TorchDispatchMode):
+    """Runs a narrowed model, compares every call with what the plan promises, and mends shapes so that it goes on."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes, self.at = sizes, 0
+        self.found: list[Disagreement] = []
+        self.stack: list[str] = [""]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        calls, meta = self.sizes.recording.calls, self.sizes.recording.on_meta
+        if meta:
+            args, kwargs = on_one_device(args, kwargs)
+        if schema_of(func)[0] in TRANSPARENT:
+            return func(*args, **kwargs)
+        if self.at >= len(calls):
+            raise _Diverged(self.at, "the narrowed model makes more operator calls")
+        call, name, names = calls[self.at], schema_of(func)[0], schema_of(func)[1]
+        if call.name != name:
+            raise _Diverged(self.at, f"{name} is called where the original calls {call.name}")
+        promised = self.sizes.shapes(call)
+        bound = {n: (args[k] if k < len(args) else kwargs.get(n, d)) for k, (n, d) in enumerate(names)}
+        if not meta and depends_on_data(name, bound):  # the values are not comparable; go on as the original did
+            self.at += 1
+            return call.value
+        self._check_arguments(call, bound)
+        try:
+            out = run_on_meta(func._schema.name, func, args, kwargs) if meta else func(*args, **kwargs)
+        except Exception as error:
+            if not meta or len(promised) != 1:
+                raise
+            self.found.append(Disagreement(self.at, " ".join(str(error).split())[:200]))
+            out = torch.empty(promised[0], device="meta", dtype=_dtype(args))
+        out = self._check_shapes(out, promised)
+        self.at += 1
+        return out
+
+    def _check_arguments(self, call: Call, bound: dict[str, Any]) -> None:
+        for expect in call.expects:
+            got = bound.get(expect.arg)
+            if expect.position is not None and got is not None:
+                got = got[expect.position]
+            want = expect.sign * self.sizes.count(expect.axis, 0)
+            if got is not None and int(got) != want:
+                self.found.append(Disagreement(self.at, f"{expect.arg} is {int(got)} and must be {want}"))
+
+    def _check_shapes(self, out: Any, promised: tuple[tuple[int, ...], ...]) -> Any:
+        outs = list(tensors_in(out))
+        for got, want in zip(outs, promised, strict=False):
+            if tuple(got.shape) != want:
+                if not self.found or self.found[-1].call != self.at:
+                    self.found.append(Disagreement(self.at, f"the result is {tuple(got.shape)} and must be {want}"))
+                if not self.sizes.recording.on_meta:
+                    raise _Diverged(self.at, self.found[-1].detail)
+                return _reshaped(out, outs, promised)
+        return out
+
+
+def _reshaped(out: Any, outs: list[torch.Tensor], promised: tuple[tuple[int, ...], ...]) -> Any:
+    """An operator's result with the promised shapes."""
+    swap = {id(g): torch.empty(w, device="meta", dtype=g.dtype) for g, w in zip(outs, promised, strict=False)}
+    return map_args(out, lambda t: swap.get(id(t), t))
+
+
+class _Diverged(Exception):
+    def __init__(self, call: int, detail: str) -> None:
+        super().__init__(detail)
+        self.call = call
+
+
+def _dtype(args: Any) -> torch.dtype:
+    return next((t.dtype for a in args for t in tensors_in(a)), torch.float32)
+
+
+def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagreement]:
+    """Every call of the narrowed model that does not get the sizes the plan promises, in order."""
+    meta = sizes.recording.on_meta
+    args, kwargs = map_tensors(as_call(inputs), to_meta if meta else lambda t: t.detach().clone())
+    model.eval()
+    checker = _Checker(sizes)
+    try:
+        with plain_kernels(), module_stack(model, checker.stack), checker:
+            model(*args, **kwargs)
+    except _Diverged as error:
+        checker.found.append(Disagreement(error.call, str(error)))
+    except Exception as error:
+        checker.found.append(Disagreement(checker.at, " ".join(str(error).split())[:200]))
+    return checker.found
