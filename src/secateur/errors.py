@@ -13,7 +13,7 @@ class SecateurError(Exception):
 
 
 class ModelError(SecateurError):
-    """The model cannot be used: not a module, its forward fails, it lives on the meta device, nothing in it can be pruned."""
+    """The model cannot be used: not a module, its forward fails, it is on the meta device, nothing can be pruned."""
 
 
 class InputError(SecateurError):

@@ -123,8 +123,8 @@ def _copy_slices(wide: nn.Module, small: nn.Module, slices: Slices) -> None:
 
 
 def _mask(wide: nn.Module, slices: Slices) -> None:
-    """Every slice that was removed becomes zero."""
-    for name, tensor in named_tensors(wide).items():
+    """Every parameter slice that was removed becomes zero; statistics stay, for the code may divide by them."""
+    for name, tensor in wide.named_parameters():
         for dim, kept in enumerate(slices.get(name, ())):
             if kept is not None:
                 dead = torch.ones(tensor.shape[dim], dtype=torch.bool)

@@ -136,7 +136,7 @@ def select(op: Op) -> Labels:
     return [tuple(label)] * len(op.outputs())
 
 
-@rule("split", "chunk", "split_copy")
+@rule("split", "chunk", "split_copy", "unsafe_split", "unsafe_chunk")
 def split(op: Op) -> Labels:
     """Equal parts must stay equal: they are tied position by position."""
     dim = op.dim()
@@ -157,7 +157,7 @@ def split(op: Op) -> Labels:
     return [(*label[:dim], part, *label[dim + 1 :]) for part in parts]
 
 
-@rule("split_with_sizes", "split_with_sizes_copy", "tensor_split")
+@rule("split_with_sizes", "split_with_sizes_copy", "unsafe_split_with_sizes", "tensor_split")
 def split_with_sizes(op: Op) -> Labels:
     """Parts of stated sizes; each size must follow what is alive in its part."""
     dim = op.dim()
