@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console, RenderableType
@@ -169,7 +169,7 @@ def inspect(
     """
     with _working("Tracing", quiet or as_json):
         loaded = load(model, arguments=model_arg, input_size=input_size, input_shapes=input_shape, seed=seed)
-        graph = secateur.trace(loaded.model, loaded.inputs, attention=attention)  # type: ignore[arg-type]  # checked there
+        graph = secateur.trace(loaded.model, loaded.inputs, attention=cast(Any, attention))
         told = {name: graph.explain(name) for name in explain}
         document = report.describe_graph(loaded, graph) | ({"explain": told} if told else {})
     if told and not as_json:
@@ -249,7 +249,7 @@ def prune(
             ignore=ignore,
             min_channels=min_channels,
             max_ratio=max_ratio,
-            attention=attention,
+            attention=cast(Any, attention),  # checked there
             verify=not no_verify,
             seed=seed,
         )

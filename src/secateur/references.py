@@ -95,7 +95,7 @@ def _from_torchvision(name: str, keywords: Mapping[str, Any]) -> tuple[nn.Module
         options["weights_backbone"] = None  # nothing is fetched from the network unless asked for
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # a truncated normal that takes ten seconds
-    model = _build(f"torchvision:{name}", models.get_model, name, **{**options, **keywords})
+    model = _build(f"torchvision:{name}", models.get_model, name, keywords={**options, **keywords})
 
     def default() -> Any:
         if kind == "detection":
@@ -111,7 +111,7 @@ def _from_timm(name: str, keywords: Mapping[str, Any]) -> tuple[nn.Module, Defau
     timm = _library("timm")
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigError(f"timm has no model named {name!r}: {_near(name, timm.list_models())}")
-    model = _build(f"timm:{name}", timm.create_model, name, **{"pretrained": False, **keywords})
+    model = _build(f"timm:{name}", timm.create_model, name, keywords={"pretrained": False, **keywords})
     channels, *space = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224)
     size = keywords.get("img_size", space)
     space = [size, size] if isinstance(size, int) else list(size)
@@ -134,7 +134,7 @@ def _from_file(path: Path, name: str, keywords: Mapping[str, Any]) -> tuple[nn.M
     if isinstance(value, nn.Module):
         model: Any = value
     elif callable(value):
-        model = _build(reference, value, **keywords)
+        model = _build(reference, value, file=path, keywords=keywords)
     else:
         raise ConfigError(f"{reference} is a {type(value).__name__}, neither a function nor a module: name a factory.")
     if not isinstance(model, nn.Module):
@@ -147,7 +147,7 @@ def _from_file(path: Path, name: str, keywords: Mapping[str, Any]) -> tuple[nn.M
                 f"The input of {reference} is not known: give --input-size, such as 3x224x224, or define "
                 f"example_inputs() in {path.name}."
             )
-        return _build(f"{path}:example_inputs", maker)
+        return _build(f"{path}:example_inputs", maker, keywords={}, file=path)
 
     return model, default
 
@@ -173,7 +173,9 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
-def _build(what: str, factory: Callable[..., Any], *positional: Any, **keywords: Any) -> Any:
+def _build(
+    what: str, factory: Callable[..., Any], *positional: Any, keywords: Mapping[str, Any], file: Path | None = None
+) -> Any:
     """Call somebody else's function; whatever goes wrong there becomes one sentence."""
     try:
         return factory(*positional, **keywords)
@@ -181,7 +183,7 @@ def _build(what: str, factory: Callable[..., Any], *positional: Any, **keywords:
         raise
     except BaseException as error:
         given = f" with {', '.join(keywords)}" if keywords else ""
-        raise ModelError(f"{what} failed{given}: {_said(error)}.") from error
+        raise ModelError(f"{what} failed{given}: {_said(error, file)}.") from error
 
 
 def _library(name: str) -> Any:
@@ -297,7 +299,7 @@ def _said(error: BaseException, path: Path | None = None) -> str:
     where = ""
     trace = error.__traceback__
     while trace is not None:
-        if path is not None and trace.tb_frame.f_code.co_filename == str(path):
+        if path is not None and Path(trace.tb_frame.f_code.co_filename).resolve() == path.resolve():
             where = f" in line {trace.tb_lineno}"
         trace = trace.tb_next
     return f"{type(error).__name__}{': ' + text if text else ''}{where}"

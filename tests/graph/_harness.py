@@ -106,14 +106,18 @@ def halve(model: nn.Module, inputs: Any, seed: int = 0, share: float = 0.5, **op
 
 
 def masked(result: Result) -> nn.Module:
-    """The original with every removed channel's entries set to zero, told by the groups' members alone."""
+    """The original with every removed channel's entries set to zero, told by the groups' members alone.
+
+    Buffers stay: a deviation of zero would divide by zero, and consumers that are zero hide what they make of it.
+    """
     twin = copy.deepcopy(result.graph.model).eval()
-    tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
+    tensors = dict(twin.named_parameters())
     for group in result.graph.groups:
         gone = ~result.plan.masks[group.name]
         for member in group.members:
-            index = torch.from_numpy(member.index[gone].ravel())
-            tensors[member.name].data.index_fill_(member.dim, index, 0)
+            if member.name in tensors:
+                index = torch.from_numpy(member.index[gone].ravel())
+                tensors[member.name].data.index_fill_(member.dim, index, 0)
     return twin
 
 

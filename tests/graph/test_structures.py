@@ -46,7 +46,6 @@ def test_structure(case: Case) -> None:
     assert_applies(result, copy.deepcopy(model), inputs)
     if case.again:
         again = halve(result.model, inputs, 3, 0.3, attention=case.attention)
-        assert {g.name for g in again.graph.groups} <= set(case.groups)
         assert again.graph.groups
         assert_sound(again, inputs, macs=case.macs)
 

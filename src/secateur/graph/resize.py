@@ -71,9 +71,7 @@ class _Search:
         """
         calls = self.sizes.recording.calls
         call = calls[min(first, len(calls) - 1)]
-        pairs = self.sizes.changes(call)
-        if first > 0:
-            pairs += [p for p in self.sizes.changes(calls[first - 1]) if p not in pairs]
+        pairs = self._changes_near(first)
         parts = [(len(e.axis), self.sizes.count(e.axis, 0)) for e in call.expects if e.position is not None]
         for name in self._near(call.module):
             yield from _whole_lists(name, self.modules[name], parts)
@@ -83,6 +81,27 @@ class _Search:
                 yield from ([repair] for repair in single)
                 if len(single) > 1:  # sizes the code divides by each other must change at once
                     yield single
+
+    def _owners(self, at: int, module: str) -> Iterator[tuple[int, str]]:
+        """Like calls and, for each, the module that stands to it as `module` stands to call `at`'s."""
+        calls = self.sizes.recording.calls
+        prefix = calls[at].module
+        if module != prefix and module.startswith(prefix + "." if prefix else ""):  # a child
+            tail = module[len(prefix) :]
+            for k in like_calls(self.sizes.recording, self.modules, at):
+                if calls[k].module + tail in self.modules:
+                    yield k, calls[k].module + tail
+            return
+        suffix = prefix[len(module) :]  # itself or an ancestor
+        for k in like_calls(self.sizes.recording, self.modules, at, suffix):
+            yield k, calls[k].module[: len(calls[k].module) - len(suffix)]
+
+    def _changes_near(self, at: int) -> list[tuple[int, int]]:
+        """(old, new) sizes of a call and its neighbours, then small fractions of them (for 3 x head size)."""
+        calls = self.sizes.recording.calls
+        pairs = [p for k in (at, at - 1, at + 1) if 0 <= k < len(calls) for p in self.sizes.changes(calls[k])]
+        parts = [(old // n, new // n) for n in (2, 3, 4) for old, new in pairs if old % n == 0 and new % n == 0]
+        return list(dict.fromkeys(pairs + parts))
 
     def _near(self, name: str) -> list[str]:
         """A module, its ancestors, then its descendants (whose methods it may call)."""
@@ -99,11 +118,7 @@ class _Search:
         calls = self.sizes.recording.calls
         at = min(first, len(calls) - 1)
         result = [repair]
-        if not calls[at].module.startswith(repair.module):  # an attribute of a child: its parent decides
-            return result
-        suffix = calls[at].module[len(repair.module) :]
-        for k in like_calls(self.sizes.recording, self.modules, at, suffix):
-            owner = calls[k].module[: len(calls[k].module) - len(suffix)]
+        for k, owner in self._owners(at, repair.module):
             if owner == repair.module or type(self.modules[owner]) is not type(self.modules[repair.module]):
                 continue
             held = get_number(self.modules[owner], repair.attribute, repair.path)
@@ -111,8 +126,7 @@ class _Search:
             exact = {
                 len(e.axis): self.sizes.count(e.axis, 0) for e in calls[k].expects if e.position in (position, None)
             }
-            near = dict(self.sizes.changes(calls[k]) + (self.sizes.changes(calls[k - 1]) if k else []))
-            new = exact.get(held, near.get(held))
+            new = exact.get(held, dict(reversed(self._changes_near(k))).get(held))
             if new is not None and new != held:
                 result.append(Repair(owner, repair.attribute, repair.path, held, new))
         return result

@@ -118,13 +118,28 @@ class Graph:
         self._together += tied
         if not tied:
             reason = f"a size is written in code ({conflict.operator} in {{}})"
-            frozen = sum(self._freeze(k, reason) for k in concerned) or sum(
-                self._freeze(k - 1, reason) for k in concerned
-            )
-            if not frozen:
+            frozen = sum(self._freeze(k, reason) for k in concerned)
+            frozen = frozen or sum(self._freeze(k - 1, reason) for k in concerned)
+            if not frozen and not self._freeze_module(self.recording.calls[concerned[0]].module, reason):
                 raise conflict
         self._solve()
         return str(conflict)
+
+    def _freeze_module(self, name: str, reason: str) -> bool:
+        """The last resort: fix everything prunable in a module, or in the nearest ancestor that has anything."""
+        while True:
+            prefix = f"{name}." if name else ""
+            found = [
+                axis
+                for call in self.recording.calls
+                if call.module == name or call.module.startswith(prefix)
+                for axis in [*(call.weight or ()), *(a for label in call.labels for a in label)]
+                if axis is not None and bool((self.solution.channels_of(axis) >= 0).any())
+            ]
+            if found or not name:
+                self._never += [(axis, reason.format(name or "the model")) for axis in found]
+                return bool(found)
+            name = name.rpartition(".")[0]
 
     def _partners(self, at: int) -> list[tuple[Ids, Ids]]:
         """Different widths of one size in the module that makes call `at`: code that reads one may mean the other."""
