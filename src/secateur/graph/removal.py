@@ -156,7 +156,8 @@ def run_removing(
         outputs = output_tensors(forward(twin, fresh[0], fresh[1], removing))
     except Exception as error:
         return [], (f"could not be computed with channels removed ({type(error).__name__}: {error})",)
-    return outputs, tuple(removing.rescaled)
+    mixed = [reason for axis, reason in recording.ledger.inexacts if not bool(alive[axis].all())]
+    return outputs, tuple(dict.fromkeys([*mixed, *removing.rescaled]))
 
 
 def _variable(tensor: torch.Tensor) -> torch.Tensor:

@@ -107,7 +107,7 @@ def _verify(
     structural, count = _compare(removed, got)
     if error == float("inf") and structural <= tolerance:
         more = (*more, "with slices set to zero the original does not compute numbers (a norm of zero weights)")
-    return Verification(False, error, structural, tolerance, (*reasons, *more), compared or count)
+    return Verification(False, error, structural, tolerance, tuple(dict.fromkeys((*reasons, *more))), compared or count)
 
 
 def _compute_type(model: nn.Module) -> torch.dtype:
