@@ -302,7 +302,7 @@ def models(as_json: AsJson = False, quiet: Quiet = False) -> None:
       secateur models --json
     """
     if quiet and not as_json:
-        return print("\n".join(MODELS))
+        return _print("\n".join(MODELS))
     rows = [
         {
             "name": row.name,
@@ -330,7 +330,7 @@ def criteria(as_json: AsJson = False, quiet: Quiet = False) -> None:
       secateur criteria --json
     """
     if quiet and not as_json:
-        return print("\n".join(row.name for row in CRITERIA))
+        return _print("\n".join(row.name for row in CRITERIA))
     rows = [
         {
             "name": row.name,
@@ -424,13 +424,22 @@ def _tell(
 
 def _emit(document: dict[str, Any], as_json: bool, table: Callable[[], RenderableType]) -> None:
     if as_json:
-        print(json.dumps(document, indent=2, allow_nan=False))
+        _print(json.dumps(document, indent=2, allow_nan=False))
     else:
         _print(table())
 
 
 def _print(what: RenderableType, *, wrap: bool = True) -> None:
-    Console(highlight=False).print(what, soft_wrap=not wrap)
+    try:
+        if isinstance(what, str):
+            print(what)
+        else:
+            Console(highlight=False).print(what, soft_wrap=not wrap)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # the reader has left; nothing to say
+    except OSError as error:
+        raise ConfigError(f"The output cannot be written: {error}.") from error
 
 
 def main() -> None:
