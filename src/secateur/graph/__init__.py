@@ -1,7 +1,7 @@
 """The structural core: any network in, an exactly equivalent smaller one out. Imports nothing of the other rooms."""
 
 from secateur.graph.capture import Unsupported
-from secateur.graph.channels import Frozen, Group, Member
+from secateur.graph.channels import Frozen, Group, Member, Seen
 from secateur.graph.cost import Cost, CostModel
 from secateur.graph.cut import Cut
 from secateur.graph.rules import Op, rule
@@ -10,6 +10,6 @@ from secateur.graph.trace import Graph, trace
 from secateur.graph.verify import Verification, verify
 
 __all__ = [
-    "Cost", "CostModel", "Cut", "Frozen", "Graph", "Group", "Member", "Op", "Repair", "SizeConflict", "Unsupported",
-    "Verification", "rule", "trace", "verify",
+    "Cost", "CostModel", "Cut", "Frozen", "Graph", "Group", "Member", "Op", "Repair", "Seen", "SizeConflict",
+    "Unsupported", "Verification", "rule", "trace", "verify",
 ]  # fmt: skip

@@ -66,9 +66,9 @@ class Buffer:
     death: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tap:
-    """Where a group can be seen: a module's output, with the axis ids of one of its dimensions."""
+    """One labelled dimension of a module's output: tensor number `position`, dimension `dim`, slot ids `axis`."""
 
     module: str
     position: int
@@ -248,7 +248,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Recording:
 
 
 def capture_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, meta: bool) -> Recording:
-    twin = clone_module(model, to_meta if meta else lambda t: t.detach().clone() if t.numel() < 65536 else t.detach())
+    twin = clone_module(model, to_meta if meta else _alias)
     twin.eval()
     recording = Recording(Ledger(), on_meta=meta)
     label_parameters(twin, recording)
@@ -259,6 +259,11 @@ def capture_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if any(name not in recording.first_use for name, _ in twin.named_parameters()):
         _capture_training(twin, inputs, recording, meta)
     return recording
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter's own storage, never written to; a copy of a buffer, for a forward may write to it."""
+    return tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
 def _input(tensor: torch.Tensor, meta: bool) -> torch.Tensor:

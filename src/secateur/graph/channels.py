@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from secateur.graph.capture import Recording
+from secateur.graph.capture import Recording, Tap
 from secateur.graph.labels import Ids, Ledger, Product
 
 Role = Literal["producer", "consumer"]
@@ -56,6 +56,19 @@ class Group:
     def consumers(self) -> tuple[Member, ...]:
         """Members on the input side of a weight."""
         return tuple(m for m in self.members if m.role == "consumer")
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Where a group shows in the forward pass: output tensor number `position` of a module, dimension `dim`.
+
+    Row c of `index` [width, k] holds the indices of channel c there.
+    """
+
+    module: str
+    position: int
+    dim: int
+    index: Ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +117,18 @@ class Solution:
         for place, start, stop in self._spans[number]:
             p = self.places[place]
             yield Member(p.name, p.dim, p.role, self._order[place][start:stop].reshape(width, -1))
+
+    def seen(self, number: int, taps: Iterable[Tap]) -> Iterable[Seen]:
+        """The taps in which every channel of group `number` shows, equally often."""
+        rank = np.full(int(self.channel.max(initial=-1)) + 2, -1, dtype=np.int64)
+        rank[self.groups[number].channels] = np.arange(self.groups[number].width)
+        for tap in taps:
+            position = rank[self.channels_of(tap.axis)]  # frozen slots are channel -1, the last entry
+            inside = np.flatnonzero(position >= 0)
+            counts = np.bincount(position[inside], minlength=self.groups[number].width)
+            if counts.min() > 0 and counts.min() == counts.max():
+                order = inside[np.argsort(position[inside], kind="stable")]
+                yield Seen(tap.module, tap.position, tap.dim, order.reshape(self.groups[number].width, -1))
 
     @cached_property
     def frozen(self) -> tuple[Frozen, ...]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.errors import ConfigError, ModelError, PlanError
 from secateur.graph.capture import Recording, Unsupported, capture
-from secateur.graph.channels import Bools, Frozen, Group, Solution, solve
+from secateur.graph.channels import Bools, Frozen, Group, Seen, Solution, solve
 from secateur.graph.cost import Cost, CostModel
 from secateur.graph.cut import Cut, alive_slots, cut, slices_of
 from secateur.graph.labels import Ids
@@ -67,6 +67,10 @@ class Graph:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers of the original model, by name."""
         return named_tensors(self.model)
+
+    def taps(self, group: Group) -> tuple[Seen, ...]:
+        """Where a group shows in the forward pass: outputs of modules, in order of execution."""
+        return tuple(self.solution.seen(self.groups.index(group), self.recording.taps))
 
     def widths(self, plan: Masks | None = None) -> Ids:
         """Alive channels of every group, in order."""
