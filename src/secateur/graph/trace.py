@@ -129,6 +129,10 @@ class Graph:
         self._solve()
         return str(conflict)
 
+    def _prunable(self, axis: Ids) -> bool:
+        """Whether any index of an axis belongs to a channel."""
+        return bool((self.solution.channels_of(axis) >= 0).any())
+
     def _freeze_module(self, name: str, reason: str) -> bool:
         """The last resort: fix everything prunable in a module, or in the nearest ancestor that has anything."""
         while True:
@@ -138,15 +142,18 @@ class Graph:
                 for call in self.recording.calls
                 if call.module == name or call.module.startswith(prefix)
                 for axis in [*(call.weight or ()), *(a for label in call.labels for a in label)]
-                if axis is not None and bool((self.solution.channels_of(axis) >= 0).any())
+                if axis is not None and self._prunable(axis)
             ]
             if found or not name:
                 self._never += [(axis, reason.format(name or "the model")) for axis in found]
                 return bool(found)
             name = name.rpartition(".")[0]
 
-    def _partners(self, at: int) -> list[tuple[Ids, Ids]]:
-        """Different widths of one size in the module that makes call `at`: code that reads one may mean the other."""
+    def _partners(self, at: int, *, frozen: bool = False) -> list[tuple[Ids, Ids]]:
+        """Different widths of one size in the module that makes call `at`: code that reads one may mean the other.
+
+        Frozen ones only with `frozen`: tied to one, its partner could not be pruned either.
+        """
         prefix = self.recording.calls[at].module
         component = self.solution.component
         first: dict[int, Ids] = {}
@@ -156,6 +163,8 @@ class Graph:
                 continue
             for axis in [*(call.weight or ())[::-1], *(a for label in call.labels for a in label)]:
                 if axis is None or len(axis) < 2 or len(np.unique(component[axis])) < 2:
+                    continue
+                if not frozen and not self._prunable(axis):
                     continue
                 other = first.setdefault(len(axis), axis)
                 if not np.array_equal(component[other], component[axis]):
@@ -169,11 +178,11 @@ class Graph:
         call = self.recording.calls[at]
         stated = [e.axis for e in call.expects]  # the sizes the call states; freezing those is often enough
         others = [axis for label in call.labels for axis in label]
-        others += [axis for pair in self._partners(at) for axis in pair]
+        others += [axis for pair in self._partners(at, frozen=True) for axis in pair]
         found: list[Ids] = []
         for axes in (stated, others):
             if not found:
-                found = [a for a in axes if a is not None and bool((self.solution.channels_of(a) >= 0).any())]
+                found = [a for a in axes if a is not None and self._prunable(a)]
         self._never += [(axis, reason.format(call.module or "the model")) for axis in found]
         return bool(found)
 
