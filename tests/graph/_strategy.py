@@ -263,7 +263,12 @@ class Normed(nn.Module):
     def __init__(self, width: int, block: Block, bias: bool) -> None:
         super().__init__()
         self.out = width
-        kinds = (nn.GroupNorm(1, width), nn.GroupNorm(divisor(width, 2), width), nn.LayerNorm(width), nn.GroupNorm(width, width))
+        kinds = (
+            nn.GroupNorm(1, width),
+            nn.GroupNorm(divisor(width, 2), width),
+            nn.LayerNorm(width),
+            nn.GroupNorm(width, width),
+        )
         self.norm = (*kinds, nn.InstanceNorm2d(width, affine=bias), nn.RMSNorm(width))[block.extra % 6]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

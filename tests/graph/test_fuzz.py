@@ -1,4 +1,4 @@
-"""Random networks: cut equals masked, the plan's cost is the cut model's, the plan survives its file, the model its pruning."""
+"""Random networks: cut equals masked, the plan costs what the cut model costs, and survives its file."""
 
 from __future__ import annotations
 

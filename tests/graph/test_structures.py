@@ -11,7 +11,9 @@ from structures import CASES, Case
 
 from secateur import trace
 
-PARAMS = [pytest.param(c, id=c.name, marks=pytest.mark.xfail(strict=True, reason=c.xfail) if c.xfail else ()) for c in CASES]
+PARAMS = [
+    pytest.param(c, id=c.name, marks=pytest.mark.xfail(strict=True, reason=c.xfail) if c.xfail else ()) for c in CASES
+]
 
 
 def make(case: Case) -> torch.nn.Module:

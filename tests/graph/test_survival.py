@@ -1,4 +1,4 @@
-"""What a cut must leave as it was: gradients wanted or not, modes, hooks, types, layouts, wrappers, training-only heads."""
+"""What a cut must leave as it was: modes, hooks, types, layouts, training-only heads, the model itself."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def test_double_precision_is_verified_to_ten_digits() -> None:
     assert proof.max_relative_error <= 1e-10
 
 
-@pytest.mark.xfail(strict=True, reason="verification turns all weights into one type, and the forward pass of a mixed model fails")
+@pytest.mark.xfail(
+    strict=True, reason="verification turns all weights into one type, and the forward pass of a mixed model fails"
+)
 def test_mixed_dtypes() -> None:
     model = residual()
     model.head.double()
@@ -252,7 +254,13 @@ def gated() -> nn.Module:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.ops.secateur_test.gate(x)
 
-    net = Net(lambda m, x: m.head(m.c(m.inner(m.stem(x)))), stem=conv(3, 8), inner=nn.Sequential(Gate()), c=conv(8, 6), head=head(6))
+    net = Net(
+        lambda m, x: m.head(m.c(m.inner(m.stem(x)))),
+        stem=conv(3, 8),
+        inner=nn.Sequential(Gate()),
+        c=conv(8, 6),
+        head=head(6),
+    )
     return randomise(net)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from structures._case import Net, case, conv, head
 from torch import nn
+
+from structures._case import Net, case, conv, head
 
 
 @case("plain chain", "a:8 b:12 c:6")

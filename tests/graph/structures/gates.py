@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from structures._case import Net, case, conv, head
 from torch import nn
+
+from structures._case import Net, case, conv, head
+
 
 @case("squeeze and excite, linear", "stem:8 fc1:4")
 def _() -> nn.Module:
@@ -91,7 +93,8 @@ def _() -> nn.Module:
 @case("maximum over channels", "stem:8 c:6", exact=False)
 def _() -> nn.Module:
     return Net(
-        lambda m, x: m.head(m.c((h := -m.stem(x).abs()) - h.amax(1, keepdim=True))), stem=conv(3, 8), c=conv(8, 6), head=head(6)
+        lambda m, x: m.head(m.c((h := -m.stem(x).abs()) - h.amax(1, keepdim=True))), stem=conv(3, 8), c=conv(8, 6),
+        head=head(6)
     )  # fmt: skip
 
 
@@ -103,7 +106,8 @@ def _() -> nn.Module:
 @case("argmax over channels", "c:6")
 def _() -> nn.Module:
     return Net(
-        lambda m, x: m.head(m.c(h := m.stem(x))) + h.argmax(1).float().mean(), stem=conv(3, 8), c=conv(8, 6), head=head(6)
+        lambda m, x: m.head(m.c(h := m.stem(x))) + h.argmax(1).float().mean(), stem=conv(3, 8), c=conv(8, 6),
+        head=head(6)
     )  # fmt: skip
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from structures._case import Net, case, conv, head
 from torch import nn
 from torch.nn.utils import parametrizations
+
+from structures._case import Net, case, conv, head
 
 
 def after(norm: nn.Module) -> nn.Module:

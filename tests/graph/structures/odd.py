@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from structures._case import Net, case, conv, head
 from torch import nn
+
+from structures._case import Net, case, conv, head
 
 
 @dataclass
@@ -40,7 +41,8 @@ def _() -> nn.Module:
 @case("a named tuple as output", "stem:8 c:6")
 def _() -> nn.Module:
     return Net(
-        lambda m, x: Pair(m.a(h := m.stem(x).relu()), m.head(m.c(h))), stem=conv(3, 8), a=conv(8, 4), c=conv(8, 6), head=head(6)
+        lambda m, x: Pair(m.a(h := m.stem(x).relu()), m.head(m.c(h))), stem=conv(3, 8), a=conv(8, 4), c=conv(8, 6),
+        head=head(6)
     )  # fmt: skip
 
 
@@ -66,7 +68,8 @@ def _() -> nn.Module:
 @case("nested inputs", "a:8 c:6", inputs=lambda: ({"views": [torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)]},))
 def _() -> nn.Module:
     return Net(
-        lambda m, batch: m.head(m.c(sum(m.a(v) for v in batch["views"])).relu()), a=conv(3, 8), c=conv(8, 6), head=head(6)
+        lambda m, batch: m.head(m.c(sum(m.a(v) for v in batch["views"])).relu()), a=conv(3, 8), c=conv(8, 6),
+        head=head(6)
     )  # fmt: skip
 
 

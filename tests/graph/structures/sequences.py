@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from structures._case import Net, case, conv
 from torch import nn
+
+from structures._case import Net, case, conv
 
 
 def tokens(x: torch.Tensor) -> torch.Tensor:
@@ -18,7 +19,9 @@ def tokens(x: torch.Tensor) -> torch.Tensor:
 class FusedQkv(nn.Module):
     """timm's attention; `inner` decides whether the code takes the inner width from its input or leaves it free."""
 
-    def __init__(self, width: int, heads: int, *, inner: bool = True, fused: bool = False, fixed_scale: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int, *, inner: bool = True, fused: bool = False, fixed_scale: bool = True
+    ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = heads, width // heads
         self.scale = self.head_dim**-0.5 if fixed_scale else None
@@ -142,7 +145,8 @@ def _() -> nn.Module:
 
     return Net(
         run, stem=conv(3, 16, stride=2), cls=nn.Parameter(torch.zeros(1, 1, 16)), fc1=nn.Linear(16, 12),
-        position=nn.Parameter(torch.zeros(1, 17, 16)), norm=nn.LayerNorm(16), fc2=nn.Linear(12, 16), fc=nn.Linear(16, 5),
+        position=nn.Parameter(torch.zeros(1, 17, 16)), norm=nn.LayerNorm(16), fc2=nn.Linear(12, 16),
+        fc=nn.Linear(16, 5),
     )  # fmt: skip
 
 
@@ -182,7 +186,7 @@ for _kind in (nn.LSTM, nn.GRU, nn.RNN):
     for _layers, _both in ((1, False), (2, False), (1, True), (2, True)):
         case(
             f"{_kind.__name__}, {_layers} layers, bidirectional={_both}", "stem:8 rnn:6", shape=(2, 3, 8), macs=False
-        )(lambda kind=_kind, layers=_layers, both=_both: recurrent(kind, num_layers=layers, bidirectional=both))  # fmt: skip
+        )(lambda k=_kind, n=_layers, both=_both: recurrent(k, num_layers=n, bidirectional=both))  # fmt: skip
 
 
 @case("embedding", "emb:8 fc1:6", inputs=lambda: torch.tensor([[1, 2, 3], [4, 5, 9]]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from structures._case import Net, case, conv, head
 from torch import nn
+
+from structures._case import Net, case, conv, head
 
 
 @case("a convolution that runs twice", "stem:8 d:6")
@@ -71,7 +72,8 @@ def _() -> nn.Module:
 @case("two different widths of one shared batch norm", "a:8")
 def _() -> nn.Module:
     return Net(
-        lambda m, x: m.head(m.n(m.a(x)).relu() * m.n(m.b(x))), a=conv(3, 8), b=conv(3, 8), n=nn.BatchNorm2d(8), head=head(8)
+        lambda m, x: m.head(m.n(m.a(x)).relu() * m.n(m.b(x))), a=conv(3, 8), b=conv(3, 8), n=nn.BatchNorm2d(8),
+        head=head(8)
     )  # fmt: skip
 
 
