@@ -4,6 +4,7 @@ graph = secateur.trace(model, example_inputs)
 result = secateur.prune(model, example_inputs, budget="flops=0.5", criterion="l1")
 """
 
+from secateur import graph, methods, models
 from secateur._version import __version__
 from secateur.allocate import ALLOCATORS, Constraints, allocate
 from secateur.budget import Budget
@@ -24,7 +25,8 @@ from secateur.plan import Plan
 from secateur.prune import Result, apply, prune
 
 __all__ = [
-    "ALLOCATORS", "CRITERIA", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError", "Graph",
-    "Group", "InputError", "Member", "ModelError", "Plan", "PlanError", "Result", "SecateurError", "Verification",
-    "VerificationError", "WeightsError", "__version__", "allocate", "apply", "criteria", "prune", "score", "trace",
+    "ALLOCATORS", "CRITERIA", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError",
+    "Graph", "Group", "InputError", "Member", "ModelError", "Plan", "PlanError", "Result", "SecateurError",
+    "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply", "criteria",
+    "graph", "methods", "models", "prune", "score", "trace",
 ]  # fmt: skip

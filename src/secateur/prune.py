@@ -109,19 +109,37 @@ def apply(model: nn.Module, example_inputs: Any, plan: Plan, *, verify: bool = T
     Raises:
         PlanError: the plan does not fit this network.
     """
-    graph = trace(model, example_inputs, attention=plan.provenance.get("attention", "heads"))
-    for call, module, operator, detail in plan.provenance.get("settled", []):
-        conflict = SizeConflict(int(call), module, operator, detail)
-        if not 0 <= conflict.call <= len(graph.recording.calls):
-            raise PlanError(f"The plan knows of operator call {call}, which this network does not make; make it again.")
+    attention = plan.provenance.get("attention", "heads")
+    graph = trace(model, example_inputs, attention=attention if attention == "head_dim" else "heads")
+    check_weights(graph)
+    for conflict in _settled(plan, graph):
         graph.settle(conflict)
     plan.check(graph)
     before, made = graph.cost(), graph.cut(plan)
-    proof = graph.verify(made, plan) if verify else None
+    seed = plan.provenance.get("seed")
+    proof = graph.verify(made, plan, seed=seed if isinstance(seed, int) else 0) if verify else None
     if inplace:
         made = graph.cut(plan, inplace=True)
     settled = tuple(str(conflict) for conflict in graph.settled)
     return Result(made.model, plan, before, graph.cost(plan), proof, graph, made, settled)
+
+
+def _settled(plan: Plan, graph: Graph) -> list[SizeConflict]:
+    """The size conflicts the plan was made around; PlanError where they are not this network's."""
+    found = []
+    noted: Any = plan.provenance.get("settled", [])
+    calls = graph.recording.calls
+    for entry in noted if isinstance(noted, list) else [noted]:
+        match entry:
+            case [int(call), str(module), str(operator), str(detail)] if 0 <= call < len(calls):
+                if calls[call].module == module and calls[call].name.removeprefix("aten::") == operator:
+                    found.append(SizeConflict(call, module, operator, detail))
+                    continue
+        raise PlanError(
+            f"The plan was made around a size in code ({str(entry)[:80]}) that this network does not have there; "
+            "make the plan again for this network."
+        )
+    return found
 
 
 def _remember(graph: Graph, plan: Plan) -> None:

@@ -7,9 +7,22 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.modules import to_meta
 from secateur.graph.rules import tensors_in
+
+
+class Mode(TorchDispatchMode):
+    """A dispatch mode that torch.compile need not know of: PyTorch then loads no compiler and wraps no call."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
 
 # Whether a reshape copies depends on strides, so copies are labelled but not counted as calls, and both views are one.
 TRANSPARENT = frozenset({"aten::clone", "aten::contiguous", "aten::alias", "aten::detach", "aten::lift_fresh"})

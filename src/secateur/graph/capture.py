@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError, ModelError
-from secateur.graph.calls import TRANSPARENT, depends_on_data, on_one_device, schema_of
+from secateur.graph.calls import TRANSPARENT, Mode, depends_on_data, on_one_device, schema_of
 from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.modules import (
     as_call,
@@ -103,11 +102,11 @@ def find_rule(name: str, is_pointwise: bool) -> Callable[[Op], Any] | None:
     return pointwise if is_pointwise else None
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Mode):
     """The dispatch mode that labels tensors as they flow."""
 
     def __init__(self, recording: Recording, meta: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.recording, self.meta = recording, meta
         self.stack: list[str] = [""]
         self.moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -307,13 +306,30 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
 
 
 def _explain(model: nn.Module, args: Any, kwargs: Any, error: Exception) -> Exception:
+    """Who is to blame for a forward that failed: the inputs, the model, or the trace (if it runs without one)."""
     shapes = [tuple(t.shape) for t in output_tensors([list(args), dict(kwargs)])]
     said = " ".join(str(error).split())[:300]
     if not shapes:
         return InputError(
             f"The example inputs hold no tensor, and the model's forward failed: {said}. Give example inputs."
         )
+    if _runs_alone(model, args, kwargs):
+        return ModelError(
+            f"{type(model).__name__} runs, but not under Secateur's trace ({type(error).__name__}: {said}); "
+            "please report this."
+        )
     return ModelError(
         f"The forward pass of {type(model).__name__} failed on the example inputs of shape "
         f"{', '.join(map(str, shapes))}: {type(error).__name__}: {said}. Check their shape, number and dtype."
     )
+
+
+def _runs_alone(model: nn.Module, args: Any, kwargs: Any) -> bool:
+    twin = clone_module(model, _alias).eval()
+    inputs = map_tensors((args, kwargs), lambda t: t.detach().clone())
+    try:
+        with torch.no_grad():
+            twin(*inputs[0], **inputs[1])
+    except Exception:
+        return False
+    return True

@@ -106,6 +106,7 @@ class Solution:
     places: list[Place]
     axes: list[Ids]  # distinct axes that costs are made of
     multiplicity: sp.csr_matrix  # channel x axis
+    single: Bools | None = None  # components that would be a group of one channel
     groups: tuple[Group, ...] = ()
     list_frozen: Callable[[], tuple[Frozen, ...]] = tuple
     _spans: list[list[tuple[int, int, int]]] = field(default_factory=list)  # per group: (place, start, stop)
@@ -350,11 +351,14 @@ def _make_groups(solution: Solution, ledger: Ledger) -> None:
     channels, axes = matrix.shape
     if channels == 0:
         return
-    for place in solution.places:
-        place.channel = solution.channels_of(place.axis)
     keys = np.random.default_rng(0).integers(1, 2**62, size=(axes, 2), dtype=np.int64)
     with np.errstate(over="ignore"):
         digest = np.ascontiguousarray(matrix @ keys).view([("a", np.int64), ("b", np.int64)]).ravel()
+    _, group_of, width = np.unique(digest, return_inverse=True, return_counts=True)
+    digest = digest[_drop(solution, width[np.ravel(group_of)] == 1)]
+    channels = len(digest)
+    if channels == 0:
+        return
     _, first, group_of = np.unique(digest, return_index=True, return_inverse=True)
     anchors, at, number_of = _order_groups(solution, first, np.ravel(group_of))
     order = np.lexsort((at, number_of))
@@ -365,6 +369,19 @@ def _make_groups(solution: Solution, ledger: Ledger) -> None:
     reasons = _inexact_reasons(solution, ledger, number_of, len(anchors))
     solution.groups = tuple(Group(names[g], len(m), m, reasons[g], solution, g) for g, m in enumerate(members))
     _spans(solution, number_of, rank, len(anchors))
+
+
+def _drop(solution: Solution, single: Bools) -> Bools:
+    """Freeze channels that are a group of their own, for one must stay; returns which channels are left."""
+    keep: Bools = ~single
+    if single.any():
+        number = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)  # the last entry stands for frozen (-1)
+        solution.single = (solution.channel >= 0) & (number[solution.channel] < 0)
+        solution.channel = number[solution.channel]
+        solution.multiplicity = solution.multiplicity[np.flatnonzero(keep)]
+    for place in solution.places:
+        place.channel = solution.channels_of(place.axis)
+    return keep
 
 
 def _order_groups(solution: Solution, first: Ids, group_of: Ids) -> tuple[list[Place], Ids, Ids]:
@@ -455,8 +472,15 @@ def _list_frozen(
         components_ = np.unique(solution.component[axis])
         told: dict[str, int] = {}
         for c in components_[solution.channel[components_] < 0].tolist():
-            reason = fixes[reasons[c]][1] if reasons[c] >= 0 else "nothing else is tied to it" if alone[c] else ""
+            reason = fixes[reasons[c]][1] if reasons[c] >= 0 else _loose(solution, c, alone)
             told[reason] = told.get(reason, 0) + 1
         for reason, width in told.items():
             rows.setdefault((call.module, reason or "its size is part of the code"), width)
     return tuple(Frozen(name, width, reason) for (name, reason), width in rows.items())
+
+
+def _loose(solution: Solution, component: int, alone: Bools) -> str:
+    """Why a component that nothing fixes is not prunable."""
+    if solution.single is not None and solution.single[component]:
+        return "all its channels are tied to each other"
+    return "nothing else is tied to it" if alone[component] else ""

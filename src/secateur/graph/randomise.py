@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.graph.calls import schema_of
+from secateur.graph.calls import Mode, schema_of
 from secateur.graph.modules import clone_module, map_tensors, named_tensors, output_tensors
 
 
@@ -51,11 +50,11 @@ def random_input(tensor: torch.Tensor, dtype: torch.dtype, generator: torch.Gene
     return torch.randn(tensor.shape, generator=generator, dtype=dtype)
 
 
-class _Calibrate(TorchDispatchMode):
+class _Calibrate(Mode):
     """Batch norms take their running statistics from what they see, so that no layer saturates or vanishes."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.generator = generator
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.graph.calls import TRANSPARENT, map_args, schema_of
+from secateur.graph.calls import TRANSPARENT, Mode, map_args, schema_of
 from secateur.graph.capture import Call, Recorder, Recording, capture_once, forward, label_parameters
 from secateur.graph.channels import Bools, components
 from secateur.graph.cut import Slices
@@ -35,11 +34,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float)
 
 
-class _Scalars(TorchDispatchMode):
+class _Scalars(Mode):
     """Notes the numbers every operator is given."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.calls: Scalars = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

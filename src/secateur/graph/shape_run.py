@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.graph.calls import TRANSPARENT, depends_on_data, map_args, on_one_device, schema_of
+from secateur.graph.calls import TRANSPARENT, Mode, depends_on_data, map_args, on_one_device, schema_of
 from secateur.graph.capture import Call
 from secateur.graph.modules import as_call, map_tensors, module_stack, plain_kernels, to_meta
 from secateur.graph.rules import tensors_in
@@ -25,11 +24,11 @@ class Disagreement:
     detail: str
 
 
-class _Checker(TorchDispatchMode):
+class _Checker(Mode):
     """Runs a narrowed model, compares every call with what the plan promises, and mends shapes so that it goes on."""
 
     def __init__(self, sizes: Sizes) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.sizes, self.at = sizes, 0
         self.found: list[Disagreement] = []
         self.stack: list[str] = [""]
