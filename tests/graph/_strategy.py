@@ -287,6 +287,8 @@ class Attention(nn.Module):
         if self.heads**2 == width:  # as many heads as features a head: PyTorch's layer then keeps its whole stream
             self.heads = 1
         self.size = max(block.width // self.heads, 1)
+        if self.way == 2:  # einsum takes another way for a width of one
+            self.heads, self.size = 1, max(block.width, 11)
         inner = self.heads * self.size
         if self.way == 0:
             self.attn = nn.MultiheadAttention(width, self.heads, batch_first=True, bias=bias)

@@ -252,7 +252,7 @@ def _() -> nn.Module:
     )  # fmt: skip
 
 
-@case("a conv that merely has one channel", "stem:8 one:1 wide:6", shape=(2, 1, 8, 8))
+@case("a conv that merely has one channel", "stem:8 wide:6", shape=(2, 1, 8, 8))
 def _() -> nn.Module:
     return Net(
         lambda m, x: m.head(m.wide(m.one(m.stem(x)).relu())),

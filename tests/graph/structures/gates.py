@@ -80,7 +80,7 @@ def _() -> nn.Module:
     )  # fmt: skip
 
 
-@case("spatial attention of CBAM", "stem:8 gate:1 c:6", exact=False)
+@case("spatial attention of CBAM", "stem:8 c:6", exact=False)
 def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         x = m.stem(x)
@@ -126,7 +126,7 @@ def _() -> nn.Module:
     return Net(run, stem=conv(3, 8), fc1=nn.Linear(8, 24), fc2=nn.Linear(12, 8), out=nn.Linear(8, 5))
 
 
-@case("global context block", "stem:8 key:1 t1:4")
+@case("global context block", "stem:8 t1:4")
 def _() -> nn.Module:
     def run(m: Net, x: torch.Tensor) -> torch.Tensor:
         x = m.stem(x)

@@ -263,7 +263,7 @@ def _() -> nn.Module:
     )  # fmt: skip
 
 
-@case("one channel expanded to many", "one:1 c:8")
+@case("one channel expanded to many", "c:8")
 def _() -> nn.Module:
     return Net(
         lambda m, x: m.head(m.one(x).expand_as(h := m.c(x)) * h), one=conv(3, 1), c=conv(3, 8), head=head(8)
