@@ -11,18 +11,17 @@ from secateur.graph.calls import Mode, schema_of
 from secateur.graph.modules import clone_module, map_tensors, named_tensors, output_tensors
 
 
-def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def twin_of(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """A copy on the CPU in evaluation mode, its floating-point tensors as `dtype` (None: each as it is)."""
+
     def convert(tensor: torch.Tensor) -> torch.Tensor:
-        return (
-            tensor.detach().to("cpu", dtype, copy=True)
-            if tensor.is_floating_point()
-            else tensor.detach().to("cpu", copy=True)
-        )
+        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to("cpu", kind, copy=True)
 
     return clone_module(model, convert).eval()
 
 
-def random_twin(model: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> nn.Module:
+def random_twin(model: nn.Module, dtype: torch.dtype | None, generator: torch.Generator) -> nn.Module:
     """Vectors (affines, biases, layer scales, statistics) and vanishing weights become random numbers of order one."""
     twin = twin_of(model, dtype)
     parameters = {id(p) for p in twin.parameters()}
@@ -40,14 +39,15 @@ def random_twin(model: nn.Module, dtype: torch.dtype, generator: torch.Generator
     return twin
 
 
-def random_input(tensor: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+def random_input(tensor: torch.Tensor, dtype: torch.dtype | None, generator: torch.Generator) -> torch.Tensor:
+    """Random numbers in place of an example input; integers stay."""
     tensor = tensor.detach().cpu()
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or not tensor.numel():
         return tensor.clone()
-    low, high = float(tensor.min()), float(tensor.max())
-    if low >= 0 and high <= 1:  # images in [0, 1] stay images
-        return torch.rand(tensor.shape, generator=generator, dtype=dtype)
-    return torch.randn(tensor.shape, generator=generator, dtype=dtype)
+    kind = dtype or tensor.dtype
+    if float(tensor.min()) >= 0 and float(tensor.max()) <= 1:  # images in [0, 1] stay images
+        return torch.rand(tensor.shape, generator=generator, dtype=kind)
+    return torch.randn(tensor.shape, generator=generator, dtype=kind)
 
 
 class _Calibrate(Mode):
@@ -71,11 +71,13 @@ class _Calibrate(Mode):
 
 
 def calibrate(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
+    """Give batch norms running statistics that fit the random weights and inputs."""
     with _Calibrate(generator):
         run(model, inputs)
 
 
 def run(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
+    """The outputs of `model`; its attributes are left alone."""
     args, kwargs = map_tensors(inputs, torch.clone)
     throwaway = clone_module(model, lambda t: t)  # shares the tensors; what a forward caches in attributes goes with it
     return output_tensors(throwaway(*args, **kwargs))

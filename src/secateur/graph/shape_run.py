@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -49,7 +50,7 @@ class _Checker(Mode):
         bound = {n: (args[k] if k < len(args) else kwargs.get(n, d)) for k, (n, d) in enumerate(names)}
         if not meta and depends_on_data(name, bound):  # the values are not comparable; go on as the original did
             self.at += 1
-            return call.value
+            return self._narrow(call)
         self._check_arguments(call, bound)
         try:
             out = run_on_meta(func._schema.name, func, args, kwargs) if meta else func(*args, **kwargs)
@@ -61,6 +62,18 @@ class _Checker(Mode):
         out = self._check_shapes(out, promised)
         self.at += 1
         return out
+
+    def _narrow(self, call: Call) -> Any:
+        """What the original got, without the dead indices of labelled dimensions."""
+        labels = iter(call.labels)
+
+        def narrow(tensor: torch.Tensor) -> torch.Tensor:
+            for dim, axis in enumerate(next(labels, ())):
+                if axis is not None:
+                    tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(self.sizes.alive[axis])))
+            return tensor
+
+        return map_args(call.value, narrow)
 
     def _check_arguments(self, call: Call, bound: dict[str, Any]) -> None:
         for expect in call.expects:

@@ -81,6 +81,7 @@ class Graph:
         """Cost of one forward pass of the example input, after `plan` (default: of the original)."""
         return self.costs.cost(self.widths(plan))
 
+    @torch.inference_mode(False)
     def cut(self, plan: Masks, *, inplace: bool = False) -> Cut:
         """The network with only the channels `plan` keeps.
 
@@ -193,6 +194,7 @@ class Graph:
         return explain(self, name)
 
 
+@torch.inference_mode(False)
 def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", "head_dim"] = "heads") -> Graph:
     """Trace `model` once on `example_inputs` and return its `Graph`; the model itself is not touched.
 

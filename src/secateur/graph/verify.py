@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.errors import VerificationError
+from secateur.errors import SecateurError, VerificationError
 from secateur.graph.cut import Slices, take
 from secateur.graph.modules import as_call, map_tensors, named_tensors, plain_kernels
 from secateur.graph.randomise import calibrate, random_input, random_twin, run, twin_of
@@ -41,6 +42,7 @@ class Verification:
         return self.exact or (self.structural_error is not None and self.structural_error <= self.tolerance)
 
 
+@torch.inference_mode(False)
 def verify(
     original: nn.Module,
     narrow: nn.Module,
@@ -65,12 +67,10 @@ def verify(
         VerificationError: when neither comparison agrees, or nothing finite can be compared.
     """
     _check_slices(original, narrow, slices)
-    dtypes = [dtype] if dtype is not None else list(dict.fromkeys((_compute_type(original), torch.float64)))
-    result = _verify(original, narrow, example_inputs, slices, reasons, seed, dtypes[0])
-    for kind in dtypes[1:]:  # double precision tells rounding of large numbers from a wrong cut
-        if not result.passed:
-            with suppress(RuntimeError):  # models that make float32 tensors of their own do not run in double precision
-                result = _verify(original, narrow, example_inputs, slices, reasons, seed, kind)
+    result = _tried(original, narrow, example_inputs, slices, reasons, seed, dtype or _compute_type(original))
+    if not result.passed and dtype is None and result.tolerance == DEFAULT_TOLERANCE:
+        with suppress(VerificationError):  # double precision tells rounding of large numbers from a wrong cut
+            result = _tried(original, narrow, example_inputs, slices, reasons, seed, torch.float64)
     if result.passed:
         return result
     raise VerificationError(
@@ -81,6 +81,21 @@ def verify(
     )
 
 
+def _tried(*given: Any) -> Verification:
+    """`_verify`, with what a forward may raise as a VerificationError."""
+    try:
+        return _verify(*given)
+    except SecateurError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise VerificationError(
+            "The network cannot be verified, for it does not run on random weights and inputs "
+            f"({type(error).__name__}: {said}); its forward may take another way there than on the example. "
+            "Use verify=False to do without proof."
+        ) from error
+
+
 def _verify(
     original: nn.Module,
     narrow: nn.Module,
@@ -88,9 +103,9 @@ def _verify(
     slices: Slices,
     reasons: tuple[str, ...],
     seed: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> Verification:
-    tolerance = TOLERANCE.get(dtype, DEFAULT_TOLERANCE)
+    tolerance = TOLERANCE.get(dtype, DEFAULT_TOLERANCE) if dtype is not None else _mixed_tolerance(original)
     generator = torch.Generator().manual_seed(seed)
     wide = random_twin(original, dtype, generator)
     inputs = map_tensors(as_call(example_inputs), lambda t: random_input(t, dtype, generator))
@@ -110,9 +125,21 @@ def _verify(
     return Verification(False, error, structural, tolerance, tuple(dict.fromkeys((*reasons, *more))), compared or count)
 
 
-def _compute_type(model: nn.Module) -> torch.dtype:
-    kinds = {t.dtype for t in named_tensors(model).values() if t.is_floating_point()}
+def _float_types(model: nn.Module) -> set[torch.dtype]:
+    return {t.dtype for t in named_tensors(model).values() if t.is_floating_point()}
+
+
+def _compute_type(model: nn.Module) -> torch.dtype | None:
+    """The type to verify in: float64 for such models, float32 for others; None keeps a mixture as it is."""
+    kinds = _float_types(model)
+    if len(kinds) > 1:
+        return None
     return torch.float64 if kinds == {torch.float64} else torch.float32
+
+
+def _mixed_tolerance(model: nn.Module) -> float:
+    coarse = {torch.float16, torch.bfloat16} & _float_types(model)
+    return 2e-2 if coarse else DEFAULT_TOLERANCE
 
 
 def _copy_slices(wide: nn.Module, small: nn.Module, slices: Slices) -> None:

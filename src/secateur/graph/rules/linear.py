@@ -157,7 +157,7 @@ def _product(op: Op, a: torch.Tensor, b: torch.Tensor, la: Label, lb: Label, bia
     cols: Label = lb[-1:] if len(lb) > 1 else ()
     batch = _batch(op, a, b, la[:-2], lb[:-2])
     if bias is not None:
-        cols = op.broadcast([bias])[-1:] if cols == (None,) else (op.join(cols[0], label_of(bias)[-1]),)
+        cols = op.broadcast([bias])[-1:] if cols and cols[0] is None else (op.join(cols[0], label_of(bias)[-1]),)
     k, total = a.shape[-1], max(op.out.numel(), 1)
     label = (*batch, *rows, *cols)
     _count_product(op, label, k_a if k_a is not None else k_b, k, total)
