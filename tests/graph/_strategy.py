@@ -291,11 +291,14 @@ class Attention(nn.Module):
             self.heads, self.size = 1, max(block.width, 11)
         inner = self.heads * self.size
         if self.way == 0:
+            # settling ties the stream to the heads; a concatenation cut across by heads would have nothing left
+            self.into = conv(width, width, 1)
             self.attn = nn.MultiheadAttention(width, self.heads, batch_first=True, bias=bias)
         else:
             self.qkv, self.proj = nn.Linear(width, 3 * inner, bias=bias), nn.Linear(inner, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.into(x) if self.way == 0 else x
         shape = x.shape
         x = x.flatten(2).transpose(1, 2)
         if self.way == 0:

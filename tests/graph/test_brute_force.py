@@ -19,10 +19,11 @@ from secateur import trace
 
 # Convolutions, additions, concatenations and reshapes only: a gate dies from either side.
 CHOSEN = (
-    "plain chain", "residual, identity", "residual, projection", "dense concat", "dual path concat",
-    "partial slice (GhostNet)", "split by a list of sizes", "chunk: halves stay equal", "C2f of YOLO", "grouped",
-    "grouped, two group counts on one tensor (4 and 6)", "depthwise", "one input a group, several outputs", "transposed",
-    "transposed, grouped", "channel shuffle by view and transpose", "two ShuffleNet v2 units", "pixel shuffle",
+    "plain chain", "residual, identity", "residual, projection", "dense concat", "dual path concat", "grouped",
+    "partial slice (GhostNet)", "split by a list of sizes", "chunk: halves stay equal", "C2f of YOLO",
+    "grouped, two group counts on one tensor (4 and 6)", "depthwise", "one input a group, several outputs",
+    "transposed", "transposed, grouped", "channel shuffle by view and transpose", "two ShuffleNet v2 units",
+    "pixel shuffle",
     "pixel unshuffle", "space to depth by strided slices", "flatten to linear", "flip and add: mirror pairs",
     "a convolution that runs twice", "a weight shared by two convolutions",
 )  # fmt: skip
