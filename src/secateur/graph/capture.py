@@ -226,7 +226,9 @@ def label_parameters(model: nn.Module, recording: Recording) -> None:
     }
     for name, tensor in named_tensors(model).items():
         channels = 2 if id(tensor) in kernels else tensor.dim()
-        label: list[Axis] = [recording.ledger.fresh(n) if d < channels else None for d, n in enumerate(tensor.shape)]
+        label: list[Axis] = [
+            recording.ledger.parameter(n) if d < channels else None for d, n in enumerate(tensor.shape)
+        ]
         holder: Any = tensor
         holder._secateur_label, holder._secateur_constant, holder._secateur_name = tuple(label), True, name
         recording.places[name] = tuple(label)

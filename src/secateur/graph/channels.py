@@ -5,10 +5,9 @@ Channels that occupy the same places with the same multiplicities form a group: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -109,15 +108,35 @@ class Solution:
     single: Bools | None = None  # components that would be a group of one channel
     groups: tuple[Group, ...] = ()
     list_frozen: Callable[[], tuple[Frozen, ...]] = tuple
-    _spans: list[list[tuple[int, int, int]]] = field(default_factory=list)  # per group: (place, start, stop)
-    _order: list[Ids] = field(default_factory=list)  # per place: indices sorted by group, then channel
+    _rank: Ids | None = None  # channel -> its rank by group, then position
+    _order: dict[int, tuple[Ids, Ids]] = field(default_factory=dict)  # place -> indices by rank, and these ranks
 
     def members(self, number: int) -> Iterable[Member]:
         """The members of group `number`."""
-        width = len(self.groups[number].channels)
-        for place, start, stop in self._spans[number]:
+        channels, width = self.groups[number].channels, self.groups[number].width
+        assert self._rank is not None
+        first, matrix = int(self._rank[channels[0]]), self.multiplicity
+        row = slice(matrix.indptr[channels[0]], matrix.indptr[channels[0] + 1])
+        columns, counts = matrix.indices[row], matrix.data[row]
+        found = sorted(
+            (self.places[c].first_use, c, n) for c, n in zip(columns, counts, strict=True) if c < len(self.places)
+        )
+        for _, place, count in found:  # the first axes are those of the places, in order
+            indices, ranks = self._ordered(int(place))
+            start = int(np.searchsorted(ranks, first))
             p = self.places[place]
-            yield Member(p.name, p.dim, p.role, self._order[place][start:stop].reshape(width, -1))
+            yield Member(p.name, p.dim, p.role, indices[start : start + width * count].reshape(width, count))
+
+    def _ordered(self, place: int) -> tuple[Ids, Ids]:
+        """The prunable indices of a place by group, then channel, then index; and the ranks of their channels."""
+        if place not in self._order:
+            assert self._rank is not None
+            channel = self.places[place].channel
+            inside = np.flatnonzero(channel >= 0)
+            ranks = self._rank[channel[inside]]
+            order = np.argsort(ranks, kind="stable")
+            self._order[place] = (inside[order], ranks[order])
+        return self._order[place]
 
     def seen(self, number: int, taps: Iterable[Tap]) -> Iterable[Seen]:
         """The taps in which every channel of group `number` shows, equally often."""
@@ -161,12 +180,12 @@ def solve(
         if name not in recording.first_use:
             fixes += [(axis, "its module never ran") for axis in label if axis is not None]
     ties = [*ledger.ties, *together]
-    component = components(ledger.size, ties)
+    component = components(ledger.size, ties, ledger.links)
     if ledger.products:
         more_ties, more_fixes = _resolve_products(ledger, component, fixes, attention)
         ties += more_ties
         fixes += more_fixes
-        component = components(ledger.size, ties)
+        component = components(ledger.size, ties, ledger.links)
     reasons = _reasons(component, fixes)
     places = _places(recording)
     axes = _axes(recording, places)
@@ -178,10 +197,27 @@ def solve(
     return solution
 
 
-def components(size: int, ties: list[tuple[Ids, Ids]]) -> Ids:
-    """The connected component of every slot."""
-    if not ties:
-        return np.arange(size, dtype=np.int64)
+def components(size: int, ties: list[tuple[Ids, Ids]], links: Collection[int] = ()) -> Ids:
+    """The connected component of every slot.
+
+    Ties number `links` are to an axis nothing else had touched: it points there, which leaves few edges to search.
+    """
+    parent = np.arange(size, dtype=np.int64)
+    for k in links:
+        parent[ties[k][1]] = ties[k][0]
+    for _ in range(_JUMPS):
+        further = parent[parent]
+        if np.array_equal(further, parent):
+            edges = [(parent[a], parent[b]) for k, (a, b) in enumerate(ties) if k not in links]
+            return _connected(size, edges)[parent] if edges else parent
+        parent = further
+    return _connected(size, ties)  # pointers in a circle: search all edges
+
+
+_JUMPS = 64  # pointers reach their end in at most the logarithm of their longest chain
+
+
+def _connected(size: int, ties: list[tuple[Ids, Ids]]) -> Ids:
     rows = np.concatenate([a for a, _ in ties])
     cols = np.concatenate([b for _, b in ties])
     edges = sp.coo_matrix((np.ones(len(rows), np.int8), (rows, cols)), shape=(size, size))
@@ -337,12 +373,13 @@ def _multiplicity(slot_channel: Ids, axes: list[Ids], channels: int) -> sp.csr_m
     if not axes:
         return sp.csr_matrix(np.zeros((channels, 0), dtype=np.int64))
     rows = slot_channel[np.concatenate(axes)]
-    cols = np.repeat(np.arange(len(axes)), [len(a) for a in axes])
     keep = rows >= 0
-    cells, counts = np.unique(rows[keep] * len(axes) + cols[keep], return_counts=True)
-    rows, cols = np.divmod(cells, len(axes))
-    starts = np.searchsorted(rows, np.arange(channels + 1))
-    return sp.csr_matrix((counts.astype(np.int64), cols, starts), shape=(channels, len(axes)))
+    cols = np.repeat(np.arange(len(axes)), [len(a) for a in axes])[keep]
+    starts = np.searchsorted(cols, np.arange(len(axes) + 1))
+    ones = np.ones(len(cols), dtype=np.int64)
+    matrix = sp.csc_matrix((ones, rows[keep], starts), shape=(channels, len(axes)))
+    matrix.sum_duplicates()
+    return matrix.tocsr()
 
 
 def _make_groups(solution: Solution, ledger: Ledger) -> None:
@@ -368,7 +405,7 @@ def _make_groups(solution: Solution, ledger: Ledger) -> None:
     names = _names(anchors)
     reasons = _inexact_reasons(solution, ledger, number_of, len(anchors))
     solution.groups = tuple(Group(names[g], len(m), m, reasons[g], solution, g) for g, m in enumerate(members))
-    _spans(solution, number_of, rank, len(anchors))
+    solution._rank = rank
 
 
 def _drop(solution: Solution, single: Bools) -> Bools:
@@ -431,24 +468,6 @@ def module_of(tensor: str) -> str:
     """The module that owns a tensor, parametrisations seen through; a tensor of the root keeps its own name."""
     head = tensor.split(".parametrizations.")[0] if ".parametrizations." in tensor else tensor.rpartition(".")[0]
     return head or tensor
-
-
-def _spans(solution: Solution, number_of: Ids, rank: Ids, groups: int) -> None:
-    """Where in every place the indices of every group stand; `rank` orders channels by group, then position."""
-    spans: list[list[tuple[int, int, int]]] = [[] for _ in range(groups)]
-    order: list[Ids] = []
-    by_use = sorted(range(len(solution.places)), key=lambda k: solution.places[k].first_use)
-    for place in solution.places:
-        inside = np.flatnonzero(place.channel >= 0)
-        order.append(inside[np.argsort(rank[place.channel[inside]], kind="stable")])
-    for number in by_use:
-        ranked = number_of[solution.places[number].channel[order[number]]]
-        if not len(ranked):
-            continue
-        bounds = [0, *(np.flatnonzero(ranked[1:] != ranked[:-1]) + 1).tolist(), len(ranked)]
-        for start, stop in pairwise(bounds):
-            spans[int(ranked[start])].append((number, start, stop))
-    solution._spans, solution._order = spans, order
 
 
 def _inexact_reasons(solution: Solution, ledger: Ledger, number_of: Ids, groups: int) -> list[tuple[str, ...]]:

@@ -48,6 +48,8 @@ class Ledger:
     heads: list[Ids] = field(default_factory=list)  # batch axes of activation-by-activation products: attention heads
     products: list[Product] = field(default_factory=list)
     macs: list[Macs] = field(default_factory=list)
+    links: set[int] = field(default_factory=set)  # numbers of ties whose second axis nothing had touched before
+    _untouched: set[int] = field(default_factory=set)
     _factored: dict[tuple[bytes, tuple[int, ...]], tuple[Ids, ...]] = field(default_factory=dict)
     _merged: dict[tuple[bytes, ...], Ids] = field(default_factory=dict)
 
@@ -57,10 +59,22 @@ class Ledger:
         self.size += count
         return ids
 
+    def parameter(self, count: int) -> Ids:
+        """Fresh ids for one dimension of a parameter or buffer; the caller keeps the array alive."""
+        ids = self.fresh(count)
+        self._untouched.add(id(ids))
+        return ids
+
     def tie(self, a: Ids, b: Ids) -> None:
         """Slot a[i] and slot b[i] live and die together, for every i."""
-        if a is not b:
-            self.ties.append((np.ravel(a), np.ravel(b)))
+        if a is b:
+            return
+        if id(a) in self._untouched and id(b) not in self._untouched:
+            a, b = b, a
+        if id(b) in self._untouched:  # most ties: a parameter meets the activation it belongs to
+            self.links.add(len(self.ties))
+        self._untouched -= {id(a), id(b)}
+        self.ties.append((np.ravel(a), np.ravel(b)))
 
     def fix(self, axis: Axis, reason: str) -> None:
         """The slots can never be removed; `reason` is told to the user (empty: not worth telling)."""

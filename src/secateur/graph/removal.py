@@ -167,7 +167,7 @@ def _variable(tensor: torch.Tensor) -> torch.Tensor:
 
 def _alive_from_slices(recording: Recording, slices: Slices) -> Bools:
     """Alive slots of a recording on real tensors, from what was cut out of the parameters alone."""
-    component = components(recording.ledger.size, recording.ledger.ties)
+    component = components(recording.ledger.size, recording.ledger.ties, recording.ledger.links)
     dead = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
     for name, kept in slices.items():
         for axis, index in zip(recording.places[name], kept, strict=True):
