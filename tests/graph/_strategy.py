@@ -370,6 +370,8 @@ class Network(nn.Module):
             blocks.append(BLOCKS[block.kind](width, block, spec.bias))
             width = int(blocks[-1].out)
         self.blocks, self.kind = nn.ModuleList(blocks), spec.head
+        # whatever the blocks tie together, this width is free
+        self.neck, width = conv(width, 7, 1, bias=spec.bias), 7
         if spec.head == "flat":
             self.reduce = conv(width, 4)
             self.fc1, self.fc2 = nn.Linear(16, 6), nn.Linear(6, 3)
@@ -384,6 +386,7 @@ class Network(nn.Module):
         x = F.relu(self.stem(x))
         for block in self.blocks:
             x = block(x)
+        x = F.relu(self.neck(x))
         if self.kind == "flat":
             return self.fc2(self.fc1(F.adaptive_avg_pool2d(self.reduce(x), 2).flatten(1)).relu())
         if self.kind == "map":

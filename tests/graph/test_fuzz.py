@@ -28,7 +28,13 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize("name", FOUND)
+OPEN = {"channel shuffle of equal factors: the number of groups must follow": "channel_shuffle expects no `groups`"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=OPEN[n])) if n in OPEN else n for n in FOUND],
+)
 def test_what_was_once_found(name: str) -> None:
     check(FOUND[name])
 
@@ -42,6 +48,7 @@ def check(spec: Spec) -> None:
     fewest = 2 if any(b.kind == "Attention" for b in spec.blocks) else 1
     result = halve(model, inputs, spec.seed, spec.share, min_channels=fewest)
     assert result.graph.unsupported == ()
+    assert "neck" in result.plan.widths
     assert_sound(result, inputs)
     assert_same_state(before, model)
     assert result.cut.slices or all(result.plan.masks[g.name].all() for g in result.graph.groups)
