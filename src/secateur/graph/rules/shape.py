@@ -257,6 +257,8 @@ def pixel_shuffle(op: Op) -> Labels:
     if c is None:
         return (*batch, None, None if h is None else np.repeat(h, r), None if w is None else np.repeat(w, r))
     out, rh, rw = op.ledger.split(c, (size // (r * r), r, r), op.where)
+    for factor in (rh, rw):  # the factor is the operator's own number
+        op.ledger.fix(factor, "")
     return (
         *batch,
         out,
@@ -282,6 +284,8 @@ def channel_shuffle(op: Op) -> Labels:
     batch, c, *space = op.label("self")
     g, size = int(op.args["groups"]), op.args["self"].shape[1]
     a, b = op.ledger.split(c, (g, size // g), op.where)
+    if a is not None:
+        op.expect("groups", a)
     return (batch, op.ledger.merge((b, a), (size // g, g), op.where), *space)
 
 
