@@ -24,11 +24,14 @@ FOUND = {
         (Block("Residual", 9, 1), Block("Shuffle", 12, 1)), head="several", bias=False
     ),
     "as many features a head as there are parts of qkv": Spec((Block("Attention", 6, 0),), bias=False, share=0.25),
+    "group norm of a permuted tensor, then flattened": Spec(
+        (Block("Normed", 11, 11), Block("Normed", 8, 6), Block("Attention", 14, 7)), side=7
+    ),
     "padded shortcut after halves": Spec((Block("C2f", 5, 1), Block("Residual", 12, 0)), bias=False, seed=460),
 }
 
 
-OPEN = {"channel shuffle of equal factors: the number of groups must follow": "channel_shuffle expects no `groups`"}
+OPEN = {"group norm of a permuted tensor, then flattened": "the structural run gives a narrow tensor to a view"}
 
 
 @pytest.mark.parametrize(

@@ -329,3 +329,19 @@ def test_functional_modules_and_lambdas_survive() -> None:
     assert result.plan.widths == {"a": 4}
     assert result.model.w.shape == (4, 5)
     assert_sound(result, IMAGE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("inplace", [False, True])
+def test_device(inplace: bool) -> None:
+    model, image = residual().cuda(), IMAGE.cuda()
+    result = halve(model, image, inplace=inplace)
+    assert {t.device.type for t in [*result.model.parameters(), *result.model.buffers()]} == {"cuda"}
+    assert call(result.model, image).device.type == "cuda"
+    assert result.verification.passed
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_inputs_on_another_device_are_one_sentence_or_fine() -> None:
+    result = halve(residual().cuda(), IMAGE)
+    assert next(result.model.parameters()).is_cuda
