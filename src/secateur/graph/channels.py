@@ -383,21 +383,21 @@ def _multiplicity(slot_channel: Ids, axes: list[Ids], channels: int) -> sp.csr_m
 
 
 def _make_groups(solution: Solution, ledger: Ledger) -> None:
-    """Equal rows of the multiplicity matrix are one group; 124 random bits a row stand in for comparing them."""
+    """Equal rows of the multiplicity matrix are one group; 64 random bits a row stand in for comparing them."""
     matrix = solution.multiplicity
-    channels, axes = matrix.shape
-    if channels == 0:
+    if matrix.shape[0] == 0:
         return
-    keys = np.random.default_rng(0).integers(1, 2**62, size=(axes, 2), dtype=np.int64)
+    keys = np.random.default_rng(0).integers(1, 2**62, size=matrix.shape[1], dtype=np.int64)
     with np.errstate(over="ignore"):
-        digest = np.ascontiguousarray(matrix @ keys).view([("a", np.int64), ("b", np.int64)]).ravel()
-    _, group_of, width = np.unique(digest, return_inverse=True, return_counts=True)
-    digest = digest[_drop(solution, width[np.ravel(group_of)] == 1)]
-    channels = len(digest)
+        digest = matrix @ keys
+    _, first, group_of, width = np.unique(digest, return_index=True, return_inverse=True, return_counts=True)
+    left = _drop(solution, width[group_of] == 1)
+    if not left.all():
+        _, first, group_of = np.unique(digest[left], return_index=True, return_inverse=True)
+    channels = len(group_of)
     if channels == 0:
         return
-    _, first, group_of = np.unique(digest, return_index=True, return_inverse=True)
-    anchors, at, number_of = _order_groups(solution, first, np.ravel(group_of))
+    anchors, at, number_of = _order_groups(solution, first, group_of)
     order = np.lexsort((at, number_of))
     members = np.split(order, np.flatnonzero(np.diff(number_of[order])) + 1)
     rank = np.empty(channels, dtype=np.int64)
