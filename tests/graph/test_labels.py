@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.graph.channels import components
+from secateur.graph.components import components
 from secateur.graph.labels import Ledger
 
 

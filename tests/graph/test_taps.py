@@ -50,3 +50,25 @@ def test_activations_at_a_tap_vanish_exactly_for_masked_channels() -> None:
     index = next(t.index for t in graph.taps(group) if t.module == "flat")
     values = seen["flat"][:, torch.from_numpy(index)].abs().amax(dim=(0, 2))
     assert (values == 0).tolist() == [False, False, True, False, False, False]
+
+
+class _Unused(nn.Module):
+    """A branch that no forward pass takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1)
+        self.b = nn.Conv2d(8, 4, 1)
+        self.other = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
+def test_parameters_that_never_run_are_named_and_stay_whole() -> None:
+    model = _Unused()
+    graph = secateur.trace(model, torch.randn(1, 3, 4, 4))
+    assert graph.never_ran == ("other.weight", "other.bias")
+    small = secateur.prune(model, torch.randn(1, 3, 4, 4), budget="flops=0.5").model
+    assert small.a.out_channels < 8
+    assert small.other.weight.shape == (4, 8, 1, 1)

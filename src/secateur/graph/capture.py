@@ -87,7 +87,7 @@ class Recording:
     taps: list[Tap] = field(default_factory=list)
     unsupported: list[Unsupported] = field(default_factory=list)
     on_meta: bool = True
-    trained: bool = False
+    training_error: str = ""  # why the run with training branches on came to nothing
 
 
 class RuleError(ModelError):
@@ -295,8 +295,9 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
     try:
         again = map_tensors(inputs, lambda t: _input(t, meta))
         output = forward(twin, again[0], again[1], Recorder(extra, meta))
-    except Exception:
-        return  # a forward that needs targets in training mode; parameters never run are reported as such
+    except Exception as error:  # a forward that needs targets in training mode, say
+        recording.training_error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return
     finally:
         del recording.ledger.macs[before:]
     _fix_outputs(recording, output)
@@ -304,7 +305,6 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
     for name, first in extra.first_use.items():
         recording.first_use.setdefault(name, first + offset)
     recording.unsupported += extra.unsupported
-    recording.trained = True
 
 
 def _explain(model: nn.Module, args: Any, kwargs: Any, error: Exception) -> Exception:

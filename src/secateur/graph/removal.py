@@ -13,7 +13,8 @@ from torch import nn
 
 from secateur.graph.calls import TRANSPARENT, Mode, map_args, schema_of
 from secateur.graph.capture import Call, Recorder, Recording, capture_once, forward, label_parameters
-from secateur.graph.channels import Bools, components
+from secateur.graph.channels import Bools
+from secateur.graph.components import components
 from secateur.graph.cut import Slices
 from secateur.graph.labels import Label, Ledger
 from secateur.graph.modules import clone_module, map_tensors, output_tensors

@@ -64,6 +64,12 @@ class Graph:
         """Operators without a rule; what they touch is frozen."""
         return tuple(dict.fromkeys(self.recording.unsupported))
 
+    @property
+    def never_ran(self) -> tuple[str, ...]:
+        """Parameters no traced forward pass uses; they stay whole, so a branch with them may not fit after a cut."""
+        used = self.recording.first_use
+        return tuple(n for n, t in self.tensors().items() if isinstance(t, nn.Parameter) and n not in used)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers of the original model, by name."""
         return named_tensors(self.model)

@@ -156,7 +156,9 @@ def _frozen(graph: Graph) -> list[RenderableType]:
     for call in graph.unsupported:
         operators.setdefault(call.operator, []).append(call.module or "the model")
     lines = [f"{name} in {', '.join(shorten(where))}" for name, where in operators.items()]
-    return parts + _lines("Operators without a rule (what they touch is frozen): ", lines)
+    parts += _lines("Operators without a rule (what they touch is frozen): ", lines)
+    unused = [", ".join(shorten(list(graph.never_ran)))] if graph.never_ran else []
+    return parts + _lines("Never used by a forward pass (stay whole; a branch with them may not fit): ", unused)
 
 
 def _inexact(reasons: Iterable[str]) -> list[RenderableType]:

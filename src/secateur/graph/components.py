@@ -1,0 +1,39 @@
+"""Connected components of tied slots: the one call in which the channels of a network fall out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
+
+from secateur.graph.labels import Ids
+
+
+def components(size: int, ties: list[tuple[Ids, Ids]], links: Collection[int] = ()) -> Ids:
+    """The connected component of every slot.
+
+    Ties number `links` are to an axis nothing else had touched: it points there, which leaves few edges to search.
+    """
+    parent = np.arange(size, dtype=np.int64)
+    for k in links:
+        parent[ties[k][1]] = ties[k][0]
+    for _ in range(_JUMPS):
+        further = parent[parent]
+        if np.array_equal(further, parent):
+            edges = [(parent[a], parent[b]) for k, (a, b) in enumerate(ties) if k not in links]
+            return _connected(size, edges)[parent] if edges else parent
+        parent = further
+    return _connected(size, ties)  # pointers in a circle: search all edges
+
+
+_JUMPS = 64  # pointers reach their end in at most the logarithm of their longest chain
+
+
+def _connected(size: int, ties: list[tuple[Ids, Ids]]) -> Ids:
+    rows = np.concatenate([a for a, _ in ties])
+    cols = np.concatenate([b for _, b in ties])
+    edges = sp.coo_matrix((np.ones(len(rows), np.int8), (rows, cols)), shape=(size, size))
+    _, component = connected_components(edges, directed=False)
+    return component.astype(np.int64)
