@@ -52,6 +52,7 @@ class Call:
     expects: tuple[Expect, ...]
     mixes: bool
     weight: tuple[Axis, Axis] | None
+    strides: tuple[tuple[int, ...], ...]  # of the outputs: PyTorch picks operators by them
     value: Any = None  # of an operator whose result has a size that depends on data, on a run with real tensors
 
 
@@ -144,7 +145,8 @@ class Recorder(Mode):
     @staticmethod
     def _call(op: Op, outs: list[torch.Tensor], labels: list[Label]) -> Call:
         shapes = tuple(tuple(t.shape) for t in outs)
-        return Call(op.name, op.module, shapes, tuple(labels), tuple(op.expects), op.mixes, op.weight)
+        strides = tuple(t.stride() for t in outs)
+        return Call(op.name, op.module, shapes, tuple(labels), tuple(op.expects), op.mixes, op.weight, strides)
 
     def _labels(self, op: Op, is_pointwise: bool) -> list[Label]:
         found = find_rule(op.name, is_pointwise)

@@ -113,11 +113,14 @@ class _Removing(Recorder):
         return result
 
     def _restore(self, out: Any, call: Call) -> Any:
-        queue = iter(zip(call.shapes, call.labels, strict=False))
+        queue = iter(zip(call.shapes, call.labels, call.strides, strict=False))
 
         def scatter(tensor: torch.Tensor) -> torch.Tensor:
-            shape, label = next(queue, (tuple(tensor.shape), ()))
-            return _scatter(tensor, shape, label, self.alive)
+            shape, label, strides = next(queue, (tuple(tensor.shape), (), tensor.stride()))
+            full = _scatter(tensor, shape, label, self.alive)
+            if full is tensor or full.stride() == strides:
+                return full
+            return torch.empty_strided(shape, strides, dtype=full.dtype).copy_(full)
 
         return map_args(out, scatter)
 
