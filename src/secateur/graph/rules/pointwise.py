@@ -11,7 +11,7 @@ UNTAGGED = (
     "bernoulli masked_fill where clamp clamp_min clamp_max hardtanh gelu hardswish hardsigmoid silu mish elu celu selu "
     "leaky_relu relu6 softplus log_sigmoid_forward prelu _prelu_kernel rrelu_with_noise rsub _conj resolve_conj "
     "nan_to_num fake_quantize_per_tensor_affine isfinite isnan quantize_per_tensor fmod remainder lerp addcmul addcdiv "
-    "angle real imag view_as_real_copy _fused_dropout complex polar"
+    "floor_divide angle real imag view_as_real_copy _fused_dropout complex polar"
 ).split()
 
 
