@@ -39,7 +39,7 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-fuzz: $(STAMP)  ## the property-based tests with 10,000 random networks instead of 300
+fuzz: $(STAMP)  ## the property-based tests with 10,000 random networks instead of 1,200
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m fuzz
 
 census: $(STAMP)  ## trace, prune, cut and verify every torchvision model and timm family: about an hour

@@ -66,7 +66,7 @@ def _choose(products: list[Product], cluster: dict[int, int], worth: NDArray[np.
             rivals.setdefault(number, set()).update(numbers[:k] + numbers[k + 1 :])
             if number in numbers[:k]:
                 selfish.add(number)
-    order = sorted(rivals, key=lambda n: (-worth[n, 0] if worth[n, 1] > 1 else 1, -worth[n, 1], -n))
+    order = sorted(rivals, key=lambda n: (-worth[n, 0] if worth[n, 1] > 1 else 1, -worth[n, 1], n))
     chosen: set[int] = set()
     banned = set(selfish)
     for number in order:
