@@ -9,7 +9,7 @@ import numpy as np
 from secateur._protocols import FloatArray, IntArray
 from secateur.allocate.blocks import Blocks, Bounds, last_sizes, longest, refill
 
-#: Steps in which score per cost nears its bound, with marginal costs anew before each; 64 keep less than 1% more score.
+#: Steps in which score per cost nears its bound, marginal costs taken anew in each; 64 kept up to 1.1% more score.
 _STEPS = 8
 
 
