@@ -13,7 +13,7 @@ from secateur.allocate import Constraints, allocate
 from secateur.budget import Budget
 from secateur.errors import BudgetError, ModelError, PlanError, WeightsError
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Verification, trace
-from secateur.methods import score
+from secateur.methods import CRITERIA, score
 from secateur.plan import Plan
 
 
@@ -83,7 +83,8 @@ def prune(
         raise ModelError(_nothing(graph))
     constraints = Constraints(tuple([ignore] if isinstance(ignore, str) else ignore), min_channels, max_ratio, align)
     before, settled = graph.cost(), []
-    batches = list(data) if data is not None else None
+    needs_data = any(row.name == criterion and row.needs_data for row in CRITERIA)
+    batches = list(data) if data is not None and needs_data else None  # a plan made again scores again
     while True:
         scores = criterion(graph) if callable(criterion) else _score(graph, criterion, reduce, seed, batches, loss)
         plan = allocate(scores, graph, budget, constraints, allocator=allocator, normalise=normalise, ratios=ratios)

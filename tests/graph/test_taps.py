@@ -72,3 +72,19 @@ def test_parameters_that_never_run_are_named_and_stay_whole() -> None:
     small = secateur.prune(model, torch.randn(1, 3, 4, 4), budget="flops=0.5").model
     assert small.a.out_channels < 8
     assert small.other.weight.shape == (4, 8, 1, 1)
+
+
+class _NeedsTargets(_Unused):
+    """In training mode it wants targets, as detectors do."""
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        if self.training and targets is None:
+            raise ValueError("targets are missing")
+        return super().forward(x)
+
+
+def test_why_training_branches_were_not_traced_is_told() -> None:
+    graph = secateur.trace(_NeedsTargets(), torch.randn(1, 3, 4, 4))
+    assert graph.never_ran == ("other.weight", "other.bias")
+    assert graph.training_error == "ValueError: targets are missing"
+    assert secateur.trace(_Unused(), torch.randn(1, 3, 4, 4)).training_error == ""

@@ -116,16 +116,16 @@ class Recorder(Mode):
         kwargs = kwargs or {}
         if self.meta:
             args, kwargs = on_one_device(args, kwargs, self._move)
-        return self.record(func, args, kwargs, self.execute)
+        return self.record(func, args, kwargs)
 
-    def execute(self, func: Any, args: Any, kwargs: Any, op: Op | None) -> Any:
+    def execute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator; verification overrides this."""
         return run_on_meta(func._schema.name, func, args, kwargs) if self.meta else func(*args, **kwargs)
 
-    def record(self, func: Any, args: Any, kwargs: Any, execute: Callable[..., Any]) -> Any:
+    def record(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Execute one call, apply its rule, label its outputs, note its buffers."""
         name, names, aliases, is_pointwise = schema_of(func)
-        out = execute(func, args, kwargs, None)
+        out = self.execute(func, args, kwargs)
         bound = {n: (args[k] if k < len(args) else kwargs.get(n, d)) for k, (n, d) in enumerate(names)}
         calls = self.recording.calls
         op = Op(len(calls), name, self.stack[-1], bound, out, self.recording.ledger)
@@ -329,6 +329,7 @@ def _explain(model: nn.Module, args: Any, kwargs: Any, error: Exception) -> Exce
 
 
 def _runs_alone(model: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether a copy of the model runs without a trace; whatever its forward raises is the answer no."""
     twin = clone_module(model, _alias).eval()
     inputs = map_tensors((args, kwargs), lambda t: t.detach().clone())
     try:

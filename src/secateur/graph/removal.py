@@ -65,7 +65,7 @@ class _Removing(Recorder):
         self.scalars = scalars if aligned else None
         self.rescaled: dict[str, None] = {}
 
-    def execute(self, func: Any, args: Any, kwargs: Any, op: Any) -> Any:
+    def execute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One call; where it mixes channels, on the survivors."""
         at = len(self.recording.calls)
         if schema_of(func)[0] in TRANSPARENT or at >= len(self.plan):

@@ -70,6 +70,11 @@ class Graph:
         used = self.recording.first_use
         return tuple(n for n, t in self.tensors().items() if isinstance(t, nn.Parameter) and n not in used)
 
+    @property
+    def training_error(self) -> str:
+        """Why branches that only run in training mode could not be traced; empty where they could or there are none."""
+        return self.recording.training_error
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers of the original model, by name."""
         return named_tensors(self.model)

@@ -29,6 +29,7 @@ def describe_graph(loaded: Loaded, graph: Graph) -> dict[str, Any]:
         "frozen": [{"name": f.name, "width": f.width, "reason": f.reason} for f in graph.frozen],
         "unsupported": [{"operator": u.operator, "module": u.module} for u in graph.unsupported],
         "never_ran": list(graph.never_ran),
+        "training_error": graph.training_error,
         "seconds": {name: round(value, 4) for name, value in graph.timings.items()},
     }
 
