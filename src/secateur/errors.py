@@ -42,3 +42,11 @@ class CutError(SecateurError):
 
 class VerificationError(SecateurError):
     """The cut network does not compute what the masked original computes."""
+
+
+class DataError(SecateurError):
+    """A data set is missing, empty, damaged or of the wrong shape."""
+
+
+class RunError(SecateurError):
+    """A run's folder cannot be used: damaged, foreign, unfinished or in the way."""
