@@ -1,104 +1,24 @@
-"""Pruning methods and criteria; each criterion has one frozen row, from which lists, docs and tests are made."""
+"""Pruning methods, one file each behind one contract, and the criteria they and `secateur.prune` score with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-
 from secateur._hints import choose
-from secateur._protocols import GraphLike
-from secateur.errors import ConfigError
-from secateur.methods import baselines
-from secateur.methods.baselines import Scores
+from secateur.methods import one_shot
+from secateur.methods.base import Method, MethodRow, Settings
+from secateur.methods.criteria import CRITERIA, Criterion, criteria, score
 from secateur.methods.gradients import accumulate_gradients
+from secateur.methods.scores import Scores
 
-__all__ = ["CRITERIA", "Criterion", "Scores", "accumulate_gradients", "criteria", "score"]
+__all__ = [
+    "CRITERIA", "METHODS", "Criterion", "Method", "MethodRow", "Scores", "Settings", "accumulate_gradients",
+    "criteria", "method", "score",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Criterion:
-    """One criterion: what it is, where it comes from, and which of `score`'s options its function takes."""
-
-    name: str
-    summary: str
-    needs_data: bool
-    paper: str
-    year: int
-    arxiv: str
-    options: tuple[str, ...]
-    function: Callable[..., Scores]
+#: One frozen row a method: the command line, the docs and the test matrix are made from these.
+METHODS: tuple[MethodRow, ...] = (*one_shot.ROWS,)
 
 
-_COMMON = ("reduce", "members")
-
-CRITERIA: tuple[Criterion, ...] = (
-    Criterion(
-        "random", "chance, as a yardstick", False,
-        "Recovering from Random Pruning: On the Plasticity of Deep Convolutional Neural Networks", 2018, "1801.10447",
-        ("seed",), baselines.random,
-    ),
-    Criterion(
-        "l1", "sum of absolute weights", False,
-        "Pruning Filters for Efficient ConvNets", 2017, "1608.08710", _COMMON, baselines.l1,
-    ),
-    Criterion(
-        "l2", "Euclidean norm of the weights", False,
-        "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks", 2018, "1808.06866",
-        _COMMON, baselines.l2,
-    ),
-    Criterion(
-        "bn_scale", "magnitude of the batch norm scale", False,
-        "Learning Efficient Convolutional Networks through Network Slimming", 2017, "1708.06519",
-        ("reduce",), baselines.bn_scale,
-    ),
-    Criterion(
-        "fpgm", "sum of distances to the other filters", False,
-        "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", 2019, "1811.00250",
-        _COMMON, baselines.fpgm,
-    ),
-    Criterion(
-        "taylor", "first-order change of the loss", True,
-        "Importance Estimation for Neural Network Pruning", 2019, "1906.10771",
-        (*_COMMON, "gradients"), baselines.taylor,
-    ),
-    Criterion(
-        "lamp", "squared norm over those not smaller", False,
-        "Layer-adaptive Sparsity for the Magnitude-based Pruning", 2021, "2010.07611", _COMMON, baselines.lamp,
-    ),
-)  # fmt: skip
-
-
-def criteria() -> tuple[Criterion, ...]:
-    """Return the rows of all criteria."""
-    return CRITERIA
-
-
-def score(
-    name: str,
-    graph: GraphLike,
-    *,
-    reduce: str = "sum",
-    members: str = "producers",
-    seed: int = 0,
-    gradients: Mapping[str, torch.Tensor] | None = None,
-    data: Iterable[Any] | None = None,
-    loss: Callable[[Any, Any], torch.Tensor] | None = None,
-) -> Scores:
-    """Score every channel of `graph` by the criterion called `name`, passing it those options that it takes.
-
-    A criterion that needs gradients takes them from `gradients`, or from `data` and `loss` (see
-    `accumulate_gradients`).
-    """
-    choose(name, [row.name for row in CRITERIA], "criterion")
-    row = next(row for row in CRITERIA if row.name == name)
-    if row.needs_data and gradients is None:
-        if data is None or loss is None:
-            raise ConfigError(
-                f"The criterion {name!r} needs data and a loss: pass data=(batches) and loss=(a function)."
-            )
-        gradients = accumulate_gradients(graph.model, data, loss)
-    options = {"reduce": reduce, "members": members, "seed": seed, "gradients": gradients}
-    return row.function(graph, **{option: options[option] for option in row.options})
+def method(name: str) -> MethodRow:
+    """The row of a method; ConfigError with the nearest name for an unknown one."""
+    choose(name, [row.name for row in METHODS], "method")
+    return next(row for row in METHODS if row.name == name)

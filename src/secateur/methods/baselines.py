@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from secateur._hints import choose
 from secateur._protocols import FloatArray, GraphLike, GroupLike, MemberLike
 from secateur.allocate import NORMALISATIONS
 from secateur.errors import ConfigError, WeightsError
+from secateur.methods.scores import Scores
 
 #: Elements of one float64 working array while summing: small enough to stay in the processor's cache.
 _CHUNK = 1 << 16
@@ -37,15 +37,6 @@ _REDUCTIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "max": lambda rows: rows.max(axis=0),
     "prod": lambda rows: rows.prod(axis=0),
 }
-
-
-class Scores(dict[str, FloatArray]):
-    """Scores by group name, and in `provenance` how they were found; `allocate` copies that into the plan."""
-
-    def __init__(self, scores: Mapping[str, FloatArray], provenance: Mapping[str, Any]) -> None:
-        """Hold the scores and their provenance (JSON values)."""
-        super().__init__(scores)
-        self.provenance: dict[str, Any] = dict(provenance)
 
 
 def random(graph: GraphLike, *, seed: int = 0) -> Scores:
