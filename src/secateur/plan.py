@@ -6,19 +6,17 @@ because a plan that is almost right cuts the wrong channels.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from secateur._files import read_json, shown, write_text
 from secateur._protocols import BoolArray, GraphLike
 from secateur.errors import PlanError
 
@@ -100,22 +98,12 @@ class Plan:
             text = json.dumps(content, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"The plan cannot be saved because its provenance is not JSON: {error}.") from error
-        _write(Path(path), text + "\n")
+        write_text(path, text + "\n", what="The plan", error=PlanError)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read a plan that `save` wrote; PlanError for anything else."""
-        try:
-            text = Path(path).read_bytes().decode("utf-8")
-        except (OSError, ValueError) as error:
-            raise PlanError(f"The plan {str(path)!r} cannot be read: {error}.") from error
-        try:
-            content = json.loads(
-                text, object_pairs_hook=_no_repeats, parse_constant=_no_constant, parse_float=_finite_float
-            )
-        except (ValueError, RecursionError) as error:
-            raise PlanError(f"The plan {str(path)!r} is not valid JSON: {error}.") from error
-        return _from_json(content)
+        return _from_json(read_json(path, what="The plan", error=PlanError))
 
 
 def fingerprint(graph: GraphLike) -> str:
@@ -139,9 +127,7 @@ def _from_json(content: object) -> Plan:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise PlanError(f"This is not a plan: its 'format' is not {FORMAT!r}.")
     if type(content.get("version")) is not int or content["version"] != VERSION:
-        raise PlanError(
-            f"This plan has version {_shown(content.get('version'))}: this release reads version {VERSION}."
-        )
+        raise PlanError(f"This plan has version {shown(content.get('version'))}: this release reads version {VERSION}.")
     _check_keys(content, _KEYS, "The plan")
     architecture, groups, provenance = content["architecture"], content["groups"], content["provenance"]
     if architecture is not None and not isinstance(architecture, str):
@@ -153,20 +139,20 @@ def _from_json(content: object) -> Plan:
         total += _check_row(name, row)
         if total > _MOST_CHANNELS:
             raise PlanError(
-                f"The plan claims more than {_MOST_CHANNELS} channels at group {_shown(name)}: the file was damaged."
+                f"The plan claims more than {_MOST_CHANNELS} channels at group {shown(name)}: the file was damaged."
             )
     return Plan({name: _mask(row) for name, row in groups.items()}, provenance, architecture)
 
 
 def _check_row(name: str, row: object) -> int:
     """Return the width of one group's entry after checking all of it."""
-    where = f"Group {_shown(name)} of the plan"
+    where = f"Group {shown(name)} of the plan"
     if not isinstance(row, dict):
         raise PlanError(f"{where} is not an object: the file was damaged or edited.")
     _check_keys(row, {"width", "kept"}, where)
     width, kept = row["width"], row["kept"]
     if type(width) is not int or not 1 <= width <= _MOST_CHANNELS:
-        raise PlanError(f"{where} has width {_shown(width)}: it must be a positive integer.")
+        raise PlanError(f"{where} has width {shown(width)}: it must be a positive integer.")
     # bool is an int for isinstance, so the exact type is asked for
     if not isinstance(kept, list) or any(type(index) is not int for index in kept):
         raise PlanError(f"{where} does not list its kept channels as integers: the file was damaged or edited.")
@@ -192,65 +178,4 @@ def _check_keys(content: Mapping[str, Any], expected: set[str], where: str) -> N
     if missing:
         raise PlanError(f"{where} lacks {missing[0]!r}: the file was damaged or edited.")
     if unknown:
-        raise PlanError(f"{where} has the unknown key {_shown(unknown[0])}: remove it.")
-
-
-def _shown(value: object) -> str:
-    """Return `value` as it may stand in a message: escaped, and cut short if long."""
-    # an integer of thousands of digits must not be turned into text at all (Python refuses)
-    text = "a huge integer" if isinstance(value, int) and abs(value) >= 1 << 64 else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object, refusing a key that occurs twice."""
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {_shown(key)} occurs twice")
-        result[key] = value
-    return result
-
-
-def _no_constant(text: str) -> float:
-    """Refuse NaN and Infinity, which Python's reader would accept."""
-    raise ValueError(f"{text} is not a number")
-
-
-def _finite_float(text: str) -> float:
-    """Read a float, refusing those that overflow to infinity."""
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(f"{_shown(text)} is too large")
-    return value
-
-
-def _write(path: Path, text: str) -> None:
-    """Write `text` under a temporary name beside `path`, make it durable, then rename it."""
-    # tempfile would create the file unreadable for others; the umask should decide
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp") if path.name else path
-    try:
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                if temporary != path:
-                    temporary.unlink()
-            raise
-    except (OSError, ValueError) as error:
-        raise PlanError(f"The plan cannot be written to {str(path)!r}: {error}.") from error
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable where the system can (not on Windows)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        raise PlanError(f"{where} has the unknown key {shown(unknown[0])}: remove it.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from secateur._files import said, write_bytes
 from secateur.errors import ConfigError, WeightsError
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
@@ -35,7 +34,7 @@ def read_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
             _compare(file, shapes, own)
             values = {name: stored.get_tensor(name) for name in shapes}
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"The weights {str(file)!r} cannot be read: {_said(error)}.") from error
+        raise ConfigError(f"The weights {str(file)!r} cannot be read: {said(error)}.") from error
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)
@@ -48,7 +47,8 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: Mappi
     """
     first: dict[int, str] = {}
     tensors = {n: t.detach().contiguous() for n, t in _tensors(model).items() if first.setdefault(id(t), n) == n}
-    _write(Path(path), save(_apart(tensors), metadata=dict(metadata)))
+    data = save(_apart(tensors), metadata=dict(metadata))
+    write_bytes(path, data, what="The weights", error=ConfigError)
 
 
 def check_target(path: str | os.PathLike[str], option: str) -> None:
@@ -89,7 +89,7 @@ def _refuse_pickle(file: Path) -> None:
         with file.open("rb") as stream:
             start = stream.read(9)
     except OSError as error:
-        raise ConfigError(f"The weights {str(file)!r} cannot be read: {_said(error)}.") from error
+        raise ConfigError(f"The weights {str(file)!r} cannot be read: {said(error)}.") from error
     if file.suffix.casefold() in _PICKLES or _is_pickle(start):
         raise ConfigError(
             f"The weights {str(file)!r} are a pickle, which can run code when it is loaded: convert them once with "
@@ -128,30 +128,3 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        raise ConfigError(f"The weights cannot be written to {str(path)!r}: {_said(error)}.") from error
-    with contextlib.suppress(OSError):  # makes the rename durable, where the system can
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
