@@ -33,7 +33,7 @@ def _fixed(value: Any) -> Any:
 
 def _budget(value: Any) -> Any:
     """Any form of a budget that `Budget.parse` knows, in its one written form."""
-    return None if value is None else str(Budget.parse(value))
+    return str(Budget.parse(value))
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
@@ -214,8 +214,8 @@ class Recipe(Section):
     model: ModelConfig = Field(description="Which network.")
     data: DataConfig = Field(description="Which images.")
     method: MethodConfig = Field(description="How channels are chosen.")
-    budget: Annotated[str | None, BeforeValidator(_budget)] = Field(
-        description="What may remain: flops=0.5, params=2M or several; null: as much as the method's settings say."
+    budget: Annotated[str, BeforeValidator(_budget)] = Field(
+        description="What may remain: flops=0.5, params=2M or several, separated by commas; also activations, peak."
     )
     constraints: ConstraintsConfig = Field(default=ConstraintsConfig(), description="What no plan may do.")
     allocator: Literal["global", "uniform", "per_cost"] = Field(

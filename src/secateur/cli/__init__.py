@@ -1,0 +1,53 @@
+"""The `secateur` command: prune a network, run a recipe, read a run's folder, list what there is.
+
+Nothing heavy is imported before a command needs it, so that help is there at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from secateur._version import __version__
+from secateur.cli import lists, surgery
+from secateur.cli._base import DEBUG, Commands
+
+__all__ = ["DEBUG", "app", "main"]
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Channel pruning: any network in, an exactly equivalent smaller one out.
+
+    \b
+    Examples:
+      secateur inspect zoo:resnet56
+      secateur prune zoo:resnet20 --budget flops=0.5
+      secateur prune mymodel.py:factory --input-size 3x64x64 --budget params=0.3 --out small.safetensors
+    """
+    if version:
+        print(f"secateur {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+for _command in (surgery.inspect, surgery.prune, surgery.apply, lists.models, lists.criteria):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Entry point of the `secateur` command."""
+    app()

@@ -1,0 +1,132 @@
+"""What every command shares: how it fails, what its options are called, how it prints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from typer.core import TyperGroup
+
+from secateur.errors import ConfigError, SecateurError
+
+DEBUG = "SECATEUR_DEBUG"
+# newer releases of typer carry a click of their own
+_USAGE: type[Exception] = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
+
+
+class Commands(TyperGroup):
+    """Every way a command can fail becomes one line on stderr and an exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line; exits with 0, 2 for anything refused, 1 for a defect, 130 when interrupted."""
+        run = super().main
+        options = {**extra, "windows_expand_args": windows_expand_args, "standalone_mode": False}
+        code = _guarded(lambda: run(args, prog_name or "secateur", complete_var, **options))
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+
+def _guarded(command: Callable[[], Any]) -> int:
+    try:
+        returned = command()
+        return returned if isinstance(returned, int) else 0
+    except SecateurError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    except _USAGE as error:
+        path = getattr(getattr(error, "ctx", None), "command_path", "secateur")
+        said = getattr(error, "format_message", error.__str__)().strip().rstrip(".")
+        return _fail(f"{said}; see {path} --help.", 2)
+    except Exception as error:
+        if debugging():
+            raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
+        return _fail(
+            f"Secateur itself failed ({said}): please report it with the command you ran; {DEBUG}=1 shows where.", 1
+        )
+
+
+def _fail(sentence: str, code: int) -> int:
+    if debugging():
+        traceback.print_exc()
+    print("error:", " ".join(sentence.split()), file=sys.stderr)
+    return code
+
+
+def debugging() -> bool:
+    return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="zoo:NAME, torchvision:NAME, timm:NAME or path/to/file.py:factory."),
+]
+ModelArg = Annotated[
+    list[str],
+    typer.Option("--model-arg", metavar="KEY=VALUE", help="Argument for the factory: num_classes=10. Repeatable."),
+]
+InputSize = Annotated[
+    str | None, typer.Option(metavar="CxHxW", help="Size of one input: 3x224x224. Default: the model's own.")
+]
+InputShape = Annotated[
+    list[str],
+    typer.Option("--input-shape", metavar="N,C,H,W", help="Whole shape of an input: 1,3,224,224. Repeatable."),
+]
+Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="Weights to start from (safetensors).")]
+Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Save the smaller network's weights (safetensors).")]
+Attention = Annotated[str, typer.Option(metavar="WHAT", help="Prune whole heads, or head_dim of every head.")]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare with the masked original.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random weights, scores and verification.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+All = Annotated[bool, typer.Option("--all", help="Show tables in full, however long.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what matters; errors always show.")]
+
+
+@contextlib.contextmanager
+def working(what: str, silent: bool) -> Iterator[None]:
+    """What models and libraries print goes to stderr, their warnings nowhere (unless debugging)."""
+    console = Console(stderr=True)
+    busy = console.status(f"{what} ...") if console.is_terminal and not silent else contextlib.nullcontext()
+    with warnings.catch_warnings(), busy, contextlib.redirect_stdout(sys.stderr):
+        if not debugging():
+            warnings.simplefilter("ignore")
+        yield
+
+
+def emit(document: dict[str, Any], as_json: bool, table: Callable[[], RenderableType]) -> None:
+    if as_json:
+        show(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        show(table())
+
+
+def show(what: RenderableType, *, wrap: bool = True) -> None:
+    try:
+        if isinstance(what, str):
+            print(what)
+        else:
+            Console(highlight=False).print(what, soft_wrap=not wrap)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # the reader has left; nothing to say
+    except OSError as error:
+        raise ConfigError(f"The output cannot be written: {error}.") from error

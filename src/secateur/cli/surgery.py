@@ -1,0 +1,264 @@
+"""Commands on a network as it is: inspect, prune, apply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.text import Text
+
+from secateur.cli._base import (
+    All,
+    AsJson,
+    Attention,
+    InputShape,
+    InputSize,
+    Model,
+    ModelArg,
+    NoVerify,
+    Out,
+    Quiet,
+    Seed,
+    Weights,
+    emit,
+    show,
+    working,
+)
+from secateur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateur.prune import Result
+    from secateur.references import Loaded
+
+
+def inspect(
+    model: Model,
+    input_size: InputSize = None,
+    input_shape: InputShape = [],  # noqa: B006  # typer copies it
+    model_arg: ModelArg = [],  # noqa: B006
+    explain: Annotated[
+        list[str], typer.Option("--explain", metavar="LAYER", help="Tell all about one layer or group. Repeatable.")
+    ] = [],  # noqa: B006
+    attention: Attention = "heads",
+    seed: Seed = 0,
+    every: All = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show a network's groups of channels, what they cost, and what cannot be pruned and why.
+
+    \b
+    Examples:
+      secateur inspect zoo:resnet56
+      secateur inspect torchvision:resnet50 --explain layer3.0.conv2
+      secateur inspect timm:convnext_tiny --json
+      secateur inspect mymodel.py:factory --input-size 3x64x64 --model-arg width=0.5
+    """
+    import secateur
+    from secateur import report
+    from secateur.references import load
+
+    with working("Tracing", quiet or as_json):
+        loaded = load(model, arguments=model_arg, input_size=input_size, input_shapes=input_shape, seed=seed)
+        graph = secateur.trace(loaded.model, loaded.inputs, attention=cast(Any, attention))
+        told = {name: graph.explain(name) for name in explain}
+        document = report.describe_graph(loaded, graph) | ({"explain": told} if told else {})
+    if told and not as_json:
+        show(Text("\n\n".join(told.values())), wrap=False)
+    else:
+        emit(document, as_json, lambda: report.graph_tables(loaded, graph, every=every, brief=quiet))
+
+
+def prune(
+    model: Model,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="BOUNDS", help="What may remain: flops=0.5, params=2M or both; also activations, peak."),
+    ] = None,
+    criterion: Annotated[str, typer.Option(help="How channels are scored; see `secateur criteria`.")] = "l1",
+    allocator: Annotated[
+        str | None, typer.Option(help="global, uniform, per_cost or ratios. Default: global, or ratios with --ratio.")
+    ] = None,
+    ratio: Annotated[
+        list[str], typer.Option("--ratio", metavar="PATTERN=SHARE", help="Share of channels to remove. Repeatable.")
+    ] = [],  # noqa: B006
+    align: Annotated[int, typer.Option(help="Kept widths are multiples of this.")] = 1,
+    ignore: Annotated[
+        list[str],
+        typer.Option("--ignore", metavar="PATTERN", help="Layers whose outputs stay whole: layer4.*. Repeatable."),
+    ] = [],  # noqa: B006
+    min_channels: Annotated[int, typer.Option(help="Channels that stay in every group.")] = 1,
+    max_ratio: Annotated[float, typer.Option(help="Largest share of a group that may go.")] = 1.0,
+    normalise: Annotated[
+        str, typer.Option(help="How groups become comparable: mean, max, sum, standard, gauss, lamp, none.")
+    ] = "mean",
+    reduce: Annotated[str, typer.Option(help="How a group's members are combined: sum, mean, max, prod.")] = "sum",
+    attention: Attention = "heads",
+    seed: Seed = 0,
+    no_verify: NoVerify = False,
+    input_size: InputSize = None,
+    input_shape: InputShape = [],  # noqa: B006
+    model_arg: ModelArg = [],  # noqa: B006
+    weights: Weights = None,
+    out: Out = None,
+    plan_out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan (JSON).")] = None,
+    every: All = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove the least important channels until the budget is met, and verify the result.
+
+    \b
+    Examples:
+      secateur prune zoo:resnet20 --budget flops=0.5
+      secateur prune torchvision:mobilenet_v2 --budget flops=0.5,params=2M --align 8
+      secateur prune zoo:vgg16_bn --ratio 'features.*=0.5' --ignore features.0
+      secateur prune mymodel.py:factory --input-size 3x64x64 --budget params=0.3 \\
+          --weights mine.safetensors --out small.safetensors --plan-out plan.json
+    """
+    import secateur
+    from secateur._hints import choose
+    from secateur.allocate import ALLOCATORS, Constraints
+    from secateur.budget import Budget
+    from secateur.references import load
+    from secateur.runtime import read_weights
+
+    bounds = None if budget is None else Budget.parse(budget)
+    ratios = _ratios(ratio)
+    allocator = choose(allocator or ("ratios" if ratios else "global"), ALLOCATORS, "allocator")
+    _check_criterion(criterion)
+    Constraints(tuple(ignore), min_channels, max_ratio, align)
+    _check_files(weights, out, plan_out)
+    with working("Pruning", quiet or as_json):
+        loaded = load(model, arguments=model_arg, input_size=input_size, input_shapes=input_shape, seed=seed)
+        if weights is not None:
+            read_weights(loaded.model, weights)
+        result = secateur.prune(
+            loaded.model,
+            loaded.inputs,
+            budget=bounds,
+            criterion=criterion,
+            allocator=allocator,
+            normalise=normalise,
+            reduce=reduce,
+            ratios=ratios or None,
+            align=align,
+            ignore=ignore,
+            min_channels=min_channels,
+            max_ratio=max_ratio,
+            attention=cast(Any, attention),  # checked there
+            verify=not no_verify,
+            seed=seed,
+        )
+        result.plan.provenance["model"] = model
+        files = _save(loaded, result, out, plan_out)
+    _tell("prune", loaded, result, files, every=every, as_json=as_json, quiet=quiet)
+
+
+def apply(
+    model: Model,
+    plan: Annotated[Path, typer.Option(metavar="FILE", help="A plan that `secateur prune --plan-out` saved.")],
+    input_size: InputSize = None,
+    input_shape: InputShape = [],  # noqa: B006
+    model_arg: ModelArg = [],  # noqa: B006
+    weights: Weights = None,
+    out: Out = None,
+    seed: Seed = 0,
+    no_verify: NoVerify = False,
+    every: All = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Cut a network as a saved plan says; it must be the original, unpruned architecture.
+
+    \b
+    Examples:
+      secateur apply zoo:resnet20 --plan plan.json
+      secateur apply mymodel.py:factory --input-size 3x64x64 --plan plan.json \\
+          --weights mine.safetensors --out small.safetensors
+    """
+    import secateur
+    from secateur.plan import Plan
+    from secateur.references import load
+    from secateur.runtime import read_weights
+
+    _check_files(weights, out, None, plan)
+    with working("Cutting", quiet or as_json):
+        saved = Plan.load(plan)
+        loaded = load(model, arguments=model_arg, input_size=input_size, input_shapes=input_shape, seed=seed)
+        if weights is not None:
+            read_weights(loaded.model, weights)
+        result = secateur.apply(loaded.model, loaded.inputs, saved, verify=not no_verify)
+        files = _save(loaded, result, out, None)
+    _tell("apply", loaded, result, files, every=every, as_json=as_json, quiet=quiet)
+
+
+def _check_criterion(name: str) -> None:
+    from secateur._hints import choose
+    from secateur.methods import CRITERIA
+
+    row = {row.name: row for row in CRITERIA}[choose(name, [row.name for row in CRITERIA], "criterion")]
+    if row.needs_data:
+        raise ConfigError(
+            f"The criterion {name!r} needs data and a loss: write a recipe with method: {name} for `secateur run`, or "
+            "call secateur.prune(..., data=batches, loss=function) from Python."
+        )
+
+
+def _ratios(texts: Sequence[str]) -> dict[str, float]:
+    ratios: dict[str, float] = {}
+    for text in texts:
+        pattern, sign, value = text.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not sign or not pattern or not 0 <= number <= 1:
+            raise ConfigError(
+                f"--ratio {text!r} is not understood: write a layer pattern and the share to remove, from 0 to 1, "
+                "such as 'layer4.*=0.3'."
+            )
+        if pattern in ratios:
+            raise ConfigError(f"--ratio gives {pattern!r} twice: give it once.")
+        ratios[pattern] = number
+    return ratios
+
+
+def _check_files(weights: Path | None, out: Path | None, plan_out: Path | None, plan: Path | None = None) -> None:
+    """Refuse files that cannot be written, or that would overwrite what is read, before any work is done."""
+    from secateur.runtime import check_target
+
+    named = {"--weights": weights, "--out": out, "--plan-out": plan_out, "--plan": plan}
+    given = {option: path for option, path in named.items() if path is not None}
+    for option in ("--out", "--plan-out"):
+        if option in given:
+            check_target(given[option], option)
+            same = [o for o, p in given.items() if o != option and p.resolve() == given[option].resolve()]
+            if same:
+                raise ConfigError(f"{option} and {same[0]} name the same file: give two names.")
+
+
+def _save(loaded: Loaded, result: Result, out: Path | None, plan_out: Path | None) -> dict[str, str]:
+    from secateur.report.documents import metadata
+    from secateur.runtime import save_weights
+
+    files = {}
+    if plan_out is not None:
+        result.plan.save(plan_out)
+        files["plan"] = str(plan_out)
+    if out is not None:
+        save_weights(result.model, out, metadata(loaded, result))
+        files["weights"] = str(out)
+    return files
+
+
+def _tell(
+    command: str, loaded: Loaded, result: Result, files: dict[str, str], *, every: bool, as_json: bool, quiet: bool
+) -> None:
+    from secateur import report
+
+    if as_json or not quiet:
+        document = report.describe_result(command, loaded, result, files)
+        emit(document, as_json, lambda: report.result_tables(loaded, result, files, every=every))
