@@ -39,16 +39,17 @@ class Loaded:
 def load(
     reference: str,
     *,
-    arguments: Sequence[str] = (),
+    arguments: Sequence[str] | Mapping[str, Any] = (),
     input_size: str | None = None,
-    input_shapes: Sequence[str] = (),
+    input_shapes: Sequence[str | Sequence[int]] = (),
     seed: int = 0,
 ) -> Loaded:
     """Build the model a reference names, with random weights made from `seed`, and example inputs for it.
 
     Args:
-        reference: see the module's title. arguments: "key=value" for the factory.
-        input_size: one image without its batch, "3x224x224". input_shapes: whole shapes, "1,3,224,224", one an input.
+        reference: see the module's title. arguments: for the factory, a mapping or texts "key=value".
+        input_size: one image without its batch, "3x224x224". input_shapes: whole shapes, "1,3,224,224" or a list of
+            numbers, one an input.
 
     Raises:
         SecateurError: one sentence, also for whatever the user's own file raises.
@@ -56,7 +57,7 @@ def load(
     if input_size is not None and input_shapes:
         raise ConfigError("--input-size and --input-shape are both given: use one of them.")
     shapes = _shapes(input_size, input_shapes)
-    keywords = _keywords(arguments)
+    keywords = dict(arguments) if isinstance(arguments, Mapping) else _keywords(arguments)
     source, _, name = reference.rpartition(":")
     if not source or not name:
         raise ConfigError(f"The model {reference!r} is not understood: {_suggestion(reference)}")
@@ -233,10 +234,11 @@ def _check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> No
             raise ConfigError(f"{what} takes no argument {key!r}: it takes {', '.join(known)}.")
 
 
-def _shapes(size: str | None, shapes: Sequence[str]) -> list[tuple[int, ...]] | None:
+def _shapes(size: str | None, shapes: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]] | None:
     if size is not None:
         return [(1, *_numbers(size, "x", "--input-size", "3x224x224"))]
-    return [_numbers(text, ",", "--input-shape", "1,3,224,224") for text in shapes] or None
+    texts = [shape if isinstance(shape, str) else ",".join(map(str, shape)) for shape in shapes]
+    return [_numbers(text, ",", "--input-shape", "1,3,224,224") for text in texts] or None
 
 
 def _numbers(text: str, separator: str, option: str, example: str) -> tuple[int, ...]:
