@@ -42,7 +42,13 @@ def parse(text: str, what: str) -> Any:
 def dump(data: Any) -> str:
     """Return `data` as YAML that `parse` reads back, and that any other YAML reader reads alike."""
     yaml, _, dumper = _classes()
-    return str(yaml.dump(data, Dumper=dumper, sort_keys=False, allow_unicode=True, width=100))
+    readable, escaped = (
+        str(yaml.dump(data, Dumper=dumper, sort_keys=False, allow_unicode=unicode, width=100))
+        for unicode in (True, False)
+    )
+    what = "What was just written"
+    # PyYAML writes some of Unicode's line breaks as they are, and then reads them as breaks
+    return readable if parse(readable, what) == parse(escaped, what) else escaped
 
 
 @lru_cache(maxsize=1)
@@ -65,6 +71,10 @@ def _classes() -> tuple[Any, Any, Any]:
                 )
             return super().compose_node(parent, index)
 
+        def construct_undefined(self, node: Any) -> Any:
+            problem = f"the tag {node.tag.removeprefix(_TAG)!r} is not known; write plain values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: set[str] = set()
             for key, _ in node.value:
@@ -80,6 +90,8 @@ def _classes() -> tuple[Any, Any, Any]:
                     )
                 seen.add(name)
             return super().construct_mapping(node, deep=True)
+
+    Loader.add_constructor(None, Loader.construct_undefined)
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:
