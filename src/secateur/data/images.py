@@ -1,0 +1,185 @@
+"""Where pixels come from: arrays in memory, or files decoded by workers. Both answer the same requests."""
+
+from __future__ import annotations
+
+import io
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from secateur.data._files import extra, said
+from secateur.data.augment import crop_boxes, resized_crop
+from secateur.data.order import Indices
+from secateur.errors import DataError
+
+Size = tuple[int, int, int]
+
+
+class Request(NamedTuple):
+    """A batch before it has pixels: which images, and the random numbers of `resized_crop` if it is asked for."""
+
+    indices: Indices
+    crops: NDArray[np.float64] | None
+
+
+class Images(ABC):
+    """Labelled images of one size, to be read in any order."""
+
+    labels: NDArray[np.int64]
+    size: Size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, requests: Iterable[Request], workers: int) -> Iterator[Tensor]:
+        """For each request, in order, its images as uint8 [n, C, H, W]."""
+
+    def check(self) -> None:  # noqa: B027 (pixels in memory have been read already)
+        """Look for damage that shows only when pixels are read; DataError at the first."""
+
+    def where(self, number: int) -> str:
+        """What to call an image in a message."""
+        return f"number {number}"
+
+
+class MemoryImages(Images):
+    """A uint8 array [N, C, H, W] and its labels; whole batches are gathered at once."""
+
+    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        self.pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # torch wants to be able to write
+        self.labels = labels
+        self.size = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
+
+    def read(self, requests: Iterable[Request], workers: int) -> Iterator[Tensor]:
+        for indices, crops in requests:
+            pixels = self.pixels[torch.from_numpy(indices)]
+            yield pixels if crops is None else resized_crop(pixels, torch.from_numpy(crops))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a decoded image gets its size: shorter side to `resize`, the middle `size` x `size` of that is kept."""
+
+    channels: int
+    size: int
+    resize: int
+
+
+class EncodedImages(Images):
+    """Images that are decoded, one by one, each time they are asked for; subclasses say where the bytes are."""
+
+    def __init__(self, labels: NDArray[np.int64], shape: Shape, check: int | None) -> None:
+        self.labels = labels
+        self.shape = shape
+        self.size = (shape.channels, shape.size, shape.size)
+        self._check = check  # how many images to decode when the set is opened; None: all
+
+    @abstractmethod
+    def load(self, number: int) -> Any:
+        """The image as a PIL image, or its bytes, or the path of its file."""
+
+    def read(self, requests: Iterable[Request], workers: int) -> Iterator[Tensor]:
+        loader = DataLoader(
+            _Batches(self),
+            batch_size=None,  # an item is a whole batch
+            sampler=requests,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # or each loader would draw a number from the global one
+        )
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise DataError(
+                    f"Reading images failed ({said(error)}): lower data.workers, or free some memory."
+                ) from error
+            if isinstance(batch, DataError):  # raised in a worker it would come with a traceback in its text
+                raise batch
+            yield batch
+
+    def check(self) -> None:
+        """Decode as many images as asked for, evenly spread."""
+        count = len(self) if self._check is None else min(self._check, len(self))
+        for number in np.linspace(0, len(self) - 1, count).round().astype(np.int64):
+            self.decode(int(number), None)
+
+    def decode(self, number: int, crops: NDArray[np.float64] | None) -> Tensor:
+        """One image, uint8 [C, H, W]; `crops` [1, 4] are the numbers of a random crop."""
+        try:
+            return _decode(self.load(number), self.shape, crops)
+        except DataError as error:
+            raise DataError(f"The image {self.where(number)} {error}") from error
+
+
+class _Batches(Dataset[Any]):
+    """The DataLoader's view: an index is a request, an item is its batch, or the error to raise."""
+
+    def __init__(self, images: EncodedImages) -> None:
+        self.images = images
+
+    def __getitem__(self, request: Any) -> Tensor | DataError:
+        indices, crops = request
+        try:
+            parts = [
+                self.images.decode(int(number), None if crops is None else crops[place : place + 1])
+                for place, number in enumerate(indices)
+            ]
+        except DataError as error:
+            return DataError(str(error))  # without its cause, which may not travel between processes
+        return torch.stack(parts) if parts else torch.empty((0, *self.images.size), dtype=torch.uint8)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    """Ctrl-C reaches workers too; the main process finishes its step and then stops them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _decode(source: Any, shape: Shape, crops: NDArray[np.float64] | None) -> Tensor:
+    """DataError with the end of a sentence, whatever is wrong with the image."""
+    pillow = extra("PIL.Image", "pillow")
+    try:
+        image = source
+        if isinstance(source, bytes | Path):
+            image = pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if image.mode.startswith(("I", "F")):
+            raise DataError(f"has more than 8 bits a colour (mode {image.mode}): convert it to 8 bits.")
+        image = image.convert("RGB" if shape.channels == 3 else "L")
+        image = _resize(image, shape, crops, pillow.Resampling.BILINEAR)
+    except DataError:
+        raise
+    except Exception as error:  # whatever a decoder raises on a damaged file
+        raise DataError(f"cannot be read ({said(error)}): replace it or take it out.") from error
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return pixels[None] if shape.channels == 1 else pixels.movedim(-1, 0).contiguous()
+
+
+def _resize(image: Any, shape: Shape, crops: NDArray[np.float64] | None, method: Any) -> Any:
+    width, height = image.size
+    target = (shape.size, shape.size)
+    if crops is not None:
+        top, left, tall, wide = crop_boxes(torch.from_numpy(crops), height, width)[0].tolist()
+        box = (left, top, min(left + wide, width), min(top + tall, height))
+        return image.resize(target, method, box=box)
+    scale = shape.resize / min(width, height)
+    image = image.resize((max(round(width * scale), shape.resize), max(round(height * scale), shape.resize)), method)
+    left, top = (image.size[0] - shape.size) // 2, (image.size[1] - shape.size) // 2
+    return image.crop((left, top, left + shape.size, top + shape.size))

@@ -1,0 +1,226 @@
+"""From a recipe's `data:` to a data set that has been looked through and split; nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from secateur.data.augment import augmentations
+from secateur.data.images import Images, MemoryImages, Request, Size
+from secateur.data.options import Options, parse
+from secateur.data.order import Indices, balanced, stratified
+from secateur.data.readers import Contents
+from secateur.data.registry import DataRow, dataset
+from secateur.data.split import Split
+from secateur.errors import ConfigError, DataError
+
+Numbers = tuple[float, ...]
+
+
+class DataRequest(Protocol):
+    """What is read of a recipe's `data:`; see docs/data.md for the meanings."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str | None: ...
+    @property
+    def train_images(self) -> int | None: ...
+    @property
+    def validation(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def augment(self) -> Sequence[str] | None: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in three splits; `division` says in words how they were made.
+
+    `mean` and `std` are those of each colour, for pixels from 0 to 1.
+    """
+
+    name: str
+    classes: int
+    class_names: tuple[str, ...] | None
+    input_size: Size
+    mean: Numbers
+    std: Numbers
+    train: Split
+    validation: Split
+    test: Split
+    notes: tuple[str, ...]
+    division: str
+    checksums: Callable[[], list[dict[str, Any]]] = field(repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        """All that a run should write down about its data, ready for JSON; computes the checksums of the files."""
+        return {
+            "name": self.name,
+            "classes": self.classes,
+            "class_names": list(self.class_names) if self.class_names else None,
+            "input_size": list(self.input_size),
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "test": len(self.test),
+            "split": self.division,
+            "augmentation": [row.name for row in self.train.augment],
+            "normalisation": {"mean": list(self.mean), "std": list(self.std)},
+            "files": self.checksums(),
+            "notes": list(self.notes),
+        }
+
+
+def open_data(config: DataRequest, seed: int) -> Data:
+    """Read, check and split a data set. The same configuration and seed always give the same splits.
+
+    Raises:
+        ConfigError: the configuration names something unknown or impossible. DataError: the data are missing, damaged,
+            of the wrong shape or too few. Either is one sentence, and nothing has been written.
+    """
+    row = dataset(config.name)
+    options = parse(row.options, config.options, row.name)
+    names = row.augment if config.augment is None else config.augment
+    augment = augmentations(names)
+    _check_numbers(config, seed)
+    contents = row.read(config.path, options)
+    _check_contents(row.name, contents)
+    train, validation, how = _divide(contents, config, seed)
+    contents.train.check()
+    contents.test.check()
+    mean, std = _normalisation(row, options, contents.train, train)
+    notes = contents.notes
+    if config.workers and isinstance(contents.train, MemoryImages):
+        notes += (f"data.workers is {config.workers}, but {row.name} lies in memory and needs none.",)
+
+    def split(images: Images, indices: Indices) -> Split:
+        return Split(images, indices, mean, std, augment, config.workers)
+
+    return Data(
+        name=row.name,
+        classes=contents.classes,
+        class_names=contents.class_names,
+        input_size=contents.train.size,
+        mean=mean,
+        std=std,
+        train=split(contents.train, train),
+        validation=split(contents.train, validation),
+        test=split(contents.test, np.arange(len(contents.test))),
+        notes=notes,
+        division=how,
+        checksums=contents.checksums,
+    )
+
+
+def _check_numbers(config: DataRequest, seed: int) -> None:
+    if not 0 <= config.validation < 1:
+        raise ConfigError(
+            f"data.validation is {config.validation}: give the share of training images, from 0 to below 1."
+        )
+    if config.batch_size < 1:
+        raise ConfigError(f"data.batch_size is {config.batch_size}: give at least 1.")
+    if config.train_images is not None and config.train_images < 1:
+        raise ConfigError(f"data.train_images is {config.train_images}: give at least 1, or leave it out for all.")
+    if config.workers < 0:
+        raise ConfigError(f"data.workers is {config.workers}: give 0 or more.")
+    if not 0 <= seed < 1 << 64:
+        raise ConfigError(f"The seed is {seed}: give a whole number from 0 to 2^64 - 1.")
+
+
+def _check_contents(name: str, contents: Contents) -> None:
+    """What every reader's result must satisfy."""
+    last = contents.classes - 1
+    if last < 1:
+        raise DataError(
+            f"The data set {name} has only one class: there is nothing to tell apart; add images of another."
+        )
+    for what, images in (("training", contents.train), ("test", contents.test)):
+        if not len(images):
+            raise DataError(f"The data set {name} has no {what} images: add some, or get it again.")
+        wrong = np.flatnonzero((images.labels < 0) | (images.labels > last))
+        if len(wrong):
+            number = int(wrong[0])
+            raise DataError(
+                f"The label of the {what} image {images.where(number)} is {images.labels[number]}, and {name} has the "
+                f"classes 0 to {last}: correct the label, or get the data again."
+            )
+    if contents.train.size != contents.test.size:
+        sizes = ["x".join(map(str, images.size)) for images in (contents.train, contents.test)]
+        raise DataError(
+            f"The training images of {name} are {sizes[0]} and its test images {sizes[1]}: make them one size."
+        )
+
+
+def _divide(contents: Contents, config: DataRequest, seed: int) -> tuple[Indices, Indices, str]:
+    """Training and validation images, and in words how they were chosen."""
+    labels = contents.train.labels
+    available, wanted = len(labels), config.train_images
+    chosen = np.arange(available)
+    how = f"all {available:,} training images"
+    if wanted is not None:
+        if wanted > available:
+            raise DataError(f"data.train_images is {wanted:,}, and {config.name} has {available:,}: ask for fewer.")
+        if wanted < contents.classes:
+            raise DataError(
+                f"data.train_images is {wanted:,}, and {config.name} has {contents.classes} classes: "
+                "ask for at least one image of each."
+            )
+        chosen = balanced(labels, wanted, seed=seed)
+        how = f"{wanted:,} of {available:,} training images, as many of each class, drawn with seed {seed}"
+    count = round(len(chosen) * config.validation)
+    if config.validation and not 0 < count < len(chosen):
+        raise DataError(
+            f"data.validation {config.validation:g} of {len(chosen)} training images leaves {count} for validation and "
+            f"{len(chosen) - count} for training: take another share or more images."
+        )
+    held = np.zeros(len(chosen), dtype=bool)
+    held[stratified(labels[chosen], count, seed=seed)] = True
+    train, validation = chosen[~held], chosen[held]
+    if config.batch_size > len(train):
+        raise DataError(
+            f"data.batch_size is {config.batch_size}, and {len(train)} images are there to train on: lower it."
+        )
+    cut = f"of these {count:,} for validation, in the proportions of the classes, drawn with seed {seed}"
+    return train, validation, f"{how}; {cut if count else 'none of these for validation'}; test images as they come"
+
+
+def _normalisation(row: DataRow, options: Options, images: Images, train: Indices) -> tuple[Numbers, Numbers]:
+    """Mean and standard deviation of each colour: the user's, the set's usual ones, or those of the training images."""
+    channels = images.size[0]
+    for key, values in (("mean", options.mean), ("std", options.std)):
+        if values is not None and len(values) != channels:
+            raise ConfigError(
+                f"data.options.{key} has {len(values)} numbers for {channels} colours: give one for each."
+            )
+    mean, std = options.mean or row.mean, options.std or row.std
+    if mean is None or std is None:
+        measured = _measured(images, train)
+        mean, std = mean or measured[0], std or measured[1]
+    return _fitted(mean, channels), _fitted(std, channels)
+
+
+def _fitted(values: Sequence[float], channels: int) -> Numbers:
+    """Grey images of a set whose usual values are for three colours take their average."""
+    return tuple(values) if len(values) == channels else (float(np.mean(values)),) * channels
+
+
+def _measured(images: Images, train: Indices) -> tuple[Numbers, Numbers]:
+    """From how often each value occurs, so exact and independent of the order of summation."""
+    counts = np.zeros((images.size[0], 256), dtype=np.int64)
+    requests = (Request(part, None) for part in np.array_split(train, len(train) // 4096 + 1))
+    for pixels in images.read(requests, 0):
+        for channel, plane in enumerate(pixels.movedim(1, 0)):
+            counts[channel] += np.bincount(plane.numpy().ravel(), minlength=256)
+    share = counts / counts.sum(axis=1, keepdims=True)
+    values = np.arange(256) / 255
+    mean = share @ values
+    spread = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
+    return tuple(mean.tolist()), tuple(np.maximum(spread, 1 / 255).tolist())  # of one colour only: not 0

@@ -1,0 +1,120 @@
+"""Image folders: train/CLASS/*.png and test/CLASS/* or val/CLASS/*, any format that Pillow reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur._hints import nearest
+from secateur.data._files import checksum_of_lines, entries, extra, said
+from secateur.data.images import EncodedImages, Shape
+from secateur.data.options import FolderOptions
+from secateur.data.readers import Contents, locate, shape_of
+from secateur.errors import DataError
+
+EXTENSIONS = frozenset(".png .jpg .jpeg .webp .bmp .ppm .pgm .tif .tiff .gif".split())
+
+
+class FolderImages(EncodedImages):
+    """Files below one folder; label i is the i-th class."""
+
+    def __init__(self, root: Path, files: list[str], labels: list[int], shape: Shape, check: int | None) -> None:
+        super().__init__(np.array(labels, dtype=np.int64), shape, check)
+        self.root, self.files = root, files
+
+    def load(self, number: int) -> Path:
+        return self.root / self.files[number]
+
+    def where(self, number: int) -> str:
+        return repr(str(self.load(number)))
+
+
+def read(path: str | None, options: FolderOptions, get: str) -> Contents:
+    extra("PIL.Image", "pillow")
+    root = locate("folder", path, (), get)
+    if not root.is_dir():
+        raise DataError(f"{str(root)!r} is a file, not a folder of images: {get}.")
+    train_folder = root / "train"
+    if not train_folder.is_dir():
+        raise DataError(f"{str(root)!r} has no folder 'train': {get}.")
+    test_folder, notes = _test_folder(root, options.test, get)
+    names = [entry.name for entry in entries(train_folder) if entry.is_dir()]
+    if not names:
+        raise DataError(f"{str(train_folder)!r} has no folder for a class: {get}.")
+    shape, check = shape_of(options)
+    sets, left_out = [], []
+    for folder in (train_folder, test_folder):
+        files, labels, others = _scan(folder, {name: number for number, name in enumerate(names)})
+        sets.append(FolderImages(folder, files, labels, shape, check))
+        left_out += others
+    if left_out:
+        notes.append(f"{len(left_out):,} files are no images in a class's folder and were left out: {left_out[0]}, ...")
+    return Contents(sets[0], sets[1], len(names), tuple(names), partial(_checksums, root, sets), tuple(notes))
+
+
+def _test_folder(root: Path, wanted: str | None, get: str) -> tuple[Path, list[str]]:
+    names = (wanted,) if wanted is not None else ("test", "val")
+    there = [name for name in names if (root / name).is_dir()]
+    if not there:
+        raise DataError(f"{str(root)!r} has no folder {' or '.join(map(repr, names))} of test images: {get}.")
+    if (root / there[0]).resolve() == (root / "train").resolve():
+        raise DataError(f"data.options.test is {wanted!r}, the training images themselves: name another folder.")
+    unread = [f"{str(root / name)!r} was not read: 'test' holds the test images." for name in there[1:]]
+    return root / there[0], unread
+
+
+def _scan(folder: Path, numbers: Mapping[str, int]) -> tuple[list[str], list[int], list[str]]:
+    """Files relative to `folder`, their labels, and what else lies there; always in the same order."""
+    files: list[str] = []
+    labels: list[int] = []
+    others: list[str] = []
+    for entry in entries(folder):
+        if not entry.is_dir():
+            others.append(str(entry))
+            continue
+        if entry.name not in numbers:
+            close = nearest(entry.name, numbers)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise DataError(
+                f"{str(entry)!r} is a class{hint} that no training image has: rename it, or add it to 'train'."
+            )
+        found = _files(entry, others)
+        files += (os.path.relpath(path, folder) for path in found)
+        labels += [numbers[entry.name]] * len(found)
+    return files, labels, others
+
+
+def _files(folder: Path, others: list[str]) -> list[str]:
+    found = []
+
+    def stop(error: OSError) -> None:
+        raise DataError(f"{str(folder)!r} cannot be read: {said(error)}.") from error
+
+    for place, _, names in os.walk(folder, onerror=stop):
+        for name in names:
+            path = os.path.join(place, name)  # noqa: PTH118 (a Path each would take seconds for a million files)
+            if os.path.splitext(name)[1].casefold() in EXTENSIONS and not name.startswith("."):  # noqa: PTH122
+                found.append(path)
+            elif not name.startswith("."):
+                others.append(path)
+    if not found:
+        raise DataError(f"The class folder {str(folder)!r} holds no image: add some, or remove it.")
+    return sorted(found)
+
+
+def _checksums(root: Path, sets: list[FolderImages]) -> list[dict[str, Any]]:
+    lines, total = [], 0
+    for images in sets:
+        for name, label in zip(images.files, images.labels.tolist(), strict=True):
+            try:
+                size = (images.root / name).stat().st_size
+            except OSError as error:
+                raise DataError(f"{str(images.root / name)!r} cannot be read: {said(error)}.") from error
+            lines.append(f"{images.root.name}/{name}\t{size}\t{label}")
+            total += size
+    return checksum_of_lines(f"{root.name}: names and sizes of {len(lines)} files", lines, total)

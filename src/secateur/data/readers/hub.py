@@ -1,0 +1,120 @@
+"""Hugging Face `datasets`: the name of a set is its path; images are decoded when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur._hints import nearest
+from secateur.data._files import extra, said
+from secateur.data.images import EncodedImages, Shape
+from secateur.data.options import HubOptions
+from secateur.data.readers import Contents, shape_of
+from secateur.errors import DataError
+
+
+class HubImages(EncodedImages):
+    """One split of a Hugging Face data set."""
+
+    def __init__(
+        self, rows: Any, column: str, name: str, labels: NDArray[np.int64], shape: Shape, check: int | None
+    ) -> None:
+        super().__init__(labels, shape, check)
+        self.rows, self.column, self.name = rows, column, name
+
+    def load(self, number: int) -> Any:
+        try:
+            image = self.rows[number][self.column]
+        except Exception as error:  # the library decodes while it reads, and hands on what the decoder raises
+            raise DataError(f"cannot be read ({said(error)}): load another revision, or report it.") from error
+        if image is None or not hasattr(image, "convert"):
+            raise DataError(
+                f"is a {type(image).__name__}, not an image: name the column of images in data.options.image."
+            )
+        return image
+
+    def where(self, number: int) -> str:
+        return f"in row {number} of {self.name}"
+
+
+def read(path: str | None, options: HubOptions, get: str) -> Contents:
+    if path is None:
+        raise DataError(f"The data set hf needs data.path: {get}.")
+    datasets = extra("datasets", "datasets")
+    extra("PIL.Image", "pillow")
+    try:
+        found = datasets.load_dataset(path, name=options.config, revision=options.revision)
+    except Exception as error:  # network, name, configuration, disk: each library underneath has its own
+        raise DataError(
+            f"The Hugging Face data set {path!r} could not be loaded ({said(error)}): check its name, "
+            "data.options.config and the network."
+        ) from error
+    if not isinstance(found, Mapping):
+        raise DataError(f"The Hugging Face data set {path!r} is not divided into splits: {get}.")
+    train_name = _pick(found, options.train, ("train",), path, "split")
+    test_name = _pick(found, options.test, ("test", "validation"), path, "split")
+    if train_name == test_name:
+        raise DataError(
+            f"{path!r} has only the split {train_name!r} to train and to test on: name two in data.options."
+        )
+    features = found[train_name].features
+    image = _column(features, options.image, "Image", ("image", "img"), path, "image")
+    label = _column(features, options.label, "ClassLabel", ("label", "labels"), path, "label")
+    shape, check = shape_of(options)
+    sets = []
+    for name in (train_name, test_name):
+        labels = _labels(found[name], label, f"{path}/{name}")
+        sets.append(HubImages(found[name], image, f"{path}/{name}", labels, shape, check))
+    names = getattr(features[label], "names", None)
+    classes = len(names) if names else int(sets[0].labels.max(initial=0)) + 1
+    return Contents(sets[0], sets[1], classes, tuple(names) if names else None, partial(_checksums, sets))
+
+
+def _pick(known: Mapping[str, Any], wanted: str | None, usual: tuple[str, ...], path: str, what: str) -> str:
+    """The name asked for, or the first of the usual ones that is there."""
+    for name in (wanted,) if wanted is not None else usual:
+        if name in known:
+            return name
+    close = nearest(wanted or usual[0], known)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise DataError(
+        f"{path!r} has no {what} {wanted or ' or '.join(usual)!r}: {hint}It has {', '.join(known) or 'none'}."
+    )
+
+
+def _column(
+    features: Mapping[str, Any], wanted: str | None, kind: str, usual: tuple[str, ...], path: str, option: str
+) -> str:
+    """The column asked for, the only one of that kind, or one with a usual name."""
+    if wanted is not None:
+        return _pick(features, wanted, (), path, "column")
+    of_kind = [name for name, feature in features.items() if type(feature).__name__ == kind]
+    for name in of_kind if len(of_kind) == 1 else usual:
+        if name in features:
+            return name
+    raise DataError(
+        f"The column of {option}s of {path!r} cannot be told: give data.options.{option}, one of {', '.join(features)}."
+    )
+
+
+def _labels(rows: Any, column: str, where: str) -> NDArray[np.int64]:
+    try:
+        values = np.asarray(list(rows[column]))
+    except Exception as error:  # a split may lack the column, or hold something numpy cannot take
+        raise DataError(f"The column {column!r} of {where} cannot be read: {said(error)}.") from error
+    if values.size == 0:
+        return np.zeros(0, np.int64)
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+        raise DataError(f"The column {column!r} of {where} does not hold class numbers: give data.options.label.")
+    return values.astype(np.int64)
+
+
+def _checksums(sets: list[HubImages]) -> list[dict[str, Any]]:
+    """The library's own fingerprints: they change with the content and with how it was prepared."""
+    return [
+        {"name": images.name, "fingerprint": str(getattr(images.rows, "_fingerprint", "unknown"))} for images in sets
+    ]

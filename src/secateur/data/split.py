@@ -1,0 +1,146 @@
+"""A split: some of a set's images, given out as batches that depend on nothing but seed, epoch and batch number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.data.augment import Augmentation
+from secateur.data.images import Images, Request
+from secateur.data.order import Indices, permutation, rank_slice, uniform
+from secateur.errors import DataError
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The images at `indices` of `images`; `len()` is how many there are.
+
+    `mean` and `std` are those of each colour, for pixels from 0 to 1. `augment` is done where a batch asks for it.
+    """
+
+    images: Images
+    indices: Indices
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: tuple[Augmentation, ...] = ()
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The label of every image, in the order of the split."""
+        return self.images.labels[self.indices]
+
+    def batch_count(self, batch_size: int, drop_last: bool = False) -> int:
+        """How many batches make an epoch."""
+        if batch_size < 1:
+            raise DataError(f"The batch size is {batch_size}: give at least 1.")
+        return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epoch: int = 0,
+        shuffle: bool = False,
+        augment: bool = False,
+        seed: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on: float32 [n, C, H, W], normalised, and int64 labels [n].
+
+        What batch b of epoch e holds depends only on (seed, e, b). With `world` processes each batch is the same, and
+        process `rank` gets its contiguous part; the last batch may leave nothing for some. `batch_size` is the whole's.
+
+        Raises:
+            DataError: an argument is impossible, or an image turns out to be broken.
+        """
+        count = self.batch_count(batch_size, drop_last)
+        if not 0 <= rank < world:
+            raise DataError(f"Process {rank} of {world} was asked for: ranks go from 0 to the number of processes - 1.")
+        if world > batch_size:
+            raise DataError(f"A batch of {batch_size} cannot be divided among {world} processes: make it larger.")
+        if min(epoch, start, seed) < 0:
+            raise DataError(f"Epoch {epoch}, batch {start} and seed {seed} must not be negative.")
+        if len(self) and not count:
+            raise DataError(f"{len(self)} images make no full batch of {batch_size}: give a smaller batch size.")
+        order = permutation(len(self), seed=seed, purpose="order", epoch=epoch) if shuffle else np.arange(len(self))
+        plan = _Epoch(self, order, batch_size, epoch, seed, rank, world, self.augment if augment else ())
+        return plan.batches(range(start, count))
+
+    @cached_property
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """Factor and summand that take 0..255 to normalised values."""
+        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.mean, self.std))
+        return (1 / (255 * std)).float(), (-mean / std).float()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [n, C, H, W] to normalised float32, in two roundings that do not depend on an image's place."""
+        factor, summand = self._scale
+        return pixels.to(torch.float32).mul_(factor).add_(summand)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One process's view of one epoch."""
+
+    split: Split
+    order: Indices
+    batch_size: int
+    epoch: int
+    seed: int
+    rank: int
+    world: int
+    augment: Sequence[Augmentation]
+
+    def batches(self, numbers: range) -> Iterator[Batch]:
+        requests = (self._request(number) for number in numbers)
+        for number, pixels in zip(numbers, self.split.images.read(requests, self.split.workers), strict=True):
+            pixels = self._apply(pixels, number, "pixels")
+            images = self._apply(self.split.normalise(pixels), number, "normalised")
+            yield images, torch.from_numpy(self.split.images.labels[self._indices(number)])
+
+    def _size(self, number: int) -> int:
+        """Images in the whole batch, for all processes."""
+        return min(self.batch_size, len(self.order) - number * self.batch_size)
+
+    def _part(self, number: int) -> slice:
+        return rank_slice(self._size(number), self.rank, self.world)
+
+    def _indices(self, number: int) -> Indices:
+        first = number * self.batch_size
+        return self.split.indices[self.order[first : first + self.batch_size][self._part(number)]]
+
+    def _request(self, number: int) -> Request:
+        row = next((row for row in self.augment if row.when == "reading"), None)
+        return Request(self._indices(number), None if row is None else self._numbers(row, number).numpy())
+
+    def _numbers(self, row: Augmentation, number: int) -> Tensor:
+        """Drawn for the whole batch, so that they are the same however many processes share it."""
+        drawn = uniform(
+            (self._size(number), row.numbers),
+            seed=self.seed,
+            purpose=f"augment {row.name}",
+            epoch=self.epoch,
+            batch=number,
+        )
+        return torch.from_numpy(drawn[self._part(number)])
+
+    def _apply(self, images: Tensor, number: int, when: str) -> Tensor:
+        for row in self.augment:
+            if row.when == when:
+                images = row.function(images, self._numbers(row, number))
+        return images
