@@ -82,7 +82,7 @@ def allocate(
         **getattr(scores, "provenance", {}),
         "allocator": allocator,
         "normalise": normalise,
-        "constraints": asdict(constraints) | {"ignore": list(constraints.ignore)},
+        "constraints": asdict(constraints) | {"ignore": list(constraints.ignore), "keep": list(constraints.keep)},
         "budget": None if parsed is None else parsed.as_dict(),
         "reached": _reached(graph, widths, parsed, original),
     }

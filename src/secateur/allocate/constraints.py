@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import numpy as np
@@ -23,12 +23,14 @@ class Constraints:
     min_channels: channels that stay in every group at least (all of them in a narrower group).
     max_ratio: largest share of a group's channels that may be removed, in [0, 1].
     align: kept widths are multiples of this; a group whose width is no multiple may also stay whole.
+    keep: names of groups that stay whole, because a method cannot prune them.
     """
 
     ignore: tuple[str, ...] = ()
     min_channels: int = 1
     max_ratio: float = 1.0
     align: int = 1
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse impossible values, naming them."""
@@ -56,9 +58,13 @@ class Constraints:
             for pattern in patterns
         }
 
+    def keeping(self, names: Iterable[str]) -> Constraints:
+        """Return the same constraints with these groups whole."""
+        return replace(self, keep=(*self.keep, *names))
+
     def floors(self, graph: GraphLike) -> IntArray:
         """Return the smallest width each group may take, in the order of `graph.groups`."""
-        whole = {name for names in self.ignored(graph).values() for name in names}
+        whole = {name for names in self.ignored(graph).values() for name in names} | set(self.keep)
         floors = [group.width if group.name in whole else self.floor(group.width) for group in graph.groups]
         return np.array(floors, dtype=np.int64)
 

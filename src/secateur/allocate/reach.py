@@ -59,6 +59,9 @@ def _ladder(graph: GraphLike, constraints: Constraints) -> list[tuple[str, Const
     for text, names in constraints.ignored(graph).items():
         looser = replace(rungs[-1][1], ignore=tuple(other for other in rungs[-1][1].ignore if other != text))
         rungs.append((f"ignore={text!r} keeps {_count(len(names), 'group')} whole", looser))
+    if constraints.keep:
+        kept = _count(len(constraints.keep), "group")
+        rungs.append((f"the method cannot prune {kept}", replace(rungs[-1][1], keep=())))
     rungs.append((f"max_ratio={constraints.max_ratio:g}", replace(rungs[-1][1], max_ratio=1.0)))
     rungs.append((f"min_channels={constraints.min_channels}", replace(rungs[-1][1], min_channels=1)))
     rungs.append((f"align={constraints.align}", replace(rungs[-1][1], align=1)))

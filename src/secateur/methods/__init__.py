@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from secateur._hints import choose
-from secateur.methods import one_shot
+from secateur.methods import bwcp, one_shot
 from secateur.methods.base import Method, MethodRow, Settings
+from secateur.methods.bwcp import BWCP
 from secateur.methods.criteria import CRITERIA, Criterion, criteria, score
 from secateur.methods.gradients import accumulate_gradients
 from secateur.methods.scores import Scores
 
 __all__ = [
-    "CRITERIA", "METHODS", "Criterion", "Method", "MethodRow", "Scores", "Settings", "accumulate_gradients",
+    "BWCP", "CRITERIA", "METHODS", "Criterion", "Method", "MethodRow", "Scores", "Settings", "accumulate_gradients",
     "criteria", "method", "score",
 ]  # fmt: skip
 
 #: One frozen row a method: the command line, the docs and the test matrix are made from these.
-METHODS: tuple[MethodRow, ...] = (*one_shot.ROWS,)
+METHODS: tuple[MethodRow, ...] = (bwcp.ROW, *one_shot.ROWS)
 
 
 def method(name: str) -> MethodRow:

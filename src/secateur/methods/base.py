@@ -19,16 +19,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from secateur._hints import choose, nearest
+from secateur._hints import choose
+from secateur._settings import Section, validated
 from secateur.allocate import ALLOCATORS, NORMALISATIONS, Constraints, allocate
 from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import SizeConflict, trace
 from secateur.graph.modules import clone_module, map_tensors
-from secateur.plan import Plan
+from secateur.plan import Plan, fingerprint
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
 
 Needs = Literal["nothing", "calibration", "training"]
@@ -39,10 +39,8 @@ Loss = Callable[[Any, Any], torch.Tensor]
 STEPS = 10_000
 
 
-class Settings(BaseModel):
+class Settings(Section):
     """Base of every method's settings: unknown names and impossible values are refused; defaults are the paper's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Method(nn.Module):
             SecateurError: one sentence: the model cannot be pruned, the budget cannot be met, a setting is wrong.
         """
         super().__init__()
-        self.settings = read_settings(self.Config, settings)
+        self.settings = validated(self.Config, settings, "method")
         self.budget = Budget.parse(budget)
         self.steps = _steps(steps)
         self.seed, self.constraints = seed, constraints or Constraints()
@@ -112,6 +110,7 @@ class Method(nn.Module):
         self.result: Result | None = None
         check_weights(self.graph)
         self._settle()
+        self._architecture = fingerprint(self.graph)  # before anything is inserted
         self.prepare()
         self._allocate({group.name: np.ones(group.width) for group in self.graph.groups})  # is the budget in reach?
 
@@ -181,7 +180,9 @@ class Method(nn.Module):
     def finish(self) -> nn.Module:
         """A narrower network of the same class, cut and verified; `result` then holds plan, costs and proof."""
         plan = self.plan()
-        plan.provenance.update({"method": self.name, "seed": self.seed, "settings": self.settings.model_dump(mode="json")})
+        plan.architecture = self._architecture
+        settings = self.settings.model_dump(mode="json")
+        plan.provenance.update({"method": self.name, "seed": self.seed, "settings": settings})
         remember(self.graph, plan)
         plain = self.plain()
         self.repair(plain, plan)
@@ -218,25 +219,6 @@ class Method(nn.Module):
                 return
             except SizeConflict as conflict:
                 self.notes.append(self.graph.settle(conflict))
-
-
-def read_settings(config: type[Settings], given: Mapping[str, Any]) -> Settings:
-    """The settings of a method; ConfigError with one sentence for an unknown name or an impossible value."""
-    for name in given:
-        if name not in config.model_fields:
-            close = nearest(name, config.model_fields)
-            known = ", ".join(config.model_fields) or "none"
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(f"There is no setting {name!r} of this method: {hint}It has {known}.")
-    try:
-        return config.model_validate(dict(given))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the settings"
-        field = config.model_fields.get(str(first["loc"][0])) if first["loc"] else None
-        meaning = f" ({field.description})" if field is not None and field.description else ""
-        said = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}={first['input']!r} is not possible{meaning}: {said}.") from None
 
 
 def _steps(steps: int | None) -> int:

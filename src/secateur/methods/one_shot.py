@@ -59,7 +59,8 @@ class OneShot(Method):
 
 def _row(criterion: Criterion) -> MethodRow:
     """The method that scores by one criterion."""
-    settings: type[Settings] = {0: NoSettings, 1: Reduction, 2: Members}[len({"reduce", "members"} & set(criterion.options))]
+    takes = criterion.options
+    settings: type[Settings] = Members if "members" in takes else Reduction if "reduce" in takes else NoSettings
     name = "".join(part.capitalize() for part in criterion.name.split("_"))
     factory = type(
         name, (OneShot,), {"name": criterion.name, "Config": settings, "criterion": criterion, "__module__": __name__}

@@ -1,0 +1,260 @@
+"""Batch-whitening channel pruning: BWCP.
+
+Shao, Yu, Zhang, Xu, Li, Luo: BWCP: Probabilistic Learning-to-Prune Channels for ConvNets via Batch Whitening, 2021
+(arXiv:2105.06423; equations as in the ICLR 2022 submission). Every batch norm behind a convolution also whitens: its
+output is multiplied by W, a truncated inverse root of the correlation of blocks of channels. A whitened channel is
+taken as normal with mean (W beta)_c and deviation |(W gamma)_c|, so that it exceeds delta with probability
+P = Phi(((W beta)_c - delta) / |(W gamma)_c|), and a random gate that is open with about that probability multiplies it.
+A penalty lambda1 |gamma| + lambda2 beta presses the probabilities down. In the end channels with P < 1/2 go; W and the
+batch norm fold into the convolution before them.
+
+Where this differs from the paper, and why:
+    The paper finds strengths lambda by hand for every budget. Here a controller moves one strength, up and down, so
+        that the cost follows a ramp from the whole network down to the budget; `controller: false` is the paper's way.
+    The paper sharpens probabilities by a map it does not name. Here the gate's logit is k (P - 1/2), k growing.
+    A network that starts from scratch gets beta = 0.5 (paper: 0, where every channel is below the threshold at first).
+    At a projection shortcut the mask is the product of two norms' masks, needed before the second norm has run: its
+        factor then comes from the running average of its matrix instead of this batch's.
+    Norms that no convolution alone feeds (before an activation, behind a concatenation) gate without whitening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from secateur._protocols import FloatArray
+from secateur.errors import ModelError
+from secateur.graph.modules import as_call, map_tensors, output_tensors
+from secateur.methods.aim import Aim, counts
+from secateur.methods.base import Method, MethodRow, Settings
+from secateur.methods.gates import Gates, insert, remove
+from secateur.methods.norms import places, sources
+from secateur.plan import Plan
+from secateur.surgery import Result
+
+
+class BWCPSettings(Settings):
+    """Defaults are the paper's where it states one (delta, temperature, size); see each for the rest."""
+
+    delta: float = Field(0.05, ge=0, description="activation threshold a channel must exceed")
+    temperature: float = Field(0.5, gt=0, description="of the random gates")
+    newton_steps: int = Field(5, ge=1, le=20, description="steps of the inverse root; the paper cites a code with 5")
+    momentum: float = Field(0.1, gt=0, le=1, description="of the running average of the inverse root")
+    size: int = Field(16, ge=1, description="channels that are whitened together; 1 leaves plain batch norms")
+    sharpen: Literal["probability", "logit", "none"] = Field(
+        "probability", description="logit of the gate: k (P - 1/2), k logit P, or logit P"
+    )
+    sharpness: tuple[float, float] = Field((4.0, 40.0), description="k when the gates open and at the end")
+    warmup: float = Field(0.25, ge=0, lt=1, description="share of the steps with gates open wide and no penalty")
+    ramp: float = Field(0.75, gt=0, le=1, description="share of the steps after which the budget should be reached")
+    beta: float = Field(0.5, description="shift given to norms that still have their first scale 1 and shift 0")
+    floor: float = Field(0.1, ge=0, le=1, description="share of every group whose gates never close")
+    controller: bool = Field(True, description="find the strength of the penalty; false: lambda1 and lambda2 as given")
+    lambda1: float = Field(4e-5, ge=0, description="penalty on |gamma| without the controller")
+    lambda2: float = Field(8e-5, ge=0, description="penalty on beta without the controller")
+    ratio: float = Field(2.0, ge=0, description="lambda1 / lambda2 with the controller")
+    strength: float = Field(2e-3, gt=0, description="largest lambda2 the controller may use, in both directions")
+    gain: float = Field(0.2, gt=0, description="integral part of the controller")
+    proportional: float = Field(2.0, ge=0, description="proportional part of the controller")
+
+
+class BWCP(Method):
+    """Train with random gates on whitened channels; those that stay shut are cut."""
+
+    name = "bwcp"
+    Config = BWCPSettings
+    settings: BWCPSettings
+
+    def prepare(self) -> None:
+        """Swap in norms that whiten and gate; decide which norm makes which group's mask."""
+        s, known = self.settings, sources(self.graph)
+        found = places(self.graph, known)
+        if not found:
+            raise ModelError(
+                f"{type(self.model).__name__} has no batch norm on channels that can be pruned, which BWCP needs: "
+                "choose another method, or a network with batch norms."
+            )
+        gated = {place.group for place in found}
+        self._keep_whole([g.name for g in self.graph.groups if g.name not in gated])
+        least = zip(self.graph.groups, self.constraints.floors(self.graph).tolist(), strict=True)
+        floors = {g.name: max(low, round(s.floor * g.width)) for g, low in least}
+        modules: dict[str, Any] = dict(self.model.named_modules())
+        self.gates = Gates(
+            self.graph.groups,
+            found,
+            {place.norm: modules[place.norm].num_features for place in found},
+            floors=floors,
+            delta=s.delta,
+            temperature=s.temperature,
+            sharpening=s.sharpen,
+            seed=self.seed,
+        )
+        insert(self.model, self.gates, known.of, size=s.size, newton_steps=s.newton_steps, momentum=s.momentum)
+        self._start()
+        self.aim = Aim(self.graph, self.budget)
+        self.strength = self._sum = 0.0
+        self._press()
+        self._follow()
+
+    def _keep_whole(self, names: list[str]) -> None:
+        if names:
+            named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            self.notes.append(f"Groups without a batch norm stay whole: {named}.")
+            self.constraints = self.constraints.keeping(names)
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Lift the shift of norms that were never trained, or half of the channels start below the threshold."""
+        for layer in self.gates.layers.values():
+            if bool((layer.weight == 1).all()) and bool((layer.bias == 0).all()):
+                layer.bias.fill_(self.settings.beta)
+
+    # ------------------------------------------------------------------------------------------------- training
+
+    def loss(self) -> torch.Tensor:
+        """The penalty: the sum over channels of lambda1 |gamma| + lambda2 beta."""
+        lambda1, lambda2 = self._strengths()
+        if not self.gates.open or not (lambda1 or lambda2):
+            return torch.zeros((), device=self.device)
+        gamma = torch.cat([layer.weight for layer in self.gates.layers.values()]).float()
+        beta = torch.cat([layer.bias for layer in self.gates.layers.values()]).float()
+        return (self._pressure.to(gamma.device) * (lambda1 * gamma.abs() + lambda2 * beta)).sum()
+
+    def after_step(self) -> None:
+        """Move the schedule on, and now and then the strength."""
+        super().after_step()
+        self._follow()
+        if self.settings.controller and self.gates.open and self.step % max(1, self.steps // 500) == 0:
+            self._control()
+
+    def _follow(self) -> None:
+        """Set what depends on the step: whether gates act, and how sharp they are."""
+        warmup, (low, high) = self.settings.warmup, self.settings.sharpness
+        since = (self.progress - warmup) / (1 - warmup)
+        self.gates.open = since >= 0
+        self.gates.sharpness = low + (high - low) * max(since, 0.0)
+
+    def _control(self) -> None:
+        """More strength while the cost lies above its ramp, less, or even a reward, while it lies below."""
+        s = self.settings
+        excess = self.aim.fraction(counts(self.gates.hard_masks())) - self._wanted()
+        self._sum = float(np.clip(self._sum + s.gain * excess, -1.0, 1.0))
+        self.strength = s.strength * float(np.clip(self._sum + s.proportional * excess, -1.0, 1.0))
+        self._press()
+
+    def _wanted(self) -> float:
+        """Where the cost should be now: on a line from the whole network to the budget."""
+        s = self.settings
+        share = (self.progress - s.warmup) / max(s.ramp - s.warmup, 1e-9)
+        return 1.0 + min(max(share, 0.0), 1.0) * (self.aim.goal - 1.0)
+
+    def _press(self) -> None:
+        """Decide on which channels the penalty acts: with the controller, on those that decide and may still go."""
+        layers = self.gates.layers
+        if self.settings.controller:
+            pressure = self.gates.pressure(reward=self.strength < 0)
+            self._pressure = torch.cat([pressure[name] for name in layers])
+        else:
+            self._pressure = torch.ones(sum(layer.num_features for layer in layers.values()))
+
+    def _strengths(self) -> tuple[float, float]:
+        s = self.settings
+        return (s.ratio * self.strength, self.strength) if s.controller else (s.lambda1, s.lambda2)
+
+    # ------------------------------------------------------------------------------------------------ the result
+
+    def score(self) -> dict[str, FloatArray]:
+        """z = ((W beta) - delta) / |W gamma| of every channel: the rule P >= 1/2 keeps those with z >= 0."""
+        found = self.gates.margins()
+        return {g.name: found.get(g.name, np.zeros(g.width)) for g in self.graph.groups}
+
+    def plan(self) -> Plan:
+        """The rule P >= 1/2 where it meets the budget, else the rule with its threshold moved until it does."""
+        rule = {g.name: np.ones(g.width, dtype=np.bool_) for g in self.graph.groups} | self.gates.hard_masks()
+        c, provenance = self.constraints, {"criterion": "bwcp", "budget": self.budget.as_dict()}
+        free = c.align == 1 and not c.ignore and c.max_ratio == 1.0
+        if free and self.aim.met(counts(rule)) and (self.aim.close(counts(rule)) or not self.settings.controller):
+            return Plan(rule, provenance | {"moved": 0})
+        plan = self._allocate(self.score())
+        plan.provenance["moved"] = sum(int((plan.masks[name] != rule[name]).sum()) for name in rule)
+        return plan
+
+    def plain(self) -> nn.Module:
+        """A copy with whitening folded into the convolutions, and ordinary batch norms."""
+        twin = super().plain()
+        remove(twin)
+        return twin
+
+    def check(self, result: Result) -> None:
+        """Compare the narrow network with the gated one under the plan's masks; `agreement` is the relative error."""
+        args, keywords = as_call(map_tensors(self.example_inputs, lambda tensor: tensor.to(self.device)))
+        modes = self.training, result.model.training
+        self.eval()
+        result.model.eval()
+        with self.gates.fixed(result.plan.masks):
+            wanted = output_tensors(self.model(*args, **keywords))
+        given = output_tensors(result.model(*args, **keywords))
+        self.train(modes[0])
+        result.model.train(modes[1])
+        self.agreement = max(
+            float((w - g).abs().max() / w.abs().max().clamp_min(1e-30)) for w, g in zip(wanted, given, strict=True)
+        )
+        if not self.agreement <= 1e-4:
+            self.notes.append(
+                f"The narrow network differs from the gated one by {self.agreement:.1e} of the largest output: "
+                "something reads channels that are not gated, or an activation is not zero at zero."
+            )
+
+    def metrics(self) -> dict[str, float]:
+        """What the rule would leave of cost and channels, and the strength of the penalty."""
+        widths = counts(self.gates.hard_masks())
+        every = sum(widths.get(name, width) for name, width in self.aim.groups.items())
+        return {
+            "flops": self.aim.cost(widths)["macs"] / max(self.aim.full["macs"], 1.0),
+            "channels": every / sum(self.aim.groups.values()),
+            "strength": self._strengths()[1],
+        }
+
+    def evaluation_modes(self) -> dict[str, AbstractContextManager[None]]:
+        """The random gates of training, and the masks of the plan."""
+        return {"soft": self.gates.soft(), "hard": self._planned()}
+
+    @contextmanager
+    def _planned(self) -> Iterator[None]:
+        with self.gates.fixed(self.plan().masks):
+            yield
+
+    def state(self) -> dict[str, Any]:
+        """The step, the controller and how many draws were made."""
+        return super().state() | {"strength": self.strength, "sum": self._sum, "draws": self.gates.draws}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        super().load_state(state)
+        self.strength, self._sum = float(state["strength"]), float(state["sum"])
+        self.gates.draws = int(state["draws"])
+        self._follow()
+        self._press()
+
+
+ROW = MethodRow(
+    name="bwcp",
+    summary="random gates on whitened channels, open with the probability that a channel is active",
+    paper="BWCP: Probabilistic Learning-to-Prune Channels for ConvNets via Batch Whitening",
+    year=2021,
+    arxiv="2105.06423",
+    needs="training",
+    acts="while training",
+    granularity="channel",
+    fidelity="equations read in the full text; steps and momentum of the whitening from the code it cites; sharpening "
+    "map and controller of the penalty are reconstructions",
+    factory=BWCP,
+    settings=BWCPSettings,
+)
