@@ -108,8 +108,19 @@ class Plan:
 
 def fingerprint(graph: GraphLike) -> str:
     """Return the architecture's name: a hash of all parameter and buffer names with their shapes, values left out."""
-    shapes = sorted((name, tuple(tensor.shape)) for name, tensor in graph.tensors().items())
+    return shapes_fingerprint(graph.tensors())
+
+
+def shapes_fingerprint(tensors: Mapping[str, Any]) -> str:
+    """Return the `fingerprint` of these tensors by name."""
+    shapes = sorted((name, tuple(tensor.shape)) for name, tensor in tensors.items())
     return "sha256:" + hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
+
+
+def kept_fingerprint(plan: Plan) -> str:
+    """Return a hash of which channels of which groups stay."""
+    kept = {name: np.flatnonzero(mask).tolist() for name, mask in sorted(plan.masks.items())}
+    return "sha256:" + hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def _check_mask(name: str, mask: object) -> None:

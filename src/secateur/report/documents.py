@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 
 from secateur._version import __version__
 from secateur.graph import Cost, Graph, Verification
-from secateur.plan import Plan
+from secateur.plan import kept_fingerprint
 from secateur.prune import Result
 from secateur.references import Loaded
 
@@ -50,7 +48,7 @@ def describe_result(command: str, loaded: Loaded, result: Result, files: dict[st
         ],
         "frozen": [{"name": f.name, "width": f.width, "reason": f.reason} for f in result.graph.frozen],
         "unsupported": [{"operator": u.operator, "module": u.module} for u in result.graph.unsupported],
-        "plan": {"fingerprint": plan_fingerprint(result.plan), "provenance": result.plan.provenance},
+        "plan": {"fingerprint": kept_fingerprint(result.plan), "provenance": result.plan.provenance},
         "files": files,
     }
 
@@ -77,12 +75,6 @@ def group_rows(graph: Graph) -> list[dict[str, Any]]:
     ]
 
 
-def plan_fingerprint(plan: Plan) -> str:
-    """A hash of which channels of which groups stay."""
-    kept = {name: np.flatnonzero(mask).tolist() for name, mask in sorted(plan.masks.items())}
-    return "sha256:" + hashlib.sha256(json.dumps(kept).encode()).hexdigest()
-
-
 def metadata(loaded: Loaded, result: Result) -> dict[str, str]:
     """What a weights file says of itself."""
     return {
@@ -91,7 +83,7 @@ def metadata(loaded: Loaded, result: Result) -> dict[str, str]:
         "secateur": __version__,
         "torch": str(torch.__version__),
         "model": loaded.reference,
-        "plan": plan_fingerprint(result.plan),
+        "plan": kept_fingerprint(result.plan),
         "architecture": result.plan.architecture or "",
     }
 

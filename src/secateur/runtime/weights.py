@@ -27,11 +27,11 @@ def read_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     file = Path(path)
     _refuse_pickle(file)
-    own = _tensors(model)
+    own = state_tensors(model)
     try:
         with safe_open(str(file), framework="pt") as stored:
             shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-            _compare(file, shapes, own)
+            _check_fit(file, shapes, own)
             values = {name: stored.get_tensor(name) for name in shapes}
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"The weights {str(file)!r} cannot be read: {said(error)}.") from error
@@ -45,8 +45,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: Mappi
 
     A tensor with several names is written under the first.
     """
-    first: dict[int, str] = {}
-    tensors = {n: t.detach().contiguous() for n, t in _tensors(model).items() if first.setdefault(id(t), n) == n}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in canonical(model).items()}
     data = save(_apart(tensors), metadata=dict(metadata))
     write_bytes(path, data, what="The weights", error=ConfigError)
 
@@ -62,7 +61,13 @@ def check_target(path: str | os.PathLike[str], option: str) -> None:
         raise ConfigError(f"{option} {str(path)!r} cannot be written: {str(file.parent)!r} is write-protected.")
 
 
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def canonical(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What `save_weights` writes: the state dict, a tensor with several names under the first."""
+    first: dict[int, str] = {}
+    return {name: t for name, t in state_tensors(model).items() if first.setdefault(id(t), name) == name}
+
+
+def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict with the tensors themselves, tied ones under all their names."""
     found: dict[str, Any] = dict(model.state_dict(keep_vars=True))
     for name, value in found.items():
@@ -102,24 +107,27 @@ def _is_pickle(start: bytes) -> bool:
     return start.startswith(_ZIP) or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and start[8:] != b"{")
 
 
-def _compare(file: Path, shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, torch.Tensor]) -> None:
-    """WeightsError unless names (one of each tied set suffices) and shapes agree."""
+def _check_fit(file: Path, shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, torch.Tensor]) -> None:
+    problem = misfit(shapes, own)
+    if problem:
+        raise WeightsError(f"The weights {str(file)!r} do not fit: {problem}; give the weights of this very model.")
+
+
+def misfit(shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, torch.Tensor]) -> str | None:
+    """How names (one of each tied set suffices) and shapes of a file differ from a model's; None if they do not."""
     unknown = [name for name in shapes if name not in own]
     there = {id(own[name]) for name in shapes if name in own}
     missing = [name for name, tensor in own.items() if id(tensor) not in there]
     other = [name for name in shapes if name in own and shapes[name] != tuple(own[name].shape)]
     if other:
         name = other[0]
-        raise WeightsError(
-            f"The weights {str(file)!r} do not fit: {name} is {_shape(shapes[name])} in the file and "
-            f"{_shape(tuple(own[name].shape))} in the model{_more(other)}; give the weights of this very model."
+        return (
+            f"{name} is {_shape(shapes[name])} in the file and {_shape(tuple(own[name].shape))} in the model"
+            f"{_more(other)}"
         )
-    if missing or unknown:
-        parts = [f"{missing[0]} is missing from the file{_more(missing)}"] if missing else []
-        parts += [f"{unknown[0]} is not in the model{_more(unknown)}"] if unknown else []
-        raise WeightsError(
-            f"The weights {str(file)!r} do not fit: {' and '.join(parts)}; give the weights of this very model."
-        )
+    parts = [f"{missing[0]} is missing from the file{_more(missing)}"] if missing else []
+    parts += [f"{unknown[0]} is not in the model{_more(unknown)}"] if unknown else []
+    return " and ".join(parts) or None
 
 
 def _shape(shape: tuple[int, ...]) -> str:
