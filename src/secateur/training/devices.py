@@ -1,0 +1,43 @@
+"""Accelerate, asked for once: which device, how many processes, which precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur._files import said
+from secateur.errors import ConfigError
+from secateur.recipe import EngineConfig
+
+
+def accelerator(config: EngineConfig) -> Any:
+    """An `accelerate.Accelerator` as the recipe's engine section says; starts the process group under a launcher.
+
+    Raises:
+        ConfigError: Accelerate is missing, or the machine cannot do what is asked.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, PartialState
+    except ImportError as error:
+        raise ConfigError('Training needs Accelerate: pip install "secateur[train]".') from error
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("engine.device is cuda, but PyTorch finds no GPU: set engine.device: cpu, or auto.")
+    cpu = config.device == "cpu"
+    if PartialState._shared_state != {}:
+        # Accelerate keeps one state a process; another engine before this one may have asked for another
+        turned = cpu != (PartialState().device.type == "cpu") and PartialState().num_processes == 1
+        AcceleratorState._reset_state(turned)
+    try:
+        made = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"Accelerate cannot use device {config.device} with mixed_precision {config.mixed_precision}: "
+            f"{said(error)}."
+        ) from error
+    if config.device == "cuda" and made.device.type != "cuda":
+        raise ConfigError(
+            "engine.device is cuda, but the launcher chose the CPU: leave out --cpu, or set engine.device: auto."
+        )
+    return made

@@ -1,0 +1,180 @@
+"""What a person, or a program, sees of a training run while it lasts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
+
+from secateur.training.metrics import strict
+
+Row = Mapping[str, Any]
+
+
+class Progress(Protocol):
+    """Told by the engine what happens; `steps` are those of one epoch, `done` those of the stage taken before."""
+
+    def start_stage(self, name: str, epochs: int, steps: int, done: int = 0) -> None: ...
+
+    def step(self, loss: float, accuracy: float, images_per_second: float, extra: Mapping[str, Any]) -> None:
+        """Follow one optimiser step: averages of the epoch so far; `extra` has "step" (of the stage), "epoch" and
+        whatever the method says of itself."""
+
+    def epoch(self, row: Row) -> None:
+        """Follow one epoch; `row` is its line of metrics.jsonl."""
+
+    def say(self, sentence: str) -> None: ...
+
+    def end_stage(self) -> None: ...
+
+
+def make_progress(*, quiet: bool = False, json: bool = False, stream: TextIO | None = None) -> Progress:
+    """Bars where a person looks on, one line an epoch where not, JSON lines or nothing on request.
+
+    stream: standard error unless given; for JSON lines standard output.
+    """
+    if json:
+        return JsonLines(stream or sys.stdout)
+    if quiet:
+        return Silent()
+    stream = stream or sys.stderr
+    return Bars(stream) if stream.isatty() else Lines(stream)
+
+
+class Silent:
+    """Says nothing."""
+
+    def start_stage(self, name: str, epochs: int, steps: int, done: int = 0) -> None:
+        """Say nothing."""
+
+    def step(self, loss: float, accuracy: float, images_per_second: float, extra: Mapping[str, Any]) -> None:
+        """Say nothing."""
+
+    def epoch(self, row: Row) -> None:
+        """Say nothing."""
+
+    def say(self, sentence: str) -> None:
+        """Say nothing."""
+
+    def end_stage(self) -> None:
+        """Say nothing."""
+
+
+class Lines(Silent):
+    """One plain line an epoch, for logs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._epochs = stream, 0
+
+    def start_stage(self, name: str, epochs: int, steps: int, done: int = 0) -> None:
+        self._epochs = epochs
+
+    def epoch(self, row: Row) -> None:
+        self.say(describe(row, self._epochs))
+
+    def say(self, sentence: str) -> None:
+        print(sentence, file=self._stream, flush=True)
+
+
+class JsonLines(Silent):
+    """One JSON object a line: {"event": "stage" | "epoch" | "note" | "end", ...}."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._stage = stream, ""
+
+    def start_stage(self, name: str, epochs: int, steps: int, done: int = 0) -> None:
+        self._stage = name
+        self._write("stage", {"stage": name, "epochs": epochs, "steps": steps, "done": done})
+
+    def epoch(self, row: Row) -> None:
+        self._write("epoch", row)
+
+    def say(self, sentence: str) -> None:
+        self._write("note", {"text": sentence})
+
+    def end_stage(self) -> None:
+        self._write("end", {"stage": self._stage})
+
+    def _write(self, event: str, values: Mapping[str, Any]) -> None:
+        line = json.dumps({"event": event, **strict(values)}, allow_nan=False, ensure_ascii=False)
+        print(line, file=self._stream, flush=True)
+
+
+class Bars:
+    """A bar for the stage with epoch, loss, accuracy, what the method says of itself, throughput and time left."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Rich
+
+        self._console = Console(file=stream)
+        self._columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._rich = Rich
+        self._bars: Any = None
+        self._task: Any = None
+        self._steps = self._epochs = 0
+        self._name = ""
+        self._shown = 0.0
+
+    def start_stage(self, name: str, epochs: int, steps: int, done: int = 0) -> None:
+        self.end_stage()
+        self._name, self._epochs, self._steps = name, epochs, epochs * steps
+        self._bars = self._rich(*self._columns, console=self._console, refresh_per_second=4)
+        self._task = self._bars.add_task(name, total=self._steps, completed=done, said="")
+        self._bars.start()
+
+    def step(self, loss: float, accuracy: float, images_per_second: float, extra: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if self._bars is None or (now - self._shown < 0.2 and extra.get("step") != self._steps):
+            return
+        self._shown = now
+        known = {k: v for k, v in extra.items() if k not in ("step", "epoch")}
+        parts = [f"loss {loss:.3f}", f"accuracy {accuracy:.1%}", *_said(known), f"{images_per_second:,.0f} images/s"]
+        self._bars.update(
+            self._task,
+            completed=extra.get("step", 0),
+            description=f"{self._name} {extra.get('epoch', 0)}/{self._epochs}",
+            said="  ".join(parts),
+        )
+
+    def epoch(self, row: Row) -> None:
+        self.say(describe(row, self._epochs))
+
+    def say(self, sentence: str) -> None:
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def end_stage(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+def describe(row: Row, epochs: int) -> str:
+    """One epoch in a line for people."""
+    parts = [f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.1%}"]
+    if row.get("validation_accuracy") is not None:
+        parts.append(f"validation {row['validation_loss']:.4f}, {row['validation_accuracy']:.1%}")
+    parts += [*_said(row.get("method", {})), f"{row['images_per_second']:,.0f} images/s"]
+    return f"{row['stage']} {row['epoch']}/{epochs}: " + "; ".join(parts)
+
+
+def _said(values: Mapping[str, Any]) -> list[str]:
+    """What a method says of itself: shares as percentages, counts as they are."""
+    found = []
+    for name, value in values.items():
+        if isinstance(value, int | float):
+            share = name == "flops" or name.endswith("accuracy")
+            text = f"{value:.1%}" if share and 0 <= value <= 1.5 else f"{value:,.4g}"
+            found.append(f"{name.replace('_', ' ')} {text}")
+    return found

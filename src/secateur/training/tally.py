@@ -1,0 +1,51 @@
+"""Sums over an epoch, kept on the device and read only now and then, as reading waits for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+_EVERY = 16  # steps between two readings on a GPU
+
+
+class Tally:
+    """Task loss, right answers and images of the epoch so far, and the first step whose loss was not finite."""
+
+    def __init__(self, device: torch.device, values: Sequence[float] = (0.0, 0.0, 0.0)) -> None:
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = torch.tensor(list(values[:2]), dtype=dtype, device=device)
+        self._bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._every = 1 if device.type == "cpu" else _EVERY
+        self.images = float(values[2])
+        self.loss, self.correct = (float(value) for value in values[:2])
+        self.bad_step: int | None = None
+
+    def add(self, numbers: torch.Tensor, images: int, step: int) -> None:
+        """Follow one step with numbers [loss, right answers], both sums over its images."""
+        self._sums += numbers
+        self._bad = torch.where((self._bad < 0) & ~torch.isfinite(numbers[0]), step, self._bad)
+        self.images += images
+
+    def due(self, step: int) -> bool:
+        """Whether the sums should be read after this step; the same in all processes."""
+        return step % self._every == 0
+
+    def read(self) -> None:
+        """Bring loss, right answers and the bad step up to date."""
+        self.loss, self.correct = self._sums.tolist()
+        bad = int(self._bad)
+        self.bad_step = bad if bad >= 0 else None
+
+    @property
+    def values(self) -> list[float]:
+        """What a checkpoint keeps."""
+        return [self.loss, self.correct, self.images]
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(self.images, 1.0)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / max(self.images, 1.0)
