@@ -79,6 +79,9 @@ class DataConfig(Section):
         default=None, description="Names of augmentations; null: the data set's own, []: none."
     )
     workers: int = Field(default=0, ge=0, le=256, description="Processes that read images; data in memory need none.")
+    calibration_images: int = Field(
+        default=2048, ge=1, description="Training images shown to a method that needs calibration."
+    )
     options: dict[str, Any] = Field(default={}, description="What only this kind of data set knows; see docs/data.md.")
 
     @model_validator(mode="before")

@@ -41,7 +41,7 @@ def describe_result(command: str, loaded: Loaded, result: Result, files: dict[st
         "after": result.after.as_dict(),
         "remaining": {key: share(getattr(result.after, key), value) for key, value in result.before.as_dict().items()},
         "groups": [{"name": g.name, "width": g.width, "kept": kept[g.name]} for g in result.graph.groups],
-        "verification": _verification(result.verification),
+        "verification": describe_proof(result.verification),
         "settled": list(result.settled),
         "repairs": [
             {"module": r.module, "attribute": r.attribute, "old": r.old, "new": r.new} for r in result.cut.repairs
@@ -114,7 +114,8 @@ def _head(command: str, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _verification(proof: Verification | None) -> dict[str, Any] | None:
+def describe_proof(proof: Verification | None) -> dict[str, Any] | None:
+    """The verification of a cut."""
     if proof is None:
         return None
     return {
