@@ -1,0 +1,65 @@
+"""Which operators a network read from `model.pt2` may call: those on numbers, found by name, nothing evaluated.
+
+A file names its operators; some of ATen's read and write files or let memory be read anywhere. So an operator must be
+one that the structural core has a rule for, or elementwise, or stand in one of the short lists below.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from secateur._files import shown
+from secateur.graph.rules.registry import RULES
+from secateur.runtime.archive import NotRun
+
+_ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)", re.ASCII)
+
+#: Without a rule, for the capture sees the operators below them.
+_MORE = frozenset(
+    "_assert_tensor_metadata avg_pool2d conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d diff "
+    "einsum expand_as feature_dropout hardswish instance_norm log_sigmoid max_pool3d multi_head_attention outer "
+    "reshape_as scaled_dot_product_attention softmin sym_numel sym_size sym_storage_offset sym_stride to type_as "
+    "unflatten upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d "
+    "upsample_trilinear3d view_as".split()
+)
+#: With a rule or elementwise, but memory that was never written, or indices that nobody checks.
+_NEVER = frozenset("_unsafe_index _unsafe_index_put empty empty_like empty_strided new_empty new_empty_strided".split())
+
+#: What exported graphs call on sizes; a name may stand with or without the underscore in front of `operator`.
+_NUMBERS: Mapping[str, Callable[..., Any]] = {
+    **{f"_operator.{name}": getattr(operator, name) for name in
+       "add sub mul floordiv truediv mod neg eq ne lt le gt ge getitem and_ or_ not_".split()},
+    **{f"math.{name}": getattr(math, name) for name in "ceil floor trunc sqrt".split()},
+    **{f"torch.{name}": getattr(torch, name) for name in "sym_int sym_float sym_max sym_min sym_not sym_ite".split()},
+}  # fmt: skip
+
+
+def find(target: object) -> Callable[..., Any]:
+    """The operator of that name; NotRun where it is not one that a network needs."""
+    if isinstance(target, str):
+        if target in _NUMBERS:
+            return _NUMBERS[target]
+        match = _ATEN.fullmatch(target)
+        if match:
+            found = _aten(match[1], match[2])
+            if found is not None:
+                return found
+    raise NotRun(f"The exported network calls {shown(target)}, which is not run from a file.")
+
+
+def _aten(name: str, overload: str) -> Callable[..., Any] | None:
+    packet = getattr(torch.ops.aten, name, None)
+    found = getattr(packet, overload, None)
+    if not isinstance(found, torch._ops.OpOverload):
+        return None
+    plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name  # in place on what a network made
+    if plain in _NEVER or overload.endswith("out") or any("Storage" in str(a.type) for a in found._schema.arguments):
+        return None
+    known = f"aten::{plain}" in RULES or plain in _MORE or torch.Tag.pointwise in found.tags
+    return found if known else None
