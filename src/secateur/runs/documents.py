@@ -1,0 +1,148 @@
+"""What a run writes down at its end: results.json and verification.json, from what its stages noted."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from secateur._distributed import world
+from secateur._version import __version__
+from secateur.graph import Cost
+from secateur.methods import Method
+from secateur.plan import kept_fingerprint
+from secateur.report.documents import describe_proof, share
+from secateur.runs.layers import layer_rows
+from secateur.runs.preparing import Prepared
+from secateur.surgery import Result
+
+VERSION = 1
+ACCURACIES = ("dense", "soft", "hard", "pruned", "finetuned")
+
+
+def describe_cut(method: Method, result: Result) -> dict[str, Any]:
+    """What the stage prune knows."""
+    kept = result.plan.widths
+    return {
+        "before": result.before.as_dict(),
+        "after": result.after.as_dict(),
+        "remaining": remaining(result.before, result.after),
+        "groups": [{"name": g.name, "width": g.width, "kept": kept[g.name]} for g in result.graph.groups],
+        "frozen": [{"name": f.name, "width": f.width, "reason": f.reason} for f in result.graph.frozen],
+        "unsupported": [{"operator": u.operator, "module": u.module} for u in result.graph.unsupported],
+        "settled": list(result.settled),
+        "repairs": [
+            {"module": r.module, "attribute": r.attribute, "old": r.old, "new": r.new} for r in result.cut.repairs
+        ],
+        "verification": describe_proof(result.verification),
+        "layers": layer_rows(result),
+        "plan": kept_fingerprint(result.plan),
+        "settings": method.settings.model_dump(mode="json"),
+        "notes": list(method.notes),
+    }
+
+
+def remaining(before: Cost, after: Cost) -> dict[str, float]:
+    """Which share of every cost is left."""
+    return {key: share(getattr(after, key), whole) for key, whole in before.as_dict().items()}
+
+
+def session(device: torch.device, command: str) -> dict[str, Any]:
+    """When, where and with which versions somebody works on a run."""
+    named = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+    return {
+        "date": now(),
+        "secateur": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "device": named,
+        "threads": torch.get_num_threads(),
+        "processes": world(),
+        "command": command,
+    }
+
+
+def now() -> str:
+    """This second, with its zone."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def describe_run(
+    prepared: Prepared,
+    stages: Mapping[str, Mapping[str, Any]],
+    sessions: Sequence[Mapping[str, Any]],
+    files: Mapping[str, Any],
+) -> dict[str, Any]:
+    """results.json."""
+    recipe, row, cut = prepared.recipe, prepared.row, stages["prune"]
+    first, last = sessions[0], sessions[-1]
+    return {
+        "format": "secateur.run",
+        "version": VERSION,
+        **{key: last[key] for key in ("secateur", "torch", "python", "device", "threads", "processes")},
+        "date": now(),
+        "command": first["command"],
+        "sessions": list(sessions),
+        "seed": recipe.seed,
+        "recipe_name": recipe.name,
+        "model": recipe.model.reference,
+        "arguments": dict(prepared.arguments),
+        "class": prepared.model_class,
+        "inputs": [list(prepared.shape)],
+        "data": prepared.data.describe(),
+        "method": {
+            **{key: getattr(row, key) for key in ("name", "summary", "paper", "year", "arxiv", "acts", "fidelity")},
+            "settings": cut["settings"],
+            "notes": _notes(stages, sessions),
+        },
+        "budget": recipe.budget,
+        **{key: cut[key] for key in ("before", "after", "remaining")},
+        "accuracy": accuracies(stages) | {"split": "test", "images": len(prepared.data.test)},
+        **{
+            key: cut[key] for key in ("groups", "frozen", "unsupported", "settled", "repairs", "verification", "layers")
+        },
+        "plan": cut["plan"],
+        "seconds": _seconds(stages),
+        "epochs": {name: stages[name]["epochs"] for name in ("pretrain", "train", "finetune") if name in stages},
+        "files": dict(files),
+        "dense_bytes": cut["dense_bytes"],
+    }
+
+
+def accuracies(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Accuracies on the test images by name; `final` is that of the network in model.safetensors."""
+    found: dict[str, float | None] = dict.fromkeys(ACCURACIES)
+    for stage in stages.values():
+        found |= stage.get("accuracy", {})
+    found["final"] = found["finetuned"] if found["finetuned"] is not None else found["pruned"]
+    return found
+
+
+def describe_checks(stages: Mapping[str, Mapping[str, Any]], files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """verification.json."""
+    exports = {name: stages.get("export", {}).get(name) for name in ("onnx", "pt2")}
+    return {
+        "format": "secateur.verification",
+        "version": VERSION,
+        "verification": stages["prune"]["verification"],
+        **{name: checked for name, checked in exports.items() if checked is not None},
+        "files": dict(files),
+    }
+
+
+def _notes(stages: Mapping[str, Mapping[str, Any]], sessions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every sentence a reader should know, once."""
+    said = [*stages["prune"]["notes"], *(sentence for stage in stages.values() for sentence in stage.get("said", ()))]
+    for what in ("secateur", "torch", "python", "device"):
+        found = list(dict.fromkeys(str(session[what]) for session in sessions))
+        if len(found) > 1:
+            said.append(f"The run was begun with {what} {found[0]} and continued with {' and '.join(found[1:])}.")
+    return list(dict.fromkeys(said))
+
+
+def _seconds(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    spent = {name: float(stage["seconds"]) for name, stage in stages.items()}
+    return spent | {"total": round(sum(spent.values()), 3)}

@@ -1,0 +1,209 @@
+"""A run's folder: what lies where, and state.json, the one file that says how far the run has come.
+
+state.json names every finished stage with what it measured and the hashes of the files it left. A stage counts as
+finished once that file says so; whatever else lies there belongs to a stage that will be done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur import _files
+from secateur._distributed import rank
+from secateur.errors import RunError
+from secateur.recipe import Recipe
+
+RECIPE, STATE, METRICS, LOCK = "recipe.yaml", "state.json", "metrics.jsonl", ".lock"
+PLAN, MODEL, RESULTS, VERIFICATION, LATENCY, REPORT = (
+    "plan.json", "model.safetensors", "results.json", "verification.json", "latency.json", "report.html",
+)  # fmt: skip
+CHECKPOINTS = "checkpoints"
+_FORMAT, _VERSION = "secateur.state", 1
+
+
+class Folder:
+    """An open run."""
+
+    def __init__(self, path: Path, state: dict[str, Any]) -> None:
+        self.path, self._state = path, state
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe) -> Folder:
+        """Make the folder with the recipe in it; `refuse` has been asked before.
+
+        state.json comes first and holds the recipe, so that the folder is a run or it is nothing.
+        """
+        text = recipe.to_yaml()
+        state = {"format": _FORMAT, "version": _VERSION, "recipe": text, "sessions": [], "stages": {}}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"The folder {str(path)!r} cannot be made: {_files.said(error)}.") from error
+        folder = cls(path, state)
+        folder._save()
+        folder._write_recipe()
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> Folder:
+        """Open a run that `create` made; RunError for anything else."""
+        if not path.is_dir():
+            raise RunError(f"There is no run in {str(path)!r}: begin one with secateur run RECIPE --out {path}.")
+        if not (path / STATE).is_file():
+            raise RunError(f"{str(path)!r} is not the folder of a run (it has no {STATE}): name one that is.")
+        state = _files.read_json(path / STATE, what="The run's state")
+        _check(path, state)
+        folder = cls(path, state)
+        folder._write_recipe()
+        return folder
+
+    @property
+    def main(self) -> bool:
+        """Of several processes only the first one writes."""
+        return rank() == 0
+
+    # ---------------------------------------------------------------------------------------------------- the state
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe the run began with."""
+        return Recipe.parse(self._state["recipe"], what=f"The recipe of the run {str(self.path)!r}")
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """What the finished stages left, in their order."""
+        return dict(self._state["stages"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return "report" in self._state["stages"] and all((self.path / n).is_file() for n in (MODEL, PLAN, RESULTS))
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """When, where and with which versions the run was begun and continued."""
+        return list(self._state["sessions"])
+
+    def begin_session(self, values: Mapping[str, Any]) -> None:
+        """Note that somebody works on the run from now on."""
+        self._state["sessions"].append(dict(values))
+        self._save()
+
+    def finish(self, stage: str, values: Mapping[str, Any], files: Sequence[str] = ()) -> None:
+        """Note that a stage is done, with the hashes of the files it wrote, which are durable by now."""
+        noted = {name: self.digest(name) for name in files} if self.main else {}
+        self._state["stages"][stage] = {**values, "files": noted}
+        self._save()
+
+    def rewind(self, order: Sequence[str]) -> list[str]:
+        """Forget each stage whose files are not as it left them, and those after it; one sentence for each file."""
+        said, forget = [], False
+        for stage in order:
+            done = self._state["stages"].get(stage)
+            if done is None:
+                forget = True  # what stands behind a gap was made from something else
+            for name, noted in (done or {}).get("files", {}).items():
+                if not forget and self._changed(name, noted):
+                    said.append(f"{name} is not as the stage {stage} left it: the run goes on from there.")
+                    forget = True
+            if forget:
+                self._state["stages"].pop(stage, None)
+        if said:
+            self._save()
+        return said
+
+    def digest(self, name: str) -> dict[str, Any]:
+        """Size and SHA-256 of a file."""
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise RunError(f"{name} of the run {str(self.path)!r} cannot be read: {_files.said(error)}.") from error
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def _changed(self, name: str, noted: Mapping[str, Any]) -> bool:
+        try:
+            return self.digest(name) != noted
+        except RunError:
+            return True
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left under temporary names."""
+        for place in (self.path, self.path / CHECKPOINTS):
+            for left in place.glob(".*.tmp"):
+                if left.is_file():
+                    left.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        if self.main:
+            _files.write_json(self.path / STATE, self._state, what="The run's state")
+
+    def _write_recipe(self) -> None:
+        """recipe.yaml is for people; a changed one must not mislead them."""
+        file = self.path / RECIPE
+        if not self.main:
+            return
+        if file.is_file() and file.read_text(encoding="utf-8", errors="replace") != self._state["recipe"]:
+            raise RunError(
+                f"{str(file)!r} has been changed since the run began, and a run keeps to one recipe: change it back, "
+                f"or begin another run with secateur run {file} --out ANOTHER."
+            )
+        if not file.is_file():
+            _files.write_text(file, self._state["recipe"], what="The recipe")
+
+
+def refuse(path: Path) -> None:
+    """RunError unless a new run may be begun in `path`: nothing is there, or an empty folder."""
+    if path.is_dir():
+        there = [p.name for p in path.iterdir() if not (p.name.startswith(f".{STATE}.") and p.suffix == ".tmp")]
+        if STATE in there:
+            raise RunError(
+                f"{str(path)!r} holds a run already: continue it with secateur run --resume {path}, or give another "
+                "--out."
+            )
+        if there:
+            raise RunError(f"The folder {str(path)!r} is not empty: give another --out.")
+    elif path.exists() or path.is_symlink():
+        raise RunError(f"{str(path)!r} is a file: give another --out.")
+    else:
+        parent = next((p for p in path.absolute().parents if p.exists()), None)
+        if parent is not None and not parent.is_dir():
+            raise RunError(f"{str(parent)!r} is a file, so {str(path)!r} cannot be made: give another --out.")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep a second process from working on the same run; the system opens the lock when the holder dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing keeps two processes apart there
+        yield
+        return
+    if rank() > 0:  # the first of several processes of one run holds the lock for all
+        yield
+        return
+    with (path / LOCK).open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"Another process is working on the run {str(path)!r}: wait for it, or stop it.") from error
+        yield
+
+
+def _check(path: Path, state: Any) -> None:
+    """RunError unless this is a state of ours."""
+    ours = isinstance(state, dict) and state.get("format") == _FORMAT
+    if ours and state.get("version") != _VERSION:
+        raise RunError(
+            f"The run {str(path)!r} is of version {state.get('version')!r}, and this Secateur reads {_VERSION}: "
+            "continue it with the Secateur that began it."
+        )
+    kinds = {"recipe": str, "sessions": list, "stages": dict}
+    if not ours or not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
+        raise RunError(f"{STATE} in {str(path)!r} is damaged: begin another run.")
+    for name, stage in state["stages"].items():
+        if not isinstance(stage, dict) or not isinstance(stage.get("files"), dict):
+            raise RunError(f"{STATE} in {str(path)!r} is damaged at the stage {_files.shown(name)}: begin another run.")

@@ -1,0 +1,53 @@
+"""What every layer costs before and after a cut, from the graph's own count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateur.surgery import Result
+
+
+def layer_rows(result: Result) -> list[dict[str, Any]]:
+    """One row for every module that multiplies, in order of execution: MACs and channels before and after."""
+    graph = result.graph
+    dense, narrow = dict(graph.model.named_modules()), dict(result.model.named_modules())
+    macs: dict[str, np.ndarray[Any, Any]] = {}
+    counted = [graph.costs.macs_by_call(graph.widths(plan)) for plan in (None, result.plan)]
+    for call, before, after in zip(graph.costs.mac_calls, *counted, strict=True):
+        name = graph.recording.calls[int(call)].module
+        macs[name] = macs.get(name, np.zeros(2)) + np.array([before, after])
+    return [
+        {
+            "name": name or type(graph.model).__name__,
+            "kind": kind(dense[name]),
+            "macs_before": round(float(both[0])),
+            "macs_after": round(float(both[1])),
+            "in_before": channels(dense[name])[0],
+            "in_after": channels(narrow[name])[0],
+            "out_before": channels(dense[name])[1],
+            "out_after": channels(narrow[name])[1],
+        }
+        for name, both in macs.items()
+        if name in dense and name in narrow
+    ]
+
+
+def kind(module: nn.Module) -> str:
+    """'conv2d 3x3', 'depthwise conv2d 3x3', 'linear', or the class."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        size = "x".join(map(str, module.kernel_size))
+        grouped = {1: "", module.in_channels: "depthwise "}.get(module.groups, "grouped ")
+        return f"{grouped if module.groups > 1 else ''}{type(module).__name__.lower()} {size}"
+    return type(module).__name__.lower()
+
+
+def channels(module: nn.Module) -> tuple[int | None, int | None]:
+    """Channels that go in and come out, where the layer has them."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.in_channels, module.out_channels
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return None, None

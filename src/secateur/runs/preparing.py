@@ -1,0 +1,218 @@
+"""Everything that can be wrong with a run, found before anything is written: data, model, method, budget, packages.
+
+What it returns can make the network and the method afresh at any time. Every stage begins from that and from files,
+never from what another stage left in memory, so that a run that was interrupted goes the same way as one that was not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._files import said
+from secateur._settings import validated
+from secateur.allocate import Constraints
+from secateur.data import Data, open_data
+from secateur.errors import ConfigError, InputError, ModelError
+from secateur.graph import Cost
+from secateur.methods import Method, MethodRow, method
+from secateur.models import MODELS
+from secateur.recipe import Recipe
+from secateur.references import Loaded, load
+from secateur.runtime import read_weights
+from secateur.training import Engine
+from secateur.training.devices import accelerator
+
+#: Which stages a run has, in order, by when its method acts; those the recipe leaves out are skipped.
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "while training": ("pretrain", "train", "prune", "finetune", "export", "latency", "report"),
+    "after training": ("train", "prune", "finetune", "export", "latency", "report"),
+    "before training": ("prune", "train", "export", "latency", "report"),
+}
+TRAINING = ("pretrain", "train", "finetune")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe whose parts have been tried."""
+
+    recipe: Recipe
+    data: Data
+    row: MethodRow
+    arguments: Mapping[str, Any]  # of the model's factory, with what the data decide
+    model_class: str
+    dense: Cost
+    steps: int | None  # of the optimiser while the method is at work
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What will be done, in order."""
+        skipped = [name for name in TRAINING if getattr(self.recipe, name) is None]
+        skipped += [] if self.recipe.latency is not None else ["latency"]
+        return tuple(name for name in STAGES[self.row.acts] if name not in skipped)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the example input."""
+        return (1, *self.data.input_size)
+
+    def network(self) -> Loaded:
+        """The network with the weights it starts from, always the same."""
+        return _network(self.recipe, self.arguments, self.shape)
+
+    def method(self, loaded: Loaded) -> Method:
+        """The method at work on such a network."""
+        return _method(self.recipe, self.row, loaded, self.steps)
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Try everything a recipe names.
+
+    Raises:
+        SecateurError: one sentence for the first thing that cannot be.
+    """
+    row = method(recipe.method.name)
+    validated(row.settings, recipe.method.settings, "method")
+    _check_stages(recipe, row)
+    _check_packages(recipe)
+    accelerator(recipe.engine)
+    data = open_data(recipe.data, recipe.seed)
+    if recipe.model.input_size is not None and recipe.model.input_size != tuple(data.input_size):
+        raise ConfigError(
+            f"model.input_size is {_size(recipe.model.input_size)}, and the images of {data.name} are "
+            f"{_size(data.input_size)}: leave model.input_size out, or set data.options.size where the data have it."
+        )
+    arguments = _arguments(recipe, data)
+    loaded = _network(recipe, arguments, (1, *data.input_size))
+    _check_output(recipe, loaded, data)
+    engine = Engine(data, recipe.engine, seed=recipe.seed, batch_size=recipe.data.batch_size)
+    steps = engine.steps(recipe.train) if recipe.train is not None and row.acts == "while training" else None
+    name = type(loaded.model).__name__
+    made = _method(recipe, row, loaded, steps)
+    return Prepared(recipe, data, row, arguments, name, made.graph.cost(), steps)
+
+
+# ---------------------------------------------------------------------------------------------------------- the recipe
+
+
+def _check_stages(recipe: Recipe, row: MethodRow) -> None:
+    """What does not go together with when the method acts."""
+    when = f"the method {row.name} acts {row.acts}"
+    if row.acts != "after training" and recipe.train is None:
+        raise ConfigError(f"train is missing, and {when}: give train, such as train: {{epochs: 10}}.")
+    if row.acts != "while training" and recipe.pretrain is not None:
+        raise ConfigError(f"pretrain is given, but {when}: put its epochs into train, and leave pretrain out.")
+    if row.acts == "before training" and recipe.finetune is not None:
+        raise ConfigError(
+            f"finetune is given, but {when}, so that train is of the narrow network already: put its epochs into train."
+        )
+    for name in TRAINING:
+        stage = getattr(recipe, name)
+        if stage is not None and stage.select == "best" and not recipe.data.validation:
+            raise ConfigError(
+                f"{name}.select is best, but data.validation is 0: hold some images out, such as 0.1, or select: last."
+            )
+
+
+_PACKAGES = {
+    "train": ("accelerate", "yaml", "jinja2"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+}
+
+
+def _check_packages(recipe: Recipe) -> None:
+    """A package that is missing at the end of a run would be missed too late."""
+    for extra, names in _PACKAGES.items():
+        if extra == "export" and not recipe.export.onnx:
+            continue
+        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        if missing:
+            other = ", or set export.onnx: false" if extra == "export" else ""
+            raise ConfigError(f'{missing[0]} is not installed: pip install "secateur[{extra}]"{other}.')
+    if recipe.engine.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("tensorboard is not installed: pip install tensorboard, or set engine.tensorboard: false.")
+
+
+# ----------------------------------------------------------------------------------------------------------- the model
+
+
+def _arguments(recipe: Recipe, data: Data) -> dict[str, Any]:
+    """The factory's arguments; what the data decide for a zoo network may be left out."""
+    given = dict(recipe.model.arguments)
+    if not recipe.model.reference.startswith("zoo:"):
+        return given
+    decided = {"num_classes": data.classes, "in_channels": data.input_size[0]}
+    for key, value in decided.items():
+        if given.get(key, value) != value:
+            raise ConfigError(
+                f"model.arguments.{key} is {given[key]}, and the data {data.name} say {value}: leave it out."
+            )
+    # what is the factory's default anyway is left out too, so that the reference stays short
+    usual = {"num_classes": 10, "in_channels": _usual_channels(recipe.model.reference)}
+    return given | {key: value for key, value in decided.items() if value != usual[key]}
+
+
+def _usual_channels(reference: str) -> int | None:
+    row = MODELS.get(reference.partition(":")[2])
+    return row.input_size[0] if row is not None else None
+
+
+def _network(recipe: Recipe, arguments: Mapping[str, Any], shape: tuple[int, ...]) -> Loaded:
+    config = recipe.model
+    loaded = load(config.reference, arguments=dict(arguments), input_shapes=[shape], seed=recipe.seed)
+    if config.weights is not None:
+        read_weights(loaded.model, config.weights)
+    return loaded
+
+
+def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None) -> Method:
+    made = row.factory(
+        loaded.model,
+        loaded.inputs,
+        budget=recipe.budget,
+        steps=steps,
+        seed=recipe.seed,
+        constraints=Constraints(**recipe.constraints.model_dump()),
+        allocator=recipe.allocator,
+        normalise=recipe.normalise,
+        **recipe.method.settings,
+    )
+    assert isinstance(made, Method)
+    return made
+
+
+def _check_output(recipe: Recipe, loaded: Loaded, data: Data) -> None:
+    """The network takes the data's images and says one number for each class."""
+    name, size = recipe.model.reference, _size(data.input_size)
+    output = _forward(loaded.model, loaded.inputs, name, f"{size} images of {data.name}")
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != 1:
+        shape = _size(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ModelError(
+            f"{name} answers an image with {shape}, and training needs one number for each class, 1x{data.classes}: "
+            "wrap the model so that it returns that alone."
+        )
+    if output.shape[1] != data.classes:
+        raise ConfigError(
+            f"{name} tells {output.shape[1]} classes apart, and the data {data.name} have {data.classes}: set the "
+            f"argument of its factory, such as model.arguments: {{num_classes: {data.classes}}}."
+        )
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, inputs: Any, name: str, what: str) -> Any:
+    training = model.training
+    try:
+        return model.eval()(inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise InputError(f"{name} does not run with {what}: {said(error)}; choose another model or size.") from error
+    finally:
+        model.train(training)
+
+
+def _size(shape: Any) -> str:
+    return "x".join(map(str, shape))

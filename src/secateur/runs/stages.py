@@ -1,0 +1,256 @@
+"""The stages of a run: each begins from files, does its part, leaves files and says what it measured.
+
+pretrain  plain training                          train   the method acts, or the dense (or narrow) network is trained
+prune     score, plan, cut, verify                finetune  training of the narrow network
+export    model.onnx, model.pt2                   latency   dense beside pruned
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from secateur import runtime
+from secateur._files import write_json
+from secateur.errors import RunError
+from secateur.methods import Method
+from secateur.plan import Plan
+from secateur.recipe import Training
+from secateur.references import Loaded
+from secateur.runs.documents import describe_cut
+from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, Folder
+from secateur.runs.preparing import Prepared
+from secateur.surgery import apply
+from secateur.training import Engine
+from secateur.training.randomness import derive, preserved, seed_all
+
+DENSE, PRUNED = f"{CHECKPOINTS}/dense.safetensors", f"{CHECKPOINTS}/pruned.safetensors"
+Values = dict[str, Any]
+Done = tuple[Values, list[str]]  # what was measured, and the files that were written
+
+
+class Stages:
+    """One run at work."""
+
+    def __init__(self, prepared: Prepared, folder: Folder, engine: Engine) -> None:
+        self.prepared, self.folder, self.engine = prepared, folder, engine
+        self.recipe, self.data = prepared.recipe, prepared.data
+        self._told = 0  # how many of the engine's notes are in the folder
+
+    def run(self, stage: str) -> None:
+        """Do one stage and note that it is done."""
+        began = time.monotonic()
+        with preserved(self.engine.device):
+            seed_all(derive(self.recipe.seed, "stage", stage))
+            work: Callable[[], Done] = getattr(self, f"_{stage}")
+            values, files = work()
+        self.engine.accelerator.wait_for_everyone()
+        notes = self.engine.notes[self._told :]
+        self._told += len(notes)
+        self.folder.finish(stage, {"seconds": round(time.monotonic() - began, 3), **values, "said": notes}, files)
+        self.engine.accelerator.wait_for_everyone()
+
+    # -------------------------------------------------------------------------------------------------------- training
+
+    def _pretrain(self) -> Done:
+        return self._train_dense("pretrain")
+
+    def _train(self) -> Done:
+        match self.prepared.row.acts:
+            case "while training":
+                return self._train_with_method()
+            case "before training":
+                return self._train_narrow("train")
+            case _:
+                return self._train_dense("train")
+
+    def _finetune(self) -> Done:
+        return self._train_narrow("finetune")
+
+    def _train_dense(self, stage: str) -> Done:
+        loaded = self.prepared.network()
+        values = self._fit(stage, loaded.model)
+        return values | {"accuracy": {"dense": self._test(loaded.model)}}, []
+
+    def _train_with_method(self) -> Done:
+        method = self.prepared.method(self._start())
+        values = self._fit("train", method, method=method)
+        accuracy: dict[str, float | None] = {}
+        if self.recipe.pretrain is None and self.recipe.model.weights is not None:
+            accuracy["dense"] = self._test(self.prepared.network().model)
+        for name, mode in method.evaluation_modes().items():
+            with mode:
+                accuracy[name] = self._test(method)
+        return values | {"accuracy": accuracy}, []
+
+    def _train_narrow(self, stage: str) -> Done:
+        """The cut network, learning from the dense one it was cut from if the recipe says so."""
+        training: Training = getattr(self.recipe, stage)
+        narrow = self._narrow(PRUNED)
+        teacher = self._dense() if training.distill.weight else None
+        values = self._fit(stage, narrow, teacher=teacher)
+        values["accuracy"] = {"finetuned": self._test(narrow)}
+        return values, self._save_model(narrow.to("cpu"))
+
+    def _fit(
+        self, stage: str, module: nn.Module, *, method: Method | None = None, teacher: nn.Module | None = None
+    ) -> Values:
+        fitted = self.engine.fit(stage, module, getattr(self.recipe, stage), method=method, teacher=teacher)
+        return {
+            "epochs": fitted.epochs,
+            "seconds": round(fitted.seconds, 3),
+            "selected": fitted.selected,
+            "best_epoch": fitted.best_epoch,
+        }
+
+    # --------------------------------------------------------------------------------------------------------- pruning
+
+    def _prune(self) -> Done:
+        method = self._method_after_training()
+        accuracy: dict[str, float | None] = {}
+        if "train" not in self.prepared.stages:  # the weights come from a file
+            accuracy["dense"] = self._test(method.model)
+        if self.prepared.row.needs == "calibration":
+            self._calibrate(method)
+        self.engine.say("Cutting and verifying.", note=False)
+        narrow = method.to("cpu").finish()
+        if method.result is None:
+            raise RunError(f"The method {self.prepared.row.name} finished without a result: report this as a defect.")
+        values = describe_cut(method, method.result)
+        if self.folder.main:
+            (self.folder.path / CHECKPOINTS).mkdir(exist_ok=True)
+            method.result.plan.save(self.folder.path / PLAN)
+            runtime.save_weights(method.plain(), self.folder.path / DENSE, {})
+            runtime.save_weights(narrow, self.folder.path / PRUNED, {})
+            values["dense_bytes"] = (self.folder.path / DENSE).stat().st_size
+        files = [PLAN, DENSE, PRUNED]
+        if not {"train", "finetune"} & set(self._after("prune")):
+            files += self._save_model(narrow)
+        accuracy["pruned"] = self._test(narrow)
+        return values | {"accuracy": accuracy}, files
+
+    def _after(self, stage: str) -> tuple[str, ...]:
+        stages = self.prepared.stages
+        return stages[stages.index(stage) + 1 :]
+
+    def _method_after_training(self) -> Method:
+        """The method on the network as training left it."""
+        loaded = self._start()
+        if self.prepared.row.acts == "while training":
+            method = self.prepared.method(loaded)
+            self._fit("train", method, method=method)  # which has ended: the method gets what it ended with
+            return method.to("cpu")
+        if self.prepared.row.acts == "after training" and self.recipe.train is not None:
+            self._fit("train", loaded.model)
+            loaded.model.to("cpu")
+        return self.prepared.method(loaded)
+
+    def _calibrate(self, method: Method) -> None:
+        method.to(self.engine.device)
+        images = self.recipe.data.calibration_images
+        self.engine.say(f"Showing {min(images, len(self.data.train))} images to the method.", note=False)
+        method.collect(self._calibration(images), F.cross_entropy)
+
+    def _calibration(self, images: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The first training images in an order of their own, without augmentation."""
+        size = min(self.recipe.data.batch_size, images)
+        batches = self.data.train.batches(size, shuffle=True, seed=derive(self.recipe.seed, "calibration"))
+        for number, (pixels, labels) in enumerate(itertools.islice(batches, -(-images // size))):
+            left = images - number * size
+            yield pixels[:left].to(self.engine.device), labels[:left].to(self.engine.device)
+
+    # --------------------------------------------------------------------------------------------------- what comes out
+
+    def _export(self) -> Done:
+        values: Values = {}
+        files = []
+        if self.folder.main:
+            narrow, inputs = self._narrow(MODEL).eval(), self.prepared.network().inputs
+            for name, row in runtime.EXPORTERS.items():
+                if getattr(self.recipe.export, name):
+                    self.engine.say(f"Writing {row.file}: {row.summary}.", note=False)
+                    values[name] = runtime.export(name, narrow, inputs, self.folder.path / row.file)
+                    files.append(row.file)
+        return values, files
+
+    def _latency(self) -> Done:
+        config = self.recipe.latency
+        if config is None or not self.folder.main:
+            return {}, []
+        self.engine.say("Timing dense and pruned network side by side.", note=False)
+        runtimes = ("pytorch", "onnxruntime") if self.recipe.export.onnx else ("pytorch",)
+        measured = runtime.measure(
+            self._dense().eval(),
+            self._narrow(MODEL).eval(),
+            self.prepared.network().inputs,
+            batch_size=config.batch_size,
+            repeats=config.repeats,
+            threads=config.threads,
+            runtimes=runtimes,
+        )
+        write_json(self.folder.path / LATENCY, measured, what="The latencies")
+        return {}, [LATENCY]
+
+    # ---------------------------------------------------------------------------------------------------- the networks
+
+    def _start(self) -> Loaded:
+        """The network as the method finds it: new, from a file, or pretrained."""
+        loaded = self.prepared.network()
+        if self.recipe.pretrain is not None:
+            self._fit("pretrain", loaded.model)
+            loaded.model.to("cpu")
+        return loaded
+
+    def _dense(self) -> nn.Module:
+        """The network as it was before the cut."""
+        loaded = self.prepared.network()
+        runtime.read_weights(loaded.model, self.folder.path / DENSE)
+        return loaded.model
+
+    def _narrow(self, weights: str) -> nn.Module:
+        """The cut network with weights from a file of the folder."""
+        loaded = self.prepared.network()
+        plan = Plan.load(self.folder.path / PLAN)
+        narrow = apply(loaded.model, loaded.inputs, plan, verify=False).model
+        runtime.read_weights(narrow, self.folder.path / weights)
+        return narrow
+
+    def _save_model(self, narrow: nn.Module) -> list[str]:
+        if not self.folder.main:
+            return []
+        loaded = self.prepared.network()
+        runtime.save_model(
+            self.folder.path,
+            narrow,
+            reference=self.recipe.model.reference,
+            arguments=dict(self.prepared.arguments),
+            inputs=loaded.inputs,
+            plan=Plan.load(self.folder.path / PLAN),
+            metadata=self._metadata(),
+        )
+        return [MODEL]
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "classes": self.data.classes,
+            "class_names": list(self.data.class_names) if self.data.class_names else None,
+            "normalisation": {"mean": list(self.data.mean), "std": list(self.data.std)},
+            "data": self.data.name,
+            "recipe_name": self.recipe.name,
+        }
+
+    def _test(self, module: nn.Module) -> float:
+        return self.engine.evaluate(module, self.data.test).accuracy
+
+
+def file_names(folder: Path) -> list[str]:
+    """The files of a run that others may want, those that are there."""
+    names = ("recipe.yaml", "metrics.jsonl", PLAN, MODEL, "model.onnx", "model.pt2", "verification.json", LATENCY)
+    return [name for name in names if (folder / name).is_file()]
