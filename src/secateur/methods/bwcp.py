@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -51,7 +52,9 @@ class BWCPSettings(Settings):
     sharpen: Literal["probability", "logit", "none"] = Field(
         "probability", description="logit of the gate: k (P - 1/2), k logit P, or logit P"
     )
-    sharpness: tuple[float, float] = Field((4.0, 40.0), description="k when the gates open and at the end")
+    sharpness: list[float] = Field(
+        [4.0, 40.0], min_length=2, max_length=2, description="k when the gates open and at the end"
+    )
     warmup: float = Field(0.25, ge=0, lt=1, description="share of the steps with gates open wide and no penalty")
     ramp: float = Field(0.75, gt=0, le=1, description="share of the steps after which the budget should be reached")
     beta: float = Field(0.5, description="shift given to norms that still have their first scale 1 and shift 0")
@@ -61,6 +64,7 @@ class BWCPSettings(Settings):
     lambda2: float = Field(8e-5, ge=0, description="penalty on beta without the controller")
     ratio: float = Field(2.0, ge=0, description="lambda1 / lambda2 with the controller")
     strength: float = Field(2e-3, gt=0, description="largest lambda2 the controller may use, in both directions")
+    reward: float = Field(0.05, ge=0, description="largest reward for beta, as a share of the largest strength")
     gain: float = Field(0.2, gt=0, description="integral part of the controller")
     proportional: float = Field(2.0, ge=0, description="proportional part of the controller")
 
@@ -83,14 +87,14 @@ class BWCP(Method):
             )
         gated = {place.group for place in found}
         self._keep_whole([g.name for g in self.graph.groups if g.name not in gated])
+        self.constraints = replace(self.constraints, max_ratio=min(self.constraints.max_ratio, 1.0 - s.floor))
         least = zip(self.graph.groups, self.constraints.floors(self.graph).tolist(), strict=True)
-        floors = {g.name: max(low, round(s.floor * g.width)) for g, low in least}
         modules: dict[str, Any] = dict(self.model.named_modules())
         self.gates = Gates(
             self.graph.groups,
             found,
             {place.norm: modules[place.norm].num_features for place in found},
-            floors=floors,
+            floors={group.name: floor for group, floor in least},
             delta=s.delta,
             temperature=s.temperature,
             sharpening=s.sharpen,
@@ -100,6 +104,7 @@ class BWCP(Method):
         self._start()
         self.aim = Aim(self.graph, self.budget)
         self.strength = self._sum = 0.0
+        self._first: float | None = None  # what was left of the cost when the controller first looked
         self._press()
         self._follow()
 
@@ -144,16 +149,19 @@ class BWCP(Method):
     def _control(self) -> None:
         """More strength while the cost lies above its ramp, less, or even a reward, while it lies below."""
         s = self.settings
-        excess = self.aim.fraction(counts(self.gates.hard_masks())) - self._wanted()
-        self._sum = float(np.clip(self._sum + s.gain * excess, -1.0, 1.0))
-        self.strength = s.strength * float(np.clip(self._sum + s.proportional * excess, -1.0, 1.0))
+        left = self.aim.fraction(counts(self.gates.hard_masks()))
+        self._first = left if self._first is None else self._first
+        excess = left - self._wanted()
+        self._sum = float(np.clip(self._sum + s.gain * excess, -s.reward, 1.0))
+        self.strength = s.strength * float(np.clip(self._sum + s.proportional * excess, -s.reward, 1.0))
         self._press()
 
     def _wanted(self) -> float:
-        """Where the cost should be now: on a line from the whole network to the budget."""
+        """Where the cost should be now: on a line from what the opening gates left down to the budget."""
         s = self.settings
         share = (self.progress - s.warmup) / max(s.ramp - s.warmup, 1e-9)
-        return 1.0 + min(max(share, 0.0), 1.0) * (self.aim.goal - 1.0)
+        first = 1.0 if self._first is None else max(self._first, self.aim.goal)
+        return first + min(max(share, 0.0), 1.0) * (self.aim.goal - first)
 
     def _press(self) -> None:
         """Decide on which channels the penalty acts: with the controller, on those that decide and may still go."""
@@ -179,8 +187,11 @@ class BWCP(Method):
         """The rule P >= 1/2 where it meets the budget, else the rule with its threshold moved until it does."""
         rule = {g.name: np.ones(g.width, dtype=np.bool_) for g in self.graph.groups} | self.gates.hard_masks()
         c, provenance = self.constraints, {"criterion": "bwcp", "budget": self.budget.as_dict()}
-        free = c.align == 1 and not c.ignore and c.max_ratio == 1.0
-        if free and self.aim.met(counts(rule)) and (self.aim.close(counts(rule)) or not self.settings.controller):
+        if (
+            c.align == 1
+            and self.aim.met(counts(rule))
+            and (self.aim.close(counts(rule)) or not self.settings.controller)
+        ):
             return Plan(rule, provenance | {"moved": 0})
         plan = self._allocate(self.score())
         plan.provenance["moved"] = sum(int((plan.masks[name] != rule[name]).sum()) for name in rule)
@@ -233,13 +244,18 @@ class BWCP(Method):
 
     def state(self) -> dict[str, Any]:
         """The step, the controller and how many draws were made."""
-        return super().state() | {"strength": self.strength, "sum": self._sum, "draws": self.gates.draws}
+        return super().state() | {
+            "strength": self.strength,
+            "sum": self._sum,
+            "first": self._first,
+            "draws": self.gates.draws,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         super().load_state(state)
         self.strength, self._sum = float(state["strength"]), float(state["sum"])
-        self.gates.draws = int(state["draws"])
+        self._first, self.gates.draws = state["first"], int(state["draws"])
         self._follow()
         self._press()
 

@@ -126,12 +126,13 @@ class Gates:
         if not self.open and self._mode != "fixed":
             return None
         table = self.tables[layer.key]
-        result = torch.ones(table.channels, device=layer.weight.device)
+        like = _wide(layer.weight)
+        result = torch.ones(table.channels, device=like.device, dtype=like.dtype)
         for group, index, _ in table.entries:
             if group not in self._masks:
                 self._masks[group] = self._mask_of(group, layer, root)
             where = index.to(result.device)
-            values = self._masks[group].to(result.device)[:, None].expand(where.shape)
+            values = self._masks[group].to(result)[:, None].expand(where.shape)
             result = result.index_put((where.reshape(-1),), values.reshape(-1))
         return result
 
@@ -240,7 +241,7 @@ class GatedNorm(_BatchNorm):
 
     def equivalent(self, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and shift [C] as they look behind whitening; there is none here."""
-        return self.weight.float(), self.bias.float()
+        return _wide(self.weight), _wide(self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise x [N, C, ...] and mask it."""
@@ -291,25 +292,26 @@ class WhitenedNorm(GatedNorm):
     def equivalent(self, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """W gamma and W beta [C] with the given matrix, or the running one."""
         matrix = self.whitening.clone() if root is None else root  # the buffer moves on before gradients are taken
-        both = torch.stack([self.weight, self.bias], 1).float().view(*matrix.shape[:2], 2)
+        both = torch.stack([_wide(self.weight), _wide(self.bias)], 1).view(*matrix.shape[:2], 2)
         result = (matrix @ both).view(-1, 2)
         return result[:, 0], result[:, 1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise, whiten and mask x [N, C, ...]; everything but x in single precision."""
         with torch.autocast(x.device.type, enabled=False):
-            wide, weight, bias = _wide(x), self.weight.float(), self.bias.float()
+            wide, weight, bias = _wide(x), _wide(self.weight), _wide(self.bias)
             if self.training:
                 wide, found = whitening.moments(wide, self.size)
                 rho = found.correlation(self.eps)
-                root = whitening.inverse_root(weight.view(-1, self.size), rho, self.newton_steps)
+                normal = whitening.normalised(weight.view(-1, self.size), rho)
+                root = whitening.inverse_root(normal, self.newton_steps)
                 self.follow(found)
                 with torch.no_grad():
                     self.whitening.lerp_(root, self.root_momentum)
                     self.correlation.lerp_(rho, self.rate)
                 mean, variance = found.mean, found.variance
             else:
-                root, mean, variance = self.whitening, self.running_mean.float(), self.running_var.float()
+                root, mean, variance = self.whitening, _wide(self.running_mean), _wide(self.running_var)
             matrix, shift = whitening.composed(root, weight, bias, mean, variance, self.eps)
             mask = self.gates.mask(self, root)
             if mask is not None:

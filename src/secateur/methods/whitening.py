@@ -28,17 +28,20 @@ def block_size(channels: int, largest: int, groups: int = 1) -> int:
     return max(size, 1)
 
 
-def inverse_root(gamma: torch.Tensor, rho: torch.Tensor, steps: int) -> torch.Tensor:
-    """P_T of P_0 = I, P_k = (3 P_{k-1} - P_{k-1}^3 S) / 2 with S = (gamma gamma^T * rho) / |gamma|^2.
-
-    gamma [blocks, size], rho [blocks, size, size]; the result [blocks, size, size]. S has trace 1. Few steps are meant:
-    with an exact root the size of gamma would no longer matter.
-    """
+def normalised(gamma: torch.Tensor, rho: torch.Tensor) -> torch.Tensor:
+    """S = (gamma gamma^T * rho) / |gamma|^2 [blocks, size, size], of trace 1, from gamma [blocks, size] and rho."""
     scale = gamma.square().sum(1).add(NORM_EPS)[:, None, None]
-    normal = gamma[:, :, None] * gamma[:, None, :] * rho / scale
-    root = torch.eye(gamma.shape[1], dtype=gamma.dtype, device=gamma.device).expand_as(normal)
+    return gamma[:, :, None] * gamma[:, None, :] * rho / scale
+
+
+def inverse_root(covariance: torch.Tensor, steps: int) -> torch.Tensor:
+    """P_T of P_0 = I, P_k = (3 P_{k-1} - P_{k-1}^3 S) / 2, for S [blocks, size, size].
+
+    Few steps are meant: with an exact root the size of gamma would no longer matter.
+    """
+    root = torch.eye(covariance.shape[1], dtype=covariance.dtype, device=covariance.device).expand_as(covariance)
     for _ in range(steps):
-        root = torch.baddbmm(root, root @ root, root @ normal, beta=1.5, alpha=-0.5)
+        root = torch.baddbmm(root, root @ root, root @ covariance, beta=1.5, alpha=-0.5)
     return root
 
 
@@ -103,7 +106,9 @@ class _Affine(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, matrix)
         size = matrix.shape[1]
-        result = torch.empty_like(x)  # no view: an activation may work in place on what a layer returns
+        result = torch.empty(
+            x.shape, dtype=x.dtype, device=x.device
+        )  # no view: an activation may work in place on what a layer returns
         torch.bmm(_each(matrix, len(x)), _blocks(x, size), out=result.view(-1, size, x[0, 0].numel()))
         return result.add_(shift.view(-1, *[1] * (x.dim() - 2)))
 
