@@ -23,10 +23,11 @@ from secateur.graph import Cost, Graph, Group, Member, Verification, trace
 from secateur.methods import CRITERIA, criteria, score
 from secateur.plan import Plan
 from secateur.prune import Result, apply, prune
+from secateur.runtime import load
 
 __all__ = [
     "ALLOCATORS", "CRITERIA", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError",
     "Graph", "Group", "InputError", "Member", "ModelError", "Plan", "PlanError", "Result", "SecateurError",
     "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply", "criteria",
-    "graph", "methods", "models", "prune", "score", "trace",
+    "graph", "load", "methods", "models", "prune", "score", "trace",
 ]  # fmt: skip

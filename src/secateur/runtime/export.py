@@ -49,7 +49,7 @@ class Exporter:
     function: Callable[[nn.Module, Any, Any], dict[str, Any]]
 
 
-def export(name: str, model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+def export_model(name: str, model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Write `model` in the format called `name`; see `export_onnx` and `export_pt2`."""
     choose(name, list(EXPORTERS), "format")
     return EXPORTERS[name].function(model, example_inputs, path)
@@ -68,14 +68,9 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         needed(package)
-    subject = _Subject.of(model, example_inputs)
-    with _told("The network cannot be exported to ONNX", "leave it out with export.onnx=false"):
-        program = subject.graph()
-        proto = torch.onnx.export(program, dynamo=True, verbose=False).model_proto  # type: ignore[union-attr]
-        _name_batch(proto)
-        data = proto.SerializeToString()
-    opset = next(int(row.version) for row in proto.opset_import if row.domain in ("", "ai.onnx"))
-    with _told("ONNX Runtime cannot run the exported network", "leave it out with export.onnx=false"):
+    subject = Subject.of(model, example_inputs)
+    data, opset = onnx_model(subject)
+    with told("ONNX Runtime cannot run the exported network", "leave it out with export.onnx=false"):
         error = subject.error(onnx_runner(data))
     return subject.written(path, data, error, "ONNX", {"opset": opset})
 
@@ -89,22 +84,22 @@ def export_pt2(model: nn.Module, example_inputs: Any, path: str | os.PathLike[st
     Raises:
         RunError: the network cannot be exported, or the file computes otherwise; nothing is written then.
     """
-    subject = _Subject.of(model, example_inputs)
-    with _told("The network cannot be exported by torch.export", "leave it out with export.pt2=false"):
+    subject = Subject.of(model, example_inputs)
+    with told("The network cannot be exported by torch.export", "leave it out with export.pt2=false"):
         program = subject.graph()
         program._example_inputs = None  # they would be pickled
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         data = buffer.getvalue()
         loaded = torch.export.load(io.BytesIO(data)).module()
-        error = subject.error(lambda inputs: _run(loaded, inputs))
+        error = subject.error(lambda inputs: outputs(loaded, inputs))
     more: dict[str, Any] = {"loads": True}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.pt2"
         file.write_bytes(data)
         try:
             own = Program(read_archive(file))
-            error = max(error, subject.error(lambda inputs: _run(own, inputs)))
+            error = max(error, subject.error(lambda inputs: outputs(own, inputs)))
         except NotRun as problem:
             more = {"loads": False, "not_loaded": str(problem)}
     return subject.written(path, data, error, "torch.export", more)
@@ -116,8 +111,18 @@ EXPORTERS: Mapping[str, Exporter] = {
 }
 
 
+def onnx_model(subject: Subject) -> tuple[bytes, int]:
+    """An ONNX file's bytes and its opset; RunError where the network cannot be expressed."""
+    with told("The network cannot be exported to ONNX", "leave it out with export.onnx=false"):
+        program = subject.graph()
+        proto = torch.onnx.export(program, dynamo=True, verbose=False).model_proto  # type: ignore[union-attr]
+        _name_batch(proto)
+        opset = next(int(row.version) for row in proto.opset_import if row.domain in ("", "ai.onnx"))
+        return proto.SerializeToString(), opset
+
+
 @dataclass
-class _Subject:
+class Subject:
     """A network on its way out: a copy on the CPU for inference, inputs, and what it computes."""
 
     twin: nn.Module
@@ -126,15 +131,18 @@ class _Subject:
     reason: str | None  # why the batch size is fixed, None if it is not
 
     @classmethod
-    def of(cls, model: nn.Module, example_inputs: Any) -> _Subject:
+    def of(cls, model: nn.Module, example_inputs: Any, *, fixed: str | None = None) -> Subject:
+        """A copy of `model`; with a reason in `fixed`, the batch size is the example's and no other is tried."""
         twin = twin_of(unwrap(model), None)
         inputs = to_device(example_inputs, torch.device("cpu"))
         batch = batch_of(inputs)
+        if fixed is not None:
+            return cls(twin, inputs, () if batch is None else (batch,), fixed)
         if batch is None:
             return cls(twin, inputs, (), "no input has a batch dimension")
         try:
             for size in (*_BATCHES, 2):
-                _run(twin, with_batch(inputs, size))
+                outputs(twin, with_batch(inputs, size))
         except Exception as error:  # a network may well be written for one batch size
             return cls(twin, inputs, (batch,), f"the network does not run with other batch sizes ({_brief(error)})")
         return cls(twin, inputs, _BATCHES, None)
@@ -153,7 +161,7 @@ class _Subject:
     def error(self, run: Run) -> float:
         """The largest relative difference between what `run` and the network compute, over all batch sizes."""
         cases = [with_batch(self.inputs, size) for size in self.sizes] or [self.inputs]
-        return max(relative_error(_run(self.twin, case), run(case)) for case in cases)
+        return max(relative_error(outputs(self.twin, case), run(case)) for case in cases)
 
     def written(
         self, path: str | os.PathLike[str], data: bytes, error: float, what: str, more: Mapping[str, Any]
@@ -199,23 +207,28 @@ def tolerance_of(model: nn.Module) -> float:
     return _COARSE_TOLERANCE if kinds & {torch.float16, torch.bfloat16} else TOLERANCE
 
 
-def onnx_runner(data: bytes, threads: int | None = None) -> Run:
-    """A function from inputs to outputs that runs an ONNX file on the CPU."""
+def onnx_session(data: bytes, threads: int) -> Any:
+    """An ONNX Runtime session on the CPU."""
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised as well
-    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_feed(session: Any, inputs: Any) -> dict[str, Any]:
+    """Example inputs under the names of the session."""
+    flat: list[torch.Tensor] = []
+    map_tensors(inputs, flat.append)
     names = [row.name for row in session.get_inputs()]
+    return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, flat, strict=True)}
 
-    def run(inputs: Any) -> list[torch.Tensor]:
-        flat: list[torch.Tensor] = []
-        map_tensors(inputs, flat.append)
-        feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, flat, strict=True)}
-        return [torch.as_tensor(output) for output in session.run(None, feed)]
 
-    return run
+def onnx_runner(data: bytes) -> Run:
+    """A function from inputs to outputs that runs an ONNX file."""
+    session = onnx_session(data, torch.get_num_threads())
+    return lambda inputs: [torch.as_tensor(output) for output in session.run(None, onnx_feed(session, inputs))]
 
 
 def needed(package: str) -> Any:
@@ -242,7 +255,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(what: str, remedy: str) -> Iterator[None]:
+def told(what: str, remedy: str) -> Iterator[None]:
     """Run quietly; any exception becomes one sentence."""
     try:
         with quiet():
@@ -285,7 +298,7 @@ def _name_batch(proto: Any) -> None:
                 dim.dim_param = "batch"
 
 
-def _run(model: Callable[..., Any], inputs: Any) -> list[torch.Tensor]:
+def outputs(model: Callable[..., Any], inputs: Any) -> list[torch.Tensor]:
     args, kwargs = as_call(inputs)
     with torch.no_grad():
         return output_tensors(model(*args, **kwargs))

@@ -1,0 +1,280 @@
+"""A narrow network in a folder: `plan.json` and `model.safetensors`, beside what else a run leaves there.
+
+network = secateur.load("runs/a")                      # runs without the original's code
+network = secateur.load("runs/a", model=factory())     # the original class, narrowed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur import references
+from secateur._files import read_json, said, shown
+from secateur.errors import RunError
+from secateur.graph.modules import unwrap
+from secateur.plan import Plan, kept_fingerprint
+from secateur.runtime import stored
+from secateur.runtime.archive import NotRun, read_archive
+from secateur.runtime.inputs import Inputs, to_device
+from secateur.runtime.program import Program
+from secateur.runtime.stored import Stored
+from secateur.runtime.weights import misfit, state_tensors
+from secateur.surgery import Result, apply
+
+PLAN, WEIGHTS, PT2, RESULTS = "plan.json", stored.FILE, "model.pt2", "results.json"
+FORMAT, VERSION = "secateur.run", 1
+#: Arguments of torchvision's and timm's factories that fetch or unpickle weights; all weights come from the folder.
+_FETCHING = frozenset("weights weights_backbone pretrained pretrained_cfg checkpoint_path cache_dir".split())
+_MOST_BYTES = 1 << 26
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    reference: str,
+    inputs: Any,
+    plan: Plan,
+    arguments: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """Write `plan.json` and `model.safetensors` into `folder`, which is made if need be; return the header.
+
+    Args:
+        model: the narrow network. reference: how the original is named (`zoo:resnet56`). arguments: of its factory.
+        inputs: example inputs, or a list of their shapes. plan: the plan `model` was cut by.
+        metadata: more entries for the header (classes, mean, std); what is not text is written as JSON.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The folder {str(folder)!r} cannot be made: {said(error)}.") from error
+    plan.save(place / PLAN)
+    return stored.write(
+        place / WEIGHTS,
+        unwrap(model),
+        reference=reference,
+        arguments=dict(arguments or {}),
+        inputs=Inputs.of(inputs),
+        plan=plan,
+        metadata=dict(metadata or {}),
+    )
+
+
+def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """The narrow network of a run folder, in evaluation mode; nothing in the folder is executed or unpickled.
+
+    Without `model`, the network is read from `model.pt2`: its graph is data there, and is run operator by operator
+    (`runtime/program.py`). `torch.export.load` is not used, because it unpickles what the file tells it to and
+    evaluates the file's shape expressions as Python. Where `model.pt2` is missing, was exported for one batch size, or
+    holds something that is not run from a file, the network is built from its reference (zoo:, torchvision: or timm:,
+    never a Python file), narrowed by `plan.json`, and given the weights of `model.safetensors`. Both ways give any
+    batch size and the same weights; only the second gives the original class, and can be trained.
+
+    Args:
+        folder: what `secateur run` or `save_model` wrote.
+        model: a fresh network of the original architecture; a narrowed copy of it is returned, it stays as it is.
+
+    Raises:
+        RunError: a file is missing, damaged, foreign or of another run.
+    """
+    run = Folder.open(folder)
+    run.check_files([WEIGHTS, PLAN])
+    saved, plan = run.saved()
+    if model is not None:
+        return run.narrowed(model, saved, plan).model
+    problem = f"{str(run.path / PT2)!r} does not exist"
+    fixed: Program | None = None
+    if run.has(PT2):
+        run.check_files([PT2])
+        try:
+            program = run.program(saved)
+            if program.dynamic:
+                return program
+            fixed, problem = program, "model.pt2 is for one batch size"
+        except NotRun as error:
+            problem = str(error).rstrip(".")
+    if is_library(saved.reference):
+        return run.narrowed(run.original(saved), saved, plan).model
+    if fixed is not None:  # its own message says what it takes
+        return fixed
+    raise RunError(
+        f"The network in {str(folder)!r} needs the original's code ({problem}, and {shown(saved.reference)} is not "
+        "loaded from a run folder): use secateur.load(folder, model=...) with a fresh copy of the original network."
+    )
+
+
+def is_library(reference: str) -> bool:
+    """Whether a reference names code that is installed, rather than a file somewhere."""
+    return reference.partition(":")[0] in ("zoo", "torchvision", "timm") and not reference.endswith(".py")
+
+
+def describe_files(folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size and hash of those files that are there, as `results.json` lists them."""
+    found = {}
+    for name in names:
+        path = Path(folder) / name
+        if path.is_file():
+            found[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return found
+
+
+def sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.sha256()
+            while block := file.read(1 << 20):
+                found.update(block)
+    except OSError as error:
+        raise RunError(f"{str(path)!r} cannot be read: {said(error)}.") from error
+    return found.hexdigest()
+
+
+class Folder:
+    """A run folder opened for reading: its path and, if it is a finished run's, its results."""
+
+    def __init__(self, path: Path, results: Mapping[str, Any] | None) -> None:
+        self.path = path
+        self.results = results
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Folder:
+        """RunError unless it is the folder of a finished run, or one that `save_model` alone wrote."""
+        path = Path(folder)
+        if not path.is_dir():
+            raise RunError(f"There is no folder {str(folder)!r}: give the folder a run was written to.")
+        if _kind(path / RESULTS) is None:
+            if _kind(path / "recipe.yaml") is not None:
+                raise RunError(unfinished(folder))
+            return cls(path, None)
+        _check_regular(path / RESULTS)
+        results = read_json(path / RESULTS, what="The results", most=_MOST_BYTES)
+        if not isinstance(results, dict) or results.get("format") != FORMAT:
+            raise RunError(f"{str(path / RESULTS)!r} is not a run's: its 'format' is not {FORMAT!r}.")
+        if type(results.get("version")) is not int or results["version"] != VERSION:
+            raise RunError(
+                f"The run in {str(folder)!r} has version {shown(results.get('version'))}: this release reads {VERSION}."
+            )
+        return cls(path, results)
+
+    def has(self, name: str) -> bool:
+        return _kind(self.path / name) is not None
+
+    def listed(self) -> dict[str, tuple[int, str]]:
+        """Size and hash of the files in `results.json`."""
+        files = (self.results or {}).get("files")
+        if not isinstance(files, dict):
+            raise RunError(f"The results of {str(self.path)!r} list no files: results.json was damaged or edited.")
+        found = {}
+        for name, row in files.items():
+            match row:
+                case {"bytes": int(size), "sha256": str(digest)} if _plain(name):
+                    found[name] = (size, digest)
+                case _:
+                    raise RunError(
+                        f"The results of {str(self.path)!r} list {shown(name)} wrongly: "
+                        "results.json was damaged or edited."
+                    )
+        return found
+
+    def check_files(self, names: Iterable[str]) -> None:
+        """RunError unless each is a regular file and, in a finished run's folder, has the size and hash listed."""
+        listed = self.listed() if self.results is not None else None
+        for name in names:
+            path = self.path / name
+            _check_regular(path)
+            if listed is None:
+                continue
+            if name not in listed:
+                raise RunError(f"{str(path)!r} is not listed in results.json: it is not of this run; remove it.")
+            size, digest = listed[name]
+            if path.stat().st_size != size or sha256(path) != digest:
+                raise RunError(
+                    f"{str(path)!r} is not the file this run wrote (its size or hash differs from results.json): "
+                    "restore it from a copy, or run the recipe again."
+                )
+
+    def saved(self) -> tuple[Stored, Plan]:
+        """Weights and plan; RunError unless they belong together."""
+        saved = stored.read(self.path / WEIGHTS)
+        plan = Plan.load(self.path / PLAN)
+        if saved.header["plan"] != kept_fingerprint(plan) or saved.header["architecture"] != (plan.architecture or ""):
+            raise RunError(
+                f"plan.json and {WEIGHTS} in {str(self.path)!r} are of different runs: restore one of them from a copy."
+            )
+        return saved, plan
+
+    def original(self, saved: Stored) -> nn.Module:
+        """The dense network, built from its reference with random weights."""
+        if not is_library(saved.reference):
+            raise RunError(
+                f"The original network {shown(saved.reference)} is not loaded from a run folder: give it as model=."
+            )
+        arguments = [f"{k}={json.dumps(v)}" for k, v in saved.arguments.items() if k not in _FETCHING]
+        shapes = [",".join(map(str, shape)) for shape in saved.inputs.shapes]
+        return references.load(saved.reference, arguments=arguments, input_shapes=shapes).model
+
+    def narrowed(self, model: nn.Module, saved: Stored, plan: Plan, *, verify: bool = False) -> Result:
+        """`model` cut by the plan, with the weights; the result's model is a copy in evaluation mode."""
+        inner = unwrap(model)
+        device = next((t.device for t in [*inner.parameters(), *inner.buffers()]), torch.device("cpu"))
+        result = apply(inner, to_device(saved.inputs.make(), device), plan, verify=verify)
+        saved.check_network(result.model)
+        saved.load_into(result.model)
+        result.model.eval()
+        return result
+
+    def program(self, saved: Stored) -> Program:
+        """The network in `model.pt2`; RunError unless it has the weights of `model.safetensors`. NotRun: see there."""
+        program = Program(read_archive(self.path / PT2))
+        own = state_tensors(program)
+        if (
+            misfit({name: tuple(t.shape) for name, t in saved.tensors.items()}, own) is not None
+            or stored.digest({name: own[name] for name in saved.tensors}) != saved.header["weights"]
+        ):
+            raise RunError(
+                f"{PT2} and {WEIGHTS} in {str(self.path)!r} hold different weights: they are of different runs; export "
+                "it again with `secateur export --format pt2`."
+            )
+        return program
+
+
+def unfinished(folder: str | os.PathLike[str]) -> str:
+    """The sentence for a run that has no results yet."""
+    return (
+        f"The run in {str(folder)!r} is not finished (it has no results.json): "
+        f"continue it with `secateur run --resume {folder}`."
+    )
+
+
+def _kind(path: Path) -> int | None:
+    """The type of a file, of what a link points to; None if there is none."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError):
+        return None
+
+
+def _check_regular(path: Path) -> None:
+    kind = _kind(path)
+    if kind is None:
+        raise RunError(f"There is no file {str(path)!r}: it was removed, or the folder is not a run's.")
+    if kind != stat.S_IFREG:  # reading a pipe would wait for ever
+        raise RunError(f"{str(path)!r} is not an ordinary file: restore it from a copy.")
+
+
+def _plain(name: object) -> bool:
+    """Whether a name in results.json stays inside the folder."""
+    if not isinstance(name, str) or not name or "\\" in name or "\0" in name:
+        return False
+    return not name.startswith("/") and ".." not in name.split("/") and ":" not in name
