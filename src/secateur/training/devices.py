@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from secateur._files import said
@@ -24,7 +25,8 @@ def accelerator(config: EngineConfig) -> Any:
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("engine.device is cuda, but PyTorch finds no GPU: set engine.device: cpu, or auto.")
-    cpu = config.device == "cpu"
+    # without being told, Accelerate forms no group of processes on a machine that has but a CPU
+    cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
     if PartialState._shared_state != {}:
         # Accelerate keeps one state a process; another engine before this one may have asked for another
         turned = cpu != (PartialState().device.type == "cpu") and PartialState().num_processes == 1
@@ -39,5 +41,11 @@ def accelerator(config: EngineConfig) -> Any:
     if config.device == "cuda" and made.device.type != "cuda":
         raise ConfigError(
             "engine.device is cuda, but the launcher chose the CPU: leave out --cpu, or set engine.device: auto."
+        )
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched != str(made.num_processes):
+        raise ConfigError(
+            f"The launcher started {launched} processes, but Accelerate found {made.num_processes}: launch with "
+            "torchrun or accelerate launch --multi_gpu, and engine.device: cpu where GPUs are not meant."
         )
     return made

@@ -174,25 +174,43 @@ class Stage:
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         """One optimiser step on this process's part of a batch; gradients are those of the whole batch's mean loss."""
-        position, scaler = self.position, self.engine.scaler
+        position = self.position
         rate = learning_rate(self.training, position.step, self.steps)
         set_rate(self.optimiser, rate)
         whole = self._global_size(len(images))
         images, targets = self._mixed(images, labels)
-        self.optimiser.zero_grad(set_to_none=True)
-        numbers = torch.zeros(2, device=self.device)
         parts = min(self.engine.config.accumulate, max(whole // (2 * world()), 1))  # norms need two images
-        for part, aims in zip(images.tensor_split(parts), targets.split(parts), strict=True):
-            output = self._forward(part)
-            task = self.loss(output, aims, self._taught(part))
-            total = task / whole
-            if self.method is not None:
-                total = total + self.method.loss() * (len(part) / whole)
-            (total if scaler is None else scaler.scale(total)).backward()
-            if self.method is not None:
-                self.method.after_backward()
-            numbers = numbers + torch.stack([task.detach(), aims.correct(output).to(task.dtype)])
+        self.optimiser.zero_grad(set_to_none=True)
+        if parts == 1:
+            numbers = self._backward(images, targets, whole)
+        else:
+            pairs = zip(images.tensor_split(parts), targets.split(parts), strict=True)
+            numbers = torch.stack([self._backward(part, aims, whole) for part, aims in pairs]).sum(0)
         numbers = self._agreed(numbers)
+        self._update()
+        if self.method is not None:
+            self.method.after_step()
+        if self.average is not None:
+            self.average.update(position.step)
+        position.step, position.batch = position.step + 1, position.batch + 1
+        self.tally.add(numbers[:2], whole, position.step)
+        return rate
+
+    def _backward(self, images: torch.Tensor, targets: Targets, whole: int) -> torch.Tensor:
+        """Add a micro-batch's share of the gradients; [task loss, right answers], both sums over its images."""
+        output = self._forward(images)
+        task = self.loss(output, targets, self._taught(images))
+        total = task / whole
+        if self.method is not None:
+            total = total + self.method.loss() * (len(images) / whole)
+        (total if self.engine.scaler is None else self.engine.scaler.scale(total)).backward()
+        if self.method is not None:
+            self.method.after_backward()
+        return torch.stack([task.detach(), targets.correct(output).to(task.dtype)])
+
+    def _update(self) -> None:
+        """Let the optimiser follow the gradients."""
+        scaler = self.engine.scaler
         if scaler is not None:
             scaler.unscale_(self.optimiser)
         if self.training.clip is not None:
@@ -202,13 +220,6 @@ class Stage:
         else:
             scaler.step(self.optimiser)
             scaler.update()
-        if self.method is not None:
-            self.method.after_step()
-        if self.average is not None:
-            self.average.update(position.step)
-        position.step, position.batch = position.step + 1, position.batch + 1
-        self.tally.add(numbers[:2], whole, position.step)
-        return rate
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         with self.engine.autocast():

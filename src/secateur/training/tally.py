@@ -1,7 +1,8 @@
-"""Sums over an epoch, kept on the device and read only now and then, as reading waits for a GPU."""
+"""Sums over an epoch; on a GPU they are kept there and read only now and then, as reading waits for it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,29 +14,36 @@ class Tally:
     """Task loss, right answers and images of the epoch so far, and the first step whose loss was not finite."""
 
     def __init__(self, device: torch.device, values: Sequence[float] = (0.0, 0.0, 0.0)) -> None:
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.tensor(list(values[:2]), dtype=dtype, device=device)
-        self._bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self._every = 1 if device.type == "cpu" else _EVERY
-        self.images = float(values[2])
-        self.loss, self.correct = (float(value) for value in values[:2])
+        self.loss, self.correct, self.images = map(float, values)
         self.bad_step: int | None = None
+        self._waits = device.type != "cpu"
+        if self._waits:
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            self._sums = torch.tensor(list(values[:2]), dtype=dtype, device=device)
+            self._bad = torch.full((), -1, dtype=torch.int64, device=device)
 
     def add(self, numbers: torch.Tensor, images: int, step: int) -> None:
         """Follow one step with numbers [loss, right answers], both sums over its images."""
-        self._sums += numbers
-        self._bad = torch.where((self._bad < 0) & ~torch.isfinite(numbers[0]), step, self._bad)
         self.images += images
+        if self._waits:
+            self._sums += numbers
+            self._bad = torch.where((self._bad < 0) & ~torch.isfinite(numbers[0]), step, self._bad)
+            return
+        loss, correct = numbers.tolist()
+        if self.bad_step is None and not math.isfinite(loss):
+            self.bad_step = step
+        self.loss, self.correct = self.loss + loss, self.correct + correct
 
     def due(self, step: int) -> bool:
         """Whether the sums should be read after this step; the same in all processes."""
-        return step % self._every == 0
+        return not self._waits or step % _EVERY == 0
 
     def read(self) -> None:
         """Bring loss, right answers and the bad step up to date."""
-        self.loss, self.correct = self._sums.tolist()
-        bad = int(self._bad)
-        self.bad_step = bad if bad >= 0 else None
+        if self._waits:
+            self.loss, self.correct = self._sums.tolist()
+            bad = int(self._bad)
+            self.bad_step = bad if bad >= 0 else None
 
     @property
     def values(self) -> list[float]:
