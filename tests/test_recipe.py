@@ -223,7 +223,7 @@ BAD = {
     "train: {lr_rate: 3}": "train.lr_rate",
     "train: {distill: {temprature: 3}}": "did you mean 'train.distill.temperature'?",
     "train: {distill: {weight: 0.5}}": "finetune.distill",
-    "train: {epochs: 0}": "train.epochs is 0, but must be a whole number at least 1",
+    "train: {epochs: 0}": "train.epochs is 0, but must be a whole number from 1 to 1000000.",
     "train: {epochs: 1.5}": "train.epochs is 1.5, but must be a whole number",
     "train: {epochs: ten}": "train.epochs is 'ten'",
     "train: {epochs: '10'}": "train.epochs is '10', but must be a whole number",
@@ -356,7 +356,7 @@ class _Config(Section):
 
 
 def test_the_same_sentences_for_a_methods_settings() -> None:
-    with pytest.raises(ConfigError, match=r"method\.share is 2, but must be a number above 0 and at most 1\."):
+    with pytest.raises(ConfigError, match=r"method\.share is 2, but must be a number above 0, at most 1\."):
         validated(_Config, {"share": 2}, "method")
     with pytest.raises(ConfigError, match=r"Unknown key 'method\.shar': did you mean 'method\.share'\?"):
         validated(_Config, {"shar": 2}, "method")
@@ -364,6 +364,6 @@ def test_the_same_sentences_for_a_methods_settings() -> None:
 
 def test_rows_of_settings() -> None:
     rows = {row.path: row for row in settings(_Config, "method")}
-    assert rows["method.share"].allowed == "a number above 0 and at most 1"
+    assert rows["method.share"].allowed == "a number above 0, at most 1"
     assert rows["method.names"].default == "['a']"
     assert all(row.meaning for row in settings(Recipe))

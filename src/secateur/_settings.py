@@ -57,14 +57,22 @@ def settings(kind: type[BaseModel], where: str = "") -> Iterator[Setting]:
 
 
 def allowed(field: FieldInfo) -> str:
-    """Say what a field may be: 'a number above 0 and at most 1', 'one of last, best', 'a whole number or null'."""
-    bounds = []
+    """Say what a field may be: 'a number above 0, at most 1', 'one of last, best', 'a whole number or null'."""
+    found = {}
     for constraint in field.metadata:
-        for attribute, words in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
+        for attribute in ("gt", "ge", "lt", "le"):
             value = getattr(constraint, attribute, None)
             if value is not None:
-                bounds.append(f"{words} {shown(value)}")
-    return _kind(field.annotation, " and ".join(bounds))
+                found[attribute] = shown(value)
+    return _kind(field.annotation, _bounds(found))
+
+
+def _bounds(found: Mapping[str, str]) -> str:
+    upper = f"below {found['lt']}" if "lt" in found else f"at most {found['le']}" if "le" in found else ""
+    if "ge" in found and upper:
+        return f"from {found['ge']} to {upper.removeprefix('at most ')}"
+    lower = f"of at least {found['ge']}" if "ge" in found else f"above {found['gt']}" if "gt" in found else ""
+    return ", ".join(part for part in (lower, upper) if part)
 
 
 def section(annotation: Any) -> type[BaseModel] | None:

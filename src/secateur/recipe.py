@@ -118,7 +118,7 @@ class ConstraintsConfig(Section):
 
 
 class Distil(Section):
-    """Learning from the dense network as it was before the cut."""
+    """Learning from the trained dense network."""
 
     weight: float = Field(
         default=0.0, ge=0, le=1, description="Share of the loss that follows the teacher; 0: no teacher."

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from secateur._version import __version__
-from secateur.cli import lists, surgery
+from secateur.cli import folders, lists, running, surgery
 from secateur.cli._base import DEBUG, Commands
 
 __all__ = ["DEBUG", "app", "main"]
@@ -29,10 +29,12 @@ def _top(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
-    """Channel pruning: any network in, an exactly equivalent smaller one out.
+    """Channel pruning: from a recipe to a trained, pruned, verified and explained network.
 
     \b
     Examples:
+      secateur demo
+      secateur run recipes/cifar10-resnet56-bwcp.yaml --set budget=flops=0.4
       secateur inspect zoo:resnet56
       secateur prune zoo:resnet20 --budget flops=0.5
       secateur prune mymodel.py:factory --input-size 3x64x64 --budget params=0.3 --out small.safetensors
@@ -44,7 +46,12 @@ def _top(
         print(context.get_help())
 
 
-for _command in (surgery.inspect, surgery.prune, surgery.apply, lists.models, lists.criteria):
+_COMMANDS = (
+    running.run, running.demo, folders.report, folders.verify, folders.export,
+    surgery.inspect, surgery.prune, surgery.apply,
+    lists.methods, lists.models, lists.criteria,
+)  # fmt: skip
+for _command in _COMMANDS:
     app.command()(_command)
 
 

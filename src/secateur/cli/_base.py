@@ -23,6 +23,12 @@ DEBUG = "SECATEUR_DEBUG"
 _USAGE: type[Exception] = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
 
 
+class Interrupted(SecateurError):
+    """Ctrl-C, where there is something to say about going on."""
+
+    exit_code = 130
+
+
 class Commands(TyperGroup):
     """Every way a command can fail becomes one line on stderr and an exit code."""
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
 from secateur.cli._base import AsJson, Quiet, emit, show
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from secateur.methods import MethodRow
 
 
 def models(as_json: AsJson = False, quiet: Quiet = False) -> None:
@@ -62,3 +71,66 @@ def criteria(as_json: AsJson = False, quiet: Quiet = False) -> None:
     ]
     cells = [(c.name, c.summary, "yes" if c.needs_data else "no", str(c.year), c.arxiv) for c in CRITERIA]
     emit({"criteria": rows}, as_json, lambda: report.listing(("criterion", "score", "data", "year", "arXiv"), cells))
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One method, with its settings.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the pruning methods, or show one with its settings: what a recipe may say under method.
+
+    \b
+    Examples:
+      secateur methods
+      secateur methods bwcp
+      secateur methods --json
+    """
+    from secateur import report
+    from secateur.methods import METHODS, method
+
+    if name is not None:
+        row = method(name)
+        settings = _settings(row)
+        if quiet and not as_json:
+            return show("\n".join(s["name"] for s in settings))
+        return emit(_method(row) | {"settings": settings}, as_json, lambda: _method_table(row, settings))
+    if quiet and not as_json:
+        return show("\n".join(row.name for row in METHODS))
+    cells = [(r.name, r.summary, str(r.year), r.needs, r.acts, r.fidelity) for r in METHODS]
+    columns = ("method", "idea", "year", "needs", "acts", "fidelity")
+    emit({"methods": [_method(row) for row in METHODS]}, as_json, lambda: report.listing(columns, cells))
+
+
+def _method(row: MethodRow) -> dict[str, Any]:
+    keys = ("name", "summary", "paper", "year", "arxiv", "needs", "acts", "granularity", "fidelity")
+    return {key: getattr(row, key) for key in keys}
+
+
+def _settings(row: MethodRow) -> list[dict[str, str]]:
+    from secateur._settings import settings
+
+    return [
+        {"name": s.path, "default": s.default, "allowed": s.allowed, "meaning": s.meaning}
+        for s in settings(row.settings)
+    ]
+
+
+def _method_table(row: MethodRow, settings: list[dict[str, str]]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    from secateur import report
+
+    paper = f"{row.paper}, {row.year}" + (f", arXiv {row.arxiv}" if row.arxiv else "")
+    lines = [
+        Text.assemble((row.name, "bold"), f"  {row.summary}"),
+        Text(f"Paper: {paper}"),
+        Text(f"Acts {row.acts}; needs {row.needs}; removes whole {row.granularity}s."),
+        Text(f"Fidelity: {row.fidelity}"),
+    ]
+    cells = [(s["name"], s["default"], s["allowed"], s["meaning"]) for s in settings]
+    table = report.listing(("setting", "default", "may be", "meaning"), cells)
+    return Group(*lines, table if settings else Text("It has no settings."))

@@ -57,6 +57,11 @@ class Prepared:
         return tuple(name for name in STAGES[self.row.acts] if name not in skipped)
 
     @property
+    def begins_trained(self) -> bool:
+        """Whether the network has been trained before a method that acts while training begins."""
+        return _begins_trained(self.recipe)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of the example input."""
         return (1, *self.data.input_size)
@@ -111,12 +116,22 @@ def _check_stages(recipe: Recipe, row: MethodRow) -> None:
         raise ConfigError(
             f"finetune is given, but {when}, so that train is of the narrow network already: put its epochs into train."
         )
+    distilled = recipe.finetune is not None and recipe.finetune.distill.weight > 0
+    if distilled and row.acts == "while training" and not _begins_trained(recipe):
+        raise ConfigError(
+            f"finetune.distill has no teacher: {when}, and no dense network is trained before; give pretrain, or "
+            "model.weights, or leave distill out."
+        )
     for name in TRAINING:
         stage = getattr(recipe, name)
         if stage is not None and stage.select == "best" and not recipe.data.validation:
             raise ConfigError(
                 f"{name}.select is best, but data.validation is 0: hold some images out, such as 0.1, or select: last."
             )
+
+
+def _begins_trained(recipe: Recipe) -> bool:
+    return recipe.pretrain is not None or recipe.model.weights is not None
 
 
 _PACKAGES = {

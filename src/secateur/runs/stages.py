@@ -83,7 +83,7 @@ class Stages:
         method = self.prepared.method(self._start())
         values = self._fit("train", method, method=method)
         accuracy: dict[str, float | None] = {}
-        if self.recipe.pretrain is None and self.recipe.model.weights is not None:
+        if self.recipe.pretrain is None and self.prepared.begins_trained:
             accuracy["dense"] = self._test(self.prepared.network().model)
         for name, mode in method.evaluation_modes().items():
             with mode:
@@ -127,7 +127,7 @@ class Stages:
         if self.folder.main:
             (self.folder.path / CHECKPOINTS).mkdir(exist_ok=True)
             method.result.plan.save(self.folder.path / PLAN)
-            runtime.save_weights(method.plain(), self.folder.path / DENSE, {})
+            runtime.save_weights(self._plain(method), self.folder.path / DENSE, {})
             runtime.save_weights(narrow, self.folder.path / PRUNED, {})
             values["dense_bytes"] = (self.folder.path / DENSE).stat().st_size
         files = [PLAN, DENSE, PRUNED]
@@ -151,6 +151,16 @@ class Stages:
             self._fit("train", loaded.model)
             loaded.model.to("cpu")
         return self.prepared.method(loaded)
+
+    def _plain(self, method: Method) -> nn.Module:
+        """The dense network the narrow one is compared with, and learns from.
+
+        A method that acts while training leaves weights that mean something with its masks only; the dense network is
+        then the one it began with, if that was a trained one.
+        """
+        if self.prepared.row.acts == "while training" and self.prepared.begins_trained:
+            return self._start().model
+        return method.plain()
 
     def _calibrate(self, method: Method) -> None:
         method.to(self.engine.device)
@@ -176,7 +186,7 @@ class Stages:
             for name, row in runtime.EXPORTERS.items():
                 if getattr(self.recipe.export, name):
                     self.engine.say(f"Writing {row.file}: {row.summary}.", note=False)
-                    values[name] = runtime.export(name, narrow, inputs, self.folder.path / row.file)
+                    values[name] = runtime.export_model(name, narrow, inputs, self.folder.path / row.file)
                     files.append(row.file)
         return values, files
 

@@ -1,0 +1,82 @@
+"""Fill the tables in the documentation from the code they document.
+
+python docs/tables.py            # writes every block between <!-- table NAME --> and <!-- end table --> anew
+python docs/tables.py --check    # fails when one is not what the code says
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from secateur._settings import section, settings
+from secateur.methods import METHODS
+from secateur.recipe import Recipe, Training
+
+HERE = Path(__file__).parent
+_BLOCK = re.compile(r"<!-- table ([\w ]+) -->\n.*?<!-- end table -->", re.DOTALL)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def keys(name: str) -> str:
+    """The keys of one section of a recipe; `recipe` are those at the top, `training` those of every stage."""
+    kind = {"recipe": Recipe, "training": Training}.get(name) or section(Recipe.model_fields[name].annotation)
+    if kind is None:
+        raise SystemExit(f"docs/tables.py: a recipe has no section {name!r}")
+    prefix = "" if name in ("recipe", "training") else f"{name}."
+    inside = [row for row in settings(kind) if name != "recipe" or "." not in row.path]
+    rows = [
+        (f"`{prefix}{row.path}`", row.allowed, f"`{row.default}`" if row.default else "", row.meaning) for row in inside
+    ]
+    return table(("key", "may be", "default", "meaning"), rows)
+
+
+def methods(_name: str) -> str:
+    """One row a method."""
+    rows = []
+    for row in METHODS:
+        link = f" ([{row.arxiv}](https://arxiv.org/abs/{row.arxiv}))" if row.arxiv else ""
+        paper = f"{row.paper}, {row.year}{link}"
+        rows.append((f"`{row.name}`", row.summary, paper, row.needs, row.acts, row.fidelity))
+    return table(("method", "idea", "paper", "needs", "acts", "fidelity"), rows)
+
+
+TABLES: Mapping[str, Callable[[str], str]] = {"methods": methods}
+
+
+def filled(page: str) -> str:
+    """A page with its tables made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"<!-- table {name} -->\n{TABLES.get(name, keys)(name)}\n<!-- end table -->"
+
+    return _BLOCK.sub(block, page)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or check them."""
+    stale = []
+    for page in sorted(HERE.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        made = filled(text)
+        if made != text:
+            stale.append(page.name)
+            if "--check" not in arguments:
+                page.write_text(made, encoding="utf-8")
+    if stale:
+        print(("stale: " if "--check" in arguments else "wrote: ") + ", ".join(stale))
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""Commands on the folder of a run: write its report anew, check it, export its network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli._base import AsJson, Quiet, emit, show, working
+
+Run = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
+
+
+def report(
+    folder: Run,
+    others: Annotated[
+        list[Path],
+        typer.Option("--others", metavar="DIR", help="Another run, for the picture of accuracy and MACs. Repeatable."),
+    ] = [],  # noqa: B006  # typer copies it
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's report.html anew, and show its headline.
+
+    \b
+    Examples:
+      secateur.report.run_tables/a
+      secateur.report.run_tables/a --others runs/b --others runs/c
+    """
+    from secateur.report.html import write_report
+    from secateur.report.run_tables import headline_table
+
+    page = write_report(folder, others)
+    if as_json:
+        emit({"format": "secateur.report", "version": 1, "report": str(page)}, True, lambda: "")
+        return
+    if not quiet:
+        show(headline_table(folder))
+    show(str(page) if quiet else f"Report: {page}", wrap=False)
+
+
+def verify(folder: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Check a run's folder: hashes, plan against weights, and that exported files compute what the weights do.
+
+    Exits with 2 and one sentence at the first thing that is wrong.
+
+    \b
+    Examples:
+      secateur verify runs/a
+      secateur verify runs/a --json
+    """
+    from secateur.runtime import check_folder
+
+    with working("Checking", quiet or as_json):
+        checked = check_folder(folder)
+    if as_json or not quiet:
+        emit(checked, as_json, lambda: _checked(folder, checked))
+
+
+def export(
+    folder: Run,
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="onnx or pt2 (torch.export).")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write. Default: model.NAME in the run's folder.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's network in a format that runs without its code, compared with the network as it is written.
+
+    \b
+    Examples:
+      secateur export runs/a --format onnx
+      secateur export runs/a --format pt2 --out small.pt2
+    """
+    from secateur.runtime import check_target, export_folder
+
+    if out is not None:
+        check_target(out, "--out")
+    with working("Exporting", quiet or as_json):
+        found = export_folder(folder, form, out)
+    if as_json or not quiet:
+        said = f"{found['path']}: differs from the network by {found['max_relative_error']:.1e} at most."
+        emit({"format": "secateur.export", "version": 1, "kind": form, **found}, as_json, lambda: said)
+
+
+def _checked(folder: Path, checked: Mapping[str, Any]) -> str:
+    """What was checked, a line each."""
+    lines = [f"{key.replace('_', ' ')}: {_said(value)}" for key, value in checked.items() if key not in _HEAD]
+    return "\n".join([f"The run in {folder} is sound.", *lines])
+
+
+_HEAD = ("format", "version", "folder")
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_said, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,154 @@
+"""Commands that train: run a recipe, continue a run, and the demo."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateur.cli._base import AsJson, Interrupted, Quiet, show, working
+from secateur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateur.runs import Outcome, Prepared
+
+FOLDER = "runs"
+Folder = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run, new. Default: runs/NAME-SEED.")
+]
+
+
+def run(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A YAML file; see docs/recipes.md.")] = None,
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: train.epochs=20. Repeatable."),
+    ] = [],  # noqa: B006  # typer copies it
+    out: Folder = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Continue the run in this folder; no RECIPE then.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cpu, cuda or auto: short for --set engine.device=NAME.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train, prune, verify, fine-tune, export, time and explain, as a recipe says.
+
+    Ctrl-C stops after the current step; --resume goes on from there, also after a crash, with the same result.
+    With --json the results come on stdout, and what happens meanwhile as JSON lines on stderr.
+
+    \b
+    Examples:
+      secateur run recipes/digits-bwcp.yaml
+      secateur run recipes/cifar10-resnet56-bwcp.yaml --set budget=flops=0.4 --out runs/a
+      secateur run recipes/digits-bwcp.yaml --set method=taylor --set pretrain=null
+      secateur run --resume runs/a
+    """
+    from secateur import runs
+    from secateur.recipe import Recipe
+
+    if resume is not None:
+        given = {"RECIPE": recipe, "--set": overrides, "--out": out, "--device": device}
+        for name, value in given.items():
+            if value:
+                raise ConfigError(f"--resume and {name} are both given, and a run keeps to the recipe it began with.")
+        where = resume
+        _work(lambda **told: runs.resume(where, **told), where, as_json, quiet)
+        return
+    if recipe is None:
+        raise ConfigError("Neither a recipe nor --resume is given: write secateur run RECIPE, or --resume DIR.")
+    read = Recipe.read(recipe, [*overrides, *([f"engine.device={device}"] if device else [])])
+    where = out if out is not None else Path(FOLDER) / f"{_short(read.name)}-{read.seed}"
+    _work(lambda **told: runs.start(read, where, **told), where, as_json, quiet)
+
+
+def demo(out: Folder = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Prune a small network on handwritten digits, from the first epoch to the report, in under three minutes.
+
+    The data are inside scikit-learn: nothing is fetched. The recipe is an ordinary one, saved with the run.
+
+    \b
+    Examples:
+      secateur demo
+      secateur demo --out runs/first
+      secateur demo --json -q
+    """
+    from importlib.resources import files
+
+    from secateur import runs
+    from secateur.recipe import Recipe
+
+    text = files("secateur.runs").joinpath("demo.yaml").read_text(encoding="utf-8")
+    recipe = Recipe.parse(text, what="The demo's recipe")
+    where = out if out is not None else _free(Path(FOLDER) / "demo")
+    _work(lambda **told: runs.start(recipe, where, **told), where, as_json, quiet)
+
+
+# --------------------------------------------------------------------------------------------------------- what is said
+
+
+def _work(what: Callable[..., Outcome], folder: Path, as_json: bool, quiet: bool) -> None:
+    """Do it, and say in the wanted form what is being done and what came out."""
+    from secateur.training import make_progress
+
+    stdout = sys.stdout
+
+    def opened(prepared: Prepared) -> None:
+        from secateur.report.run_tables import plan_table
+
+        if not (as_json or quiet):
+            with contextlib.redirect_stdout(stdout):
+                show(plan_table(prepared, folder))
+
+    progress = make_progress(quiet=quiet, json=as_json and not quiet, stream=sys.stderr)
+    with _interruptible(folder), working("Running", silent=True):
+        outcome = what(progress=progress, command=shlex.join(["secateur", *sys.argv[1:]]), opened=opened)
+    if outcome.results:  # the first of several processes
+        _tell(outcome, as_json, quiet)
+
+
+def _tell(outcome: Outcome, as_json: bool, quiet: bool) -> None:
+    from secateur.report.run_tables import headline_table
+
+    if as_json:
+        show(json.dumps(outcome.results, indent=2, allow_nan=False, ensure_ascii=False))
+        return
+    if outcome.already:
+        show(f"The run in {outcome.folder} is finished; nothing was left to do.")
+    if quiet:
+        show(str(outcome.report))
+        return
+    show(headline_table(outcome.folder))
+    show(f"Report: {outcome.report}", wrap=False)
+
+
+@contextlib.contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if (folder / "state.json").is_file():
+            raise Interrupted(
+                f"Interrupted: continue with secateur run --resume {shlex.quote(str(folder))}."
+            ) from error
+        raise
+
+
+def _short(name: str) -> str:
+    """A recipe's name as a folder's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "run"
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with a number behind it the first that is not there."""
+    candidates: Iterator[Any] = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in range(1, 10_000))
+    return next((p for p in candidates if not p.exists()), path)

@@ -1,0 +1,70 @@
+"""A run in the terminal: what will be done, before it, and the headline, after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from secateur._hints import readable
+from secateur.report.page.headline import headline
+from secateur.report.page.inputs import read_run
+
+if TYPE_CHECKING:
+    from secateur.recipe import Training
+    from secateur.runs import Prepared
+
+
+def plan_table(prepared: Prepared, folder: Path) -> RenderableType:
+    """Model, data, method, budget and stages of a run that is about to begin."""
+    recipe, data, row = prepared.recipe, prepared.data, prepared.row
+    size, cost = "x".join(map(str, data.input_size)), prepared.dense
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for what, said in (
+        ("model", f"{recipe.model.reference}: {readable(cost.macs)} MACs, {readable(cost.params)} parameters"),
+        (
+            "data",
+            f"{data.name}: {len(data.train):,} images to train on, {len(data.validation):,} to watch by, "
+            f"{len(data.test):,} to test on; {size}, {data.classes} classes",
+        ),
+        ("method", f"{row.name}: {row.summary}"),
+        ("budget", recipe.budget),
+        ("stages", ", ".join(_stages(prepared))),
+        ("folder", str(folder)),
+    ):
+        table.add_row(what, Text(said))
+    return Group(Text(recipe.name, "bold"), table)
+
+
+def _stages(prepared: Prepared) -> Iterator[str]:
+    from secateur.runs.preparing import TRAINING
+
+    acts = prepared.row.acts == "while training"
+    for stage in prepared.stages:
+        training: Training | None = getattr(prepared.recipe, stage) if stage in TRAINING else None
+        if training is not None:
+            with_method = f" with {prepared.row.name}" if stage == "train" and acts else ""
+            yield f"{stage}{with_method} ({training.epochs} {'epoch' if training.epochs == 1 else 'epochs'})"
+        elif stage == "prune":
+            yield "prune and verify"
+        else:
+            yield stage
+
+
+def headline_table(folder: Path) -> RenderableType:
+    """What was gained and lost."""
+    told = headline(read_run(folder))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for column in ("dense", "pruned", "change"):
+        table.add_column(column, justify="right", overflow="fold")
+    for row in told.rows:
+        table.add_row(*(Text(cell) for cell in (row.what, row.before, row.after, row.change)))
+    return Group(Text(told.title, "bold"), table, *(Text(note, "dim") for note in told.notes))
