@@ -1,0 +1,239 @@
+"""`write_report`: a run's folder as one self-contained HTML page for a colleague.
+
+All strings out of the files are foreign: the template escapes them, and what could turn text around or is no character
+is taken out of the finished page. The same folder gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from secateur._files import write_text
+from secateur.errors import ConfigError, RunError
+from secateur.report.page import curves, headline, layers, pictures, proof, speed, words
+from secateur.report.page.inputs import GroupRow, MethodUsed, Results, Run, read_results, read_run
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+NAME = "report.html"
+_MOST_ROWS = 48  # groups drawn with their names; more are drawn as strips of standing bars
+_STRIP = 100  # bars of one strip
+# control characters, halves of surrogate pairs, and marks that turn the direction of text around
+_FOREIGN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_ARXIV = re.compile(r"\d{4}\.\d{4,5}(v\d{1,2})?|[a-z-]{2,20}(\.[A-Z]{2})?/\d{7}(v\d{1,2})?")
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The groups: named rows or strips of bars, and the sums."""
+
+    rows: tuple[tuple[GroupRow, str, str], ...]  # group, share that remains, bar
+    strips: tuple[tuple[int, int, str], ...]  # first and last number, picture
+    most: int
+    summary: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table of stages."""
+
+    name: str
+    epochs: str
+    seconds: str
+    rate: str
+
+
+def write_report(folder: str | os.PathLike[str], others: Iterable[str | os.PathLike[str]] = ()) -> Path:
+    """Write report.html into a run's folder from the files that are there, and return its path.
+
+    Args:
+        folder: what `secateur run` left. others: folders of runs whose end points join the picture of accuracy
+            against MACs.
+
+    Raises:
+        RunError: this is not a finished run's folder, or a file in it is damaged.
+        ConfigError: jinja2 is not installed.
+    """
+    template = _environment().get_template("report.html.jinja")
+    root = Path(folder)
+    try:
+        run = read_run(root)
+        apart = [Path(other) for other in others if Path(other).resolve() != root.resolve()]
+        beside = [(other, read_results(other)) for other in apart]
+        page = template.render(_content(run, beside))
+    except RecursionError as problem:
+        raise RunError(f"A file of the run {str(root)!r} is nested too deeply to be shown: run it again.") from problem
+    target = root / NAME
+    write_text(target, _FOREIGN.sub("\N{REPLACEMENT CHARACTER}", page), what="The report")
+    return target
+
+
+@functools.cache
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as problem:
+        raise ConfigError('The report needs jinja2: pip install "secateur[train]".') from problem
+    found = Environment(
+        loader=PackageLoader("secateur.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found.filters.update(
+        plain=words.plain,
+        percent=words.percent,
+        moment=words.moment,
+        brief=words.brief,
+        name=words.shortened,
+        milliseconds=words.milliseconds,
+    )
+    return found
+
+
+def _content(run: Run, others: Sequence[tuple[Path, Results]]) -> dict[str, Any]:
+    """Everything the template names. Pictures are markup made here; all else is text."""
+    results, known = run.results, layers.facts(run)
+    slowest = layers.slowest(known)
+    longest = max((max(line.layer.dense_ms, line.layer.pruned_ms) for line in slowest), default=0.0)
+    head = headline.headline(run)
+    return {
+        "head": head,
+        "rows": [(row, _share_bar(row.share)) for row in head.rows],
+        "run": run,
+        "results": results,
+        "widths": _widths(results.groups),
+        "curves": curves.curves(run),
+        "known": curves.known_points(run, others),
+        "statements": proof.statements(run),
+        "files": proof.files(results),
+        "frozen": proof.frozen(results),
+        "unsupported": proof.unsupported(results),
+        "remarks": speed.remarks(known),
+        "layers": [(line, pictures.paired(line.layer.dense_ms, line.layer.pruned_ms, longest)) for line in slowest],
+        "more_layers": len(known.layers) - len(slowest),
+        "kinds": layers.kinds(known),
+        "measured": _measured(run),
+        "method": results.method,
+        "arxiv": _arxiv(results.method),
+        "data": {key: words.plain(value) for key, value in results.data.items()},
+        "command": _command(results.command),
+        "origin": _origin(results),
+        "stages": _stages(run),
+    }
+
+
+def _share_bar(share: float | None) -> str:
+    return "" if share is None else pictures.overlaid(1.0, share, max(1.0, share))
+
+
+def _widths(groups: Sequence[GroupRow]) -> Widths:
+    most = max((group.width for group in groups), default=0)
+    whole, left = sum(group.width for group in groups), sum(group.kept for group in groups)
+    same = sum(group.width == group.kept for group in groups)
+    summary = (
+        f"{words.number_of(len(groups), 'group')}, {whole:,} channels before and {left:,} after "
+        f"({words.percent(left / whole if whole else 1.0)} remain)"
+        + (f"; {words.number_of(same, 'group')} stayed whole" if same else "")
+    )
+    if len(groups) <= _MOST_ROWS:
+        rows = tuple(
+            (g, words.percent(g.kept / g.width if g.width else 1.0, 0), pictures.overlaid(g.width, g.kept, most))
+            for g in groups
+        )
+        return Widths(rows, (), most, summary)
+    strips = []
+    for first in range(0, len(groups), _STRIP):
+        part = [(g.name, g.width, g.kept) for g in groups[first : first + _STRIP]]
+        slots = min(_STRIP, len(groups))
+        strips.append((first + 1, first + len(part), pictures.strip(part, most or 1, slots)))
+    return Widths((), tuple(strips), most, summary)
+
+
+def _measured(run: Run) -> str:
+    """How the latency was measured, in a line."""
+    known = run.latency
+    if known is None:
+        return "Latency was not measured in this run (no latency.json)."
+    said = [
+        f"{what} {words.plain(value)}"
+        for what, value in (
+            ("batch size", known.batch_size),
+            ("threads", known.threads),
+            ("repeats", known.repeats),
+            ("on", known.device),
+            ("versions", known.versions),
+            ("date", None if known.date is None else words.moment(known.date)),
+        )
+        if value is not None
+    ]
+    skipped = [f" {row.runtime} was left out: {row.reason or 'no reason was given'}" for row in known.skipped]
+    return f"Dense and pruned timed in turn: {'; '.join(said) or 'no conditions are given'}.{''.join(skipped)}"
+
+
+def _arxiv(method: MethodUsed | None) -> str | None:
+    """The paper's number, if it is one and not some other text."""
+    number = (method.arxiv or "").removeprefix("arXiv:") if method else ""
+    return number if _ARXIV.fullmatch(number) else None
+
+
+def _command(given: Any) -> str:
+    """What was typed."""
+    if isinstance(given, list):
+        return shlex.join(str(part) for part in given)
+    return given if isinstance(given, str) and given.strip() else "The command is not recorded."
+
+
+def _origin(results: Results) -> tuple[tuple[str, str], ...]:
+    """Where and with what the run was made."""
+    named = (
+        ("Date", None if results.date is None else words.moment(results.date)),
+        ("Device", results.device),
+        ("Threads", results.threads),
+        ("Processes", results.processes),
+        ("Seed", results.seed),
+        ("Secateur", results.secateur),
+        ("PyTorch", results.torch),
+        ("Python", results.python),
+        ("Network", results.model),
+        ("Its arguments", results.arguments),
+        ("Class", results.kind),
+        ("Sessions", len(results.sessions) or None),
+        ("Inputs", [f"{'x'.join(map(str, shape))}" for shape in _shapes(results.inputs)]),
+    )
+    return tuple((name, words.plain(value) if value not in (None, [], {}) else "not recorded") for name, value in named)
+
+
+def _shapes(inputs: Any) -> list[list[Any]]:
+    return [shape for shape in inputs if isinstance(shape, list)] if isinstance(inputs, list) else []
+
+
+def _stages(run: Run) -> tuple[Stage, ...]:
+    """Epochs, time and throughput of every stage, in the order of the results; the total last."""
+    names = list(dict.fromkeys([*run.results.seconds, *run.results.epochs]))
+    names.sort(key=lambda name: name == "total")
+    rates: dict[str, list[float]] = {}
+    for row in run.metrics or ():
+        if row.images_per_second is not None:
+            rates.setdefault(row.stage, []).append(row.images_per_second)
+    return tuple(
+        Stage(
+            name,
+            words.exactly(run.results.epochs.get(name)),
+            words.seconds(spent) if (spent := run.results.seconds.get(name)) is not None else "",
+            words.count(median(rates[name])) if name in rates else "",
+        )
+        for name in names
+        if run.results.seconds.get(name) is not None or run.results.epochs.get(name)
+    )

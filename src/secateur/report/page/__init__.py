@@ -1,0 +1,1 @@
+"""Parts of the HTML report: what is read, words, pictures, remarks; `report.html` puts them together."""

@@ -1,0 +1,389 @@
+"""What the report reads: the files of a run's folder, checked, so that the rest of the page need not doubt its types.
+
+Only results.json must be there. What else is missing is None here and said to be missing on the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from secateur._files import parse_json, read_json, said, shown
+from secateur.errors import RunError
+
+Count = Annotated[int, Field(ge=0, le=1 << 62)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Milliseconds = Annotated[float, Field(ge=0)]
+
+
+def _empty_list(value: object) -> object:
+    return [] if value is None else value
+
+
+def _empty_dict(value: object) -> object:
+    return {} if value is None else value
+
+
+_REMEDY = "finish the run with `secateur run --resume`, or run it again"
+
+T = TypeVar("T")
+Rows = Annotated[list[T], BeforeValidator(_empty_list)]
+Table = Annotated[dict[str, T], BeforeValidator(_empty_dict)]
+
+
+class _Document(BaseModel):
+    """What a file says; keys this report does not know are another reader's."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
+    wanted: ClassVar[str | None] = None  # what its 'format' must be
+
+
+class Costs(_Document):
+    """MACs, parameters and activations of one network."""
+
+    macs: Count | None = None
+    params: Count | None = None
+    activations: Count | None = None
+    peak_activations: Count | None = None
+
+
+class Accuracy(_Document):
+    """Accuracies, each measured once at the end of its stage."""
+
+    dense: Share | None = None
+    soft: Share | None = None
+    hard: Share | None = None
+    pruned: Share | None = None
+    finetuned: Share | None = None
+    final: Share | None = None
+    split: str | None = None
+    images: Count | None = None
+
+
+class GroupRow(_Document):
+    """One width of the network, before and after."""
+
+    name: str
+    width: Count
+    kept: Count
+
+    @model_validator(mode="after")
+    def _fits(self) -> GroupRow:
+        if self.kept > self.width:
+            raise ValueError("keeps more channels than there are")
+        return self
+
+
+class FrozenRow(_Document):
+    """One width that could not be pruned."""
+
+    name: str
+    width: Count | None = None
+    reason: str | None = None
+
+
+class UnsupportedRow(_Document):
+    """An operator without a rule: what it touches is frozen."""
+
+    operator: str
+    module: str | None = None
+
+
+class RepairRow(_Document):
+    """A size in a module's attribute that had to follow the cut."""
+
+    module: str
+    attribute: str
+    old: Any = None
+    new: Any = None
+
+
+class Proof(_Document):
+    """The verification of the cut."""
+
+    exact: bool
+    max_relative_error: float | None = None
+    structural_error: float | None = None
+    tolerance: float | None = None
+    reasons: Rows[str] = []
+    outputs: Count | None = None
+
+
+class MethodUsed(_Document):
+    """The method, as its registry row and its settings say it."""
+
+    name: str
+    summary: str | None = None
+    paper: str | None = None
+    year: Any = None
+    arxiv: str | None = None
+    fidelity: str | None = None
+    settings: Table[Any] = {}
+    notes: Rows[str] = []
+
+
+class FileRow(_Document):
+    """One file of the folder."""
+
+    bytes: Count | None = None
+    sha256: str | None = None
+
+
+class LayerRow(_Document):
+    """MACs and channels of one layer, before and after."""
+
+    name: str
+    kind: str | None = None
+    macs_before: Count | None = None
+    macs_after: Count | None = None
+    in_before: Count | None = None
+    in_after: Count | None = None
+    out_before: Count | None = None
+    out_after: Count | None = None
+
+
+class Results(_Document):
+    """results.json."""
+
+    wanted: ClassVar[str | None] = "secateur.run"
+    secateur: Any = None
+    torch: Any = None
+    python: Any = None
+    date: Any = None
+    command: Any = None
+    sessions: Rows[Any] = []
+    device: Any = None
+    threads: Any = None
+    seed: Any = None
+    processes: Any = None
+    recipe_name: str | None = None
+    model: str | None = None
+    arguments: Any = None
+    kind: str | None = Field(None, alias="class")
+    inputs: Any = None
+    data: Table[Any] = {}
+    method: MethodUsed | None = None
+    budget: Any = None
+    before: Costs = Costs()
+    after: Costs = Costs()
+    accuracy: Accuracy = Accuracy()
+    groups: Rows[GroupRow] = []
+    frozen: list[FrozenRow] | None = None
+    unsupported: Rows[UnsupportedRow] = []
+    settled: Rows[str] = []
+    repairs: Rows[RepairRow] = []
+    verification: Proof | None = None
+    seconds: Table[Annotated[float, Field(ge=0)] | None] = {}
+    epochs: Table[Count | None] = {}
+    files: Table[FileRow] = {}
+    dense_bytes: Count | None = None
+    layers: Rows[LayerRow] = []
+
+    @property
+    def data_name(self) -> str | None:
+        """The data set's name, if it says one."""
+        name = self.data.get("name")
+        return name if isinstance(name, str) else None
+
+    def remaining(self, key: str) -> float | None:
+        """The fraction of a cost that is left, from the two counts themselves."""
+        whole, left = getattr(self.before, key), getattr(self.after, key)
+        return left / whole if whole and left is not None else None
+
+
+class Epoch(_Document):
+    """One line of metrics.jsonl."""
+
+    stage: str
+    epoch: Count
+    seconds: float | None = None
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    learning_rate: float | None = None
+    images_per_second: float | None = None
+    method: Table[float | None] = {}
+
+
+class Times(_Document):
+    """Spread of one network's latency."""
+
+    median_ms: Milliseconds | None = None
+    p10_ms: Milliseconds | None = None
+    p90_ms: Milliseconds | None = None
+
+
+class SkippedRow(_Document):
+    """A runtime that could not run the networks."""
+
+    runtime: str
+    reason: str | None = None
+
+
+class Interval(_Document):
+    """Dense time over pruned time, paired."""
+
+    median: Annotated[float, Field(gt=0)]
+    low: Annotated[float, Field(gt=0)] | None = None
+    high: Annotated[float, Field(gt=0)] | None = None
+
+
+class RuntimeRow(_Document):
+    """Latency on one runtime."""
+
+    runtime: str
+    dense: Times | None = None
+    pruned: Times | None = None
+    ratio: Interval | None = None
+    said: str | None = None
+
+
+class LayerTimes(_Document):
+    """Time of one layer, dense and pruned."""
+
+    name: str
+    kind: str | None = None
+    dense_ms: Milliseconds | None = None
+    pruned_ms: Milliseconds | None = None
+
+
+class Latency(_Document):
+    """latency.json."""
+
+    wanted: ClassVar[str | None] = "secateur.latency"
+    batch_size: Any = None
+    threads: Any = None
+    repeats: Any = None
+    date: Any = None
+    device: Any = None
+    versions: Any = None
+    runtimes: Rows[RuntimeRow] = []
+    skipped: Rows[SkippedRow] = []
+    layers: Rows[LayerTimes] = []
+
+
+class Exported(_Document):
+    """Agreement of an exported file with the network."""
+
+    max_relative_error: float | None = None
+    tolerance: float | None = None
+    dynamic_batch: bool | None = None
+    reason: str | None = None  # why not dynamic
+
+
+class Checks(_Document):
+    """verification.json, apart from the proof of the cut, which may stand in it directly or under "verification"."""
+
+    verification: Proof | None = None
+    onnx: Exported | None = None
+    pt2: Exported | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, as far as the report wants it."""
+
+    folder: Path
+    results: Results
+    metrics: list[Epoch] | None
+    latency: Latency | None
+    checks: Checks | None
+    recipe: str | None
+
+    @property
+    def proof(self) -> Proof | None:
+        """The verification of the cut, from its own file or from the results."""
+        own = self.checks.verification if self.checks else None
+        return own or self.results.verification
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder; RunError when it is none, or when a file in it is damaged."""
+    results = read_results(folder)
+    latency = _object(folder / "latency.json")
+    checks = _object(folder / "verification.json")
+    if checks is not None and "exact" in checks:
+        checks = {**checks, "verification": checks}
+    return Run(
+        folder,
+        results,
+        _metrics(folder / "metrics.jsonl"),
+        None if latency is None else _check(Latency, latency, "latency.json"),
+        None if checks is None else _check(Checks, checks, "verification.json"),
+        _text(folder / "recipe.yaml"),
+    )
+
+
+def read_results(folder: Path) -> Results:
+    """Read results.json alone."""
+    content = _object(folder / "results.json")
+    if content is None:
+        raise RunError(
+            f"{str(folder)!r} is not the folder of a finished run, for it has no results.json; "
+            f"finish the run with `secateur run --resume`, or give another folder."
+        )
+    return _check(Results, content, "results.json")
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, None when there is no such file."""
+    if not path.exists():
+        return None
+    content = read_json(path, what=f"{path.name} of the run")
+    if not isinstance(content, dict):
+        raise RunError(f"{path.name} of the run {str(path.parent)!r} is no JSON object: {_REMEDY}.")
+    return content
+
+
+def _text(path: Path) -> str | None:
+    """A text file whole, None when there is none."""
+    if not path.exists():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as problem:
+        raise RunError(f"{str(path)!r} cannot be read: {said(problem)}.") from problem
+
+
+def _metrics(path: Path) -> list[Epoch] | None:
+    """The lines of metrics.jsonl; the last line of an epoch is the one that counts."""
+    text = _text(path)
+    if text is None:
+        return None
+    rows: dict[tuple[str, int], Epoch] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"metrics.jsonl, line {number}"
+        try:
+            row = _check(Epoch, parse_json(line), where)
+        except (ValueError, RecursionError) as problem:
+            raise RunError(f"{where} is not valid JSON ({said(problem)}): {_REMEDY}.") from problem
+        rows[row.stage, row.epoch] = row
+    return list(rows.values())
+
+
+D = TypeVar("D", bound=_Document)
+
+
+def _check(document: type[D], content: Any, name: str) -> D:
+    """The content as a document; the first thing wrong with it as one sentence."""
+    if isinstance(content, Mapping) and document.wanted is not None:
+        if content.get("format") != document.wanted:
+            raise RunError(f"{name} is not a run's: its 'format' is not {document.wanted!r}; give a run's folder.")
+        if content.get("version") != 1 or content["version"] is True:
+            raise RunError(f"{name} has version {shown(content.get('version'))}: this release reads version 1.")
+    try:
+        return document.model_validate(content)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        wrong = first["msg"].removeprefix("Value error, ")
+        raise RunError(
+            f"{name} is damaged or was edited{f', at {shown(where)}' if where else ''} ({wrong}): {_REMEDY}."
+        ) from problem

@@ -1,0 +1,120 @@
+"""The proof in words: what was compared, how well it agreed, what was frozen, and which files there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.graph.explain import shorten, shorten_reasons
+from secateur.report.page import words
+from secateur.report.page.inputs import Exported, Proof, Results, Run
+
+_SETTLED = 0.005  # half a point between soft and hard gates
+_EXPORTS = {"onnx": ("model.onnx", "ONNX file"), "pt2": ("model.pt2", "torch.export file")}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One thing proven, or not: `state` is "yes", "no" or "unknown"; `reasons` stand below it."""
+
+    state: str
+    title: str
+    text: str
+    reasons: tuple[str, ...] = ()
+
+
+def statements(run: Run) -> tuple[Statement, ...]:
+    """What was checked of a run, in words."""
+    return (_cut(run.proof), *_masks(run.results), *_exports(run))
+
+
+def frozen(results: Results) -> tuple[tuple[str, str], ...]:
+    """(widths, reason) of what could not be pruned, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for row in results.frozen or ():
+        width = "" if row.width is None else f" ({row.width:,})"
+        reasons.setdefault(row.reason or "no reason was given", []).append(row.name + width)
+    return tuple((words.several(shorten(names), 12), reason) for reason, names in reasons.items())
+
+
+def unsupported(results: Results) -> tuple[tuple[str, str], ...]:
+    """(operator, modules) of what has no rule."""
+    operators: dict[str, list[str]] = {}
+    for row in results.unsupported:
+        operators.setdefault(row.operator, []).append(row.module or "the model")
+    return tuple((name, words.several(shorten(where), 12)) for name, where in operators.items())
+
+
+def files(results: Results) -> tuple[tuple[str, str, str], ...]:
+    """(name, size, sha256) of the files of the folder."""
+    return tuple((name, words.size(row.bytes), row.sha256 or "not known") for name, row in results.files.items())
+
+
+def _cut(proof: Proof | None) -> Statement:
+    """The comparison with the masked original, on random weights and input."""
+    if proof is None:
+        return Statement("unknown", "The cut", "was not verified, or its verification is missing from the folder.")
+    compared = "" if proof.outputs is None else f", {words.number_of(proof.outputs, 'output value')} compared"
+    limit = "not given" if proof.tolerance is None else f"{proof.tolerance:.0e}"
+    if proof.exact:
+        said = (
+            "is exact: with random weights and input, the cut network computes what the original computes with the "
+            f"removed channels set to zero (relative error {words.error(proof.max_relative_error)}, "
+            f"tolerance {limit}{compared})."
+        )
+        return Statement("yes", "The cut", said)
+    good = proof.structural_error is not None and (proof.tolerance is None or proof.structural_error <= proof.tolerance)
+    if good:
+        said = (
+            "is right but not exact: the cut network equals the original with these channels taken out (relative "
+            f"error {words.error(proof.structural_error)}, tolerance {limit}{compared}); it differs from the original "
+            f"with them set to zero (relative error {words.error(proof.max_relative_error)}), for removing a channel "
+            "changes what other channels compute."
+        )
+        return Statement("yes", "The cut", said, tuple(shorten_reasons(proof.reasons)))
+    said = (
+        f"is not proven: relative error {words.error(proof.max_relative_error)} against the original with the removed "
+        f"channels set to zero, {words.error(proof.structural_error)} with them taken out (tolerance {limit})."
+    )
+    return Statement("no", "The cut", said, tuple(shorten_reasons(proof.reasons)))
+
+
+def _masks(results: Results) -> list[Statement]:
+    """How the network with gates compares with the one that is left, in accuracy."""
+    soft, hard, pruned = results.accuracy.soft, results.accuracy.hard, results.accuracy.pruned
+    found = []
+    if soft is not None and hard is not None:
+        said = (
+            f"Hard masks score {words.percent(hard, 2)} and soft ones {words.percent(soft, 2)} "
+            f"({words.points(hard - soft)})."
+        )
+        found.append(Statement("yes" if abs(hard - soft) <= _SETTLED else "no", "Soft and hard gates", said))
+    if hard is not None and pruned is not None:
+        same = "the same" if hard == pruned else words.points(pruned - hard)
+        said = f"With hard masks {words.percent(hard, 2)}, cut {words.percent(pruned, 2)}: {same}."
+        one_image = 1 / (results.accuracy.images or 1_000_000)  # may tip over by rounding
+        alike = abs(hard - pruned) <= 1.001 * one_image
+        found.append(Statement("yes" if alike else "no", "Masked and cut network", said))
+    return found
+
+
+def _exports(run: Run) -> list[Statement]:
+    return [
+        _export(getattr(run.checks, key) if run.checks else None, file in run.results.files, file, what)
+        for key, (file, what) in _EXPORTS.items()
+    ]
+
+
+def _export(found: Exported | None, there: bool, file: str, what: str) -> Statement:
+    title = f"{what} ({file})"
+    if found is None:
+        said = (
+            "is in the folder, but how well it agrees is not known." if there else "is not among the files of this run."
+        )
+        return Statement("unknown", title, said)
+    worst, limit = found.max_relative_error, found.tolerance
+    said = f"relative error {words.error(worst)}" + ("" if limit is None else f", tolerance {limit:.0e}")
+    if worst is None or (limit is not None and worst > limit):
+        return Statement("no", title, f"differs from the network it was made from ({said}).")
+    batch = {None: "", True: " with any batch size"}.get(found.dynamic_batch, " with a fixed batch size")
+    reasons = (found.reason,) if found.reason and found.dynamic_batch is False else ()
+    return Statement("yes", title, f"computes what the network computes{batch} ({said}).", reasons)
