@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -148,6 +150,20 @@ def test_an_image_that_breaks_later_is_one_sentence_too(workers, tmp_path):
         list(data.train.batches(4))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_dies_is_one_sentence_too(tmp_path, monkeypatch):
+    data = opened("folder", tmp_path, workers=1)
+    monkeypatch.setattr(type(data.train.images), "load", lambda images, number: os._exit(1))  # as if out of memory
+    with pytest.raises(DataError, match=r"Reading images failed \([^\n]*\): lower data\.workers"):
+        list(data.train.batches(4))
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_images_can_be_sent_to_workers_that_are_not_forked(kind, tmp_path):
+    images = opened(kind, tmp_path).train.images
+    sent = ForkingPickler.loads(ForkingPickler.dumps(images))
+    assert torch.equal(sent.decode(3, None), images.decode(3, None))
 
 
 def test_only_as_many_images_are_checked_as_asked_for(tmp_path):

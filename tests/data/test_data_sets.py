@@ -10,7 +10,7 @@ import pytest
 import torch
 from _sets import Config, arrays, cifar, fashion, idx, npz, pixels
 
-from secateur.data import open_data
+from secateur.data import DATASETS, open_data
 from secateur.data.readers.cifar import CIFAR10, COARSE, FINE
 
 
@@ -29,6 +29,16 @@ def test_digits_are_embedded_and_divided_alike_in_every_run():
     images, _ = everything(one.train)
     assert abs(images.mean()) < 0.02
     assert abs(images.std() - 1) < 0.02
+
+
+def test_the_section_of_a_recipe_opens_what_it_names():
+    from secateur.recipe import DataConfig
+
+    data = open_data(DataConfig(name="digits", train_images=100, batch_size=50, augment=("flip",)), seed=0)
+    assert (len(data.train), len(data.validation)) == (90, 10)
+    assert [row.name for row in data.train.augment] == ["flip"]
+    names = DataConfig.model_json_schema()["properties"]["name"]["enum"]
+    assert sorted(names) == sorted(DATASETS)
 
 
 def test_digits_keep_their_17_grey_values_apart():

@@ -99,18 +99,21 @@ class EncodedImages(Images):
             generator=torch.Generator(),  # or each loader would draw a number from the global one
         )
         batches = iter(loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise DataError(
-                    f"Reading images failed ({said(error)}): lower data.workers, or free some memory."
-                ) from error
-            if isinstance(batch, DataError):  # raised in a worker it would come with a traceback in its text
-                raise batch
-            yield batch
+        try:
+            while (batch := self._next(batches)) is not None:
+                if isinstance(batch, DataError):  # raised in a worker it would come with a traceback in its text
+                    raise batch
+                yield batch
+        finally:
+            del batches  # ends the workers now; left in a traceback, they would be waited for when it is collected
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            raise DataError(
+                f"Reading images failed ({said(error)}): lower data.workers, or free some memory."
+            ) from error
 
     def check(self) -> None:
         """Decode as many images as asked for, evenly spread."""
