@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: Mappi
     A tensor with several names is written under the first.
     """
     tensors = {name: tensor.detach().contiguous() for name, tensor in canonical(model).items()}
-    data = save(_apart(tensors), metadata=dict(metadata))
+    data = _ordered(save(_apart(tensors), metadata=dict(metadata)))
     write_bytes(path, data, what="The weights", error=ConfigError)
 
 
@@ -74,6 +75,18 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         if not isinstance(value, torch.Tensor):
             raise WeightsError(f"{name} in the state dict is a {type(value).__name__}, which safetensors cannot hold.")
     return found
+
+
+def _ordered(data: bytes) -> bytes:
+    """The file with its metadata in order: safetensors hashes them, so that no two files would be the same bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    if "__metadata__" not in header:
+        return data
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format's alignment
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
