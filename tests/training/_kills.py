@@ -123,7 +123,9 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 def main(scenarios: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        train(VARIANTS["everything"], Path(temporary) / "warm-up")  # what is imported late is there before the first fork
+        train(
+            VARIANTS["everything"], Path(temporary) / "warm-up"
+        )  # what is imported late is there before the first fork
         whole = {}
         for name, variant in VARIANTS.items():
             folder = Path(temporary) / f"whole {name}"
@@ -131,9 +133,8 @@ def main(scenarios: list[dict[str, Any]]) -> None:
             whole[name] = outcome(folder)
         for number, scenario in enumerate(scenarios):
             variant, folder = VARIANTS[scenario["variant"]], Path(temporary) / str(number)
-            status = []
-            for kill in scenario["kills"]:
-                status.append(forked(lambda k=kill, v=variant, f=folder: (kill_at(*k), train(v, f))))
+            kills = scenario["kills"]
+            status = [forked(lambda k=kill, v=variant, f=folder: (kill_at(*k), train(v, f))) for kill in kills]
             status.append(forked(lambda v=variant, f=folder: train(v, f)))
             found = outcome(folder) if status[-1] == 0 else None
             print(json.dumps({"status": status, "same": found == whole[scenario["variant"]], "found": found}))

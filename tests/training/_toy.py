@@ -28,6 +28,7 @@ class ToySplit:
         rng = np.random.default_rng(self.offset)
         self.labels = torch.from_numpy(rng.integers(0, self.classes, self.count))
         patterns = torch.from_numpy(np.random.default_rng(99).normal(size=(self.classes, 2, 6, 6))).float()
+        patterns += 1.5 * torch.from_numpy(np.random.default_rng(98).normal(size=(self.classes, 2, 1, 1))).float()
         noise = torch.from_numpy(rng.normal(size=(self.count, 2, 6, 6))).float()
         self.images = patterns[self.labels] + 1.5 * noise
 
@@ -86,7 +87,7 @@ class ToyNet(nn.Module):
 
 
 class ToyMethod(nn.Module):
-    """Keeps the engine's side of the method contract; its behaviour depends on state that is no tensor, and on numpy."""
+    """Keeps the engine's side of the method contract; its behaviour depends on state that is no tensor and on numpy."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

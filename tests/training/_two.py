@@ -43,7 +43,21 @@ def digits(folder: Path) -> None:
     found = engine.evaluate(net, data.test)
     plan = secateur.prune(net, torch.zeros(2, 1, 8, 8), budget="flops=0.5", criterion="l1").plan
     masks = {name: mask.tolist() for name, mask in plan.masks.items()}
-    keep(folder, "digits", net, {"masks": masks, "loss": found.loss, "accuracy": found.accuracy, "images": found.images})
+    keep(
+        folder, "digits", net, {"masks": masks, "loss": found.loss, "accuracy": found.accuracy, "images": found.images}
+    )
+
+
+def whitened(folder: Path) -> None:
+    """BWCP: gates drawn alike, moments over all images, and in the end the same channels."""
+    data = open_data(DataConfig(name="digits", train_images=187), 0)
+    engine = Engine(data, CONFIG, seed=1, batch_size=32, folder=folder / "whitened")
+    torch.manual_seed(0)
+    training = Training(epochs=2, lr=0.02)
+    net = models.create("resnet8", num_classes=10, in_channels=1, width=0.5)
+    method = secateur.methods.BWCP(net, torch.zeros(2, 1, 8, 8), budget="flops=0.6", steps=engine.steps(training))
+    engine.fit("train", method, training, method=method)
+    keep(folder, "whitened", method, {"masks": {name: mask.tolist() for name, mask in method.plan().masks.items()}})
 
 
 def mixed(folder: Path) -> None:
@@ -153,7 +167,7 @@ def main(folder: Path) -> None:
     assert world() == 2
     if rank() == 1:
         Store.write = None  # type: ignore[assignment,method-assign]  # only the first process may write
-    for work in (norms, means, digits, mixed, small):
+    for work in (norms, means, digits, whitened, mixed, small):
         work(folder)
         torch.distributed.barrier()
     (folder / f"survived{rank()}").touch()

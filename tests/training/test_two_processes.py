@@ -37,12 +37,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    for work in (_two.digits, _two.mixed, _two.small):
+    for work in (_two.digits, _two.whitened, _two.mixed, _two.small):
         work(folder)
     return folder
 
 
-@pytest.mark.parametrize("name", ["digits", "mixed", "small"])
+@pytest.mark.parametrize("name", ["digits", "whitened", "mixed", "small"])
 def test_weights_and_curves_agree(one: Path, two: Path, name: str) -> None:
     mine, true = load_file(two / f"{name}.safetensors"), load_file(one / f"{name}.safetensors")
     assert mine.keys() == true.keys()
@@ -54,9 +54,14 @@ def test_weights_and_curves_agree(one: Path, two: Path, name: str) -> None:
         assert row == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
-def test_the_plan_is_the_same(one: Path, two: Path) -> None:
-    mine, true = (json.loads((folder / "digits.json").read_text()) for folder in (two, one))
+@pytest.mark.parametrize("name", ["digits", "whitened"])
+def test_the_plan_is_the_same(one: Path, two: Path, name: str) -> None:
+    mine, true = (json.loads((folder / f"{name}.json").read_text()) for folder in (two, one))
     assert mine["masks"] == true["masks"]
+
+
+def test_evaluation_is_shared(one: Path, two: Path) -> None:
+    mine, true = (json.loads((folder / "digits.json").read_text()) for folder in (two, one))
     assert mine["images"] == true["images"] == 500
     assert mine["loss"] == pytest.approx(true["loss"], rel=1e-3)
     assert mine["accuracy"] == pytest.approx(true["accuracy"], abs=0.004)

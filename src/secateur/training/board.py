@@ -25,7 +25,7 @@ class Board:
     def add(self, row: Mapping[str, Any]) -> None:
         """One epoch's numbers under STAGE/NAME, over the optimiser steps of the stage."""
         if self._writer is None:
-            self._writer = self._make(str(self._folder), purge_step=None)
+            self._writer = self._make(str(self._folder))
         for name, value in {**row, **row.get("method", {})}.items():
             if isinstance(value, int | float) and name not in ("epoch", "step"):
                 self._writer.add_scalar(f"{row['stage']}/{name}", value, row["step"])

@@ -42,6 +42,11 @@ def accelerator(config: EngineConfig) -> Any:
         raise ConfigError(
             "engine.device is cuda, but the launcher chose the CPU: leave out --cpu, or set engine.device: auto."
         )
+    if config.mixed_precision != "no" and not made.native_amp:
+        raise ConfigError(
+            f"engine.mixed_precision {config.mixed_precision} needs a GPU and this is {made.device.type}: set it to no"
+            + (", or bf16." if config.mixed_precision == "fp16" else ".")
+        )
     launched = os.environ.get("WORLD_SIZE", "1")
     if launched != str(made.num_processes):
         raise ConfigError(

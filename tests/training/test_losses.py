@@ -1,0 +1,108 @@
+"""Losses against their definitions, mixup's determinism, weight decay, the moving average."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from _toy import toy_net
+from torch import nn
+from torch.nn import functional as F
+
+from secateur.errors import ModelError
+from secateur.recipe import Distil, Training
+from secateur.training.averages import Average
+from secateur.training.losses import Targets, TaskLoss, distillation, logits, mix, mixing
+from secateur.training.optimisers import make_optimiser
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, 4, generator=generator)
+    return scores, torch.randn(6, 4, generator=generator), torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def test_sum_of_cross_entropies(batch: tuple[torch.Tensor, ...]) -> None:
+    scores, _, labels = batch
+    by_hand = -(0.9 * scores.log_softmax(1)[range(6), labels] + 0.1 * scores.log_softmax(1).mean(1)).sum()
+    assert TaskLoss(Training(label_smoothing=0.1))(scores, Targets(labels)) == pytest.approx(float(by_hand))
+
+
+def test_distillation_is_the_scaled_divergence(batch: tuple[torch.Tensor, ...]) -> None:
+    scores, taught, labels = batch
+    p, q = (taught / 3).softmax(1), (scores / 3).softmax(1)
+    divergence = 9 * (p * (p / q).log()).sum()
+    assert distillation(scores, taught, 3.0) == pytest.approx(float(divergence), rel=1e-5)
+    loss = TaskLoss(Training(distill=Distil(weight=0.3, temperature=3.0)))
+    wanted = 0.7 * F.cross_entropy(scores, labels, reduction="sum") + 0.3 * divergence
+    assert loss(scores, Targets(labels), taught) == pytest.approx(float(wanted), rel=1e-5)
+    assert distillation(scores, scores, 2.0) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_mixup_blends_images_and_losses(batch: tuple[torch.Tensor, ...]) -> None:
+    scores, _, labels = batch
+    images = torch.arange(6.0).view(6, 1, 1, 1)
+    partner = torch.tensor([5, 4, 3, 2, 1, 0])
+    mixed, targets = mix(images, labels, 0.25, partner)
+    assert torch.allclose(mixed, 0.25 * images + 0.75 * images[partner])
+    one, other = (F.cross_entropy(scores, y, reduction="sum") for y in (labels, labels[partner]))
+    assert TaskLoss(Training())(scores, targets) == pytest.approx(float(0.25 * one + 0.75 * other))
+    right = scores.argmax(1)
+    wanted = 0.25 * (right == labels).sum() + 0.75 * (right == labels[partner]).sum()
+    assert float(targets.correct(scores)) == pytest.approx(float(wanted))
+    parts = targets.split(4)
+    assert [len(part.labels) for part in parts] == [2, 2, 1, 1]
+    assert torch.equal(torch.cat([part.others for part in parts]), labels[partner])
+
+
+def test_mixup_is_a_function_of_seed_epoch_and_batch() -> None:
+    share, partner = mixing(8, 0.4, seed=1, epoch=2, batch=3)
+    again = mixing(8, 0.4, seed=1, epoch=2, batch=3)
+    assert share == again[0]
+    assert torch.equal(partner, again[1])
+    assert len({mixing(8, 0.4, seed=s, epoch=e, batch=b)[0] for s in (1, 2) for e in (0, 1) for b in (0, 1)}) == 8
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [((torch.zeros(2, 3),), "a tuple"), (torch.zeros(2, 3, 4), "2x3x4"), (torch.zeros(3, 4), "3x4"), (1.0, "a float")],
+)
+def test_outputs_that_are_no_class_scores(output: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        logits(output, 2, "in training")
+
+
+def test_decay_of_norms_is_an_option() -> None:
+    net = toy_net()
+    groups = make_optimiser(net, Training(weight_decay=0.01)).param_groups
+    assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(5, 0.01)]
+    settings = SimpleNamespace(**Training(weight_decay=0.01, optimiser="adamw").model_dump() | {"decay_norm": False})
+    groups = make_optimiser(net, settings).param_groups
+    assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(2, 0.01), (3, 0.0)]
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ModelError, match="no parameters to train"):
+        make_optimiser(net, Training())
+
+
+def test_the_average_follows_weights_and_buffers() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = Average(net, 0.8)
+    wanted = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for step in range(40):
+        with torch.no_grad():
+            for tensor in net.state_dict().values():
+                tensor += 1
+        average.update(step)
+        decay = min(0.8, (1 + step) / (10 + step))
+        for name, tensor in net.state_dict().items():
+            wanted[name] = decay * wanted[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor.clone()
+    for name, tensor in average.tensors.items():
+        torch.testing.assert_close(tensor, wanted[name], msg=name)
+    own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with average.in_place():
+        assert torch.equal(net.state_dict()["0.weight"], average.tensors["0.weight"])
+    assert all(torch.equal(tensor, own[name]) for name, tensor in net.state_dict().items())
