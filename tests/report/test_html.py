@@ -174,6 +174,15 @@ def test_missing_values_break_a_line_and_one_value_is_a_dot(tmp_path: Path) -> N
     assert len(chart.findall("circle[@class='dot s1']")) == 1
 
 
+def test_a_loss_that_spikes_is_drawn_logarithmically(tmp_path: Path) -> None:
+    content = documents()
+    content["metrics"][5]["validation_loss"] = 140.0
+    text = report(tmp_path, content).text("training")
+    assert "Loss, logarithmic train 0.3040" in text
+    content["metrics"][6]["validation_loss"] = 0.0
+    assert "logarithmic" not in report(tmp_path, content).text("training")
+
+
 def test_a_repeated_epoch_counts_once(tmp_path: Path) -> None:
     content = documents()
     again = copy.deepcopy(content["metrics"][3])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.report.page.pictures import Series, Spot, lines, nice, overlaid, paired, scatter, strip
+from secateur.report.page.pictures import Series, Spot, decades, lines, nice, overlaid, paired, scatter, strip
 
 FINITE = st.floats(-1e150, 1e150)
 
@@ -51,6 +51,23 @@ def test_any_line_is_drawn_inside_its_picture(ys: list[float | None]) -> None:
     for x, y in where:
         assert 0 <= float(x) <= 340
         assert 0 <= float(y) <= 200
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(-1.2, 2.15, [-2, -1, 0, 1, 2, 3]), (0.0, 0.0, [0, 1]), (-7.0, 12.0, [-7, -3, 1, 5, 9, 13])],
+)
+def test_decades(low: float, high: float, ticks: list[float]) -> None:
+    assert decades(low, high) == ticks
+
+
+def test_a_logarithmic_axis() -> None:
+    series = Series("a", [(1.0, 0.1), (2.0, None), (3.0, 10.0)])
+    svg = ElementTree.fromstring(lines([series], label="", form=lambda y: f"{y:g}", end=3.0, logarithmic=True))
+    heights = [float(dot.get("cy", "")) for dot in svg.iter("circle")]
+    assert heights == [170.0, 20.0]
+    said = [text.text for text in svg.findall("text[@class='tick']")]
+    assert said[:3] == ["0.1", "1", "10"]
 
 
 def test_a_thousand_epochs_are_thinned_and_keep_the_last() -> None:

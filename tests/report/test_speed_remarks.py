@@ -132,6 +132,13 @@ def test_no_speed_up_is_said(tmp_path: Path) -> None:
     assert "PyTorch: no speed-up that can be told from chance (0.97× to 1.06×)." in text
 
 
+def test_times_that_vary_too_much_are_to_be_measured_again(tmp_path: Path) -> None:
+    content = two_layers()
+    content["latency"]["runtimes"][0]["ratio"] = {"median": 1.6, "low": 0.7, "high": 5.4}
+    text = said(tmp_path, content)["Arithmetic and time"]
+    assert "(0.70× to 5.40×; the times vary too much, measure again on a quiet machine)" in text
+
+
 def test_a_runtime_that_was_skipped_is_named(tmp_path: Path) -> None:
     from secateur.report import write_report
 

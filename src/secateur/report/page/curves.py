@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from secateur.report.page import words
 from secateur.report.page.inputs import Epoch, Results, Run
 from secateur.report.page.pictures import Series, Spot, lines, scatter, swatch
 
 MOST_CHARTS = 24  # of a method's own metrics
+_SPIKE = 20  # times the median: above this, positive values are drawn on a logarithmic axis
 _HUGE = 1e150  # a diverged loss is drawn here; differences of larger numbers overflow
 
 
@@ -172,7 +174,14 @@ def _chart(
         said = [("", f"{value} at the end") for _, value in ends]
     first, last = series[-1].known[0], series[-1].known[-1]
     label = f"{title} by epoch: {form(first[1])} at epoch {first[0]:g}, {form(last[1])} at epoch {last[0]:g}"
-    return Chart(title, lines(series, label=label, form=_tick(form), end=end, stages=stages), tuple(said))
+    log = form is not words.percent and _spiked([y for one in series for _, y in one.known])
+    picture = lines(series, label=label, form=_tick(form), end=end, stages=stages, logarithmic=log)
+    return Chart(f"{title}, logarithmic" if log else title, picture, tuple(said))
+
+
+def _spiked(values: Sequence[float]) -> bool:
+    """Whether a few values tower so far above the others that these would lie flat on the ground."""
+    return min(values) > 0 and max(values) > _SPIKE * median(values)
 
 
 def _tick(form: Callable[[float], str]) -> Callable[[float], str]:

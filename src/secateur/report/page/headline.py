@@ -113,7 +113,10 @@ def _accuracy_said(accuracy: Accuracy) -> str:
 def _speed_said(run: Run) -> str:
     if run.latency is None or not run.latency.runtimes:
         return "latency was not measured"
-    return ", ".join(f"{speed(row)} on {runtime_name(row)}" for row in run.latency.runtimes)
+    alike: dict[str, list[str]] = {}
+    for row in run.latency.runtimes:
+        alike.setdefault(speed(row), []).append(runtime_name(row))
+    return ", ".join(f"{said} on {words.several(names)}" for said, names in alike.items())
 
 
 def _accuracy_rows(accuracy: Accuracy) -> list[Row]:
@@ -214,8 +217,9 @@ def _collapse(accuracy: Accuracy) -> str:
         return ""
     back = accuracy.finetuned - accuracy.pruned
     return (
-        f"That the accuracy falls by {100 * fall:.1f} points at the cut is usual: the channels that are left have not "
-        f"learnt to do without the others. Fine-tuning gave {100 * back:.1f} points back."
+        f"Just after the cut the accuracy is {100 * fall:.1f} points below the dense network's. That is usual: the "
+        "channels that are left have not learnt to do without the others. "
+        f"Fine-tuning gave {100 * back:.1f} points back."
     )
 
 

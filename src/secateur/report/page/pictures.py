@@ -47,13 +47,22 @@ class Spot:
 
 
 def lines(
-    series: Sequence[Series], *, label: str, form: Format, end: float, stages: Sequence[tuple[float, str]] = ()
+    series: Sequence[Series],
+    *,
+    label: str,
+    form: Format,
+    end: float,
+    stages: Sequence[tuple[float, str]] = (),
+    logarithmic: bool = False,
 ) -> str:
     """A line chart over epochs 0 to `end`; `stages` holds where each stage begins (in epochs) and its name."""
+    if logarithmic:  # drawn in exponents of ten, all values being positive
+        series = [Series(one.name, [(x, y and math.log10(y)) for x, y in one.points], one.style) for one in series]
     known = [point for one in series for point in one.known]
-    ticks = nice(min(y for _, y in known), max(y for _, y in known))
+    low, high = min(y for _, y in known), max(y for _, y in known)
+    ticks = decades(low, high) if logarithmic else nice(low, high)
     box = _Box(0.0, max(end, 1.0), ticks[0], ticks[-1])
-    parts = [*_rows(box, ticks, form), *_epochs(box)]
+    parts = [*_rows(box, ticks, (lambda y: form(10.0**y)) if logarithmic else form), *_epochs(box)]
     parts += _boundaries(box, stages)
     for one in series:
         parts += _line(box, one)
@@ -135,6 +144,13 @@ def nice(low: float, high: float, *, count: int = 4) -> list[float]:
     step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if rough <= factor * power * 1.0001)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [k * step for k in range(first, last + 1)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Whole exponents of ten from below `low` to above `high`, at most six of them."""
+    first, last = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
+    step = -(-(last - first) // 5)
+    return [float(first + k * step) for k in range(-(-(last - first) // step) + 1)]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from secateur.report.page.layers import BLOCK, Facts, Layer, by_kind, misaligned
 _FOLLOWS = 0.8  # of the saved MACs saved as time: the time follows the arithmetic
 _WORTH = 0.10  # of the time: a cause smaller than this is not worth a remark
 _FOLDED = 0.01  # of the dense time
+_WIDE = 1.5  # an interval's end over its beginning: the times vary too much to say anything
 _SLOWER = 1.05  # a layer's time is longer, not just jitter
 _TINY_MS = 0.05  # calling such a layer costs about as much as computing it
 _RATE = 0.9  # MACs a second, pruned against dense: below this the layers became less efficient
@@ -51,8 +52,10 @@ def _against_macs(known: Facts) -> Remark | None:
 def _gained(row: RuntimeRow, ratio: Interval, saved: float) -> str:
     """How much of the MACs' share the time lost on one runtime."""
     name, change = runtime_name(row), 1 - 1 / ratio.median
-    if (ratio.low or ratio.median) <= 1 <= (ratio.high or ratio.median):
-        return f"{name}: no speed-up that can be told from chance ({interval(ratio)})."
+    low, high = ratio.low or ratio.median, ratio.high or ratio.median
+    if low <= 1 <= high:
+        again = "; the times vary too much, measure again on a quiet machine" if high > _WIDE * low else ""
+        return f"{name}: no speed-up that can be told from chance ({interval(ratio)}{again})."
     if change < 0:
         return f"{name}: {words.percent(-change)} more time, not less."
     promise = "as the MACs promise" if change >= _FOLLOWS * saved else "less than the MACs promise"
