@@ -99,9 +99,11 @@ def export_pt2(model: nn.Module, example_inputs: Any, path: str | os.PathLike[st
         file.write_bytes(data)
         try:
             own = Program(read_archive(file))
-            error = max(error, subject.error(lambda inputs: outputs(own, inputs)))
         except NotRun as problem:
             more = {"loads": False, "not_loaded": str(problem)}
+        else:
+            with told("The exported network cannot be run by secateur.load", "leave it out with export.pt2=false"):
+                error = max(error, subject.error(lambda inputs: outputs(own, inputs)))
     return subject.written(path, data, error, "torch.export", more)
 
 
@@ -141,8 +143,9 @@ class Subject:
         if batch is None:
             return cls(twin, inputs, (), "no input has a batch dimension")
         try:
-            for size in (*_BATCHES, 2):
-                outputs(twin, with_batch(inputs, size))
+            with quiet():
+                for size in (*_BATCHES, 2):
+                    outputs(twin, with_batch(inputs, size))
         except Exception as error:  # a network may well be written for one batch size
             return cls(twin, inputs, (batch,), f"the network does not run with other batch sizes ({_brief(error)})")
         return cls(twin, inputs, _BATCHES, None)

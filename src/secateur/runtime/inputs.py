@@ -19,7 +19,7 @@ _TYPES = {
         torch.uint8, torch.bool,
     )
 }  # fmt: skip
-_MOST_ELEMENTS = 1 << 30  # a damaged file must not fill the memory
+_MOST_ELEMENTS = 1 << 28  # a damaged file must not fill the memory
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ def _aten(name: str, overload: str) -> Callable[..., Any] | None:
     if not isinstance(found, torch._ops.OpOverload):
         return None
     plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name  # in place on what a network made
-    if plain in _NEVER or overload.endswith("out") or any("Storage" in str(a.type) for a in found._schema.arguments):
+    if plain in _NEVER or overload == "out" or overload.endswith("_out"):
+        return None
+    if any("Storage" in str(argument.type) for argument in found._schema.arguments):
         return None
     known = f"aten::{plain}" in RULES or plain in _MORE or torch.Tag.pointwise in found.tags
     return found if known else None

@@ -303,8 +303,9 @@ def _fill(value: Any, values: Mapping[str, Any], device: torch.device) -> Any:
 
 
 def _keep(values: dict[str, Any], outputs: tuple[Any, ...], got: Any) -> None:
-    several = len(outputs) > 1
-    for output, value in zip(outputs, got if several else [got], strict=True):
+    if not outputs:  # an assertion
+        return
+    for output, value in zip(outputs, got if len(outputs) > 1 else [got], strict=True):
         if isinstance(output, list):
             values.update((name, v) for name, v in zip(output, value, strict=True) if name is not None)
         elif output is not None:

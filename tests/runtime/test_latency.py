@@ -1,0 +1,117 @@
+"""Latency: what is said follows from the times, and the measurement leaves no trace. No timing is asserted."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _runs import Run, assert_sentence
+from torch import nn
+
+from secateur import models
+from secateur.errors import ConfigError, RunError
+from secateur.runtime import measure
+from secateur.runtime.latency import compare
+from secateur.runtime.layers import kind_of
+
+
+@pytest.fixture(scope="module")
+def document(run: Run) -> dict[str, Any]:
+    return measure(run.fresh(), run.narrow, run.inputs, batch_size=2, repeats=4, warmup=1)
+
+
+def test_the_document_is_whole_and_strict_json(document: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert (document["format"], document["version"]) == ("secateur.latency", 1)
+    assert (document["batch_size"], document["threads"], document["repeats"]) == (2, 1, 4)
+    assert [row["runtime"] for row in document["runtimes"]] == ["pytorch", "onnxruntime"]
+    assert document["skipped"] == []
+    assert set(document["versions"]) == {"python", "torch", "onnxruntime"}
+    for row in document["runtimes"]:
+        assert 0 < row["dense"]["p10_ms"] <= row["dense"]["median_ms"] <= row["dense"]["p90_ms"]
+        assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+        assert row["speedup"] == (row["ratio"]["low"] > 1)
+
+
+def test_layers_stand_side_by_side(document: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in document["layers"]}
+    assert rows["stem.0"]["kind"] == "conv2d 3x3"
+    assert rows["depthwise.0"]["kind"] == "depthwise conv2d 3x3"
+    assert rows["fc"]["kind"] == "linear"
+    assert next(iter(rows)) == "stem.0"
+    assert all(row["dense_ms"] > 0 and row["pruned_ms"] > 0 for row in rows.values())
+
+
+def test_a_speed_up_needs_an_interval_above_one() -> None:
+    noise = np.random.default_rng(0).normal(1, 0.01, size=(2, 30))
+    faster = compare(2e-3 * noise[0], 1e-3 * noise[1])
+    assert faster["speedup"] is True
+    assert re.fullmatch(r"(1\.99|2\.00|2\.01)x faster \((1\.9|2\.0)\d to 2\.0\d\)", faster["said"])
+    same = compare(1e-3 * noise[0], 1e-3 * noise[1])
+    assert same["speedup"] is False
+    assert same["said"].startswith("no speed-up: the interval of the ratio (")
+    slower = compare(1e-3 * noise[0], 2e-3 * noise[1])
+    assert slower["speedup"] is False
+    assert re.match(r"no speed-up: (1\.99|2\.0\d)x slower \(", slower["said"])
+    assert compare(2e-3 * noise[0], 1e-3 * noise[1]) == faster  # the draws come from the seed
+
+
+def test_one_pair_of_times_has_an_interval_too() -> None:
+    found = compare([2e-3], [1e-3])
+    assert found["ratio"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+
+
+def test_nothing_is_left_behind(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = run.fresh().train()
+    threads, asked = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    measure(dense, run.narrow, run.inputs, repeats=1, threads=2, runtimes=["pytorch"])
+    assert asked == [2, threads]
+    assert dense.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in dense.modules())
+
+
+def test_a_layer_that_is_gone_has_no_time() -> None:
+    document = measure(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Identity()),
+        torch.randn(1, 3, 8, 8), repeats=1, runtimes=["pytorch"],
+    )  # fmt: skip
+    assert [(row["name"], row["pruned_ms"] is None) for row in document["layers"]] == [("0", False), ("1", True)]
+
+
+def test_what_onnx_cannot_express_is_skipped_with_the_reason() -> None:
+    class Refuses(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if float(x.sum()) > 0 else x[:, :2]
+
+    document = measure(Refuses(4, 2), Refuses(4, 2), torch.randn(1, 4), repeats=1)
+    assert [row["runtime"] for row in document["runtimes"]] == ["pytorch"]
+    assert document["skipped"][0]["runtime"] == "onnxruntime"
+    assert "cannot be exported" in document["skipped"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"repeats": -1}, {"threads": True}, {"threads": 1.5}, {"runtimes": ["onnxrumtime"]}],
+)
+def test_impossible_settings_are_one_sentence(run: Run, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        measure(run.narrow, run.narrow, run.inputs, **wrong)
+    assert_sentence(caught.value)
+
+
+def test_a_batch_size_the_network_does_not_run_with() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Unflatten(0, (2, 1)))
+    with pytest.raises(RunError, match=r"latency\.batch_size") as caught:
+        measure(model, model, torch.randn(2, 3, 8, 8), batch_size=3, repeats=1)
+    assert_sentence(caught.value)
+
+
+def test_kinds_of_layers() -> None:
+    assert kind_of(nn.Conv2d(8, 8, (1, 7), groups=4)) == "grouped conv2d 1x7"
+    assert kind_of(nn.ConvTranspose1d(4, 4, 3)) == "convtranspose1d 3"
+    assert kind_of(models.create("tiny").stem[1]) == "batchnorm2d"
