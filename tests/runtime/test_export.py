@@ -137,6 +137,19 @@ def test_a_file_that_computes_otherwise_is_not_written(tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_an_archive_with_pickles_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def older(program: Any, file: Any) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("serialized_state_dict.pt", b"PK")
+
+    monkeypatch.setattr(torch.export, "save", older)
+    monkeypatch.setattr(torch.export, "load", lambda _: torch.export.export(nn.Conv2d(3, 4, 3), (INPUTS,)))
+    monkeypatch.setattr(export_module.Subject, "error", lambda *_: 0.0)
+    with pytest.raises(RunError, match="install a newer PyTorch"):
+        export_pt2(nn.Conv2d(3, 4, 3), INPUTS, tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_exporters_are_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: Any) -> None:
     export_pt2(Loud(), INPUTS, tmp_path / "m.pt2")
     out, err = capfd.readouterr()

@@ -101,6 +101,11 @@ def export_pt2(model: nn.Module, example_inputs: Any, path: str | os.PathLike[st
             own = Program(read_archive(file))
         except NotRun as problem:
             more = {"loads": False, "not_loaded": str(problem)}
+        except RunError as problem:  # older releases put pickles into the archive
+            raise RunError(
+                f"PyTorch {torch.__version__} writes model.pt2 in a form that cannot be read without running it: "
+                "install a newer PyTorch, or leave it out with export.pt2=false."
+            ) from problem
         else:
             with told("The exported network cannot be run by secateur.load", "leave it out with export.pt2=false"):
                 error = max(error, subject.error(lambda inputs: outputs(own, inputs)))
