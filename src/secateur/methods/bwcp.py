@@ -12,7 +12,13 @@ Where this differs from the paper, and why:
     The paper finds strengths lambda by hand for every budget. Here a controller moves one strength, up and down, so
         that the cost follows a ramp from the whole network down to the budget; `controller: false` is the paper's way.
     The paper sharpens probabilities by a map it does not name. Here the gate's logit is k (P - 1/2), k growing.
-    A network that starts from scratch gets beta = 0.5 (paper: 0, where every channel is below the threshold at first).
+    For the last fifth of the steps the masks stand: random gates near their level leak what hard ones cut off, and what
+        is trained at the end should be what is cut; `settle: 1` is the paper's way.
+    The largest strength, warm-up, ramp and k suit short trainings, in which they were tried.
+    Until the penalty has done its work, the level of P at which gates close (1/2 in the paper) is moved as well, so
+        that the cost is on its ramp at every moment; `level: false` is the paper's way.
+    A network that starts from scratch gets gamma = beta = 1/4: with the paper's 1 and 0 every channel would be below
+        the threshold at first, and whitening would multiply what the classifier sees by 4.
     At a projection shortcut the mask is the product of two norms' masks, needed before the second norm has run: its
         factor then comes from the running average of its matrix instead of this batch's.
     Norms that no convolution alone feeds (before an activation, behind a concatenation) gate without whitening.
@@ -53,20 +59,26 @@ class BWCPSettings(Settings):
         "probability", description="logit of the gate: k (P - 1/2), k logit P, or logit P"
     )
     sharpness: list[float] = Field(
-        [4.0, 40.0], min_length=2, max_length=2, description="k when the gates open and at the end"
+        [10.0, 60.0], min_length=2, max_length=2, description="k when the gates open and at the end"
     )
-    warmup: float = Field(0.25, ge=0, lt=1, description="share of the steps with gates open wide and no penalty")
-    ramp: float = Field(0.75, gt=0, le=1, description="share of the steps after which the budget should be reached")
-    beta: float = Field(0.5, description="shift given to norms that still have their first scale 1 and shift 0")
+    warmup: float = Field(0.15, ge=0, lt=1, description="share of the steps with gates open wide and no penalty")
+    ramp: float = Field(0.5, gt=0, le=1, description="share of the steps after which the budget should be reached")
+    settle: float = Field(
+        0.8, gt=0, le=1, description="share of the steps after which masks stand; 1: never, as in the paper"
+    )
+    start: list[float] = Field(
+        [0.25, 0.25], min_length=2, max_length=2, description="scale and shift of norms that were never trained"
+    )
     floor: float = Field(0.1, ge=0, le=1, description="share of every group whose gates never close")
     controller: bool = Field(True, description="find the strength of the penalty; false: lambda1 and lambda2 as given")
     lambda1: float = Field(4e-5, ge=0, description="penalty on |gamma| without the controller")
     lambda2: float = Field(8e-5, ge=0, description="penalty on beta without the controller")
     ratio: float = Field(2.0, ge=0, description="lambda1 / lambda2 with the controller")
-    strength: float = Field(2e-3, gt=0, description="largest lambda2 the controller may use, in both directions")
-    reward: float = Field(0.05, ge=0, description="largest reward for beta, as a share of the largest strength")
-    gain: float = Field(0.2, gt=0, description="integral part of the controller")
-    proportional: float = Field(2.0, ge=0, description="proportional part of the controller")
+    strength: float = Field(1e-3, gt=0, description="largest lambda2 the controller may use")
+    reward: float = Field(0.2, ge=0, description="largest reward for beta, as a share of the largest strength")
+    proportional: float = Field(2.0, ge=0, description="share of the largest strength for an excess cost of 1")
+    gain: float = Field(20.0, ge=0, description="the same for an excess of 1 that lasts for the whole training")
+    level: bool = Field(True, description="also move the margin at which gates close, so that the ramp is kept to")
 
 
 class BWCP(Method):
@@ -104,7 +116,7 @@ class BWCP(Method):
         self._start()
         self.aim = Aim(self.graph, self.budget)
         self.strength = self._sum = 0.0
-        self._first: float | None = None  # what was left of the cost when the controller first looked
+        self._settled: Plan | None = None
         self._press()
         self._follow()
 
@@ -116,17 +128,19 @@ class BWCP(Method):
 
     @torch.no_grad()
     def _start(self) -> None:
-        """Lift the shift of norms that were never trained, or half of the channels start below the threshold."""
+        """Lift the shift of norms that were never trained, and undo what whitening multiplies them by."""
+        scale, shift = self.settings.start
         for layer in self.gates.layers.values():
             if bool((layer.weight == 1).all()) and bool((layer.bias == 0).all()):
-                layer.bias.fill_(self.settings.beta)
+                layer.weight.fill_(scale)
+                layer.bias.fill_(shift)
 
     # ------------------------------------------------------------------------------------------------- training
 
     def loss(self) -> torch.Tensor:
         """The penalty: the sum over channels of lambda1 |gamma| + lambda2 beta."""
         lambda1, lambda2 = self._strengths()
-        if not self.gates.open or not (lambda1 or lambda2):
+        if not self.gates.open or self._settled is not None or not (lambda1 or lambda2):
             return torch.zeros((), device=self.device)
         gamma = torch.cat([layer.weight for layer in self.gates.layers.values()]).float()
         beta = torch.cat([layer.bias for layer in self.gates.layers.values()]).float()
@@ -135,9 +149,20 @@ class BWCP(Method):
     def after_step(self) -> None:
         """Move the schedule on, and now and then the strength."""
         super().after_step()
+        opening = not self.gates.open
         self._follow()
-        if self.settings.controller and self.gates.open and self.step % max(1, self.steps // 500) == 0:
+        if self._settled is not None or not self.gates.open:
+            return
+        if self.settings.controller and (opening or self.step % self._interval == 0):
             self._control()
+        if self.progress >= self.settings.settle < 1:
+            self._settled = self.plan()
+            self.gates.settle(self._settled.masks)
+
+    @property
+    def _interval(self) -> int:
+        """Steps between two looks at the cost."""
+        return max(1, self.steps // 500)
 
     def _follow(self) -> None:
         """Set what depends on the step: whether gates act, and how sharp they are."""
@@ -147,21 +172,36 @@ class BWCP(Method):
         self.gates.sharpness = low + (high - low) * max(since, 0.0)
 
     def _control(self) -> None:
-        """More strength while the cost lies above its ramp, less, or even a reward, while it lies below."""
-        s = self.settings
-        left = self.aim.fraction(counts(self.gates.hard_masks()))
-        self._first = left if self._first is None else self._first
-        excess = left - self._wanted()
-        self._sum = float(np.clip(self._sum + s.gain * excess, -s.reward, 1.0))
+        """Steer towards the cost wanted now: by the penalty in the long run, by the gates' level at once.
+
+        The penalty grows while the rule P >= 1/2 leaves too much, and shrinks, even to a reward, while it leaves too
+        little. It acts over many steps; until it has, the level decides, and channels with the least margin go first.
+        """
+        s, wanted = self.settings, self._wanted()
+        excess = self.aim.fraction(counts(self.gates.hard_masks())) - wanted
+        self._sum = float(np.clip(self._sum + s.gain * excess * self._interval / self.steps, -s.reward, 1.0))
         self.strength = s.strength * float(np.clip(self._sum + s.proportional * excess, -s.reward, 1.0))
+        if s.level:
+            self.gates.level = self._level(wanted)
         self._press()
 
+    def _level(self, wanted: float) -> float:
+        """The lowest level that leaves no more than `wanted`."""
+        margins = self.gates.margins()
+        levels = np.unique(np.concatenate([*margins.values(), [np.inf]]))
+        low, high = 0, len(levels) - 1
+        while low < high:  # the cost falls as the level rises
+            middle = (low + high) // 2
+            over = self.aim.fraction(counts(self.gates.hard_masks(levels[middle]))) > wanted
+            low, high = (middle + 1, high) if over else (low, middle)
+        below, above = levels[max(low - 1, 0)], levels[low]
+        return float((below + above) / 2 if np.isfinite(above) else below + 1.0)
+
     def _wanted(self) -> float:
-        """Where the cost should be now: on a line from what the opening gates left down to the budget."""
+        """Where the cost should be now: on a line from the whole network down to the budget."""
         s = self.settings
         share = (self.progress - s.warmup) / max(s.ramp - s.warmup, 1e-9)
-        first = 1.0 if self._first is None else max(self._first, self.aim.goal)
-        return first + min(max(share, 0.0), 1.0) * (self.aim.goal - first)
+        return 1.0 + min(max(share, 0.0), 1.0) * (self.aim.goal - 1.0)
 
     def _press(self) -> None:
         """Decide on which channels the penalty acts: with the controller, on those that decide and may still go."""
@@ -184,8 +224,11 @@ class BWCP(Method):
         return {g.name: found.get(g.name, np.zeros(g.width)) for g in self.graph.groups}
 
     def plan(self) -> Plan:
-        """The rule P >= 1/2 where it meets the budget, else the rule with its threshold moved until it does."""
-        rule = {g.name: np.ones(g.width, dtype=np.bool_) for g in self.graph.groups} | self.gates.hard_masks()
+        """What the gates' level keeps where it meets the budget, else the level is moved until it does."""
+        if self._settled is not None:
+            return Plan(dict(self._settled.masks), dict(self._settled.provenance))
+        rule = {g.name: np.ones(g.width, dtype=np.bool_) for g in self.graph.groups}
+        rule |= self.gates.hard_masks(self.gates.level)
         c, provenance = self.constraints, {"criterion": "bwcp", "budget": self.budget.as_dict()}
         if (
             c.align == 1
@@ -224,13 +267,14 @@ class BWCP(Method):
             )
 
     def metrics(self) -> dict[str, float]:
-        """What the rule would leave of cost and channels, and the strength of the penalty."""
-        widths = counts(self.gates.hard_masks())
+        """What hard gates would leave of cost and channels, the strength of the penalty, the level of the gates."""
+        widths = counts(self.gates.hard_masks(self.gates.level)) if self.gates.open else {}
         every = sum(widths.get(name, width) for name, width in self.aim.groups.items())
         return {
             "flops": self.aim.cost(widths)["macs"] / max(self.aim.full["macs"], 1.0),
             "channels": every / sum(self.aim.groups.values()),
             "strength": self._strengths()[1],
+            "level": self.gates.level,
         }
 
     def evaluation_modes(self) -> dict[str, AbstractContextManager[None]]:
@@ -244,18 +288,21 @@ class BWCP(Method):
 
     def state(self) -> dict[str, Any]:
         """The step, the controller and how many draws were made."""
-        return super().state() | {
-            "strength": self.strength,
-            "sum": self._sum,
-            "first": self._first,
-            "draws": self.gates.draws,
-        }
+        controller = {"strength": self.strength, "sum": self._sum, "level": self.gates.level}
+        kept = (
+            None if self._settled is None else {n: np.flatnonzero(m).tolist() for n, m in self._settled.masks.items()}
+        )
+        return super().state() | controller | {"draws": self.gates.draws, "settled": kept}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         super().load_state(state)
         self.strength, self._sum = float(state["strength"]), float(state["sum"])
-        self._first, self.gates.draws = state["first"], int(state["draws"])
+        self.gates.level, self.gates.draws = float(state["level"]), int(state["draws"])
+        if state["settled"] is not None:
+            masks = {g.name: np.isin(np.arange(g.width), state["settled"][g.name]) for g in self.graph.groups}
+            self._settled = Plan(masks, {"criterion": "bwcp", "budget": self.budget.as_dict()})
+            self.gates.settle(masks)
         self._follow()
         self._press()
 

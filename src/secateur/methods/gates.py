@@ -69,7 +69,8 @@ class _Table:
 class Gates:
     """The masks of all groups in one forward pass.
 
-    open: whether gates act at all. sharpness: see `gate_logit`. draws: how many random draws were made.
+    open: whether gates act at all. level: the margin z at which a gate is as often open as shut (0: P = 1/2).
+    sharpness: see `gate_logit`. draws: how many random draws were made.
     """
 
     def __init__(
@@ -96,8 +97,9 @@ class Gates:
         }
         self.floors = {name: floors[name] for name in self.groups}
         self.delta, self.temperature, self.sharpening, self.seed = delta, temperature, sharpening, seed
-        self.open, self.sharpness, self.draws = False, 1.0, 0
+        self.open, self.level, self.sharpness, self.draws = False, 0.0, 1.0, 0
         self.layers: dict[str, GatedNorm] = {}
+        self.settled: dict[str, torch.Tensor] | None = None  # masks that stand for good, once they are decided
         self._offsets = dict(zip(self.groups, np.cumsum([0, *self.groups.values()]), strict=False))
         self._mode: Literal["soft", "fixed"] | None = None  # None: soft in training, hard in evaluation
         self._fixed: dict[str, torch.Tensor] = {}
@@ -139,6 +141,8 @@ class Gates:
     def _mask_of(self, group: str, layer: GatedNorm, root: torch.Tensor | None) -> torch.Tensor:
         if self._mode == "fixed":
             return self._fixed[group]
+        if self.settled is not None:
+            return self.settled[group]
         margins = [self._margin(group, owner, root if owner == layer.key else None) for owner in self.owners[group]]
         with torch.no_grad():
             least = torch.stack(margins).amin(0)
@@ -146,11 +150,12 @@ class Gates:
         if self._mode == "soft" or layer.training:
             uniform = self._draw(group, layer.weight.device)
             gates = [
-                soft_gate(gate_logit(z, self.sharpening, self.sharpness), uniform, self.temperature) for z in margins
+                soft_gate(gate_logit(z - self.level, self.sharpening, self.sharpness), uniform, self.temperature)
+                for z in margins
             ]
             product = torch.stack(gates).prod(0) if len(gates) > 1 else gates[0]
             return torch.where(kept, torch.ones_like(product), product)
-        return (kept | (least >= 0)).to(torch.float32)
+        return (kept | (least >= self.level)).to(torch.float32)
 
     def _margin(self, group: str, owner: str, root: torch.Tensor | None) -> torch.Tensor:
         """z [width] of a group's channels by one of its owners; a channel at several positions takes their mean."""
@@ -183,11 +188,11 @@ class Gates:
             for group, owners in self.owners.items()
         }
 
-    def hard_masks(self) -> dict[str, BoolArray]:
-        """Which channels the rule P >= 1/2 keeps, the floors included."""
+    def hard_masks(self, level: float = 0.0) -> dict[str, BoolArray]:
+        """Which channels a level keeps, the floors included; level 0 is the rule P >= 1/2."""
         result = {}
         for group, z in self.margins().items():
-            result[group] = (z >= 0) | self._floor(group, torch.from_numpy(z)).numpy()
+            result[group] = (z >= level) | self._floor(group, torch.from_numpy(z)).numpy()
         return result
 
     def pressure(self, *, reward: bool) -> dict[str, torch.Tensor]:
@@ -202,16 +207,23 @@ class Gates:
             result[norm] = weight
         return result
 
+    def settle(self, masks: Mapping[str, BoolArray]) -> None:
+        """Let these masks stand instead of random gates from now on."""
+        self.settled = self._as_tensors(masks)
+
+    def _as_tensors(self, masks: Mapping[str, BoolArray]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(masks[name]).float() for name in self.groups}
+
     @contextmanager
     def soft(self) -> Iterator[None]:
-        """Draw gates in evaluation too."""
+        """Do in evaluation what training does: draw gates, unless masks are settled."""
         with self._as("soft", {}):
             yield
 
     @contextmanager
     def fixed(self, masks: Mapping[str, BoolArray]) -> Iterator[None]:
         """Let the masks of a plan stand in for the gates, open or not."""
-        with self._as("fixed", {name: torch.from_numpy(masks[name]).float() for name in self.groups}):
+        with self._as("fixed", self._as_tensors(masks)):
             yield
 
     @contextmanager
@@ -358,7 +370,9 @@ def insert(
         norm.plain_class, norm.gates, norm.key = type(norm), gates, key
         norm.__class__ = WhitenedNorm if block > 1 else GatedNorm
         if block > 1:
-            eye = torch.eye(block, device=norm.weight.device).repeat(norm.num_features // block, 1, 1)
+            eye = torch.eye(block, device=norm.weight.device, dtype=_wide(norm.weight).dtype).repeat(
+                norm.num_features // block, 1, 1
+            )
             norm.register_buffer("whitening", eye)
             norm.register_buffer("correlation", eye.clone())
             norm.source, norm.size, norm.newton_steps, norm.root_momentum = source, block, newton_steps, momentum
