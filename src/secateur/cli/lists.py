@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -88,7 +89,6 @@ def methods(
       secateur methods bwcp
       secateur methods --json
     """
-    from secateur import report
     from secateur.methods import METHODS, method
 
     if name is not None:
@@ -99,9 +99,25 @@ def methods(
         return emit(_method(row) | {"settings": settings}, as_json, lambda: _method_table(row, settings))
     if quiet and not as_json:
         return show("\n".join(row.name for row in METHODS))
-    cells = [(r.name, r.summary, str(r.year), r.needs, r.acts, r.fidelity) for r in METHODS]
-    columns = ("method", "idea", "year", "needs", "acts", "fidelity")
-    emit({"methods": [_method(row) for row in METHODS]}, as_json, lambda: report.listing(columns, cells))
+    emit({"methods": [_method(row) for row in METHODS]}, as_json, lambda: _methods_table(METHODS))
+
+
+def _methods_table(rows: Sequence[MethodRow]) -> RenderableType:
+    """What fits beside each other in a table, and below it how close each is to its paper."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from secateur import report
+
+    cells = [(r.name, r.summary, f"{r.year}, {r.arxiv}" if r.arxiv else str(r.year), r.needs, r.acts) for r in rows]
+    alike: dict[str, list[str]] = {}
+    for row in rows:
+        alike.setdefault(row.fidelity, []).append(row.name)
+    lines = [Text.assemble((", ".join(names), "bold"), f": {fidelity}.") for fidelity, names in alike.items()]
+    table = report.listing(("method", "idea", "paper (arXiv)", "needs", "acts"), cells)
+    return Group(
+        table, Text("How close to the paper:"), *lines, Text("secateur methods NAME: paper and settings.", "dim")
+    )
 
 
 def _method(row: MethodRow) -> dict[str, Any]:
