@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,8 +35,10 @@ SCENARIOS: list[tuple[str, list[tuple[str, int, str]]]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def outcomes() -> list[dict[str, Any]]:
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_and_resumed_is_as_if_never_killed() -> None:
+    """One test, as the process that trains costs more to start than the scenarios do to run."""
     scenarios = [{"variant": variant, "kills": kills} for variant, kills in SCENARIOS]
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("_kills.py")), json.dumps(scenarios)],
@@ -47,15 +48,8 @@ def outcomes() -> list[dict[str, Any]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(SCENARIOS), done.stderr
-    return [json.loads(line) for line in lines]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("number", range(len(SCENARIOS)), ids=[f"{v}: {k}" for v, k in SCENARIOS])
-def test_killed_and_resumed_is_as_if_never_killed(outcomes: list[dict[str, Any]], number: int) -> None:
-    found = outcomes[number]
-    assert found["status"] == [-signal.SIGKILL] * len(SCENARIOS[number][1]) + [0]  # every kill took place
-    assert found["same"], found["found"]
-    assert found["found"]["leftovers"] == []
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    for (variant, kills), found in zip(SCENARIOS, outcomes, strict=True):
+        assert found["status"] == [-signal.SIGKILL] * len(kills) + [0], (variant, kills)  # every kill took place
+        assert found["same"], (variant, kills, found["found"])
+        assert found["found"]["leftovers"] == [], (variant, kills)

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,9 +215,3 @@ def _sync(path: Path) -> None:
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         stack.callback(os.close, handle)
         os.fsync(handle)
-
-
-def stages(folder: Path) -> Iterator[str]:
-    """The stages that have a checkpoint in `folder`."""
-    if folder.is_dir():
-        yield from sorted({m["stage"] for p in folder.iterdir() if p.is_dir() and (m := _NAME.fullmatch(p.name))})

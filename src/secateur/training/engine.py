@@ -120,6 +120,7 @@ class Engine:
         transform: applied to the images of every batch before the module sees them.
         """
         module.to(self.device)
+        count = 0
         sums = torch.zeros(3, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=self.device)
         with self._together(), preserved(self.device), _evaluating(module), torch.no_grad():
             batches = split.batches(self.batch_size, rank=rank(), world=world())
@@ -131,12 +132,13 @@ class Engine:
                 scores = logits(output, len(images), "in evaluation").float()
                 loss = F.cross_entropy(scores, labels, reduction="sum")
                 right = (scores.argmax(1) == labels).sum()
-                sums += torch.stack([loss, right.to(loss), loss.new_tensor(float(len(images)))])
+                sums[:2] += torch.stack([loss, right.to(loss)])
+                count += len(images)
+            sums[2] = count
             if world() > 1:
                 distributed.all_reduce(sums)
-        total, correct, images_seen = sums.tolist()
-        count = int(images_seen)
-        return Evaluation(total / max(count, 1), correct / max(count, 1), count)
+        total, correct, seen = sums.tolist()
+        return Evaluation(total / max(seen, 1), correct / max(seen, 1), int(seen))
 
     def steps(self, training: Training) -> int:
         """Optimiser steps of a stage; what a method wants to know as `steps`."""

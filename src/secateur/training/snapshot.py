@@ -10,6 +10,7 @@ import torch
 from torch import distributed
 
 from secateur._distributed import rank, world
+from secateur._files import said
 from secateur.errors import ModelError, RunError
 from secateur.training.averages import assign
 from secateur.training.checkpoints import Checkpoint
@@ -100,7 +101,13 @@ class Snapshots:
         stage, found = self.stage, self._found()
         if found is not None:
             self._compare(found)
-            self._load(found)
+            try:
+                self._load(found)
+            except (KeyError, TypeError, ValueError) as problem:
+                raise RunError(
+                    f"The checkpoint {found.name} is not one of this stage ({said(problem)}): resume with the recipe "
+                    "the run began with, or begin in another folder."
+                ) from problem
         self._alike()
         if found is not None and found.state["done"]:
             notes = tuple(self.engine.notes)
@@ -179,6 +186,8 @@ class Snapshots:
         """All processes start from the first one's weights."""
         if world() > 1:
             take_firsts(self.stage.module.state_dict().values())
+            if self.stage.average is not None:
+                take_firsts(self.stage.average.tensors.values())
 
     def _settings(self) -> dict[str, Any]:
         """What a run cannot change on the way."""

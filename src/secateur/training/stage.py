@@ -305,7 +305,7 @@ class Stage:
 
     def _save(self) -> None:
         norms = torch._foreach_norm([parameter.detach() for parameter in self.parameters])
-        if not all(math.isfinite(float(norm)) for norm in norms):
+        if not bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all()):
             self._diverged("the weights are", self.position.step)
         self.position.seconds = self.seconds
         self.snapshots.save()
