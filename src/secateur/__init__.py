@@ -12,9 +12,11 @@ from secateur.errors import (
     BudgetError,
     ConfigError,
     CutError,
+    DataError,
     InputError,
     ModelError,
     PlanError,
+    RunError,
     SecateurError,
     VerificationError,
     WeightsError,
@@ -26,8 +28,8 @@ from secateur.prune import Result, apply, prune
 from secateur.runtime import load
 
 __all__ = [
-    "ALLOCATORS", "CRITERIA", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError",
-    "Graph", "Group", "InputError", "Member", "ModelError", "Plan", "PlanError", "Result", "SecateurError",
+    "ALLOCATORS", "CRITERIA", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError", "DataError",
+    "Graph", "Group", "InputError", "Member", "ModelError", "Plan", "PlanError", "Result", "RunError", "SecateurError",
     "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply", "criteria",
     "graph", "load", "methods", "models", "prune", "score", "trace",
 ]  # fmt: skip

@@ -29,7 +29,7 @@ from secateur.cli._base import (
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
-    from secateur.prune import Result
+    from secateur.surgery import Result
     from secateur.references import Loaded
 
 

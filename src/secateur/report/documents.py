@@ -11,7 +11,7 @@ import torch
 from secateur._version import __version__
 from secateur.graph import Cost, Graph, Verification
 from secateur.plan import kept_fingerprint
-from secateur.prune import Result
+from secateur.surgery import Result
 from secateur.references import Loaded
 
 VERSION = 1

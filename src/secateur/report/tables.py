@@ -12,7 +12,7 @@ from rich.text import Text
 from secateur._hints import readable
 from secateur.graph import Graph, Verification
 from secateur.graph.explain import shorten, shorten_reasons
-from secateur.prune import Result
+from secateur.surgery import Result
 from secateur.references import Loaded
 from secateur.report.documents import costs, group_rows
 
