@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
+
+from secateur._distributed import world
+
+#: Seconds in which a launcher of several processes passes on a Ctrl-C that they have had already from the terminal.
+_ECHO = 2.0
 
 
 class Interrupts:
@@ -14,7 +20,8 @@ class Interrupts:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.requested = False
-        self._say = say
+        self._say, self._first = say, 0.0
+        self._echo = 0.0 if world() == 1 else _ECHO
         self._before: Any = None
 
     def __enter__(self) -> Interrupts:
@@ -30,7 +37,9 @@ class Interrupts:
             self._before = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and time.monotonic() - self._first > self._echo:
             raise KeyboardInterrupt
-        self.requested = True
+        if self.requested:
+            return
+        self.requested, self._first = True, time.monotonic()
         self._say("Stopping after this step; press Ctrl-C again to stop at once.")
