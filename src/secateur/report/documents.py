@@ -11,8 +11,8 @@ import torch
 from secateur._version import __version__
 from secateur.graph import Cost, Graph, Verification
 from secateur.plan import kept_fingerprint
-from secateur.surgery import Result
 from secateur.references import Loaded
+from secateur.surgery import Result
 
 VERSION = 1
 

@@ -12,9 +12,9 @@ from rich.text import Text
 from secateur._hints import readable
 from secateur.graph import Graph, Verification
 from secateur.graph.explain import shorten, shorten_reasons
-from secateur.surgery import Result
 from secateur.references import Loaded
 from secateur.report.documents import costs, group_rows
+from secateur.surgery import Result
 
 ROWS = 60  # a longer table is cut short unless asked for
 _NAMES = {"flops": "FLOPs (MACs)", "params": "parameters", "activations": "activations", "peak": "peak activations"}
