@@ -24,8 +24,8 @@ $(PEER): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torch-pruning tqdm
 	touch $@
 
-demo: $(STAMP)  ## prune a ResNet-20 to half its FLOPs, verify it, print before and after
-	$(BIN)/secateur prune zoo:resnet20 --budget flops=0.5
+demo: $(STAMP)  ## train, prune, verify and explain a small network on embedded data: under three minutes
+	$(BIN)/secateur demo
 
 test: lint types unit
 

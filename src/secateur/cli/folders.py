@@ -26,8 +26,8 @@ def report(
 
     \b
     Examples:
-      secateur.report.run_tables/a
-      secateur.report.run_tables/a --others runs/b --others runs/c
+      secateur report runs/a
+      secateur report runs/a --others runs/b --others runs/c
     """
     from secateur.report.html import write_report
     from secateur.report.run_tables import headline_table
