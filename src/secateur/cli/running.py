@@ -140,7 +140,7 @@ def _interruptible(folder: Path) -> Iterator[None]:
             raise Interrupted(
                 f"Interrupted: continue with secateur run --resume {shlex.quote(str(folder))}."
             ) from error
-        raise
+        raise Interrupted("Interrupted before anything was written.") from error
 
 
 def _short(name: str) -> str:

@@ -29,8 +29,8 @@ from secateur.cli._base import (
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
-    from secateur.surgery import Result
     from secateur.references import Loaded
+    from secateur.surgery import Result
 
 
 def inspect(
