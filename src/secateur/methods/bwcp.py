@@ -19,6 +19,7 @@ Where this differs from the paper, and why:
         that the cost is on its ramp at every moment; `level: false` is the paper's way.
     A network that starts from scratch gets gamma = beta = 1/4: with the paper's 1 and 0 every channel would be below
         the threshold at first, and whitening would multiply what the classifier sees by 4.
+    A floor in every group: without it the last layer loses nearly all of its channels first.
     At a projection shortcut the mask is the product of two norms' masks, needed before the second norm has run: its
         factor then comes from the running average of its matrix instead of this batch's.
     Norms that no convolution alone feeds (before an activation, behind a concatenation) gate without whitening.
@@ -37,11 +38,12 @@ from pydantic import Field
 from torch import nn
 
 from secateur._protocols import FloatArray
+from secateur.allocate import Constraints
 from secateur.errors import ModelError
 from secateur.graph.modules import as_call, map_tensors, output_tensors
 from secateur.methods.aim import Aim, counts
 from secateur.methods.base import Method, MethodRow, Settings
-from secateur.methods.gates import Gates, insert, remove
+from secateur.methods.gates import Gates, WhitenedNorm, insert, remove
 from secateur.methods.norms import places, sources
 from secateur.plan import Plan
 from secateur.surgery import Result
@@ -69,7 +71,12 @@ class BWCPSettings(Settings):
     start: list[float] = Field(
         [0.25, 0.25], min_length=2, max_length=2, description="scale and shift of norms that were never trained"
     )
-    floor: float = Field(0.1, ge=0, le=1, description="share of every group whose gates never close")
+    floor: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of every group whose gates never close; null: the budget's own share, or less",
+    )
     controller: bool = Field(True, description="find the strength of the penalty; false: lambda1 and lambda2 as given")
     lambda1: float = Field(4e-5, ge=0, description="penalty on |gamma| without the controller")
     lambda2: float = Field(8e-5, ge=0, description="penalty on beta without the controller")
@@ -99,7 +106,8 @@ class BWCP(Method):
             )
         gated = {place.group for place in found}
         self._keep_whole([g.name for g in self.graph.groups if g.name not in gated])
-        self.constraints = replace(self.constraints, max_ratio=min(self.constraints.max_ratio, 1.0 - s.floor))
+        self.aim = Aim(self.graph, self.budget)
+        self.constraints = self._floored()
         least = zip(self.graph.groups, self.constraints.floors(self.graph).tolist(), strict=True)
         modules: dict[str, Any] = dict(self.model.named_modules())
         self.gates = Gates(
@@ -114,7 +122,6 @@ class BWCP(Method):
         )
         insert(self.model, self.gates, known.of, size=s.size, newton_steps=s.newton_steps, momentum=s.momentum)
         self._start()
-        self.aim = Aim(self.graph, self.budget)
         self.strength = self._sum = 0.0
         self._settled: Plan | None = None
         self._press()
@@ -126,14 +133,33 @@ class BWCP(Method):
             self.notes.append(f"Groups without a batch norm stay whole: {named}.")
             self.constraints = self.constraints.keeping(names)
 
+    def _floored(self) -> Constraints:
+        """The constraints with a floor in every group.
+
+        Without one, the layer before the classifier loses nearly all of its channels first. A floor at the budget's
+        own share is lowered until it leaves a choice: at most 80% of what the budget allows.
+        """
+        c, goal = self.constraints, self.aim.goal
+        given = self.settings.floor
+        for floor in [goal * part for part in (1.0, 0.75, 0.5, 0.25, 0.0)] if given is None else [given]:
+            found = replace(c, max_ratio=min(c.max_ratio, 1.0 - floor))
+            widths = dict(zip(self.aim.groups, found.floors(self.graph).tolist(), strict=True))
+            if self.aim.fraction(widths) <= 0.8 * goal:
+                break
+        return found
+
     @torch.no_grad()
     def _start(self) -> None:
         """Lift the shift of norms that were never trained, and undo what whitening multiplies them by."""
-        scale, shift = self.settings.start
+        trained, (scale, shift) = False, self.settings.start
         for layer in self.gates.layers.values():
             if bool((layer.weight == 1).all()) and bool((layer.bias == 0).all()):
                 layer.weight.fill_(scale)
                 layer.bias.fill_(shift)
+            elif isinstance(layer, WhitenedNorm):
+                trained = True
+        if trained:
+            self.notes.append("The network was trained without whitening, which changes what its layers see at first.")
 
     # ------------------------------------------------------------------------------------------------- training
 
