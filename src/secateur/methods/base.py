@@ -111,8 +111,9 @@ class Method(nn.Module):
         check_weights(self.graph)
         self._settle()
         self._architecture = fingerprint(self.graph)  # before anything is inserted
+        self._check_reach()  # and while a refusal leaves the model as it was
         self.prepare()
-        self._allocate({group.name: np.ones(group.width) for group in self.graph.groups})  # is the budget in reach?
+        self._check_reach()  # of what the method's own constraints leave
 
     # ------------------------------------------------------------------------------------------------- hooks
 
@@ -206,6 +207,10 @@ class Method(nn.Module):
         return allocate(
             scores, self.graph, self.budget, self.constraints, allocator=self.allocator, normalise=self.normalise
         )
+
+    def _check_reach(self) -> None:
+        """BudgetError where not even the narrowest network meets the budget."""
+        self._allocate({group.name: np.ones(group.width) for group in self.graph.groups})
 
     def _settle(self) -> None:
         """Find sizes written in the model's code now, with a trial cut, and not after hours of training."""
