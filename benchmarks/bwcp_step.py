@@ -44,7 +44,7 @@ def trained(name: str, batch: int, device: str) -> tuple[BWCP, torch.Tensor]:
     method = BWCP(secateur.models.create(name).to(device), image, budget="flops=0.5", steps=1000, warmup=0.0)
     method.train()
     method.step = 400
-    method.strength = 1e-4
+    method.steering.strength = 1e-4
     return method, torch.randn(batch, 3, 32, 32, device=device)
 
 

@@ -209,23 +209,23 @@ def test_the_controller_works_in_both_directions() -> None:
     for layer in method.gates.layers.values():
         nn.init.constant_(layer.bias, 1.0)
     for _ in range(5):
-        method._control()
-    assert method.strength > 0
+        method.steering.look(method.progress, 0.01)
+    assert method.steering.strength > 0
     for layer in method.gates.layers.values():
         nn.init.constant_(layer.bias, -1.0)
     for _ in range(200):
-        method._control()
-    assert method.strength < 0
+        method.steering.look(method.progress, 0.01)
+    assert method.steering.strength < 0
 
 
 def test_groups_at_their_floor_are_not_pressed_further() -> None:
     method = pruner(steps=100, warmup=0.0, floor=0.25)
     for layer in method.gates.layers.values():
         nn.init.constant_(layer.bias, -1.0)
-    method.strength = 1e-3
+    method.steering.strength = 1e-3
     method._press()
     assert method._pressure.sum() == 0
-    method.strength = -1e-3
+    method.steering.strength = -1e-3
     method._press()
     assert method._pressure.sum() > 0
 
@@ -238,9 +238,9 @@ def test_the_cost_keeps_to_its_ramp() -> None:
         method.after_step()
         if method.gates.open:
             left = method.metrics()["flops"]
-            assert left <= method._wanted() + 1e-9, step
-            assert left >= method._wanted() - 0.06, step
-    assert method._wanted() == pytest.approx(0.5)
+            assert left <= method.steering.ramp.wanted(method.progress, method.aim.goal) + 1e-9, step
+            assert left >= method.steering.ramp.wanted(method.progress, method.aim.goal) - 0.06, step
+    assert method.steering.ramp.wanted(method.progress, method.aim.goal) == pytest.approx(0.5)
 
 
 # ------------------------------------------------------------------------------------------------------------ traps

@@ -45,6 +45,7 @@ from secateur.methods.aim import Aim, counts
 from secateur.methods.base import Method, MethodRow, Settings
 from secateur.methods.gates import Gates, WhitenedNorm, insert, remove
 from secateur.methods.norms import places, sources
+from secateur.methods.steering import Ramp, Steering
 from secateur.plan import Plan
 from secateur.surgery import Result
 
@@ -122,7 +123,16 @@ class BWCP(Method):
         )
         insert(self.model, self.gates, known.of, size=s.size, newton_steps=s.newton_steps, momentum=s.momentum)
         self._start()
-        self.strength = self._sum = 0.0
+        self.steering = Steering(
+            self.gates,
+            self.aim,
+            Ramp(s.warmup, s.ramp),
+            most=s.strength,
+            reward=s.reward,
+            proportional=s.proportional,
+            gain=s.gain,
+            level=s.level,
+        )
         self._settled: Plan | None = None
         self._press()
         self._follow()
@@ -179,16 +189,13 @@ class BWCP(Method):
         self._follow()
         if self._settled is not None or not self.gates.open:
             return
-        if self.settings.controller and (opening or self.step % self._interval == 0):
-            self._control()
+        interval = max(1, self.steps // 500)
+        if self.settings.controller and (opening or self.step % interval == 0):
+            self.steering.look(self.progress, interval / self.steps)
+            self._press()
         if self.progress >= self.settings.settle < 1:
             self._settled = self.plan()
             self.gates.settle(self._settled.masks)
-
-    @property
-    def _interval(self) -> int:
-        """Steps between two looks at the cost."""
-        return max(1, self.steps // 500)
 
     def _follow(self) -> None:
         """Set what depends on the step: whether gates act, and how sharp they are."""
@@ -197,50 +204,18 @@ class BWCP(Method):
         self.gates.open = since >= 0
         self.gates.sharpness = low + (high - low) * max(since, 0.0)
 
-    def _control(self) -> None:
-        """Steer towards the cost wanted now: by the penalty in the long run, by the gates' level at once.
-
-        The penalty grows while the rule P >= 1/2 leaves too much, and shrinks, even to a reward, while it leaves too
-        little. It acts over many steps; until it has, the level decides, and channels with the least margin go first.
-        """
-        s, wanted = self.settings, self._wanted()
-        excess = self.aim.fraction(counts(self.gates.hard_masks())) - wanted
-        self._sum = float(np.clip(self._sum + s.gain * excess * self._interval / self.steps, -s.reward, 1.0))
-        self.strength = s.strength * float(np.clip(self._sum + s.proportional * excess, -s.reward, 1.0))
-        if s.level:
-            self.gates.level = self._level(wanted)
-        self._press()
-
-    def _level(self, wanted: float) -> float:
-        """The lowest level that leaves no more than `wanted`."""
-        margins = self.gates.margins()
-        levels = np.unique(np.concatenate([*margins.values(), [np.inf]]))
-        low, high = 0, len(levels) - 1
-        while low < high:  # the cost falls as the level rises
-            middle = (low + high) // 2
-            over = self.aim.fraction(counts(self.gates.hard_masks(levels[middle]))) > wanted
-            low, high = (middle + 1, high) if over else (low, middle)
-        below, above = levels[max(low - 1, 0)], levels[low]
-        return float((below + above) / 2 if np.isfinite(above) else below + 1.0)
-
-    def _wanted(self) -> float:
-        """Where the cost should be now: on a line from the whole network down to the budget."""
-        s = self.settings
-        share = (self.progress - s.warmup) / max(s.ramp - s.warmup, 1e-9)
-        return 1.0 + min(max(share, 0.0), 1.0) * (self.aim.goal - 1.0)
-
     def _press(self) -> None:
         """Decide on which channels the penalty acts: with the controller, on those that decide and may still go."""
         layers = self.gates.layers
         if self.settings.controller:
-            pressure = self.gates.pressure(reward=self.strength < 0)
+            pressure = self.gates.pressure(reward=self.steering.strength < 0)
             self._pressure = torch.cat([pressure[name] for name in layers])
         else:
             self._pressure = torch.ones(sum(layer.num_features for layer in layers.values()))
 
     def _strengths(self) -> tuple[float, float]:
-        s = self.settings
-        return (s.ratio * self.strength, self.strength) if s.controller else (s.lambda1, s.lambda2)
+        s, strength = self.settings, self.steering.strength
+        return (s.ratio * strength, strength) if s.controller else (s.lambda1, s.lambda2)
 
     # ------------------------------------------------------------------------------------------------ the result
 
@@ -254,7 +229,7 @@ class BWCP(Method):
         if self._settled is not None:
             return Plan(dict(self._settled.masks), dict(self._settled.provenance))
         rule = {g.name: np.ones(g.width, dtype=np.bool_) for g in self.graph.groups}
-        rule |= self.gates.hard_masks(self.gates.level)
+        rule |= self.gates.hard_masks()
         c, provenance = self.constraints, {"criterion": "bwcp", "budget": self.budget.as_dict()}
         if (
             c.align == 1
@@ -294,7 +269,8 @@ class BWCP(Method):
 
     def metrics(self) -> dict[str, float]:
         """What hard gates would leave of cost and channels, the strength of the penalty, the level of the gates."""
-        widths = counts(self.gates.hard_masks(self.gates.level)) if self.gates.open else {}
+        masks = self.gates.hard_masks() if self._settled is None else self._settled.masks
+        widths = counts(masks) if self.gates.open else {}
         every = sum(widths.get(name, width) for name, width in self.aim.groups.items())
         return {
             "flops": self.aim.cost(widths)["macs"] / max(self.aim.full["macs"], 1.0),
@@ -314,17 +290,16 @@ class BWCP(Method):
 
     def state(self) -> dict[str, Any]:
         """The step, the controller and how many draws were made."""
-        controller = {"strength": self.strength, "sum": self._sum, "level": self.gates.level}
         kept = (
             None if self._settled is None else {n: np.flatnonzero(m).tolist() for n, m in self._settled.masks.items()}
         )
-        return super().state() | controller | {"draws": self.gates.draws, "settled": kept}
+        return super().state() | self.steering.state() | {"draws": self.gates.draws, "settled": kept}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         super().load_state(state)
-        self.strength, self._sum = float(state["strength"]), float(state["sum"])
-        self.gates.level, self.gates.draws = float(state["level"]), int(state["draws"])
+        self.steering.load_state(state)
+        self.gates.draws = int(state["draws"])
         if state["settled"] is not None:
             masks = {g.name: np.isin(np.arange(g.width), state["settled"][g.name]) for g in self.graph.groups}
             self._settled = Plan(masks, {"criterion": "bwcp", "budget": self.budget.as_dict()})

@@ -188,12 +188,13 @@ class Gates:
             for group, owners in self.owners.items()
         }
 
-    def hard_masks(self, level: float = 0.0) -> dict[str, BoolArray]:
-        """Which channels a level keeps, the floors included; level 0 is the rule P >= 1/2."""
-        result = {}
-        for group, z in self.margins().items():
-            result[group] = (z >= level) | self._floor(group, torch.from_numpy(z)).numpy()
-        return result
+    def hard_masks(self) -> dict[str, BoolArray]:
+        """Which channels the gates' level keeps as evaluation sees them; level 0 is the rule P >= 1/2."""
+        return self.closed_below(self.level, self.margins())
+
+    def closed_below(self, level: float, margins: Mapping[str, FloatArray]) -> dict[str, BoolArray]:
+        """The masks that a level makes of margins, the floors included."""
+        return {group: (z >= level) | self._floor(group, torch.from_numpy(z)).numpy() for group, z in margins.items()}
 
     def pressure(self, *, reward: bool) -> dict[str, torch.Tensor]:
         """1 for positions [C] of each norm that decide over a channel which may go; all that decide, for a reward."""
