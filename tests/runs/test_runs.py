@@ -275,6 +275,18 @@ def test_what_cannot_be_resumed(plain: Path, tmp_path: Path) -> None:
             runs.resume(folder)
 
 
+def test_a_run_that_was_continued_elsewhere_says_so(plain: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(plain, tmp_path / "a")
+    state = json.loads((tmp_path / "a" / "state.json").read_text())
+    state["sessions"][0]["torch"] = "1.0"
+    del state["stages"]["report"]
+    (tmp_path / "a" / "state.json").write_text(json.dumps(state))
+    notes = runs.resume(tmp_path / "a").results["method"]["notes"]
+    assert f"The run was begun with torch 1.0 and continued with {torch.__version__}." in notes
+
+
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     Folder.create(tmp_path / "a", recipe())

@@ -89,7 +89,8 @@ def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: 
             folder=folder.path,
             progress=progress or Silent(),
         )
-        folder.sweep()
+        if folder.main:  # another process would sweep away what this one is writing
+            folder.sweep()
         for sentence in folder.rewind(prepared.stages):
             engine.say(sentence)
         folder.begin_session(session(engine.device, command))

@@ -37,7 +37,8 @@ Done = tuple[Values, list[str]]  # what was measured, and the files that were wr
 
 
 class Stages:
-    """One run at work."""
+    """One run at work. Of several processes all do the same, as training and evaluating need them together; the first
+    alone writes files."""
 
     def __init__(self, prepared: Prepared, folder: Folder, engine: Engine) -> None:
         self.prepared, self.folder, self.engine = prepared, folder, engine
@@ -124,10 +125,11 @@ class Stages:
         if method.result is None:
             raise RunError(f"The method {self.prepared.row.name} finished without a result: report this as a defect.")
         values = describe_cut(method, method.result)
+        dense = self._plain(method)
         if self.folder.main:
             (self.folder.path / CHECKPOINTS).mkdir(exist_ok=True)
             method.result.plan.save(self.folder.path / PLAN)
-            runtime.save_weights(self._plain(method), self.folder.path / DENSE, {})
+            runtime.save_weights(dense, self.folder.path / DENSE, {})
             runtime.save_weights(narrow, self.folder.path / PRUNED, {})
             values["dense_bytes"] = (self.folder.path / DENSE).stat().st_size
         files = [PLAN, DENSE, PRUNED]
