@@ -10,7 +10,7 @@ VISION_NEEDS := pillow pyyaml huggingface_hub
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint types unit fuzz census speed clean
+.PHONY: venv demo test lint types unit fuzz census speed quality clean
 
 venv: $(STAMP)
 
@@ -49,6 +49,11 @@ census: $(STAMP)  ## trace, prune, cut and verify every torchvision model and ti
 speed: $(PEER)  ## our trace, grouping and cut beside Torch-Pruning's, and their growth with depth
 	$(BIN)/python benchmarks/graph_speed.py
 	$(BIN)/python benchmarks/graph_growth.py
+	$(BIN)/python benchmarks/tables.py
+
+quality: $(STAMP)  ## BWCP beside its yardsticks on CIFAR-10 (.data/cifar10.npz), and the cost of its training step
+	$(BIN)/python benchmarks/bwcp_step.py
+	$(BIN)/python benchmarks/bwcp_quality.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:
