@@ -5,7 +5,8 @@
 
 Every run is an ordinary one of recipes/cifar10-resnet8-short.yaml (or --recipe) with another method and seed; a run
 that is already finished in --runs is taken as it is, an interrupted one goes on. L1 and chance prune the network that
-was trained for the epochs of `train`; scratch takes the widths BWCP found with the same seed.
+was trained for the epochs of `train` and fine-tune it for those of `finetune`; BWCP, as in its paper, and scratch, with
+the widths BWCP found with the same seed, train for the sum of both and are not fine-tuned.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from secateur.training import make_progress
 
 HERE = Path(__file__).parent
 METHODS = ("bwcp", "l1", "random", "scratch")
+WHOLE = ("bwcp", "scratch")  # they train the network that stays, and are not fine-tuned: all epochs are one stage
 
 
 def run(recipe: Path, overrides: list[str], method: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -32,11 +34,12 @@ def run(recipe: Path, overrides: list[str], method: str, seed: int, folder: Path
     if where.exists():
         return runs.resume(where, progress=make_progress()).results
     changes = [*overrides, f"method={method}", f"seed={seed}"]
-    if method == "scratch":  # it trains the narrow network from the start, for all epochs
+    if method == "scratch":
+        changes.append(f"method={{name: scratch, plan: {folder / f'bwcp-{seed}' / 'plan.json'}}}")
+    if method in WHOLE:
         plain = Recipe.read(recipe, overrides)
         epochs = plain.train.epochs + (plain.finetune.epochs if plain.finetune is not None else 0)
-        plan = folder / f"bwcp-{seed}" / "plan.json"
-        changes += [f"method={{name: scratch, plan: {plan}}}", "finetune=null", f"train.epochs={epochs}"]
+        changes += ["finetune=null", f"train.epochs={epochs}"]
     read = Recipe.read(recipe, changes)
     return runs.start(read, where, progress=make_progress(), command=f"benchmarks/bwcp_quality.py ({method})").results
 

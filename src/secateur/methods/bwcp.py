@@ -12,8 +12,8 @@ Where this differs from the paper, and why:
     The paper finds strengths lambda by hand for every budget. Here a controller moves one strength, up and down, so
         that the cost follows a ramp from the whole network down to the budget; `controller: false` is the paper's way.
     The paper sharpens probabilities by a map it does not name. Here the gate's logit is k (P - 1/2), k growing.
-    For the last fifth of the steps the masks stand: random gates near their level leak what hard ones cut off, and what
-        is trained at the end should be what is cut; `settle: 1` is the paper's way.
+    After `settle` the masks stand: random gates near their level leak what hard ones cut off, and what is trained at
+        the end should be what is cut; in a short training most of the steps go there. `settle: 1` is the paper's way.
     The largest strength, warm-up, ramp and k suit short trainings, in which they were tried.
     Until the penalty has done its work, the level of P at which gates close (1/2 in the paper) is moved as well, so
         that the cost is on its ramp at every moment; `level: false` is the paper's way.
@@ -64,10 +64,10 @@ class BWCPSettings(Settings):
     sharpness: list[float] = Field(
         [10.0, 60.0], min_length=2, max_length=2, description="k when the gates open and at the end"
     )
-    warmup: float = Field(0.15, ge=0, lt=1, description="share of the steps with gates open wide and no penalty")
-    ramp: float = Field(0.5, gt=0, le=1, description="share of the steps after which the budget should be reached")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with gates open wide and no penalty")
+    ramp: float = Field(0.3, gt=0, le=1, description="share of the steps after which the budget should be reached")
     settle: float = Field(
-        0.8, gt=0, le=1, description="share of the steps after which masks stand; 1: never, as in the paper"
+        0.4, gt=0, le=1, description="share of the steps after which masks stand; 1: never, as in the paper"
     )
     start: list[float] = Field(
         [0.25, 0.25], min_length=2, max_length=2, description="scale and shift of norms that were never trained"
