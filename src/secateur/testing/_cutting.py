@@ -1,0 +1,153 @@
+"""What holds of the result: an ordinary, narrower network of the same class, proven, saved, exported, trained on."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import tempfile
+from pathlib import Path
+from unittest import SkipTest
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateur import runtime
+from secateur.testing._promises import require, require_finite
+from secateur.testing._snapshots import Snapshot, first_difference, same
+from secateur.testing._subject import RATE, STEPS, Moment, Subject, output, require_same_plan, train
+
+#: How far the narrow network may be from the masked one, relative to the largest output.
+AGREEMENT = 1e-3
+
+
+def result_is_ordinary(subject: Subject) -> None:
+    """finish() gives a network of the same class in which nothing of the method is left"""
+    small, plain = subject.narrow, subject.network.make()
+    require(
+        type(small) is type(plain), f"finish() gives {type(small).__name__}, and the model is {type(plain).__name__}"
+    )
+    require(small is not subject.trained.model, "finish() gives the model itself and not a copy")
+    shared = {id(p) for p in subject.trained.parameters()} & {id(p) for p in small.parameters()}
+    require(not shared, "the narrow network shares parameters with the method")
+    names, wanted = list(small.state_dict()), list(plain.state_dict())
+    other = sorted(set(names) ^ set(wanted))
+    require(names == wanted, f"the narrow network's state_dict has other names: {other[0] if other else 'their order'}")
+    difference = Snapshot.of(plain).other_parts(small.train(plain.training))
+    require(difference is None, f"finish() leaves something in the narrow network: {difference}")
+    for name, tensor in small.state_dict().items():
+        require_finite(f"{name} of the narrow network", tensor)
+
+
+def result_is_narrower(subject: Subject) -> None:
+    """The result is narrower, proven, within the budget, and costs what it says"""
+    small, result = subject.narrow, subject.result
+    require(result.model is small, "`result.model` is not what finish() gave")
+    proof = result.verification
+    require(proof is not None and proof.passed, "the cut was not verified: leave verification on")
+    require(result.after.macs < result.before.macs, "finish() removes nothing")
+    twin = copy.deepcopy(small).requires_grad_(False).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(subject.network.inputs())
+    macs, params = counter.get_total_flops() // 2, sum(p.numel() for p in small.parameters())
+    require(result.after.macs == macs, f"`result` says {result.after.macs} MACs, and PyTorch counts {macs}")
+    require(result.after.params == params, f"`result` says {result.after.params} parameters, and there are {params}")
+    limits = subject.trained.budget.limits(result.before)
+    for key, limit in limits.items():
+        found = getattr(result.after, key)
+        require(found <= limit, f"the narrow network has {found} {key}, and the budget allows {limit:.0f}")
+    for name, value in {"method": subject.trained.name, "seed": subject.trained.seed}.items():
+        require(result.plan.provenance.get(name) == value, f"the plan's provenance does not name the {name}")
+    images, _ = next(subject.network.batches(1))
+    wanted, given = output(subject.network.make(), images), output(small, images)
+    require(
+        given.shape == wanted.shape and given.dtype == wanted.dtype, "the narrow network's output is of another shape"
+    )
+    require_finite("the narrow network's output", given)
+
+
+def finish_can_be_repeated(subject: Subject) -> None:
+    """finish() leaves the method as it was, gives the same again, and training goes on as if nobody had asked"""
+    method, other = subject.make(), subject.make()
+    batches = list(subject.network.batches(STEPS))
+    half = STEPS // 2
+    optimisers = [torch.optim.SGD(m.parameters(), RATE, momentum=0.9) for m in (method, other)]
+    for each, optimiser in zip((method, other), optimisers, strict=True):
+        train(each, batches[:half], optimiser)
+        subject.collect(each)
+    before = Moment(method)
+    first = method.finish()
+    plan = method.result.plan if method.result is not None else method.plan()
+    before.require_unchanged("finish() changes")
+    second = method.finish()
+    require(second is not first, "finish() gives the same object twice")
+    difference = first_difference(first, second)
+    require(difference is None, f"finish() gives another network the second time: {difference}")
+    require_same_plan("finish() gives another plan the second time", plan, method.plan())
+    for each, optimiser in zip((method, other), optimisers, strict=True):
+        train(each, batches[half:], optimiser)
+    difference = first_difference(method, other)
+    require(difference is None, f"after finish() in between training goes another way: {difference}")
+
+
+def result_is_the_masked_network(subject: Subject) -> None:
+    """Where the method can be evaluated with "hard" masks, the narrow network computes the same"""
+    method = subject.trained
+    mode = method.evaluation_modes().get("hard")
+    if mode is None:
+        return
+    images, _ = next(subject.network.batches(1, seed=4))
+    with mode:
+        wanted = output(method, images)
+    given = output(subject.narrow, images)
+    error = float((wanted - given).abs().max() / wanted.abs().max().clamp_min(1e-12))
+    require(error <= AGREEMENT, f"the narrow network is {error:.1e} from the one with hard masks")
+
+
+def result_can_be_trained(subject: Subject) -> None:
+    """The narrow network can be trained on"""
+    small = copy.deepcopy(subject.narrow).train()
+    before = Snapshot.of(small)
+    optimiser = torch.optim.SGD(small.parameters(), RATE)
+    for images, labels in subject.network.batches(2):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(small(images), labels)
+        require(loss.requires_grad, "no parameter of the narrow network requires a gradient")
+        loss.backward()
+        optimiser.step()
+        require_finite("the loss of the narrow network", loss)
+    still = [name for name, p in small.named_parameters() if p.requires_grad and p.grad is None]
+    require(not still, f"training does not reach {still[0] if still else ''} of the narrow network")
+    require(before.other_tensors(small) is not None, "training does not change the narrow network")
+
+
+def result_is_saved(subject: Subject) -> None:
+    """The narrow network is saved as data, and comes back as it was"""
+    small, result, network = subject.narrow.eval(), subject.result, subject.network
+    with tempfile.TemporaryDirectory() as folder:
+        reference = f"secateur.testing:{network.name}"
+        runtime.save_model(folder, small, reference=reference, inputs=network.inputs(), plan=result.plan)
+        again = runtime.load(folder, model=network.make(seed=9))
+    require(type(again) is type(small), f"the saved network comes back as {type(again).__name__}")
+    difference = first_difference(small, again)
+    require(difference is None, f"the saved network comes back with other values: {difference}")
+    images, _ = next(network.batches(1))
+    require(same(output(small, images), output(again, images)), "the saved network comes back and computes otherwise")
+
+
+def result_is_exported(subject: Subject) -> None:
+    """The narrow network goes to ONNX and computes the same there"""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise SkipTest(f"{package} is not installed")
+    with tempfile.TemporaryDirectory() as folder:  # it compares what the file computes with the network
+        runtime.export_onnx(subject.narrow.eval(), subject.network.inputs(), Path(folder, "model.onnx"))
+
+
+def structure_is_cut(subject: Subject) -> None:
+    """A network of this structure is refused in one sentence, or trained, cut and proven"""
+    if subject.refused:
+        return
+    result_is_ordinary(subject)
+    result_is_narrower(subject)
+    result_is_the_masked_network(subject)

@@ -1,0 +1,112 @@
+"""What holds of scores and plans: every channel has one, the budget is used, the constraints are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from secateur.allocate import Constraints
+from secateur.budget import Budget
+from secateur.errors import BudgetError, PlanError
+from secateur.methods.base import Method
+from secateur.plan import Plan
+from secateur.testing._promises import Broken, require
+from secateur.testing._subject import STEPS, Subject, require_same_plan, train
+
+#: Budgets that the fine network can meet within 1%.
+BUDGETS = ("flops=0.5", "params=0.6", "flops=0.8,params=0.4")
+CLOSE = 0.99
+
+
+def scores_cover_every_channel(subject: Subject) -> None:
+    """score() gives every channel of every group a finite number"""
+    method = subject.trained
+    if type(method).score is Method.score:
+        require(type(method).plan is not Method.plan, "it has neither score() nor a plan() of its own")
+        return
+    scores = method.score()
+    groups = {group.name: group.width for group in method.graph.groups}
+    missing = [name for name in groups if name not in scores]
+    require(not missing, f"score() says nothing about the group {missing[0] if missing else ''}")
+    unknown = [name for name in scores if name not in groups]
+    require(not unknown, f"score() has the group {unknown[0] if unknown else ''}, which the network has not")
+    for name, width in groups.items():
+        values = np.asarray(scores[name])
+        require(values.shape == (width,), f"score() gives {name} the shape {values.shape}, and it has {width} channels")
+        require(np.isfinite(values.astype(np.float64)).all(), f"score() gives {name} values that are not finite")
+
+
+def plan_is_sound(subject: Subject) -> None:
+    """plan() speaks of all groups, comes out the same when asked again, and changes nothing"""
+    method = subject.trained
+    plan = method.plan()
+    require(isinstance(plan, Plan), f"plan() gives {type(plan).__name__} and not a secateur.Plan")
+    _fits(method, plan)
+    require_same_plan("plan() gives another plan when asked again", plan, method.plan())
+
+
+def _fits(method: Method, plan: Plan) -> None:
+    try:
+        plan.check(method.graph)
+    except PlanError as error:
+        raise Broken(f"plan() does not fit the network: {str(error).rstrip('.')}") from error
+
+
+def plan_meets_the_budget(subject: Subject) -> None:
+    """The plan keeps within the budget, and uses at least 99% of it where channels are small enough"""
+    for budget in BUDGETS if subject.network.fine else BUDGETS[:1]:
+        method = _ready(subject, budget=budget)
+        if method is None:
+            continue
+        plan = method.plan()
+        _fits(method, plan)
+        cost, limits = method.graph.cost(plan), Budget.parse(budget).limits(method.graph.cost())
+        used = {key: getattr(cost, key) / limit for key, limit in limits.items()}
+        for key, share in used.items():
+            require(share <= 1 + 1e-9, f"for {budget} the plan costs {share:.1%} of the {key} allowed")
+        if subject.network.fine:
+            most = max(used.values())
+            require(most >= CLOSE, f"for {budget} the plan uses {most:.1%} of what is allowed, and not 99%")
+
+
+def plan_keeps_constraints(subject: Subject) -> None:
+    """The plan keeps to ignore, min_channels, max_ratio and align"""
+    widths = {group.name: group.width for group in subject.make().graph.groups}
+    whole = next(iter(widths))
+    for constraints in (
+        Constraints(ignore=(whole.partition("#")[0],)),
+        Constraints(min_channels=6, align=2),
+        Constraints(max_ratio=0.5),
+        Constraints(align=4),
+    ):
+        method = _ready(subject, budget="flops=0.75", constraints=constraints)
+        if method is None:
+            continue
+        kept = method.plan().widths
+        if constraints.ignore:
+            require(kept[whole] == widths[whole], f"the plan cuts {whole}, which constraints.ignore names")
+        for name, width in widths.items():
+            _legal(name, width, kept[name], constraints)
+
+
+def _legal(name: str, width: int, kept: int, constraints: Constraints) -> None:
+    where = f"of {width} channels of {name} the plan keeps {kept}, and constraints"
+    least, most = min(constraints.min_channels, width), constraints.max_ratio * width + 1e-9
+    require(kept >= least, f"{where}.min_channels is {constraints.min_channels}")
+    require(width - kept <= most, f"{where}.max_ratio is {constraints.max_ratio}")
+    require(kept % constraints.align == 0 or kept == width, f"{where}.align is {constraints.align}")
+
+
+def _ready(subject: Subject, **options: Any) -> Method | None:
+    """A method just before the cut; None where the network is too coarse for these options."""
+    try:
+        method = subject.make(**options)
+    except BudgetError:
+        if subject.network.fine:
+            raise
+        return None
+    if subject.trains:
+        train(method, subject.network.batches(STEPS))
+    subject.collect(method)
+    return method
