@@ -46,8 +46,8 @@ them held out), {epochs} epochs in all for every method, batch {batch}, SGD, cos
 {seeds} seeds; accuracy on all {tested:,} test images, measured once at the end of each stage. This is a small, short
 setting: the accuracies say how methods compare when time is scarce, not what they reach in the papers' schedules. L1
 and random prune the network that was trained plainly for {train} epochs and fine-tune it for the rest; BWCP, as in its
-paper, is not fine-tuned; scratch trains the widths BWCP found with the same seed from the start. *Cut* is straight after the cut, before fine-tuning. The seconds are those of runs that shared
-the machine with other work."""
+paper, is not fine-tuned; scratch trains the widths BWCP found with the same seed from the start. *Cut* is straight
+after the cut, before fine-tuning. The seconds are those of runs that shared the machine with other work."""
 
 GROWTH = """\
 A DenseNet (k=12) in which every layer reads all layers before it, median of {repeats}. A line through the total has
