@@ -1,0 +1,6 @@
+"""Statistics of a network on data, gathered in one pass and shared by methods."""
+
+from secateur.statistics.curvature import Curvature
+from secateur.statistics.kfac import Factors, Layer
+
+__all__ = ["Curvature", "Factors", "Layer"]
