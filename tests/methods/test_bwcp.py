@@ -231,7 +231,7 @@ def test_groups_at_their_floor_are_not_pressed_further() -> None:
 
 
 def test_the_cost_keeps_to_its_ramp() -> None:
-    method = pruner("resnet8_b", "flops=0.5", steps=60, warmup=0.2, ramp=0.7)
+    method = pruner("resnet8_b", "flops=0.5", steps=60, warmup=0.2, ramp=0.7, settle=1.0)
     for layer in method.gates.layers.values():
         nn.init.normal_(layer.bias)
     for step in range(60):
