@@ -135,6 +135,7 @@ class Training(Section):
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Of SGD.")
     nesterov: bool = Field(default=False, description="Nesterov's momentum, of SGD.")
     weight_decay: float = Field(default=1e-4, ge=0, description="Pull of the weights towards zero.")
+    decay_norm: bool = Field(default=True, description="Whether it acts on norms and biases too; BWCP needs it to.")
     schedule: Literal["cosine", "step", "constant", "onecycle"] = Field(
         default="cosine", description="How the learning rate goes on after the warm-up."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,7 +78,7 @@ def test_decay_of_norms_is_an_option() -> None:
     net = toy_net()
     groups = make_optimiser(net, Training(weight_decay=0.01)).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(5, 0.01)]
-    settings = SimpleNamespace(**Training(weight_decay=0.01, optimiser="adamw").model_dump() | {"decay_norm": False})
+    settings = Training(weight_decay=0.01, optimiser="adamw", decay_norm=False)
     groups = make_optimiser(net, settings).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(2, 0.01), (3, 0.0)]
     for parameter in net.parameters():

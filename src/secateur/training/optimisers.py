@@ -20,7 +20,7 @@ def make_optimiser(module: nn.Module, training: Training) -> torch.optim.Optimiz
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise ModelError("The model has no parameters to train: set requires_grad on those that are to be trained.")
-    if getattr(training, "decay_norm", True):
+    if training.decay_norm:
         groups: list[dict[str, Any]] = [{"params": parameters}]
     else:
         kinds = ([p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1])
