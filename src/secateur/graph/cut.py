@@ -74,6 +74,18 @@ def take(tensor: torch.Tensor, kept: tuple[Ids | None, ...]) -> torch.Tensor:
     return result.contiguous()
 
 
+def put(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Let a parameter or buffer hold `value`, of another shape: its old gradient goes.
+
+    While the loss of an earlier step is alive, so is the node that accumulates the gradient, and it knows the old
+    shape; only another type makes a tensor let go of it.
+    """
+    tensor.grad = None
+    if tensor.requires_grad:
+        tensor.data = value.new_empty(0, dtype=torch.float64 if value.dtype != torch.float64 else torch.float32)
+    tensor.data = value
+
+
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -118,7 +130,7 @@ def cut(
     if inplace:
         for name, tensor in tensors.items():
             if name in slices:
-                tensor.data, tensor.grad = take(tensor, slices[name]), None
+                put(tensor, take(tensor, slices[name]))
         narrow = model
     else:
         narrow = clone_module(model, real)
