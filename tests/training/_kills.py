@@ -22,7 +22,7 @@ import torch
 
 torch.set_num_threads(1)
 
-from _toy import ToyMethod, make_engine, short, toy_net  # noqa: E402
+from _toy import Narrower, ToyMethod, make_engine, short, toy_net  # noqa: E402
 
 from secateur.recipe import Distil, EngineConfig  # noqa: E402
 from secateur.training import checkpoints, metrics, stage  # noqa: E402
@@ -44,12 +44,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "distill": Distil(weight=0.3),
         },
         "engine": {"checkpoint_minutes": ALWAYS, "accumulate": 2, "keep_checkpoints": 1},
-        "method": True,
+        "method": ToyMethod,
     },
     "everything, by epoch": {
         "training": {"nesterov": True, "ema": 0.9, "mixup": 0.3, "schedule": "onecycle"},
         "engine": {"accumulate": 3},
-        "method": True,
+        "method": ToyMethod,
+    },
+    "narrowing": {
+        "training": {"optimiser": "adamw", "lr": 0.01, "ema": 0.9},
+        "engine": {"checkpoint_minutes": ALWAYS},
+        "method": Narrower,
     },
 }
 
@@ -60,7 +65,7 @@ def train(variant: dict[str, Any], folder: Path) -> None:
     engine = make_engine(folder, config)
     net = toy_net()
     engine.fit("pretrain", net, short(epochs=1))
-    method = ToyMethod(net) if variant.get("method") else None
+    method = variant["method"](net) if "method" in variant else None
     engine.fit("train", method or net, short(**variant["training"]), method=method, teacher=toy_net())
     state = {name: value.tolist() for name, value in (method or net).state_dict().items()}
     result = {"weights": state, "state": method.state() if method else None}

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from secateur.methods.narrowing import NarrowingMethod
+from secateur.plan import Plan
 from secateur.recipe import EngineConfig, Training
 from secateur.training import Engine
 
@@ -94,10 +97,15 @@ class ToyMethod(nn.Module):
         self.model = model
         self.strength, self.calls = 1e-3, {"backward": 0, "step": 0, "epoch": 0}
         self.history: list[float] = []
+        self.followers: list[Any] = []
         self.register_buffer("trace", torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x)
+
+    def after_forward(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        assert output.requires_grad
+        assert F.cross_entropy(output, target).isfinite()
 
     def loss(self) -> torch.Tensor:
         return self.strength * self.model.norm.weight.abs().sum()
@@ -123,6 +131,24 @@ class ToyMethod(nn.Module):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.strength, self.calls, self.history = state["strength"], dict(state["calls"]), list(state["history"])
+
+
+class Narrower(NarrowingMethod):
+    """Keeps the channels told after the steps told, whatever they are worth."""
+
+    name = "narrower"
+
+    def __init__(self, model: nn.Module) -> None:
+        self.at = {4: [0, 2, 3, 5], 11: [2, 5]}
+        super().__init__(model, torch.zeros(1, 2, 6, 6), budget="flops=0.9", steps=15)
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.step in self.at:
+            self.narrow({"conv": np.isin(np.arange(6), self.at[self.step])})
+
+    def plan(self) -> Plan:
+        return Plan(dict(self.masks))
 
 
 def toy_net(dropout: float = 0.2) -> ToyNet:

@@ -32,6 +32,8 @@ SCENARIOS: list[tuple[str, list[tuple[str, int, str]]]] = [
     ("everything", [("rename", 22, "before")]),  # at the very end
     ("everything, by epoch", [("step", 13, "after")]),
     ("everything, by epoch", [("rename", 4, "before"), ("rename", 2, "before")]),
+    ("narrowing", [("step", 9, "after")]),  # the network is narrowed in steps 9 and 16, the first 5 being pretraining
+    ("narrowing", [("step", 11, "before"), ("tensors", 7, "torn"), ("step", 2, "after")]),
 ]
 
 

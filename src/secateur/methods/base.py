@@ -5,7 +5,9 @@ engine drives it, and so can any loop of one's own:
 
     pruner = SomeMethod(model, example_inputs, budget="flops=0.5", steps=len(loader) * epochs)
     for x, y in loader:
-        loss = criterion(pruner(x), y) + pruner.loss()
+        output = pruner(x)
+        pruner.after_forward(output, y)
+        loss = criterion(output, y) + pruner.loss()
         loss.backward(); pruner.after_backward(); optimizer.step(); pruner.after_step()
     small = pruner.finish()
 """
@@ -22,6 +24,7 @@ import torch
 from torch import nn
 
 from secateur._hints import choose
+from secateur._protocols import IntArray
 from secateur._settings import Section, validated
 from secateur.allocate import ALLOCATORS, NORMALISATIONS, Constraints, allocate
 from secateur.budget import Budget
@@ -34,6 +37,8 @@ from secateur.surgery import Result, apply, check_weights, nothing_to_prune, rem
 Needs = Literal["nothing", "calibration", "training"]
 Acts = Literal["before training", "while training", "after training"]
 Loss = Callable[[Any, Any], torch.Tensor]
+#: Told that tensors got narrower: indices kept along every dimension (None: all), by name in the method's state_dict.
+Follower = Callable[[Mapping[str, tuple[IntArray | None, ...]]], None]
 
 #: Steps a method plans for when nobody says how many there will be.
 STEPS = 10_000
@@ -69,6 +74,8 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     Config: ClassVar[type[Settings]] = Settings
+    #: Whether the model gets narrower while it is trained, as with `secateur.methods.narrowing.NarrowingMethod`.
+    narrows: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -107,6 +114,7 @@ class Method(nn.Module):
         self.model: nn.Module = self.graph.model
         self.step = 0  # optimiser steps taken so far
         self.notes: list[str] = []  # sentences for the report
+        self.followers: list[Follower] = []  # whoever holds tensors of the parameters' shapes, save optimisers
         self.result: Result | None = None
         check_weights(self.graph)
         self._settle()
@@ -119,6 +127,12 @@ class Method(nn.Module):
 
     def prepare(self) -> None:
         """Insert gates, hooks and collectors into `self.model`; `self.graph` is there."""
+
+    def after_forward(self, output: Any, target: Any) -> None:
+        """See what the model answered to one micro-batch in training, and what was asked for, before `backward`.
+
+        target: as a loss function of PyTorch's takes it: class numbers, or class probabilities of mixed images.
+        """
 
     def loss(self) -> torch.Tensor:
         """What is added to the task's loss in this step."""

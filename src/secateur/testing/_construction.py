@@ -83,6 +83,11 @@ def model_keeps_its_parameters(subject: Subject) -> None:
     trained = subject.trained.model
     shapes = {name: tuple(before.tensors[name].shape) for name in before.identities}
     found = {name: tuple(p.shape) for name, p in trained.named_parameters(remove_duplicate=False)}
+    if type(method).narrows:
+        wider = [n for n, shape in found.items() if any(a > b for a, b in zip(shape, shapes.get(n, ()), strict=False))]
+        require(found.keys() == shapes.keys(), "names of the model's parameters are others after training")
+        require(not wider, f"{wider[0] if wider else ''} is wider after training")
+        return
     require(found == shapes, "names or shapes of the model's parameters are others after training")
 
 

@@ -110,7 +110,9 @@ def train(
     losses = []
     for images, labels in batches:
         optimiser.zero_grad()
-        loss = F.cross_entropy(method(images), labels) + method.loss()
+        output = method(images)
+        method.after_forward(output, labels)
+        loss = F.cross_entropy(output, labels) + method.loss()
         loss.backward()
         method.after_backward()
         optimiser.step()

@@ -48,7 +48,9 @@ def training_works(subject: Subject) -> None:
         method.train()
         optimiser.zero_grad()
         for part, aims in zip(images.chunk(2), labels.chunk(2), strict=True):
-            loss = (F.cross_entropy(method(part), aims) + method.loss()) / 2
+            output = method(part)
+            method.after_forward(output, aims)
+            loss = (F.cross_entropy(output, aims) + method.loss()) / 2
             require_finite(f"the loss in step {number}", loss)
             loss.backward()
             method.after_backward()
@@ -72,7 +74,9 @@ def mixed_precision_works(subject: Subject) -> None:
     method.train()
     for images, labels in subject.network.batches(_HALF):
         with torch.autocast("cpu", torch.bfloat16):
-            task = F.cross_entropy(method(images), labels)
+            output = method(images)
+            method.after_forward(output, labels)
+            task = F.cross_entropy(output, labels)
         loss = task + method.loss()
         require_finite("the loss under autocast", loss)
         optimiser.zero_grad()

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from secateur._protocols import IntArray
+from secateur.graph.cut import take
+
 
 class Average:
     """a ← d·a + (1 − d)·w after every step, with d = min(decay, (1 + t) / (10 + t)), so that the start is forgotten."""
@@ -29,6 +32,11 @@ class Average:
             else:  # counters have no average
                 self.tensors[name].copy_(value)
         torch._foreach_lerp_(averages, values, 1 - decay)
+
+    def follow(self, kept: Mapping[str, tuple[IntArray | None, ...]]) -> None:
+        """Get narrower with the module: `kept` are the indices left along each dimension of a tensor (None: all)."""
+        for name, rows in kept.items():
+            self.tensors[name] = take(self.tensors[name], rows)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

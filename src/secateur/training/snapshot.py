@@ -12,7 +12,6 @@ from torch import distributed
 from secateur._distributed import rank, world
 from secateur._files import said
 from secateur.errors import ModelError, RunError
-from secateur.training.averages import assign
 from secateur.training.checkpoints import Checkpoint
 from secateur.training.gradients import take_firsts
 from secateur.training.interface import Fitted
@@ -222,14 +221,15 @@ def module_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _fill(module: torch.nn.Module, values: Mapping[str, torch.Tensor], name: str) -> None:
-    own = module_state(module)
-    for key in [*own, *values]:
-        if key not in own or key not in values or own[key].shape != values[key].shape:
-            raise RunError(
-                f"The checkpoint {name} is of another network, as {key} differs: resume with the recipe the run began "
-                "with, or begin in another folder."
-            )
-    assign(module, values)
+    try:
+        module.load_state_dict(values)  # a method that narrows its model first takes on the widths of these
+    except RuntimeError as problem:
+        own = module_state(module)
+        differ = [k for k in [*own, *values] if k not in own or k not in values or own[k].shape != values[k].shape]
+        raise RunError(
+            f"The checkpoint {name} is of another network, as {differ[0] if differ else said(problem)} differs: resume "
+            "with the recipe the run began with, or begin in another folder."
+        ) from None
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

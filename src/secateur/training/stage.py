@@ -60,6 +60,8 @@ class Stage:
         self.optimiser = make_optimiser(module, training)
         self.loss = TaskLoss(training)
         self.average = Average(module, training.ema) if training.ema else None
+        if method is not None and self.average is not None:
+            method.followers.append(self.average.follow)
         self.position = Position()
         self.best: Best | None = None
         self.tally = Tally(self.device)
@@ -147,7 +149,7 @@ class Stage:
         """Give the module the weights that the stage hands on."""
         selected = "last"
         if self.training.select == "best" and self.best is not None:
-            assign(self.module, self.best.weights)
+            self.module.load_state_dict(self.best.weights)  # a method may have narrowed the module since
             if self.method is not None and self.best.method is not None:
                 self.method.load_state(self.best.method)
             selected = "best"
@@ -199,6 +201,8 @@ class Stage:
     def _backward(self, images: torch.Tensor, targets: Targets, whole: int) -> torch.Tensor:
         """Add a micro-batch's share of the gradients; [task loss, right answers], both sums over its images."""
         output = self._forward(images)
+        if self.method is not None:
+            self.method.after_forward(output, targets.as_one(output))
         task = self.loss(output, targets, self._taught(images))
         total = task / whole
         if self.method is not None:
