@@ -24,8 +24,14 @@ from secateur.recipe import Recipe
 from secateur.training import make_progress
 
 HERE = Path(__file__).parent
-METHODS = ("bwcp", "l1", "random", "scratch")
-WHOLE = ("bwcp", "scratch")  # they train the network that stays, and are not fine-tuned: all epochs are one stage
+METHODS = ("bwcp", "bwcp-random", "l1", "random", "scratch")
+#: Gates that stay random until the end, as in the paper: how far soft and hard ones are apart without settled masks.
+SETTINGS = {"bwcp-random": "{name: bwcp, settle: 1.0, ramp: 0.5}"}
+WHOLE = (
+    "bwcp",
+    "bwcp-random",
+    "scratch",
+)  # they train the network that stays, and are not fine-tuned: all epochs are one stage
 
 
 def run(recipe: Path, overrides: list[str], method: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -33,7 +39,7 @@ def run(recipe: Path, overrides: list[str], method: str, seed: int, folder: Path
     where = folder / f"{method}-{seed}"
     if where.exists():
         return runs.resume(where, progress=make_progress()).results
-    changes = [*overrides, f"method={method}", f"seed={seed}"]
+    changes = [*overrides, f"method={SETTINGS.get(method, method)}", f"seed={seed}"]
     if method == "scratch":
         changes.append(f"method={{name: scratch, plan: {folder / f'bwcp-{seed}' / 'plan.json'}}}")
     if method in WHOLE:
@@ -84,7 +90,7 @@ def main() -> None:
     for method in METHODS:
         final = [100 * entry["accuracy"]["final"] for entry in rows if entry["method"] == method]
         spread = statistics.stdev(final) if len(final) > 1 else 0.0
-        print(f"{method:8} {statistics.mean(final):.2f}% +- {spread:.2f}")
+        print(f"{method:12} {statistics.mean(final):.2f}% +- {spread:.2f}")
 
 
 if __name__ == "__main__":
