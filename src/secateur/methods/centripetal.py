@@ -10,7 +10,7 @@ network of a hundred layers costs some dozens of operations. `reference` is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,12 +94,11 @@ class Bucket:
 
 
 class Centripetal:
-    """The update for all clustered parameters of one network."""
+    """The update for all clustered parameters of one network, which are given by name."""
 
-    def __init__(self, graph: Graph, clusters: Clusters) -> None:
-        self.rows = clustered_rows(graph, clusters)
-        named = dict(graph.model.named_parameters())
-        self._parameters = [named[entry.name] for entry in self.rows]
+    def __init__(self, rows: list[Rows], parameters: Mapping[str, nn.Parameter]) -> None:
+        self.rows = rows
+        self._parameters = [parameters[entry.name] for entry in rows]
         self._made: dict[Any, Bucket] = {}
 
     def buckets(self, with_gradient: bool = False) -> Iterator[Bucket]:

@@ -10,6 +10,10 @@ and with it its bias and its norm's scale and shift. What differs in a cluster d
 whatever the loss. In the end one filter of each stays, and its readers get the sum of their weights for the cluster:
 the network computes what it did, and needs no fine-tuning.
 
+Sources: matrices, trim, multi-round, groups, vectors and hyper-parameters from the official code read; update formula,
+chi, kept set and clustering in words from a public reading note of the CVPR paper, consistent with the code; abstracts
+of both papers read, full paper text not available; the squeeze experiment's exact widths and epochs are recalled only.
+
 With an optimiser: `after_backward` turns the gradient G into Γ G + eps (W - Γ W) (`centripetal.py`). The optimiser adds
 its own weight decay, which is the paper's eta, and then applies momentum: torch.optim.SGD so takes exactly the paper's
 step, Nesterov's included. The `weight_decay` of this method is for optimisers without one; both together pull twice. An
@@ -45,7 +49,7 @@ from secateur.errors import BudgetError, ConfigError, ModelError, VerificationEr
 from secateur.graph.modules import named_tensors
 from secateur.methods.aim import Aim, counts
 from secateur.methods.base import Method, MethodRow, Settings
-from secateur.methods.centripetal import Centripetal
+from secateur.methods.centripetal import Centripetal, clustered_rows
 from secateur.methods.clustering import CLUSTERINGS, ordered, spread
 from secateur.methods.pacesetters import Makers
 from secateur.plan import Plan
@@ -79,7 +83,8 @@ class CSGDSettings(Settings):
         0.0, ge=0, description="decay of clustered kernels beside the optimiser's own, which is the paper's eta"
     )
     widths: Literal["uniform", "spread"] = Field(
-        "uniform", description="the same share of every group, or by the allocator: more where filters differ more"
+        "uniform",
+        description="the same share of every group, or by the allocator (without normalise): more where filters differ",
     )
     squeeze: float | None = Field(
         None, gt=1, description="train wide, then squeeze: every group ends at its width divided by this"
@@ -130,9 +135,13 @@ class CSGD(Method):
     def _allocated(self) -> Plan:
         """Widths within the budget; which channels the plan keeps means nothing yet."""
         if self.settings.widths == "spread":
-            makers = Makers(self.graph)
-            return self._allocate(
-                {g.name: spread(makers.rows(g.name, self.settings.features)) for g in self.graph.groups}
+            makers, scores = Makers(self.graph), {}
+            for group in self.graph.groups:
+                rows = makers.rows(group.name, self.settings.features)
+                size = float(np.sqrt((rows**2).sum(1).mean()))  # distances count beside the filters' own size
+                scores[group.name] = spread(rows) / max(size, 1e-30)
+            return allocate(
+                scores, self.graph, self.budget, self.constraints, allocator=self.allocator, normalise="none"
             )
         alike = {g.name: np.ones(g.width) for g in self.graph.groups}
         return allocate(alike, self.graph, self.budget, self.constraints, allocator="uniform")
@@ -175,7 +184,11 @@ class CSGD(Method):
                 self.clusters[group.name] = ordered(found[old])
         if world() > 1:  # k-means may round otherwise elsewhere, and clusters that differ would diverge in silence
             self._agree()
-        self.update = Centripetal(self.graph, self.clusters)
+        self._follow()
+
+    def _follow(self) -> None:
+        rows = clustered_rows(self.graph, self.clusters)
+        self.update = Centripetal(rows, dict(self.model.named_parameters()))
 
     def _agree(self) -> None:
         flat = torch.from_numpy(np.concatenate(list(self.clusters.values()))).to(self.device)
@@ -301,7 +314,7 @@ class CSGD(Method):
         super().load_state(state)
         self.round = int(state["round"])
         self.clusters = {g.name: np.array(state["clusters"][g.name], dtype=np.int64) for g in self.graph.groups}
-        self.update = Centripetal(self.graph, self.clusters)
+        self._follow()
 
 
 ROW = MethodRow(
@@ -313,9 +326,10 @@ ROW = MethodRow(
     needs="training",
     acts="while training",
     granularity="channel",
-    fidelity="official code of both papers read, full paper text not available: update formula, chi, kept set and "
-    "clustering from a public reading note, consistent with the code; eps of biases and norms is the PyTorch code's "
-    "0.1 eps; widths of wide-then-squeeze are a recommendation",
+    fidelity="matrices, trim, multi-round, groups, vectors and hyper-parameters from the official code read; update "
+    "formula, chi, kept set and clustering in words from a public reading note of the CVPR paper, consistent with the "
+    "code; abstracts of both papers read, full paper text not available; the squeeze experiment's exact widths and "
+    "epochs are recalled only",
     factory=CSGD,
     settings=CSGDSettings,
 )
