@@ -322,8 +322,8 @@ def _quality(result: dict[str, Any]) -> list[str]:
         circumstances(result),
         f"**In this setting {best} comes first** on average: {told}. Standard deviations over seeds are "
         f"{min(spread.values()):.1f} to {max(spread.values()):.1f} points. The largest difference between soft and "
-        f"hard gates at the end of training is {apart}; the cost is {low:.4f} to {high:.4f} of the original in all runs; "
-        f"every cut is verified, with a relative error of at most {worst:.0e}.",
+        f"hard gates at the end of training is {apart}; the cost is {low:.4f} to {high:.4f} of the original in all "
+        f"runs; every cut is verified, with a relative error of at most {worst:.0e}.",
         table(
             ["method", "dense", "cut", "after fine-tuning", "FLOPs left", "parameters left", "seconds"],
             [
