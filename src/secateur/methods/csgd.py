@@ -44,16 +44,16 @@ from torch import nn
 
 from secateur._distributed import global_sum, rank, world
 from secateur._protocols import FloatArray, IntArray
-from secateur.allocate import allocate
-from secateur.errors import BudgetError, ConfigError, ModelError, VerificationError
+from secateur.errors import ConfigError, VerificationError
 from secateur.graph.modules import named_tensors
-from secateur.methods.aim import Aim, counts
+from secateur.methods.aim import Aim
 from secateur.methods.base import Method, MethodRow, Settings
 from secateur.methods.centripetal import Centripetal, clustered_rows
-from secateur.methods.clustering import CLUSTERINGS, ordered, spread
+from secateur.methods.cluster_counts import alike, by_spread, squeezed, unmergeable
+from secateur.methods.clustering import CLUSTERINGS, ordered
 from secateur.methods.pacesetters import Makers
 from secateur.plan import Plan
-from secateur.repair.merging import collapse, difference, kept, merge, mergeable, outputs, representatives
+from secateur.repair.merging import collapse, difference, kept, merge, outputs, representatives
 from secateur.surgery import Result
 
 #: The paper's strength on CIFAR-10, and for how many steps: 600 epochs of 782 batches.
@@ -103,7 +103,7 @@ class CSGD(Method):
         """Decide how many clusters every group gets, and which channels are in which."""
         self.aim = Aim(self.graph, self.budget)
         self._keep_unmergeable()
-        self._plan = self._squeezed() if self.settings.squeeze else self._allocated()
+        self._plan = self._counted()
         short = _STRENGTH * _STEPS * self.settings.rounds / self.steps
         self.strength = self.settings.strength or min(max(_STRENGTH, short), 1.0)
         self.round = 0
@@ -117,53 +117,22 @@ class CSGD(Method):
 
     def _keep_unmergeable(self) -> None:
         """Keep groups whole in which equal channels cannot become one."""
-        generator = np.random.default_rng(self.seed)
-        tried = {g.name: generator.integers(0, -(-g.width // 2), g.width) for g in self.graph.groups}
-        if mergeable(self.graph, tried, seed=self.seed):
-            return
-        bad = [name for name in tried if not mergeable(self.graph, {name: tried[name]}, seed=self.seed)]
-        good = {name: labels for name, labels in tried.items() if name not in bad}
-        if not bad or not good or not mergeable(self.graph, good, seed=self.seed):
-            raise ModelError(
-                f"Merging equal channels changes what {type(self.model).__name__} computes, so that csgd cannot prune "
-                "it: choose another method."
-            )
-        named = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        self.notes.append(f"Groups in which merging equal channels is not exact stay whole: {named}.")
-        self.constraints = self.constraints.keeping(bad)
+        bad = unmergeable(self.graph, self.seed)
+        if bad:
+            named = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            self.notes.append(f"Groups in which merging equal channels is not exact stay whole: {named}.")
+            self.constraints = self.constraints.keeping(bad)
 
-    def _allocated(self) -> Plan:
-        """Widths within the budget; which channels the plan keeps means nothing yet."""
-        if self.settings.widths == "spread":
-            makers, scores = Makers(self.graph), {}
-            for group in self.graph.groups:
-                rows = makers.rows(group.name, self.settings.features)
-                size = float(np.sqrt((rows**2).sum(1).mean()))  # distances count beside the filters' own size
-                scores[group.name] = spread(rows) / max(size, 1e-30)
-            return allocate(
-                scores, self.graph, self.budget, self.constraints, allocator=self.allocator, normalise="none"
-            )
-        alike = {g.name: np.ones(g.width) for g in self.graph.groups}
-        return allocate(alike, self.graph, self.budget, self.constraints, allocator="uniform")
-
-    def _squeezed(self) -> Plan:
-        """Every group at its share of the width, or at what its constraints allow."""
-        assert self.settings.squeeze is not None
-        masks = {}
-        for group, floor in zip(self.graph.groups, self.constraints.floors(self.graph).tolist(), strict=True):
-            legal = np.concatenate([[floor], self.constraints.ends(group.width, floor)])
-            wanted = int(np.ceil(group.width / self.settings.squeeze - 1e-9))
-            masks[group.name] = np.arange(group.width) < legal[np.searchsorted(legal, wanted)]
-        widths = counts(masks)
-        if not self.aim.met(widths):
-            left = {key: value / self.aim.full[key] for key, value in self.aim.cost(widths).items()}
-            worst = max(self.aim.limits, key=lambda key: left[key] * self.aim.full[key] / self.aim.limits[key])
-            raise BudgetError(
-                f"squeeze={self.settings.squeeze:g} leaves {left[worst]:.4f} of the {worst}, which is more than the "
-                "budget: raise the budget to that, or squeeze more."
-            )
-        provenance = {"allocator": "squeeze", "squeeze": self.settings.squeeze, "budget": self.budget.as_dict()}
-        return Plan(masks, provenance)
+    def _counted(self) -> Plan:
+        """How many clusters every group gets in the end, as a plan."""
+        s = self.settings
+        if s.squeeze is not None:
+            plan = squeezed(self.graph, self.aim, self.constraints, s.squeeze)
+            plan.provenance["budget"] = self.budget.as_dict()
+            return plan
+        if s.widths == "spread":
+            return by_spread(self.graph, self.budget, self.constraints, self.allocator, s.features)
+        return alike(self.graph, self.budget, self.constraints)
 
     def _target(self, group: str, width: int) -> int:
         """How many clusters a group has in this round: from round to round a step of equal size."""
