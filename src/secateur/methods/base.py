@@ -47,6 +47,10 @@ STEPS = 10_000
 class Settings(Section):
     """Base of every method's settings: unknown names and impossible values are refused; defaults are the paper's."""
 
+    def model_arguments(self, reference: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a recipe's arguments of the model's factory become, where the method begins with another network."""
+        return dict(given)
+
 
 @dataclass(frozen=True)
 class MethodRow:

@@ -82,7 +82,7 @@ def prepare(recipe: Recipe) -> Prepared:
         SecateurError: one sentence for the first thing that cannot be.
     """
     row = method(recipe.method.name)
-    validated(row.settings, recipe.method.settings, "method")
+    settings = validated(row.settings, recipe.method.settings, "method")
     _check_stages(recipe, row)
     _check_packages(recipe)
     accelerator(recipe.engine)
@@ -92,7 +92,7 @@ def prepare(recipe: Recipe) -> Prepared:
             f"model.input_size is {_size(recipe.model.input_size)}, and the images of {data.name} are "
             f"{_size(data.input_size)}: leave model.input_size out, or set data.options.size where the data have it."
         )
-    arguments = _arguments(recipe, data)
+    arguments = settings.model_arguments(recipe.model.reference, _arguments(recipe, data))
     loaded = _network(recipe, arguments, (1, *data.input_size))
     _check_output(recipe, loaded, data)
     engine = Engine(data, recipe.engine, seed=recipe.seed, batch_size=recipe.data.batch_size)
