@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from secateur._hints import choose
-from secateur.methods import bwcp, cpmc, csgd, one_shot, scratch
+from secateur.methods import bwcp, cpmc, csgd, dcpcac, one_shot, scratch
 from secateur.methods.base import Method, MethodRow, Settings
 from secateur.methods.bwcp import BWCP
 from secateur.methods.criteria import CRITERIA, Criterion, criteria, score
 from secateur.methods.csgd import CSGD
+from secateur.methods.dcpcac import DCPCAC
 from secateur.methods.gradients import accumulate_gradients
 from secateur.methods.scores import Scores
 
 __all__ = [
-    "BWCP", "CRITERIA", "CSGD", "METHODS", "Criterion", "Method", "MethodRow", "Scores", "Settings",
+    "BWCP", "CRITERIA", "CSGD", "DCPCAC", "METHODS", "Criterion", "Method", "MethodRow", "Scores", "Settings",
     "accumulate_gradients", "criteria", "method", "score",
 ]  # fmt: skip
 
 #: One frozen row a method: the command line, the docs and the test matrix are made from these.
-METHODS: tuple[MethodRow, ...] = (bwcp.ROW, cpmc.ROW, csgd.ROW, *one_shot.ROWS, scratch.ROW)
+METHODS: tuple[MethodRow, ...] = (bwcp.ROW, cpmc.ROW, csgd.ROW, dcpcac.ROW, *one_shot.ROWS, scratch.ROW)
 
 
 def method(name: str) -> MethodRow:
