@@ -7,6 +7,8 @@ PEER := $(VENV)/.peer
 # Packages that the extras do not name. torchvision and timm come without their dependencies: they would replace the pinned torch.
 VISION := torchvision timm
 VISION_NEEDS := pillow pyyaml huggingface_hub
+# Of Lightning what training on one machine needs; the rest of its dependencies read files over the network.
+LIGHTNING := lightning lightning-utilities torchmetrics tqdm
 
 export OMP_NUM_THREADS ?= 1
 
@@ -17,7 +19,7 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,train]' $(VISION_NEEDS)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(VISION)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(VISION) $(LIGHTNING)
 	touch $@
 
 $(PEER): $(STAMP)
