@@ -40,6 +40,7 @@ def describe_cut(method: Method, result: Result) -> dict[str, Any]:
         "verification": describe_proof(result.verification),
         "layers": layer_rows(result),
         "plan": kept_fingerprint(result.plan),
+        "sparse": result.plan.provenance.get("sparse"),
         "settings": method.settings.model_dump(mode="json"),
         "notes": list(method.notes),
     }
@@ -105,6 +106,7 @@ def describe_run(
             key: cut[key] for key in ("groups", "frozen", "unsupported", "settled", "repairs", "verification", "layers")
         },
         "plan": cut["plan"],
+        "sparse": cut.get("sparse"),  # single weights that are zero; runs of before had none
         "seconds": _seconds(stages),
         "epochs": {name: stages[name]["epochs"] for name in ("pretrain", "train", "finetune") if name in stages},
         "files": dict(files),

@@ -21,12 +21,15 @@ from secateur import runtime
 from secateur._files import write_json
 from secateur.errors import RunError
 from secateur.methods import Method
+from secateur.methods.sparse import keep_zeros
 from secateur.plan import Plan
 from secateur.recipe import Training
 from secateur.references import Loaded
 from secateur.runs.documents import describe_cut
 from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, Folder
 from secateur.runs.preparing import Prepared
+from secateur.runtime.sparse import FILE as SPARSE
+from secateur.runtime.sparse import save_sparse
 from secateur.surgery import apply
 from secateur.training import Engine
 from secateur.training.randomness import derive, preserved, seed_all
@@ -95,6 +98,7 @@ class Stages:
         """The cut network, learning from the dense one it was cut from if the recipe says so."""
         training: Training = getattr(self.recipe, stage)
         narrow = self._narrow(PRUNED)
+        keep_zeros(narrow, self._sparse())
         teacher = self._dense() if training.distill.weight else None
         values = self._fit(stage, narrow, teacher=teacher)
         values["accuracy"] = {"finetuned": self._test(narrow)}
@@ -247,7 +251,17 @@ class Stages:
             plan=Plan.load(self.folder.path / PLAN),
             metadata=self._metadata(),
         )
-        return [MODEL]
+        names = self._sparse()
+        if not names:
+            return [MODEL]
+        size = save_sparse(narrow, self.folder.path / SPARSE, names)
+        dense = (self.folder.path / MODEL).stat().st_size
+        self.engine.say(f"{SPARSE} holds the same weights without their zeros, in {size} bytes instead of {dense}.")
+        return [MODEL, SPARSE]
+
+    def _sparse(self) -> list[str]:
+        """Parameters in which the method has set single weights to zero, which stay zero."""
+        return list(Plan.load(self.folder.path / PLAN).provenance.get("sparse", {}).get("names", ()))
 
     def _metadata(self) -> dict[str, Any]:
         return {
@@ -264,5 +278,6 @@ class Stages:
 
 def file_names(folder: Path) -> list[str]:
     """The files of a run that others may want, those that are there."""
-    names = ("recipe.yaml", "metrics.jsonl", PLAN, MODEL, "model.onnx", "model.pt2", "verification.json", LATENCY)
+    run = ("recipe.yaml", "metrics.jsonl", PLAN, "verification.json", LATENCY)
+    names = (*run, MODEL, "model.onnx", "model.pt2", SPARSE)
     return [name for name in names if (folder / name).is_file()]

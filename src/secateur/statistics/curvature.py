@@ -64,7 +64,7 @@ class Curvature:
         used = torch.ones(splits, width + 1, dtype=torch.bool, device=wide.device)
         used[: splits if bias is None else splits - 1, -1] = False
         wide = wide * (used[:, :, None] & used[:, None, :])
-        slope = gradients.double()
+        slope = gradients.double().clone()
         if not bool(torch.isfinite(wide).all() & torch.isfinite(slope).all()):
             raise ConfigError(f"The curvature of {layer.name} is not finite: look at the data and the weights.")
         mean_a = wide.diagonal(dim1=2, dim2=3).sum(-1) / used.sum(-1)  # [groups, splits]

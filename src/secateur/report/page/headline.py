@@ -235,9 +235,12 @@ def _budget(results: Results) -> list[str]:
     told = []
     for key, bound in bounds:
         before, after = getattr(results.before, KEYS[key]), getattr(results.after, KEYS[key])
+        if results.sparse is not None and key == "params":  # what is bounded are weights that are not zero
+            before, after = results.sparse.weights, results.sparse.nonzero
         if not before or after is None:
             continue
-        reached, name = (after / before if bound <= 1 else after), _COSTS[KEYS[key]]
+        name = _COSTS[KEYS[key]] if results.sparse is None else "weights that are not zero"
+        reached = after / before if bound <= 1 else after
         form = words.percent if bound <= 1 else words.count
         off = reached / bound - 1
         told.append(

@@ -146,6 +146,13 @@ class LayerRow(_Document):
     out_after: Count | None = None
 
 
+class Sparse(_Document):
+    """Single weights set to zero in a network that keeps its shape."""
+
+    weights: Count
+    nonzero: Count
+
+
 class Results(_Document):
     """results.json."""
 
@@ -181,6 +188,7 @@ class Results(_Document):
     epochs: Table[Count | None] = {}
     files: Table[FileRow] = {}
     dense_bytes: Count | None = None
+    sparse: Sparse | None = None
     layers: Rows[LayerRow] = []
 
     @property
