@@ -50,7 +50,52 @@ def methods(_name: str) -> str:
     return table(("method", "idea", "paper", "needs", "acts", "fidelity"), rows)
 
 
-TABLES: Mapping[str, Callable[[str], str]] = {"methods": methods}
+def every_method(_name: str) -> str:
+    """One row a method, with everything the registry says."""
+    head = ("method", "paper", "year", "arXiv", "needs", "acts", "removes", "fidelity")
+    return table(
+        head,
+        (
+            (
+                f"[`{row.name}`](#{row.name})",
+                row.paper,
+                str(row.year),
+                f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else "",
+                row.needs,
+                row.acts,
+                f"{row.granularity}s",
+                row.fidelity,
+            )
+            for row in METHODS
+        ),
+    )
+
+
+def method_settings(_name: str) -> str:
+    """A section a method: what it does, and its settings."""
+    parts = []
+    for row in METHODS:
+        parts.append(f"## {row.name}\n\n{row.summary[0].upper()}{row.summary[1:]}.\n")
+        rows = [(f"`{s.path}`", s.allowed, f"`{s.default}`", s.meaning) for s in settings(row.settings)]
+        parts.append(table(("setting", "may be", "default", "meaning"), rows) if rows else "It has no settings.")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def example(name: str) -> str:
+    """A program of examples/."""
+    path = HERE.parent / "examples" / f"{name.removeprefix('example ')}.py"
+    return f"```python\n{path.read_text(encoding='utf-8')}```"
+
+
+TABLES: Mapping[str, Callable[[str], str]] = {
+    "methods": methods,
+    "every method": every_method,
+    "method settings": method_settings,
+    "example plain_pytorch": example,
+    "example lightning_callback": example,
+    "example accelerate_loop": example,
+}
 
 
 def filled(page: str) -> str:
