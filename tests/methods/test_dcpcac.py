@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 
 import secateur
@@ -19,6 +21,7 @@ from secateur.methods.conditional import Evidence, conditional_change, cross_ent
 from secateur.methods.dcpcac import DCPCACSettings
 from secateur.methods.sample_gates import readers, summed
 from secateur.models import create
+from secateur.testing import NETWORKS
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Worth = Callable[[torch.Tensor], torch.Tensor]  # gates [samples, channels] -> q [samples]
@@ -627,6 +630,36 @@ def test_micro_batches_count_as_one_step() -> None:
     method.after_step()
     seen = method.evidence.seen
     assert torch.allclose(seen[:, 0] + seen[:, 2], torch.tensor(48.0))
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    network = NETWORKS[0]
+    method = DCPCAC(network.make(), network.inputs(), budget="flops=0.5", steps=12, metric="loss", evidence=1, every=2)
+    optimiser = torch.optim.SGD(method.parameters(), 0.02, momentum=0.9)
+    method.train()
+    for images, labels in network.batches(12):
+        own = slice(0, 5) if rank == 0 else slice(5, 8)
+        optimiser.zero_grad()
+        output = method(images[own])
+        method.after_forward(output, labels[own])
+        (F.cross_entropy(output, labels[own], reduction="sum") / 8).backward()
+        method.after_backward()
+        for parameter in method.parameters():
+            distributed.all_reduce(parameter.grad)
+        optimiser.step()
+        method.after_step()
+    torch.save({"alive": method.alive, "seen": method.evidence.seen}, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_processes_judge_by_the_samples_of_both(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(_one_of_two, (str(tmp_path),), 2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert not first["alive"].all()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_overflow_in_mixed_precision_spoils_nothing() -> None:
