@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import ConfigError
-from secateur.methods import BWCP, METHODS
+from secateur.methods import BWCP, METHODS, Method, MethodRow
 from secateur.testing import NETWORKS
 
 lightning = pytest.importorskip("lightning.pytorch")
@@ -55,24 +55,29 @@ class Classifier(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.05, momentum=0.9)
 
 
-def fit(module: Any, epochs: int = EPOCHS, ckpt_path: str | None = None, **options: Any) -> PruningCallback:
-    callback = PruningCallback()
+def fit(
+    module: Any, epochs: int = EPOCHS, *, ckpt_path: str | None = None, data: Any = None, target: Any = None,
+    **options: Any,
+) -> PruningCallback:  # fmt: skip
+    callback = PruningCallback(target=target)
     settings = {
         "max_epochs": epochs, "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
         "enable_model_summary": False, "enable_checkpointing": False, "num_sanity_val_steps": 0,
     }  # fmt: skip
-    trainer = lightning.Trainer(**settings | options, callbacks=[callback, *options.pop("callbacks", [])])
-    trainer.fit(module, torch.utils.data.DataLoader(batches(), batch_size=None), ckpt_path=ckpt_path)
+    trainer = lightning.Trainer(**settings | options, callbacks=[callback])
+    trainer.fit(module, torch.utils.data.DataLoader(data or batches(), batch_size=None), ckpt_path=ckpt_path)
     callback.trainer = trainer
     return callback
 
 
-def plain(method: BWCP, epochs: int = EPOCHS, accumulate: int = 1) -> nn.Module:
+def plain(method: Method, epochs: int = EPOCHS, accumulate: int = 1) -> nn.Module:
     optimiser = torch.optim.SGD(method.parameters(), 0.05, momentum=0.9)
     method.train()
     for _ in range(epochs):
         for number, (images, labels) in enumerate(batches(), 1):
-            loss = F.cross_entropy(method(images), labels) + method.loss()
+            output = method(images)
+            method.after_forward(output, labels)
+            loss = F.cross_entropy(output, labels) + method.loss()
             (loss / accumulate).backward()
             method.after_backward()
             if number % accumulate == 0:
@@ -107,6 +112,17 @@ def test_it_trains_as_the_plain_loop(gives: str) -> None:
     assert {name: float(logged[f"pruning/{name}"]) for name in theirs.metrics()} == pytest.approx(theirs.metrics())
 
 
+@pytest.mark.parametrize("row", [row for row in METHODS if row.acts == "while training"], ids=lambda row: row.name)
+def test_every_method_that_acts_while_training(row: MethodRow) -> None:
+    mine, theirs = (row.factory(NETWORK.make(), NETWORK.inputs(), budget="flops=0.5", steps=8) for _ in range(2))
+    small = plain(mine)
+    callback = fit(Classifier(theirs))
+    assert_equal(mine, theirs)
+    assert callback.network is not None
+    assert_equal(small, callback.network)
+    assert mine.state() == theirs.state()
+
+
 def test_the_penalty_is_felt() -> None:
     with_penalty, without = pruner(), pruner()
     without.loss = lambda: torch.zeros(())  # type: ignore[method-assign]
@@ -139,6 +155,30 @@ def test_every_method_can_be_trained_with() -> None:
     callback = fit(Classifier(method), epochs=1)
     assert callback.network is not None
     assert callback.method is method
+
+
+def test_methods_that_want_to_know_the_target() -> None:
+    class Watching(BWCP):
+        def after_forward(self, output: Any, target: Any) -> None:
+            assert output.requires_grad
+            seen.append((output.shape, target))
+
+    class InDicts(Classifier):
+        def training_step(self, batch: Any, index: int) -> Any:
+            return super().training_step((batch["x"], batch["y"]), index)
+
+    seen: list[Any] = []
+    fit(Classifier(Watching(NETWORK.make(), NETWORK.inputs(), budget="flops=0.5", steps=4)), epochs=1)
+    assert [shape for shape, _ in seen] == [(8, 5)] * BATCHES
+    assert all(torch.equal(target, labels) for (_, target), (_, labels) in zip(seen, batches(), strict=True))
+
+    seen.clear()
+    named = [{"x": images, "y": labels} for images, labels in batches()]
+    module = InDicts(Watching(NETWORK.make(), NETWORK.inputs(), budget="flops=0.5", steps=4))
+    with pytest.raises(ConfigError, match="a batch is dict and not a pair of inputs and target: say where they are"):
+        fit(module, epochs=1, data=named)
+    fit(module, epochs=1, data=named, target=lambda batch: batch["y"])
+    assert all(torch.equal(target, labels) for (_, target), (_, labels) in zip(seen, batches(), strict=True))
 
 
 def test_it_goes_on_from_a_checkpoint(tmp_path: Path) -> None:

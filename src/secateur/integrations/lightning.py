@@ -41,9 +41,13 @@ class PruningCallback(_Callback):  # type: ignore[misc]
     The pruner is found in the LightningModule, which uses it where it would use the network. What it watches is logged
     as pruning/NAME, and its state is kept in Lightning's checkpoints. After fit, `network` is the narrow network and
     `method.result` the proof; the LightningModule keeps the one that was trained.
+
+    target: where a batch has what the network should answer, for methods that want to know; by default a batch is a
+        pair of inputs and target.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, target: Callable[[Any], Any] | None = None) -> None:
+        self.target = target
         self.method: Method | None = None
         self.network: nn.Module | None = None
         self._undo: Callable[[], None] = _nothing
@@ -61,7 +65,7 @@ class PruningCallback(_Callback):  # type: ignore[misc]
             )
         method = self.method = _pruner(pl_module)
         self._layers = list(method.model.modules())
-        pl_module.training_step = _with_loss(pl_module.training_step, method)
+        pl_module.training_step = _with_loss(pl_module.training_step, method, self.target or _second)
         self._undo = lambda: pl_module.__dict__.pop("training_step", None)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -135,12 +139,20 @@ def _pruner(module: nn.Module) -> Method:
     return found[0]
 
 
-def _with_loss(training_step: Callable[..., Any], method: Method) -> Callable[..., Any]:
+def _with_loss(training_step: Callable[..., Any], method: Method, target: Callable[[Any], Any]) -> Callable[..., Any]:
     """`training_step` whose loss has the method's added; before Lightning divides, scales and shares it out."""
+    watches = type(method).after_forward is not Method.after_forward
 
     @wraps(training_step)
     def step(*args: Any, **keywords: Any) -> Any:
-        output = training_step(*args, **keywords)
+        answers: list[Any] = []
+        hook = method.register_forward_hook(lambda _module, _args, output: answers.append(output))
+        try:
+            output = training_step(*args, **keywords)
+        finally:
+            hook.remove()
+        if watches and answers:
+            method.after_forward(answers[-1], target(args[0]))
         if isinstance(output, torch.Tensor):
             return output + _added(method)
         if isinstance(output, Mapping) and isinstance(output.get("loss"), torch.Tensor):
@@ -148,6 +160,15 @@ def _with_loss(training_step: Callable[..., Any], method: Method) -> Callable[..
         return output  # a step that is left out, or one that Lightning refuses
 
     return step
+
+
+def _second(batch: Any) -> Any:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[1]
+    raise ConfigError(
+        f"The method learns from targets, and a batch is {type(batch).__name__} and not a pair of inputs and target: "
+        "say where they are with PruningCallback(target=...), a function of the batch."
+    )
 
 
 def _added(method: Method) -> torch.Tensor:
