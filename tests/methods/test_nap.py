@@ -514,3 +514,14 @@ def test_training_goes_on_from_a_state(mode: str) -> None:
     for a, b in ((first, second), (first.finish(), second.finish())):
         other = b.state_dict()
         assert all(torch.equal(tensor, other[name]) for name, tensor in a.state_dict().items())
+
+
+def test_the_report_counts_weights_that_are_not_zero() -> None:
+    from secateur.report.page.headline import _budget
+    from secateur.report.page.inputs import Results
+
+    costs = {"macs": 10, "params": 100, "activations": 10, "peak_activations": 10}
+    asked = {"format": "secateur.run", "version": 1, "budget": "params=0.1", "before": costs, "after": costs}
+    found = Results.model_validate({**asked, "sparse": {"weights": 80, "nonzero": 8, "names": [], "times": 10.0}})
+    assert "weights that are not zero 10.0% of at most 10.0%" in _budget(found)[0]
+    assert "over by" in _budget(Results.model_validate(asked))[0]
