@@ -11,13 +11,11 @@ network BWCP ends with stands beside one that was built plainly and cut to the s
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
-from typing import Any
 
 import _record
 import torch
+from _turns import row, timed
 from torch import nn
 from torch.nn import functional as F
 
@@ -75,37 +73,6 @@ def inference(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
             model(x)
 
     return take
-
-
-def timed(sides: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every side, alternating, after one untimed turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
-        for name, take in sides.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            take()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def row(what: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, and ratios to the first side taken turn by turn."""
-    first = next(iter(seconds))
-    result: dict[str, Any] = {"what": what, "against": first}
-    for name, values in seconds.items():
-        ratios = [a / b for a, b in zip(values, seconds[first], strict=True)]
-        result[name] = {
-            "median_s": round(statistics.median(values), 5),
-            "ratio": round(statistics.median(ratios), 3),
-            "ratio_low": round(min(ratios), 3),
-            "ratio_high": round(max(ratios), 3),
-        }
-    return result
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ import _record
 import _shim
 import numpy as np
 import torch
+from _turns import row, timed
 from scipy.stats import rankdata
 from torch import nn
 from torch.nn import functional as F
@@ -62,34 +62,11 @@ def plain(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], No
     return take
 
 
-def timed(sides: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every side, alternating, after one untimed turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
-        for name, take in sides.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            take()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
 def cost(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, and ratios to the plain pass taken turn by turn."""
-    result: dict[str, Any] = {"what": "seconds of one pass", "against": "plain"}
-    for name, values in seconds.items():
-        ratios = [a / b for a, b in zip(values, seconds["plain"], strict=True)]
-        result[name] = {
-            "median_s": round(statistics.median(values), 4),
-            "ratio": round(statistics.median(ratios), 3),
-            "ratio_low": round(min(ratios), 3),
-            "ratio_high": round(max(ratios), 3),
-            "bar": BARS.get(name),
-        }
+    """Medians and ratios to the plain pass, with the bars."""
+    result = row("seconds of one pass", seconds)
+    for name, bar in BARS.items():
+        result[name]["bar"] = bar
     return result
 
 
