@@ -216,7 +216,7 @@ def test_methods_are_the_registry() -> None:
     assert all(row.name in said and row.arxiv in said for row in METHODS)
     assert max(map(len, said.splitlines())) <= 80
     assert succeed("methods", "-q").split() == [row.name for row in METHODS]
-    rows = json.loads(succeed("methods", "--json"))["methods"]
+    rows = json.loads(succeed("methods", "--json"))
     assert [row["name"] for row in rows] == [row.name for row in METHODS]
     assert set(rows[0]) >= {"name", "paper", "year", "needs", "acts", "fidelity"}
 

@@ -118,7 +118,7 @@ def working(what: str, silent: bool) -> Iterator[None]:
         yield
 
 
-def emit(document: dict[str, Any], as_json: bool, table: Callable[[], RenderableType]) -> None:
+def emit(document: dict[str, Any] | list[Any], as_json: bool, table: Callable[[], RenderableType]) -> None:
     if as_json:
         show(json.dumps(document, indent=2, allow_nan=False))
     else:

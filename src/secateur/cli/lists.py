@@ -99,7 +99,7 @@ def methods(
         return emit(_method(row) | {"settings": settings}, as_json, lambda: _method_table(row, settings))
     if quiet and not as_json:
         return show("\n".join(row.name for row in METHODS))
-    emit({"methods": [_method(row) for row in METHODS]}, as_json, lambda: _methods_table(METHODS))
+    emit([_method(row) for row in METHODS], as_json, lambda: _methods_table(METHODS))
 
 
 def _methods_table(rows: Sequence[MethodRow]) -> RenderableType:
