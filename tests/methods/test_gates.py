@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur
+from secateur.errors import RunError
 from secateur.methods.gates import GatedNorm, Gates, WhitenedNorm, gate_logit, insert, margin, remove, soft_gate
 from secateur.methods.norms import places, sources
 from secateur.models import create
@@ -261,6 +262,13 @@ def test_a_floor_keeps_the_best_channels_open() -> None:
     model(IMAGE)
     for mask in gates._masks.values():
         assert (mask == 1).sum() >= 4
+
+
+def test_a_training_that_diverged_is_told_as_one() -> None:
+    gates = gated(create("tiny"))
+    next(iter(gates.layers.values())).weight.data[0] = float("nan")
+    with pytest.raises(RunError, match="the training has diverged: lower the learning rate"):
+        gates.margins()
 
 
 def test_closed_gates_change_nothing_but_whitening() -> None:

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur._distributed import world
 from secateur._protocols import BoolArray, FloatArray, GroupLike
+from secateur.errors import RunError
 from secateur.methods import whitening
 from secateur.methods.norms import Place
 
@@ -183,10 +184,17 @@ class Gates:
     @torch.no_grad()
     def margins(self) -> dict[str, FloatArray]:
         """z [width] of every gated group as evaluation sees it, the least over the owners."""
-        return {
+        found = {
             group: torch.stack([self._margin(group, owner, None) for owner in owners]).amin(0).double().cpu().numpy()
             for group, owners in self.owners.items()
         }
+        for group, z in found.items():
+            if not np.isfinite(z).all():
+                raise RunError(
+                    f"The batch norms of group {group!r} hold NaN or infinity, so the training has diverged: lower the "
+                    "learning rate."
+                )
+        return found
 
     def hard_masks(self) -> dict[str, BoolArray]:
         """Which channels the gates' level keeps as evaluation sees them; level 0 is the rule P >= 1/2."""
