@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 import secateur
 from secateur.errors import RunError
-from secateur.methods.gates import GatedNorm, Gates, WhitenedNorm, gate_logit, insert, margin, remove, soft_gate
+from secateur.methods.concrete import gate_logit, margin, soft_gate
+from secateur.methods.gates import GatedNorm, Gates, WhitenedNorm, insert, remove
 from secateur.methods.norms import places, sources
 from secateur.models import create
 
