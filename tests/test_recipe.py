@@ -104,7 +104,9 @@ def test_a_recipe_cannot_be_changed() -> None:
 def test_choices_are_those_of_the_allocators() -> None:
     fields = Recipe.model_fields
     assert {*get_args(fields["allocator"].annotation), "ratios"} == set(ALLOCATORS)
-    assert set(get_args(fields["normalise"].annotation)) == set(NORMALISATIONS)
+    choices, null = get_args(fields["normalise"].annotation)
+    assert set(get_args(choices)) == set(NORMALISATIONS)
+    assert null is type(None)
 
 
 @pytest.mark.parametrize(

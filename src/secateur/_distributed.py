@@ -47,6 +47,15 @@ def global_mean(tensor: torch.Tensor, weight: float | None = None) -> torch.Tens
     return (both[:-1] / both[-1]).view_as(tensor)
 
 
+def global_max(tensor: torch.Tensor) -> torch.Tensor:
+    """The largest of every value over all processes; without a gradient."""
+    if world() == 1:
+        return tensor
+    found = tensor.detach().clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return found
+
+
 def _active() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,10 @@ from secateur.allocate import Constraints, allocate
 from secateur.budget import Budget
 from secateur.errors import BudgetError, ModelError
 from secateur.graph import Graph, SizeConflict, trace
+from secateur.graph.modules import clone_module, named_tensors
 from secateur.methods.criteria import CRITERIA, score
+from secateur.plan import Plan
+from secateur.repair import Repair, mend, repairs
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
 
 __all__ = ["Result", "apply", "prune"]
@@ -35,6 +39,7 @@ def prune(
     attention: Literal["heads", "head_dim"] = "heads",
     data: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    repair: str | Repair | Iterable[str | Repair] = (),
     verify: bool = True,
     seed: int = 0,
     inplace: bool = False,
@@ -51,7 +56,8 @@ def prune(
         align: kept widths are multiples of this. ignore: patterns of layers whose outputs stay whole.
         min_channels: channels that stay in every group. max_ratio: largest share of a group that may go.
         attention: prune whole "heads" or the features of every head ("head_dim").
-        data, loss: batches (inputs, target) and loss(output, target), for criteria that need them.
+        data, loss: batches (inputs, target) and loss(output, target), for criteria and repairs that need them.
+        repair: names of `secateur.repair.REPAIRS`, or such objects: what is done to the surviving weights.
         verify: compare the result with the masked original. seed: of random scores and of the verification.
         inplace: narrow `model` itself instead of a copy.
 
@@ -64,25 +70,51 @@ def prune(
         raise ModelError(nothing_to_prune(graph))
     constraints = Constraints(tuple([ignore] if isinstance(ignore, str) else ignore), min_channels, max_ratio, align)
     before, settled = graph.cost(), []
-    needs_data = any(row.name == criterion and row.needs_data for row in CRITERIA)
+    mending = repairs(repair)
+    needs_data = bool(mending) or any(row.name == criterion and row.needs_data for row in CRITERIA)
     batches = list(data) if data is not None and needs_data else None  # a plan made again scores again
     while True:
         scores = criterion(graph) if callable(criterion) else _score(graph, criterion, reduce, seed, batches, loss)
         plan = allocate(scores, graph, budget, constraints, allocator=allocator, normalise=normalise, ratios=ratios)
         try:
-            made = graph.cut(plan, inplace=inplace and not verify)
+            made = graph.cut(plan, inplace=inplace and not verify and not mending)
             break
         except SizeConflict as conflict:
             settled.append(graph.settle(conflict))
             if not graph.groups:
                 raise BudgetError(nothing_to_prune(graph)) from None
-    proof = graph.verify(made, plan, seed=seed) if verify else None
     plan.provenance.update({"criterion": getattr(criterion, "__name__", criterion), "seed": seed})
     remember(graph, plan)
+    if mending:
+        return _mended(graph, plan, mending, batches or (), verify=verify, inplace=inplace)
+    proof = graph.verify(made, plan, seed=seed) if verify else None
     after = graph.cost(plan)
     if inplace and verify:  # only now that everything has worked out
         made = graph.cut(plan, inplace=True)
     return Result(made.model, plan, before, after, proof, graph, made, tuple(settled))
+
+
+def _mended(
+    graph: Graph, plan: Plan, mending: list[Repair], batches: Iterable[Any], *, verify: bool, inplace: bool
+) -> Result:
+    """Cut a copy whose surviving weights have been repaired."""
+
+    def copied() -> nn.Module:
+        return clone_module(graph.model, lambda tensor: tensor.detach().clone())
+
+    plain = copied()
+    notes = mend(plain, copied, graph, plan, mending, batches)
+    result = apply(plain, graph.example_inputs, plan, verify=verify)
+    if notes:
+        plan.provenance["notes"] = notes
+    if not inplace:
+        return result
+    repaired = named_tensors(plain)
+    with torch.no_grad():
+        for name, tensor in graph.tensors().items():
+            tensor.copy_(repaired[name])
+    made = graph.cut(plan, inplace=True)
+    return replace(result, model=made.model, cut=made)
 
 
 def _score(

@@ -36,6 +36,11 @@ def _budget(value: Any) -> Any:
     return str(Budget.parse(value))
 
 
+def _several(value: Any) -> Any:
+    """One section, or the word that stands for it, where a list of them is asked for is a list of one."""
+    return (value,) if isinstance(value, str | Mapping) else _fixed(value)
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_fixed)]
 Size = Annotated[tuple[int, int, int], BeforeValidator(_fixed)]
@@ -106,6 +111,15 @@ class MethodConfig(Section):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+
+class RepairConfig(MethodConfig):
+    """Which repair, and its settings; a name alone may stand for the section."""
+
+    name: str = Field(min_length=1, description="A name of docs/repairs.md.")
+
+
+Repairs = Annotated[tuple[RepairConfig, ...], BeforeValidator(_several)]
 
 
 class ConstraintsConfig(Section):
@@ -225,8 +239,13 @@ class Recipe(Section):
     allocator: Literal["global", "uniform", "per_cost"] = Field(
         default="global", description="How scores become widths, for methods that give scores."
     )
-    normalise: Literal["none", "mean", "max", "sum", "standard", "gauss", "lamp"] = Field(
-        default="mean", description="How the scores of different groups become comparable."
+    normalise: Literal["none", "mean", "max", "sum", "standard", "gauss", "lamp"] | None = Field(
+        default=None, description="How the scores of different groups become comparable; null: as the method has it."
+    )
+    repair: Repairs = Field(
+        default=(),
+        description="What is done to the surviving weights before the cut, in this order: names of docs/repairs.md, or "
+        "{name: ..., with settings}.",
     )
     pretrain: Training | None = Field(
         default=None, description="Plain training before a method that acts while training; null: none."

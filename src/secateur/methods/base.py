@@ -14,7 +14,7 @@ engine drives it, and so can any loop of one's own:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -32,10 +32,12 @@ from secateur.errors import ConfigError, ModelError
 from secateur.graph import SizeConflict, trace
 from secateur.graph.modules import clone_module, map_tensors
 from secateur.plan import Plan, fingerprint
+from secateur.repair.base import Repair, mend
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
 
 Needs = Literal["nothing", "calibration", "training"]
 Acts = Literal["before training", "while training", "after training"]
+Begins = Literal["weights", "new", "narrow"]
 Loss = Callable[[Any, Any], torch.Tensor]
 #: Told that tensors got narrower: indices kept along every dimension (None: all), by name in the method's state_dict.
 Follower = Callable[[Mapping[str, tuple[IntArray | None, ...]]], None]
@@ -67,6 +69,7 @@ class MethodRow:
     fidelity: str  # how close this is to the paper, and what was reconstructed
     factory: Callable[..., Method]
     settings: type[Settings]
+    begins: Begins = "weights"  # trained weights, a new network, or a new one that is narrow from the start
 
 
 class Method(nn.Module):
@@ -80,6 +83,8 @@ class Method(nn.Module):
     Config: ClassVar[type[Settings]] = Settings
     #: Whether the model gets narrower while it is trained, as with `secateur.methods.narrowing.NarrowingMethod`.
     narrows: ClassVar[bool] = False
+    #: How scores of different groups are made comparable if nobody says; "none" where they are in one unit.
+    comparable: ClassVar[str] = "mean"
 
     def __init__(
         self,
@@ -91,7 +96,7 @@ class Method(nn.Module):
         seed: int = 0,
         constraints: Constraints | None = None,
         allocator: str = "global",
-        normalise: str = "mean",
+        normalise: str | None = None,
         attention: Literal["heads", "head_dim"] = "heads",
         **settings: Any,
     ) -> None:
@@ -100,7 +105,8 @@ class Method(nn.Module):
         Args:
             model: any `torch.nn.Module`. example_inputs: what it runs with; see `secateur.trace`.
             budget: what may remain, such as "flops=0.5". steps: optimiser steps there will be with the method at work.
-            seed: of everything random. constraints: what no plan may do. allocator, normalise: from scores to plan.
+            seed: of everything random. constraints: what no plan may do. allocator, normalise: from scores to plan;
+                None: as the method has it.
             attention: prune whole "heads" or the features of every head. settings: the method's own.
 
         Raises:
@@ -112,7 +118,7 @@ class Method(nn.Module):
         self.steps = _steps(steps)
         self.seed, self.constraints = seed, constraints or Constraints()
         self.allocator = choose(allocator, [a for a in ALLOCATORS if a != "ratios"], "allocator")
-        self.normalise = choose(normalise, NORMALISATIONS, "normalisation")
+        self.normalise = choose(normalise or self.comparable, NORMALISATIONS, "normalisation")
         self.example_inputs = example_inputs
         self.graph = trace(model, example_inputs, attention=attention)
         self.model: nn.Module = self.graph.model
@@ -153,7 +159,10 @@ class Method(nn.Module):
         """Follow one epoch."""
 
     def collect(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
-        """Learn what the scores need from batches (inputs, target) and loss(output, target)."""
+        """Learn what the scores need from batches (inputs, target) and loss(output, target).
+
+        Batches may be read once only, unless they come through `secateur.statistics.replayable`.
+        """
 
     def score(self) -> Mapping[str, Any]:
         """Importance of every channel, {group: [width]}, higher = keep."""
@@ -196,8 +205,13 @@ class Method(nn.Module):
         return self.model(*args, **keywords)
 
     @torch.no_grad()
-    def finish(self) -> nn.Module:
-        """A narrower network of the same class, cut and verified; `result` then holds plan, costs and proof."""
+    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
+        """A narrower network of the same class, cut and verified; `result` then holds plan, costs and proof.
+
+        Args:
+            repairs: applied one after the other behind the method's own, before the cut; see `secateur.repair`.
+            batches: what they learn from, (inputs, target); targets are not looked at.
+        """
         plan = self.plan()
         plan.architecture = self._architecture
         settings = self.settings.model_dump(mode="json")
@@ -206,9 +220,13 @@ class Method(nn.Module):
         plain = self.plain()
         self.repair(plain, plan)
         inputs = _moved(self.example_inputs, self.device)
-        self.result = apply(plain, inputs, plan)
+        result = apply(plain, inputs, plan)
+        self.check(result)  # before anything is repaired, for then the two should differ
+        if repairs:
+            self.notes += mend(plain, self.plain, self.graph, plan, repairs, batches)
+            result = apply(plain, inputs, plan)
+        self.result = result
         self.result.model.train(self.model.training)
-        self.check(self.result)
         return self.result.model
 
     @property

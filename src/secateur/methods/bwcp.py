@@ -41,10 +41,10 @@ from secateur._protocols import FloatArray
 from secateur.allocate import Constraints
 from secateur.errors import ModelError
 from secateur.graph.modules import as_call, map_tensors, output_tensors
+from secateur.graph.norms import places, sources
 from secateur.methods.aim import Aim, counts
 from secateur.methods.base import Method, MethodRow, Settings
 from secateur.methods.gates import Gates, WhitenedNorm, insert, remove
-from secateur.methods.norms import places, sources
 from secateur.methods.steering import Ramp, Steering
 from secateur.plan import Plan
 from secateur.surgery import Result
@@ -321,4 +321,5 @@ ROW = MethodRow(
     "map and controller of the penalty are reconstructions",
     factory=BWCP,
     settings=BWCPSettings,
+    begins="new",
 )

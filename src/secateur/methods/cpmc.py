@@ -152,6 +152,7 @@ class CPMC(Method):
     name = "cpmc"
     Config = CPMCSettings
     settings: CPMCSettings
+    comparable = "none"
 
     def prepare(self) -> None:
         """Settle what stays whatever its score, and say which options have no use here."""

@@ -356,4 +356,5 @@ ROW = MethodRow(
     "constants",
     factory=DCPCAC,
     settings=DCPCACSettings,
+    begins="new",
 )

@@ -20,9 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur._distributed import world
 from secateur._protocols import BoolArray, FloatArray, GroupLike
 from secateur.errors import RunError
+from secateur.graph.norms import Place
 from secateur.methods import whitening
 from secateur.methods.concrete import Sharpening, gate_logit, margin, soft_gate
-from secateur.methods.norms import Place
 
 
 @dataclass(frozen=True)

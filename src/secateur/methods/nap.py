@@ -22,7 +22,7 @@ Where this differs from the paper, and why:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -37,14 +37,16 @@ from secateur.allocate import allocate
 from secateur.budget import Budget
 from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.graph.modules import map_tensors
+from secateur.graph.norms import sources
 from secateur.methods.aim import Aim, counts
 from secateur.methods.base import Loss, Method, MethodRow, Settings
 from secateur.methods.importance import Importance
-from secateur.methods.norms import sources
-from secateur.methods.removal import alive, apply_masks, remove
+from secateur.methods.removal import remove
 from secateur.methods.rounds import Rounds
 from secateur.methods.sparse import WeightMasks, check_constraints, share_of
 from secateur.plan import Plan
+from secateur.repair import Repair
+from secateur.repair.masking import alive, apply_masks
 from secateur.statistics.kfac import Batch, Factors
 
 Masks = dict[str, BoolArray]
@@ -97,6 +99,7 @@ class NAP(Method):
     name = "nap"
     Config = NAPSettings
     settings: NAPSettings
+    comparable = "none"
 
     def prepare(self) -> None:
         """Make room for the factors, and see what can be scored."""
@@ -120,7 +123,7 @@ class NAP(Method):
         if s.mode == "weight":
             self.weight_masks = WeightMasks(self.graph, self.importance.weights, self.constraints)
             return
-        if self.normalise not in ("none", "mean"):
+        if self.normalise != "none":
             self.notes.append(f"NAP ranks unnormalised scores, so normalise={self.normalise!r} was not applied.")
         scored = self.importance.scored
         unscored = [g.name for g in self.graph.groups if g.name not in scored]
@@ -296,9 +299,14 @@ class NAP(Method):
         apply_masks(twin, self._held)
         return twin
 
-    def finish(self) -> nn.Module:
+    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
         """The narrow network; with `mode: weight` the same network with zeros, and how many as a note."""
-        model = super().finish()
+        if repairs and self.settings.mode == "weight":
+            raise ConfigError(
+                f"The repair {repairs[0].name!r} would fill zeros that mode=weight has made: leave it out, or set "
+                "mode: channel."
+            )
+        model = super().finish(repairs, batches)
         if self.settings.mode == "weight" and self.result is not None:
             note, said = self.weight_masks.describe(model)
             self.result.plan.provenance["sparse"] = said

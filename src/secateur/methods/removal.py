@@ -8,38 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur._protocols import IntArray
+from secateur.repair.masking import Slices, alive, along, apply_masks
 from secateur.statistics import Curvature, Factors
-
-Slices = Mapping[str, tuple[IntArray | None, ...]]
-
-
-def alive(slices: Slices, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Masks in the shapes of the parameters that a cut narrows: True where kept indices meet."""
-    found = {}
-    for name, kept in slices.items():
-        if name not in parameters or all(rows is None for rows in kept):
-            continue
-        tensor = parameters[name]
-        mask = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
-        for dim, rows in enumerate(kept):
-            if rows is not None:
-                mask &= _along(rows, dim, tensor)
-        found[name] = mask
-    return found
-
-
-def apply_masks(
-    model: nn.Module, masks: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor] | None = None
-) -> None:
-    """Give parameters new values where there are some, and zeros where their masks say."""
-    with torch.no_grad():
-        for name, value in (values or {}).items():
-            parameter = model.get_parameter(name)
-            parameter.copy_(value.view_as(parameter))
-        for name, mask in masks.items():
-            parameter = model.get_parameter(name)
-            parameter.mul_(mask.to(parameter.device))
 
 
 @torch.no_grad()
@@ -66,7 +36,7 @@ def remove(
         parameter = model.get_parameter(layer.weight)
         if kept is None or not bool(parameter[~masks[layer.weight]].any()):
             continue  # zero already
-        gone = [None if rows is None else ~_along(rows, dim, parameter).flatten() for dim, rows in enumerate(kept[:2])]
+        gone = [None if rows is None else ~along(rows, dim, parameter).flatten() for dim, rows in enumerate(kept[:2])]
         new = _matrix(model, layer.weight), _bias(model, layer.bias)
         if update[0] and gone[0] is not None and curvature is not None:
             curve = _around(curvature(name), *new)
@@ -111,10 +81,3 @@ def _around(curve: Curvature, weight: torch.Tensor, bias: torch.Tensor) -> Curva
         rows[:, -1, :, -1] = bias.view(layer.groups, layer.outputs)
     curve.weights = rows
     return curve
-
-
-def _along(rows: IntArray, dim: int, tensor: torch.Tensor) -> torch.Tensor:
-    """A mask of one dimension, to be broadcast."""
-    mask = torch.zeros(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
-    mask[torch.from_numpy(rows).to(tensor.device)] = True
-    return mask.view([-1 if k == dim else 1 for k in range(tensor.ndim)])

@@ -72,4 +72,5 @@ ROW = MethodRow(
     fidelity="the paper's comparison with equal epochs (its Scratch-E); channels are random ones of a fresh network",
     factory=Scratch,
     settings=ScratchSettings,
+    begins="narrow",
 )

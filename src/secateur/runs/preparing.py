@@ -24,6 +24,7 @@ from secateur.methods import Method, MethodRow, method
 from secateur.models import MODELS
 from secateur.recipe import Recipe
 from secateur.references import Loaded, load
+from secateur.repair import repairs
 from secateur.runtime import read_weights
 from secateur.training import Engine
 from secateur.training.devices import accelerator
@@ -83,6 +84,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     row = method(recipe.method.name)
     settings = validated(row.settings, recipe.method.settings, "method")
+    repairs([each.model_dump() for each in recipe.repair])  # refuses what there is not
     _check_stages(recipe, row)
     _check_packages(recipe)
     accelerator(recipe.engine)

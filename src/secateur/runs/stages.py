@@ -7,13 +7,11 @@ export    model.onnx, model.pt2                   latency   dense beside pruned
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,6 +23,8 @@ from secateur.methods.sparse import keep_zeros
 from secateur.plan import Plan
 from secateur.recipe import Training
 from secateur.references import Loaded
+from secateur.repair import Repair, repairs
+from secateur.runs.calibration import Calibration
 from secateur.runs.documents import describe_cut
 from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, Folder
 from secateur.runs.preparing import Prepared
@@ -124,8 +124,9 @@ class Stages:
             accuracy["dense"] = self._test(method.model)
         if self.prepared.row.needs == "calibration":
             self._calibrate(method)
+        repairs = self._repairs()
         self.engine.say("Cutting and verifying.", note=False)
-        narrow = method.to("cpu").finish()
+        narrow = method.to("cpu").finish(repairs, self._calibration() if repairs else ())
         if method.result is None:
             raise RunError(f"The method {self.prepared.row.name} finished without a result: report this as a defect.")
         values = describe_cut(method, method.result)
@@ -172,15 +173,14 @@ class Stages:
         method.to(self.engine.device)
         images = self.recipe.data.calibration_images
         self.engine.say(f"Showing {min(images, len(self.data.train))} images to the method.", note=False)
-        method.collect(self._calibration(images), F.cross_entropy)
+        method.collect(self._calibration(), F.cross_entropy)
 
-    def _calibration(self, images: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The first training images in an order of their own, without augmentation."""
-        size = min(self.recipe.data.batch_size, images)
-        batches = self.data.train.batches(size, shuffle=True, seed=derive(self.recipe.seed, "calibration"))
-        for number, (pixels, labels) in enumerate(itertools.islice(batches, -(-images // size))):
-            left = images - number * size
-            yield pixels[:left].to(self.engine.device), labels[:left].to(self.engine.device)
+    def _calibration(self) -> Calibration:
+        config, seed = self.recipe.data, derive(self.recipe.seed, "calibration")
+        return Calibration(self.data, config.calibration_images, config.batch_size, seed, self.engine.device)
+
+    def _repairs(self) -> list[Repair]:
+        return repairs([each.model_dump() for each in self.recipe.repair])
 
     # --------------------------------------------------------------------------------------------------- what comes out
 

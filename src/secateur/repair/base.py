@@ -1,0 +1,167 @@
+"""The contract every repair keeps: a change of the surviving weights, made before the cut, usable after any criterion.
+
+A repair works on a copy of the network as wide as the original in which everything the plan removes is zero, so that it
+computes what the cut network will. What it writes into places that go is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur._protocols import BoolArray
+from secateur._settings import Section, validated
+from secateur.errors import ConfigError
+from secateur.graph import Graph
+from secateur.graph.modules import clone_module
+from secateur.graph.norms import sources
+from secateur.plan import Plan
+from secateur.repair.masking import Slices, alive, apply_masks
+from secateur.statistics.gather import replayable
+
+Batches = Iterable[tuple[Any, Any]]
+_Layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class NoSettings(Section):
+    """For a repair without options."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A convolution (not grouped) or linear layer that loses inputs.
+
+    inputs: which stay, along dimension 1 of its weight. norm: the batch norm that alone reads what it makes, or None.
+    """
+
+    name: str
+    inputs: BoolArray
+    norm: str | None
+
+    def columns(self, weight: torch.Tensor) -> torch.Tensor:
+        """Which columns of `weight.flatten(1)` stay."""
+        return torch.from_numpy(self.inputs).repeat_interleave(weight[0, 0].numel()).to(weight.device)
+
+
+class Case:
+    """One network under repair.
+
+    model: as wide as the original, zero where the plan cuts; repairs change it in place.
+    slices: kept indices of every tensor that is narrowed, by name. notes: sentences for the report.
+    """
+
+    def __init__(self, model: nn.Module, original: Callable[[], nn.Module], graph: Graph, plan: Plan) -> None:
+        self.model, self.graph, self.plan = model, graph, plan
+        self.slices: Slices = graph.slices(plan)
+        self.notes: list[str] = []
+        self._original = original
+        self.clear()
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The network before the cut, to compare with; on the model's device."""
+        device = next(self.model.parameters()).device
+        return clone_module(self._original(), lambda tensor: tensor.detach().to(device)).eval()
+
+    @cached_property
+    def readers(self) -> tuple[Reader, ...]:
+        """The layers that lose inputs, in order of execution."""
+        first = self.graph.recording.first_use
+        norm_of = {layer: norm for norm, layer in sources(self.graph).of.items() if layer is not None}
+        found = []
+        for name, module in self.model.named_modules():
+            kept = self.slices.get(f"{name}.weight")
+            if not isinstance(module, _Layers) or getattr(module, "groups", 1) != 1 or kept is None or kept[1] is None:
+                continue
+            inputs = np.zeros(module.weight.shape[1], dtype=np.bool_)
+            inputs[kept[1]] = True
+            found.append(Reader(name, inputs, norm_of.get(name)))
+        return tuple(sorted(found, key=lambda reader: first.get(f"{reader.name}.weight", 0)))
+
+    def clear(self) -> None:
+        """Set what the plan removes to zero, again if a repair wrote there."""
+        apply_masks(self.model, alive(self.slices, dict(self.model.named_parameters())))
+
+    @torch.no_grad()
+    def add_constant(self, reader: Reader, amount: torch.Tensor) -> bool:
+        """Add [outputs] to what a layer makes: to its bias, or to what its norm takes away; False where neither is."""
+        layer: Any = self.model.get_submodule(reader.name)
+        if layer.bias is not None:
+            layer.bias += amount.to(layer.bias)
+            return True
+        norm: Any = None if reader.norm is None else self.model.get_submodule(reader.norm)
+        if norm is None or norm.running_mean is None:
+            return False
+        norm.running_mean -= amount.to(norm.running_mean)
+        return True
+
+
+class Repair:
+    """One repair with its settings; a subclass overrides `apply`."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Section]] = NoSettings
+
+    def __init__(self, **settings: Any) -> None:
+        """Check the settings; ConfigError for one that is unknown or out of range."""
+        self.settings = validated(self.Config, settings, f"repair {self.name}")
+
+    def apply(self, case: Case, batches: Batches) -> None:
+        """Change `case.model` in place.
+
+        batches: (inputs, target), on any device, which may be gone through several times; targets are not looked at.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RepairRow:
+    """One repair for lists, documentation and the test matrix."""
+
+    name: str
+    summary: str
+    paper: str
+    year: int
+    arxiv: str
+    needs: Literal["nothing", "calibration"]
+    fidelity: str
+    factory: type[Repair]
+
+
+@torch.no_grad()
+def mend(
+    model: nn.Module,
+    original: Callable[[], nn.Module],
+    graph: Graph,
+    plan: Plan,
+    repairs: Sequence[Repair],
+    batches: Batches,
+) -> list[str]:
+    """Apply repairs to `model`, a plain copy that is not yet cut, in place; returns sentences for the report.
+
+    original: makes the network before the cut, for repairs that compare with it.
+    """
+    if not repairs:
+        return []
+    case, shown = Case(model, original, graph, plan), replayable(batches)
+    if isinstance(shown, Sequence) and not shown:
+        raise ConfigError(
+            f"The repair {repairs[0].name!r} learns from data and none are given: pass batches of (inputs, target)."
+        )
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for repair in repairs:
+            model.eval()
+            repair.apply(case, shown)
+            case.clear()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    plan.provenance["repairs"] = [{"name": r.name, **r.settings.model_dump(mode="json")} for r in repairs]
+    return case.notes
