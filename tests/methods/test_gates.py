@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 import secateur
 from secateur.errors import RunError
+from secateur.graph.norms import places, sources
 from secateur.methods.concrete import gate_logit, margin, soft_gate
 from secateur.methods.gates import GatedNorm, Gates, WhitenedNorm, insert, remove
-from secateur.graph.norms import places, sources
 from secateur.models import create
 
 IMAGE = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
