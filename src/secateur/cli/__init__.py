@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from secateur._version import __version__
-from secateur.cli import folders, lists, running, surgery
+from secateur.cli import comparing, folders, lists, running, surgery
 from secateur.cli._base import DEBUG, Commands
 
 __all__ = ["DEBUG", "app", "main"]
@@ -47,7 +47,7 @@ def _top(
 
 
 _COMMANDS = (
-    running.run, running.demo, folders.report, folders.verify, folders.export,
+    running.run, running.demo, comparing.compare, folders.report, folders.verify, folders.export,
     surgery.inspect, surgery.prune, surgery.apply,
     lists.methods, lists.models, lists.criteria,
 )  # fmt: skip

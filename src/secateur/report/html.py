@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -63,18 +63,28 @@ def write_report(folder: str | os.PathLike[str], others: Iterable[str | os.PathL
         RunError: this is not a finished run's folder, or a file in it is damaged.
         ConfigError: jinja2 is not installed.
     """
-    template = _environment().get_template("report.html.jinja")
+    _environment()  # a missing package is missed before anything is read
     root = Path(folder)
     try:
         run = read_run(root)
         apart = [Path(other) for other in others if Path(other).resolve() != root.resolve()]
         beside = [(other, read_results(other)) for other in apart]
-        page = template.render(_content(run, beside))
+        page = render("report.html.jinja", _content(run, beside))
     except RecursionError as problem:
         raise RunError(f"A file of the run {str(root)!r} is nested too deeply to be shown: run it again.") from problem
     target = root / NAME
-    write_text(target, _FOREIGN.sub("\N{REPLACEMENT CHARACTER}", page), what="The report")
+    write_text(target, page, what="The report")
     return target
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """A page of ours: everything in `content` is escaped, and what no page should hold is taken out.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+    """
+    page = _environment().get_template(template).render(content)
+    return _FOREIGN.sub("\N{REPLACEMENT CHARACTER}", page)
 
 
 @functools.cache

@@ -61,12 +61,12 @@ def lines(
     known = [point for one in series for point in one.known]
     low, high = min(y for _, y in known), max(y for _, y in known)
     ticks = decades(low, high) if logarithmic else nice(low, high)
-    box = _Box(0.0, max(end, 1.0), ticks[0], ticks[-1])
-    parts = [*_rows(box, ticks, (lambda y: form(10.0**y)) if logarithmic else form), *_epochs(box)]
+    box = Box(0.0, max(end, 1.0), ticks[0], ticks[-1])
+    parts = [*levels(box, ticks, (lambda y: form(10.0**y)) if logarithmic else form), *_epochs(box)]
     parts += _boundaries(box, stages)
     for one in series:
         parts += _line(box, one)
-    return _svg(_WIDTH, _HEIGHT, label, parts)
+    return svg(_WIDTH, _HEIGHT, label, parts)
 
 
 def scatter(spots: Sequence[Spot], path: Sequence[tuple[float, float]], *, label: str, form: Format) -> str:
@@ -74,25 +74,25 @@ def scatter(spots: Sequence[Spot], path: Sequence[tuple[float, float]], *, label
     ys = [spot.y for spot in spots]
     ticks = nice(max(0.0, min(min(ys), max(ys) - _LEAST_RANGE)), max(ys))
     ends = nice(0.0, max([1.0, *(spot.x for spot in spots)]), count=5)
-    box = _Box(0.0, ends[-1], ticks[0], ticks[-1], height=240.0)
-    parts = _rows(box, ticks, form)
+    box = Box(0.0, ends[-1], ticks[0], ticks[-1], height=240.0)
+    parts = levels(box, ticks, form)
     for x in ends:
-        parts.append(_tag("text", form(x), x=box.x(x), y=box.bottom + 15, class_="tick", text_anchor="middle"))
-    parts.append(_tag("text", "accuracy", x=box.left, y=box.top - 8, class_="tick", text_anchor="middle"))
-    parts.append(_tag("text", "MACs that remain", x=box.right, y=box.bottom + 28, class_="tick", text_anchor="end"))
+        parts.append(tag("text", form(x), x=box.x(x), y=box.bottom + 15, class_="tick", text_anchor="middle"))
+    parts.append(tag("text", "accuracy", x=box.left, y=box.top - 8, class_="tick", text_anchor="middle"))
+    parts.append(tag("text", "MACs that remain", x=box.right, y=box.bottom + 28, class_="tick", text_anchor="end"))
     if len(path) > 1:
-        parts.append(_tag("polyline", points=" ".join(f"{box.x(x):.1f},{box.y(y):.1f}" for x, y in path), class_="way"))
+        parts.append(tag("polyline", points=" ".join(f"{box.x(x):.1f},{box.y(y):.1f}" for x, y in path), class_="way"))
     parts += [_mark(box.x(spot.x), box.y(spot.y), spot.shape, spot.label) for spot in spots]
     parts += _labels(box, spots)
-    return _svg(_WIDTH, 240.0, label, parts)
+    return svg(_WIDTH, 240.0, label, parts)
 
 
 def overlaid(before: float, after: float, most: float) -> str:
     """A bar for one row of a list: what was, and on it what is left."""
     scale = 100 / most if most else 0.0
     return _bar(
-        _tag("rect", x=0, y=1, width=before * scale, height=8, class_="was"),
-        _tag("rect", x=0, y=1, width=after * scale, height=8, class_="is"),
+        tag("rect", x=0, y=1, width=before * scale, height=8, class_="was"),
+        tag("rect", x=0, y=1, width=after * scale, height=8, class_="is"),
     )
 
 
@@ -100,8 +100,8 @@ def paired(before: float, after: float, most: float) -> str:
     """Two thin bars for one row of a list: the second may be the longer."""
     scale = 100 / most if most else 0.0
     return _bar(
-        _tag("rect", x=0, y=0, width=before * scale, height=4.4, class_="was"),
-        _tag("rect", x=0, y=5.2, width=after * scale, height=4.4, class_="is"),
+        tag("rect", x=0, y=0, width=before * scale, height=4.4, class_="was"),
+        tag("rect", x=0, y=5.2, width=after * scale, height=4.4, class_="is"),
     )
 
 
@@ -111,23 +111,23 @@ def strip(rows: Sequence[tuple[str, int, int]], most: int, slots: int) -> str:
     for k, (name, before, after) in enumerate(rows):
         was, left = 100 * before / most, 100 * after / most
         parts.append(
-            _tag(
+            tag(
                 "g",
                 None,
-                _tag("title", f"{shortened(name, 80)}: {before} to {after}"),
-                _tag("rect", x=k + 0.1, y=100 - was, width=0.8, height=was, class_="was"),
-                _tag("rect", x=k + 0.1, y=100 - left, width=0.8, height=left, class_="is"),
+                tag("title", f"{shortened(name, 80)}: {before} to {after}"),
+                tag("rect", x=k + 0.1, y=100 - was, width=0.8, height=was, class_="was"),
+                tag("rect", x=k + 0.1, y=100 - left, width=0.8, height=left, class_="is"),
             )
         )
     label = f"{len(rows)} widths before and after, from {shortened(rows[0][0])} to {shortened(rows[-1][0])}"
     attributes = {"viewBox": f"0 0 {slots} 100", "preserveAspectRatio": "none", "role": "img", "aria-label": label}
-    return _tag("svg", None, *parts, class_="strip", **attributes)
+    return tag("svg", None, *parts, class_="strip", **attributes)
 
 
 def swatch(style: int) -> str:
     """A piece of a line for a legend."""
-    line = _tag("line", x1=0, y1=5, x2=22, y2=5, class_=f"line s{style}")
-    return _tag("svg", None, line, class_="swatch", viewBox="0 0 22 10", **{"aria-hidden": "true"})
+    line = tag("line", x1=0, y1=5, x2=22, y2=5, class_=f"line s{style}")
+    return tag("svg", None, line, class_="swatch", viewBox="0 0 22 10", **{"aria-hidden": "true"})
 
 
 def nice(low: float, high: float, *, count: int = 4) -> list[float]:
@@ -154,7 +154,7 @@ def decades(low: float, high: float) -> list[float]:
 
 
 @dataclass(frozen=True)
-class _Box:
+class Box:
     """From data to the picture."""
 
     x0: float
@@ -177,17 +177,17 @@ class _Box:
         return self.bottom - (value - self.y0) / ((self.y1 - self.y0) or 1.0) * (self.bottom - self.top)
 
 
-def _rows(box: _Box, ticks: Sequence[float], form: Format) -> list[str]:
+def levels(box: Box, ticks: Sequence[float], form: Format) -> list[str]:
     """Horizontal lines with their values."""
     parts = []
     for value in ticks:
         y = box.y(value)
-        parts.append(_tag("line", x1=box.left, x2=box.right, y1=y, y2=y, class_="grid"))
-        parts.append(_tag("text", form(value), x=box.left - 6, y=y + 3.5, class_="tick", text_anchor="end"))
+        parts.append(tag("line", x1=box.left, x2=box.right, y1=y, y2=y, class_="grid"))
+        parts.append(tag("text", form(value), x=box.left - 6, y=y + 3.5, class_="tick", text_anchor="end"))
     return parts
 
 
-def _epochs(box: _Box) -> list[str]:
+def _epochs(box: Box) -> list[str]:
     """Whole epochs along the bottom."""
     parts = []
     step = max(1.0, nice(box.x0, box.x1, count=5)[1] - nice(box.x0, box.x1, count=5)[0])
@@ -195,27 +195,27 @@ def _epochs(box: _Box) -> list[str]:
     value = math.ceil(box.x0 / step) * step
     while value <= box.x1 + 1e-9:
         anchor = "end" if value > box.x1 - 0.02 * (box.x1 - box.x0) else "middle"
-        parts.append(_tag("text", f"{value:g}", x=box.x(value), y=box.bottom + 15, class_="tick", text_anchor=anchor))
+        parts.append(tag("text", f"{value:g}", x=box.x(value), y=box.bottom + 15, class_="tick", text_anchor=anchor))
         value += step
-    parts.append(_tag("text", "epoch", x=box.right, y=box.bottom + 27, class_="tick", text_anchor="end"))
+    parts.append(tag("text", "epoch", x=box.right, y=box.bottom + 27, class_="tick", text_anchor="end"))
     return parts
 
 
-def _boundaries(box: _Box, stages: Sequence[tuple[float, str]]) -> list[str]:
+def _boundaries(box: Box, stages: Sequence[tuple[float, str]]) -> list[str]:
     """A line where a stage begins, and the stage's name where there is room for it."""
     parts = []
     for k, (start, name) in enumerate(stages):
         x = box.x(start)
         end = box.x(stages[k + 1][0]) if k + 1 < len(stages) else box.right
         if start > box.x0:
-            parts.append(_tag("line", x1=x, x2=x, y1=box.top - 12, y2=box.bottom, class_="stage"))
+            parts.append(tag("line", x1=x, x2=x, y1=box.top - 12, y2=box.bottom, class_="stage"))
         said = shortened(name, 16)
         if len(said) * _LETTER < end - x:
-            parts.append(_tag("text", said, x=x + 4, y=box.top - 5, class_="stage-name"))
+            parts.append(tag("text", said, x=x + 4, y=box.top - 5, class_="stage-name"))
     return parts
 
 
-def _line(box: _Box, series: Series) -> list[str]:
+def _line(box: Box, series: Series) -> list[str]:
     """The stretches of a line between missing values; one value alone is a dot."""
     stretches: list[list[tuple[float, float]]] = [[]]
     for x, y in _thinned(series.points):
@@ -226,10 +226,10 @@ def _line(box: _Box, series: Series) -> list[str]:
     parts = []
     for stretch in stretches:
         if len(stretch) == 1:
-            parts.append(_tag("circle", cx=stretch[0][0], cy=stretch[0][1], r=2.6, class_=f"dot s{series.style}"))
+            parts.append(tag("circle", cx=stretch[0][0], cy=stretch[0][1], r=2.6, class_=f"dot s{series.style}"))
         elif stretch:
             where = " ".join(f"{x:.1f},{y:.1f}" for x, y in stretch)
-            parts.append(_tag("polyline", points=where, class_=f"line s{series.style}"))
+            parts.append(tag("polyline", points=where, class_=f"line s{series.style}"))
     return parts
 
 
@@ -241,15 +241,15 @@ def _thinned(points: Sequence[tuple[float, float | None]]) -> Sequence[tuple[flo
 
 def _mark(x: float, y: float, shape: str, label: str) -> str:
     """One spot; its shape tells it from the others without colour."""
-    title = _tag("title", label)
+    title = tag("title", label)
     if shape == "square":
-        return _tag("rect", None, title, x=x - 4.5, y=y - 4.5, width=9, height=9, class_="spot square")
+        return tag("rect", None, title, x=x - 4.5, y=y - 4.5, width=9, height=9, class_="spot square")
     if shape == "cross":
-        return _tag("path", None, title, d=f"M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8", class_="spot cross")
-    return _tag("circle", None, title, cx=x, cy=y, r=5, class_=f"spot {shape}")
+        return tag("path", None, title, d=f"M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8", class_="spot cross")
+    return tag("circle", None, title, cx=x, cy=y, r=5, class_=f"spot {shape}")
 
 
-def _labels(box: _Box, spots: Sequence[Spot]) -> list[str]:
+def _labels(box: Box, spots: Sequence[Spot]) -> list[str]:
     """The spots' names beside them, moved apart where they would meet."""
     parts, taken = [], list[tuple[float, float, float]]()
     for spot in sorted(spots, key=lambda s: (box.y(s.y), s.x)):
@@ -262,21 +262,22 @@ def _labels(box: _Box, spots: Sequence[Spot]) -> list[str]:
             y += 2
         taken.append((start, start + width, y))
         anchor = "end" if left else "start"
-        parts.append(_tag("text", text, x=x - 10 if left else x + 10, y=y, class_="name", text_anchor=anchor))
+        parts.append(tag("text", text, x=x - 10 if left else x + 10, y=y, class_="name", text_anchor=anchor))
     return parts
 
 
 def _bar(*parts: str) -> str:
     attributes = {"viewBox": "0 0 100 10", "preserveAspectRatio": "none", "aria-hidden": "true"}
-    return _tag("svg", None, *parts, class_="bar", **attributes)
+    return tag("svg", None, *parts, class_="bar", **attributes)
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+def svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+    """A picture with a text for those who cannot see it."""
     attributes = {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": label}
-    return _tag("svg", None, *parts, class_="chart", **attributes)
+    return tag("svg", None, *parts, class_="chart", **attributes)
 
 
-def _tag(name: str, text: str | None = None, *children: str, **attributes: str | float) -> str:
+def tag(name: str, text: str | None = None, *children: str, **attributes: str | float) -> str:
     """One element: text and attributes are escaped, children are elements already."""
     said = "".join(f' {_attribute(key)}="{_value(value)}"' for key, value in attributes.items())
     inside = escape(text or "", quote=False) + "".join(children)

@@ -1,0 +1,146 @@
+"""The command that compares methods on one recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateur.cli._base import AsJson, Interrupted, Quiet, show, working
+from secateur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateur.compare import Outcome
+
+FOLDER = "runs/compare"
+_SHOWN = 5  # columns of the leaderboard that fit into a terminal
+
+
+def compare(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file with train and finetune.")],
+    methods: Annotated[
+        list[str],
+        typer.Option("--methods", metavar="A,B,C", help="Methods, or METHOD+REPAIR, by commas. Repeatable."),
+    ],
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many seeds.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, max=2**32 - 1001, help="The first of them.")] = 0,
+    budgets: Annotated[
+        list[str],
+        typer.Option("--budget", metavar="BOUNDS", help="Instead of the recipe's: flops=0.5. Repeatable."),
+    ] = [],  # noqa: B006  # typer copies it
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the comparison; an earlier one is continued.")
+    ] = Path(FOLDER),
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time, each in a process of its own.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of each run.")] = 1,
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: train.epochs=20. Repeatable."),
+    ] = [],  # noqa: B006
+    given: Annotated[
+        list[str],
+        typer.Option("--with", metavar="METHOD.KEY=VALUE", help="A method's or repair's setting. Repeatable."),
+    ] = [],  # noqa: B006
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare methods: same network, data, budget and epochs for all, several seeds, one leaderboard.
+
+    The same command again goes on where it was interrupted; with more methods, seeds or budgets it adds them to the
+    leaderboard in DIR. A run that fails is a line in it, and the command ends with exit code 1. With --json the
+    leaderboard comes on stdout, and what happens meanwhile as JSON lines on stderr.
+
+    \b
+    Examples:
+      secateur compare recipes/cifar10-resnet8-short.yaml --methods bwcp,l1,random,scratch
+      secateur compare recipe.yaml --methods l1,l1+batchnorm --budget flops=0.5 --budget flops=0.3 --seeds 1
+      secateur compare recipe.yaml --methods nap,cpmc --jobs 2 --out runs/two --with nap.every=1
+    """
+    from secateur.compare import compare as work
+    from secateur.recipe import Recipe
+    from secateur.training import make_progress
+
+    read = Recipe.read(recipe, overrides)
+    bars = not (as_json or quiet) and sys.stderr.isatty()
+    with _interruptible(out), working("Comparing", silent=True):
+        outcome = work(
+            read,
+            out,
+            methods=[name.strip() for each in methods for name in each.split(",") if name.strip()],
+            seeds=range(first_seed, first_seed + seeds),
+            budgets=budgets,
+            settings=_settings(given),
+            jobs=jobs,
+            threads=threads,
+            told=None if quiet else _json_line if as_json else _line,
+            progress=make_progress(stream=sys.stderr) if bars else None,
+            command=shlex.join(["secateur", *sys.argv[1:]]),
+        )
+    _tell(outcome, as_json, quiet)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
+    """ "bwcp.delta=0.1" by method and key; a key may have keys in it."""
+    from secateur import _yaml
+
+    found: dict[str, dict[str, Any]] = {}
+    for each in given:
+        path, sign, text = each.partition("=")
+        name, *keys = [key.strip() for key in path.split(".")]
+        if not sign or not keys or not all([name, *keys]):
+            raise ConfigError(f"--with {each!r} is not understood: write METHOD.KEY=VALUE, such as bwcp.delta=0.1.")
+        here = found.setdefault(name, {})
+        for key in keys[:-1]:
+            here = here.setdefault(key, {})
+            if not isinstance(here, dict):
+                raise ConfigError(f"--with {each!r} is not possible: {key} has a value already.")
+        here[keys[-1]] = _yaml.parse(text, f"--with {each!r}")
+    return found
+
+
+def _line(event: Mapping[str, Any]) -> None:
+    left = f"; {event['left']} left" if event["state"] in ("finished", "failed") else ""
+    minutes, rest = divmod(round(event["seconds"]), 60)
+    print(f"[{minutes:d}:{rest:02d}{left}] {event['text']}", file=sys.stderr, flush=True)
+
+
+def _json_line(event: Mapping[str, Any]) -> None:
+    print(json.dumps(dict(event), allow_nan=False, ensure_ascii=False), file=sys.stderr, flush=True)
+
+
+def _tell(outcome: Outcome, as_json: bool, quiet: bool) -> None:
+    from secateur.report.leaderboard import absent, budgets, mean_table
+    from secateur.report.tables import listing
+
+    if as_json:
+        show(json.dumps(outcome.document, indent=2, allow_nan=False, ensure_ascii=False))
+        return
+    if quiet:
+        show(str(outcome.report))
+        return
+    for budget in budgets(outcome.document):
+        table = mean_table(outcome.document, budget)
+        show(budget)
+        show(listing(table.head[:_SHOWN], [row[:_SHOWN] for row in table.rows], right=table.head[1:]))
+    for line in absent(outcome.document):
+        show(line)
+    show(f"Leaderboard: {outcome.report}", wrap=False)
+
+
+@contextlib.contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if (folder / "comparison.json").is_file():
+            again = shlex.join(["secateur", *sys.argv[1:]])
+            raise Interrupted(f"Interrupted: the same command goes on from here, {again}.") from error
+        raise Interrupted("Interrupted before anything was written.") from error

@@ -1,0 +1,204 @@
+"""Comparisons: many methods on the same network, data, budget and epochs, and one leaderboard of all that came out.
+
+outcome = compare(Recipe.read("recipe.yaml"), Path("runs/compare"), methods=["bwcp", "l1", "scratch"], seeds=[0, 1, 2])
+outcome.document["means"][0]["label"]
+
+Every cell is an ordinary run (see `secateur.runs`); which sections of the recipe it has stands in `cells`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.budget import Budget
+from secateur.compare import bases, leaderboard, local, timing
+from secateur.compare.cells import Cell, Settings, arrange, base_recipe, check, check_settings
+from secateur.compare.record import Comparison, working
+from secateur.errors import ConfigError
+from secateur.recipe import Recipe
+from secateur.report.leaderboard import write_leaderboard
+from secateur.runs.preparing import prepare
+from secateur.training import Progress
+
+__all__ = ["Cell", "Outcome", "compare"]
+
+Told = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of `compare` left."""
+
+    folder: Path
+    document: dict[str, Any]  # leaderboard.json
+    failed: tuple[str, ...]  # cells of this call that came to nothing, with the reason
+    report: Path
+
+
+def compare(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    methods: Sequence[str],
+    seeds: Sequence[int] = (0, 1, 2),
+    budgets: Sequence[str] = (),
+    settings: Settings | None = None,
+    jobs: int = 1,
+    threads: int = 1,
+    told: Told | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Outcome:
+    """Train, prune and fine-tune with every method, seed and budget, and write the leaderboard.
+
+    What is finished in `folder` is taken as it is, what was begun goes on, what is new is added.
+
+    Args:
+        recipe: network, data and schedules of all; its method, seed and budget are those of one run, see below.
+        methods: names, or METHOD+REPAIR. budgets: none: the recipe's. settings: of methods and repairs, by name; the
+            recipe's `method` counts for that method.
+        jobs: processes at work; more than 1 start others, so the calling script needs `if __name__ == "__main__"`.
+        threads: of each process, also of one. told: what happens, as mappings with "event", "state" and "text".
+        progress: told of the training, where it is in this process. command: how this was called, for the documents.
+
+    Raises:
+        SecateurError: one sentence, before anything is written. What goes wrong later in one run is one failed cell.
+        KeyboardInterrupt: after Ctrl-C; the same call goes on from there.
+    """
+    cells = _cells(recipe, methods, seeds, budgets)
+    given = _settings(recipe, cells, settings or {})
+    check(recipe, [cell.row for cell in cells])
+    check_settings(cells, given)
+    comparison = Comparison.open(folder, recipe, given)
+    for cell in cells:
+        arrange(recipe, cell, comparison.settings, _weights(comparison, cell))
+    dense = prepare(base_recipe(recipe, cells[0].seed)).dense  # data, network, device
+    with working(folder):
+        comparison = Comparison.open(folder, recipe, given)  # as it is now that nobody else works on it
+        comparison.begin(cells, dense.as_dict(), {"command": command, "jobs": jobs, "threads": threads})
+        teller = _Teller(told or (lambda _: None), comparison, cells)
+        for done in local.run(
+            list(_tasks(comparison, recipe, cells)),
+            jobs=jobs,
+            threads=threads,
+            folder=folder,
+            command=command,
+            begun=teller.begun,
+            progress=progress,
+        ):
+            teller.over(done)
+            write_leaderboard(folder, leaderboard.document(comparison))
+        timing.measure_all(comparison, teller.say)
+        document = leaderboard.document(comparison)
+        return Outcome(folder, document, tuple(teller.failed), write_leaderboard(folder, document))
+
+
+# ---------------------------------------------------------------------------------------------------- what is asked for
+
+
+def _cells(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int], budgets: Sequence[str]) -> list[Cell]:
+    """Every method, seed and budget once: by seeds, so that each adds a whole comparison."""
+    if not methods:
+        raise ConfigError("No method is named: give some, such as --methods l1,random,scratch.")
+    if not seeds:
+        raise ConfigError("No seed is given: compare with one at least.")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"The seed {seed} is out of range: seeds are from 0 to {2**32 - 1}.")
+    bounds = [str(Budget.parse(budget)) for budget in budgets] or [recipe.budget]
+    every = itertools.product(seeds, bounds, methods)
+    return list(dict.fromkeys(Cell.parse(label, seed, budget) for seed, budget, label in every))
+
+
+def _settings(recipe: Recipe, cells: Sequence[Cell], given: Settings) -> dict[str, dict[str, Any]]:
+    """What is given, over what the recipe's own method has, if that takes part."""
+    found = {name: dict(values) for name, values in given.items()}
+    own = recipe.method
+    if own.settings and any(cell.method == own.name for cell in cells):
+        found[own.name] = {**own.settings, **found.get(own.name, {})}
+    return found
+
+
+def _tasks(comparison: Comparison, recipe: Recipe, cells: Sequence[Cell]) -> list[local.Task]:
+    """What is not finished: every base network before the runs that begin with it."""
+    tasks: dict[str, local.Task] = {}
+    for cell in cells:
+        if comparison.finished(cell):
+            comparison.forget(cell)
+            continue
+        needs, weights = None, _weights(comparison, cell)
+        if weights is not None:
+            where, base = comparison.base(cell.seed), f"base {cell.seed}"
+            if base in tasks or bases.find(where) is None:
+                tasks.setdefault(base, local.Task(base, recipe, cell.seed, where, base=True))
+                needs = base
+        own = arrange(recipe, cell, comparison.settings, weights)
+        tasks[cell.name] = local.Task(cell.name, own, cell.seed, comparison.run(cell), needs=needs)
+    return list(tasks.values())
+
+
+def _weights(comparison: Comparison, cell: Cell) -> str | None:
+    """Where the base network of a cell is or will be; None if it begins with none of ours."""
+    if comparison.recipe.train is None or cell.row.begins != "weights":
+        return None
+    return str(comparison.base(cell.seed) / bases.WEIGHTS)
+
+
+# --------------------------------------------------------------------------------------------------------- what happens
+
+
+class _Teller:
+    """Follows the tasks: says what happens, and notes what fails."""
+
+    def __init__(self, told: Told, comparison: Comparison, cells: Sequence[Cell]) -> None:
+        self._told, self._comparison = told, comparison
+        self._cells = {cell.name: cell for cell in cells}
+        self._left = {name for name, cell in self._cells.items() if not comparison.finished(cell)}
+        self._began = time.monotonic()
+        self.failed: list[str] = []
+        ready = len(cells) - len(self._left)
+        self.say("plan", "", f"{len(cells)} runs: {ready} finished before, {len(self._left)} to do.")
+
+    def begun(self, task: local.Task) -> None:
+        self.say("begun", task.name, f"{self._said(task)}: begun.")
+
+    def over(self, done: local.Done) -> None:
+        task, cell = done.task, self._cells.get(done.task.name)
+        self._left.discard(task.name)
+        state = "finished" if done.said is None else "failed"
+        if cell is None:
+            said = "trained" if done.said is None else done.said
+            self.say(state, task.name, f"{self._said(task)}: {said} ({done.seconds:.0f} s).")
+            return
+        if done.said is None:
+            self._comparison.forget(cell)
+            final = self._comparison.results(cell)["accuracy"]["final"]
+            said = f"accuracy {final:.2%}"
+        else:
+            self._comparison.failed(cell, done.said, done.details)
+            self.failed.append(f"{cell.said}: {done.said}")
+            said = f"failed: {done.said.rstrip('.')}"
+        self.say(state, task.name, f"{cell.said}: {said} ({done.seconds:.0f} s).")
+
+    def say(self, state: str, name: str, text: str) -> None:
+        """One line, with the time since the beginning and how many runs are left."""
+        elapsed = time.monotonic() - self._began
+        self._told(
+            {
+                "event": "cell",
+                "state": state,
+                "cell": name,
+                "left": len(self._left),
+                "seconds": round(elapsed, 1),
+                "text": text,
+            }
+        )
+
+    def _said(self, task: local.Task) -> str:
+        cell = self._cells.get(task.name)
+        return cell.said if cell is not None else f"base network, seed {task.seed}"
