@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from secateur import methods
 from secateur.methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -41,3 +46,29 @@ def test_the_page_of_loops_runs() -> None:
     for block in blocks:
         exec(compile(block, "own-loop.md", "exec"), names)
     assert callable(names["test_strides"])
+
+
+def test_the_page_of_adding_a_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (DOCS / "adding-a-method.md").read_text(encoding="utf-8")
+    whole, *blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(whole.splitlines()) < 60
+    assert len(blocks) == 4
+    (tmp_path / "running_sensitivity.py").write_text(whole)
+    name = "secateur.methods.running_sensitivity"
+    spec = importlib.util.spec_from_file_location(name, tmp_path / "running_sensitivity.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)  # as if the file lay where the page says
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(methods, "METHODS", METHODS)  # the page adds its row, and the tests of others should not see it
+    monkeypatch.chdir(tmp_path)
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "sensitivity.yaml").write_text(recipe)
+    names: dict[str, Any] = {"__name__": "page"}
+    with torch.random.fork_rng(devices=[]):
+        for block in blocks:
+            exec(compile(block, "adding-a-method.md", "exec"), names)
+            for test in [names.pop(name) for name in list(names) if name.startswith("test_")]:
+                test()
+    assert (tmp_path / "runs" / "sensitivity" / "report.html").is_file()
