@@ -11,16 +11,19 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _networks_page
+import _one_shot_page
 import _record
+import _speed_page
+from _markdown import Row, circumstances, percent, quantile, table
 
 DOCS = Path(__file__).parent.parent / "docs"
 CUT = ("exact", "inexact")  # verified; "differs", "error" and "timeout" are not
 NORMALISES = re.compile(r"norm|mean|var|std")  # in a reason: statistics over channels, by which masking is not removing
-Row = dict[str, Any]
 
 CENSUS = """\
 Half of the channels of every group, drawn at random, were removed from each network, and the cut network compared
@@ -58,32 +61,6 @@ A DenseNet (k=12) in which every layer reads all layers before it, median of {re
 {exponent:.2f}. The network itself grows faster than its depth: the channels that all layers read, which is what the
 couplings consist of (and, times 9 x 12, the weights that are scored and cut), follow a power law of exponent
 {read:.2f}."""
-
-
-def table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table; columns after the first are numbers or short words."""
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    lines += [
-        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
-    ]
-    return "\n".join(lines)
-
-
-def percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f}%" if whole else "-"
-
-
-def circumstances(result: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
-    return (
-        f"Measured {result['date'][:10]} with `{result['command']}`: {versions}, Python {result['python']}, "
-        f"{result['device']}, {result['threads']} thread{'s' * (result['threads'] != 1)}."
-    )
-
-
-def quantile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
 def _summary(name: str, rows: list[Row]) -> list[Any]:
@@ -378,6 +355,8 @@ def pages() -> dict[Path, str]:
         made[DOCS / "graph_speed.md"] = graph_speed(found.get("graph_speed"), found.get("graph_growth"))
     if "bwcp_step" in found or "bwcp_quality" in found:
         made[DOCS / "bwcp.md"] = bwcp(found.get("bwcp_step"), found.get("bwcp_quality"))
+    for page in (_speed_page, _networks_page, _one_shot_page):
+        made |= page.pages(DOCS)
     return made
 
 

@@ -1,0 +1,34 @@
+"""What all pages of results are made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table; columns after the first are numbers or short words."""
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    lines += [
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def circumstances(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
+    return (
+        f"Measured {result['date'][:10]} with `{result['command']}`: {versions}, Python {result['python']}, "
+        f"{result['device']}, {result['threads']} thread{'s' * (result['threads'] != 1)}."
+    )
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")

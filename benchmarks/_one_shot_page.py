@@ -1,0 +1,120 @@
+"""docs/one_shot.md and its charts: accuracy straight after the cut, by criterion, repair and budget."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import _record
+from _markdown import Row, circumstances, table
+
+TITLES = {
+    "cifar10": "## ResNet-20 on CIFAR-10",
+    "photographs": "## MobileNetV2 on photographs",
+}
+CIFAR = """\
+ResNet-20, trained for an hour on one CPU core (`recipes/cifar10-resnet20-hour.yaml`): {dense}. Scores and repairs see
+{images:,} training images; tested on {tested:,} test images drawn with seed 0, so a figure is known to about
+{error:.1f} points. Nothing is trained after the cut."""
+PHOTOGRAPHS = """\
+torchvision's MobileNetV2 with its ImageNet weights on {tested} photographs in two halves: one half is shown to
+criteria and repairs, the other tested, and the other way round; {dense}. So few images tell a broken network from a
+sound one, and no more: a figure is known to about {error:.0f} points."""
+
+
+def pages(docs: Path) -> dict[Path, str]:
+    """The page, of the results there are; the charts are written by `draw`."""
+    parts = ["# Straight after the cut", "This page is made by `benchmarks/tables.py`."]
+    found = False
+    for setup, title in TITLES.items():
+        path = _record.RESULTS / f"one_shot_{setup}.json"
+        if path.exists():
+            found = True
+            parts += [title, *_section(setup, _record.read(path))]
+    return {docs / "one_shot.md": "\n\n".join(parts) + "\n"} if found else {}
+
+
+def _section(setup: str, result: dict[str, Any]) -> list[str]:
+    dense = statistics.mean(result["dense"].values())
+    error = 100 * (dense * (1 - dense) / result["tested"]) ** 0.5
+    text = CIFAR if setup == "cifar10" else PHOTOGRAPHS
+    about = text.format(
+        dense=f"dense {100 * dense:.1f}%", images=result["images"], tested=result["tested"], error=error
+    )
+    parts = [about, circumstances(result), f"![Top-1 against FLOPs removed](figures/one_shot_{setup}.svg)"]
+    failed = {(r["method"], r["error"]) for r in result["rows"] if "error" in r}
+    budgets = sorted({row["left"] for row in result["rows"]}, reverse=True)
+    means = averages(result["rows"])
+    for repair in dict.fromkeys(row["repair"] for row in result["rows"]):
+        order = sorted(
+            {method for method, mended, _ in means if mended == repair}, key=lambda m: _rank(means, m, repair)
+        )
+        lines = [[f"`{name}`", *(_percent(means.get((name, repair, left))) for left in budgets)] for name in order]
+        title = "Without repair" if repair == "none" else f"With the repair `{repair}`"
+        head = ["criterion", *(f"{100 * (1 - left):.0f}% removed" for left in budgets)]
+        parts += [f"### {title}: top-1, %", table(head, lines)]
+    if failed:
+        parts += ["### Not possible", table(["method", "why"], sorted([f"`{name}`", error] for name, error in failed))]
+    seconds = {(r["method"], r["left"]): r["score_s"] for r in result["rows"] if "score_s" in r}
+    half = [[f"`{name}`", time] for (name, left), time in sorted(seconds.items(), key=lambda i: i[1]) if left == 0.5]
+    if half:
+        parts += ["### Seconds to learn, score and plan, at half the FLOPs", table(["criterion", "s"], half)]
+    return parts
+
+
+def averages(rows: list[Row]) -> dict[tuple[str, str, float], float]:
+    """Mean top-1 over the folds of a set-up, by method, repair and share left."""
+    found: dict[tuple[str, str, float], list[float]] = {}
+    for row in rows:
+        if "top1" in row:
+            found.setdefault((row["method"], row["repair"], row["left"]), []).append(row["top1"])
+    return {key: statistics.mean(values) for key, values in found.items()}
+
+
+def _rank(means: Mapping[tuple[str, str, float], float], method: str, repair: str) -> float:
+    values = [top1 for (name, mended, _), top1 in means.items() if (name, mended) == (method, repair)]
+    return -statistics.mean(values)
+
+
+def _percent(top1: float | None) -> str:
+    return "-" if top1 is None else f"{100 * top1:.1f}"
+
+
+def draw(setup: str, result: dict[str, Any], path: Path) -> None:
+    """One panel a repair, one line a criterion; the same order of colours in all."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "secateur"
+    means = averages(result["rows"])
+    repairs = list(dict.fromkeys(row["repair"] for row in result["rows"]))
+    names = sorted({name for name, _, _ in means}, key=lambda name: _rank(means, name, repairs[0]))
+    columns = 2
+    lines = -(-len(repairs) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(9, 3.6 * lines), sharex=True, sharey=True, layout="constrained"
+    )
+    colours = plt.get_cmap("tab20")
+    for panel, repair in zip(axes.flat, repairs, strict=False):
+        for number, name in enumerate(names):
+            points = sorted(
+                (100 * (1 - left), 100 * v) for (n, r, left), v in means.items() if (n, r) == (name, repair)
+            )
+            if points:
+                x, y = zip((0.0, 100 * statistics.mean(result["dense"].values())), *points, strict=True)
+                style: dict[str, Any] = {"color": "black", "linestyle": "--"} if name == "random" else {}
+                panel.plot(x, y, label=name, linewidth=1.3, **{"color": colours(number % 20), **style})
+        panel.set(title="no repair" if repair == "none" else repair, xlim=(0, None), ylim=(0, 100))
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in axes.flat[len(repairs) :]:
+        panel.set_visible(False)
+    figure.supxlabel("FLOPs removed, %", fontsize=10)
+    figure.supylabel("top-1 straight after the cut, %", fontsize=10)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,129 @@
+"""docs/speed.md: what methods cost beside a plain pass over the same images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import _record
+from _markdown import Row, circumstances, table
+
+FACTORS = """\
+Kronecker factors of all layers of a ResNet-50 at {size} pixels, batch {batch}, beside one pass forward and back
+(cross-entropy, gradients of all weights). *Sampled* looks at up to {positions} positions of each image (`positions` of
+`nap`). Medians of {repeats}, by turns; in brackets the smallest and largest ratio."""
+
+SCORES = """\
+The time a method takes to look at {images} images ({size} pixels, batch {batch}) and to score every channel of a
+ResNet-50, divided by the time of one pass forward and back over the same images, taken before and after."""
+
+STEPS = """\
+A training step of `dcpcac` on {model} (batch {batch}) beside one of the plain network, as it narrows: {events} events
+down to {budget}. By turns, medians of {repeats}."""
+
+CSGD = """\
+A training step of {model} (batch {batch}) with Centripetal SGD beside a plain one, median of {repeats}; *own part* is
+the time inside its hooks alone."""
+
+RECONSTRUCTION = """\
+Everything a method that reconstructs does on a VGG-16-BN at 32 pixels: {images} images shown, channels chosen, weights
+of all layers solved for, cut, verified."""
+
+
+def _ratio(side: Row) -> str:
+    return f"{side['ratio']:.2f} ({side['ratio_low']:.2f} to {side['ratio_high']:.2f})"
+
+
+def _verdict(value: float, bar: float | None) -> str:
+    return "-" if bar is None else f"{bar:g}: {'met' if value <= bar else '**not met**'}"
+
+
+def _factors(result: dict[str, Any]) -> list[str]:
+    cost, *agreement = result["rows"]
+    sides = [(name, side) for name, side in cost.items() if isinstance(side, dict)]
+    times = [[n, f"{s['median_s']:.2f}", _ratio(s), _verdict(s["ratio"], s.get("bar"))] for n, s in sides]
+    alike = [
+        [row["what"], row["all"], row["median_layer"], row["lowest_layer"], f"{row['bar']}: {_at_least(row)}"]
+        for row in agreement
+    ]
+    return [
+        "## NAP: factors of a ResNet-50",
+        FACTORS.format(**result),
+        circumstances(result),
+        table(["side", "seconds", "times plain", "bar"], times),
+        "Sampled against exact factors, by what they are for:",
+        table(["", "all together", "median layer", "lowest layer", "bar, all together"], alike),
+    ]
+
+
+def _at_least(row: Row) -> str:
+    return "met" if row["all"] >= row["bar"] else "**not met**"
+
+
+def _scores(result: dict[str, Any]) -> list[str]:
+    rows = [
+        [f"`{r['method']}`", r["plain_s"], r["collect_s"], r["score_s"], r["ratio"], _verdict(r["ratio"], r["bar"])]
+        for r in result["rows"]
+    ]
+    head = ["method", "forward and back, s", "look, s", "score, s", "times", "bar"]
+    return ["## Scoring a ResNet-50", SCORES.format(**result), circumstances(result), table(head, rows)]
+
+
+def _steps(result: dict[str, Any]) -> list[str]:
+    rows = [
+        [f"{100 * r['flops']:.1f}%", f"{r['step_s']:.3f}", f"{r['plain_s']:.3f}", _ratio(r)] for r in result["rows"]
+    ]
+    head = ["MACs left", "step, s", "plain step, s", "times"]
+    return [
+        "## DCP-CAC: steps get cheaper",
+        STEPS.format(**result),
+        circumstances(result),
+        table(head, rows),
+    ]
+
+
+def _csgd(result: dict[str, Any]) -> list[str]:
+    sides = [(name, side) for name, side in result["rows"][0].items() if isinstance(side, dict)]
+    rows = [[name, f"{side['median_s']:.4f}", _ratio(side)] for name, side in sides]
+    bar = f"The bar is {result['bar']} times a plain step."
+    return [
+        "## Centripetal SGD: a step",
+        CSGD.format(**result),
+        circumstances(result) + " " + bar,
+        table(["side", "seconds", "times plain"], rows),
+    ]
+
+
+def _reconstruction(result: dict[str, Any]) -> list[str]:
+    rows = [
+        [f"`{r['method']}`", r["collect_s"], r["finish_s"], r["total_s"], _verdict(r["total_s"], r["bar_s"])]
+        for r in result["rows"]
+    ]
+    return [
+        "## Reconstructing a VGG-16",
+        RECONSTRUCTION.format(**result["rows"][0]),
+        circumstances(result),
+        table(["method", "look, s", "choose, solve, cut, verify, s", "together, s", "bar, s"], rows),
+    ]
+
+
+SECTIONS = {
+    "score_speed": _scores,
+    "reconstruct_speed": _reconstruction,
+    "nap_factors": _factors,
+    "csgd_step": _csgd,
+    "dcpcac_steps": _steps,
+}
+
+
+def pages(docs: Path) -> dict[Path, str]:
+    """The page, of the results there are."""
+    parts = []
+    for name, section in SECTIONS.items():
+        path = _record.RESULTS / f"{name}.json"
+        if path.exists():
+            parts += section(_record.read(path))
+    if not parts:
+        return {}
+    head = ["# What methods cost", "This page is made by `benchmarks/tables.py`."]
+    return {docs / "speed.md": "\n\n".join([*head, *parts]) + "\n"}
