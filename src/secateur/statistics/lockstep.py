@@ -1,0 +1,198 @@
+"""Several models, and all batches, in one forward pass that waits wherever a layer of interest is reached.
+
+Reconstruction goes layer by layer: what a layer receives depends on the weights found for all those before it. Instead
+of running the network anew for every layer, each batch is one pass, begun once, that is held up in front of a layer
+while its weights change, and then goes on. Memory: what a forward pass holds of all batches together, at one layer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.graph.calls import Mode
+from secateur.graph.modules import as_call
+from secateur.graph.rules import tensors_in
+
+
+@dataclass(frozen=True)
+class Stop:
+    """All passes stand in front of one layer, which has not run yet.
+
+    layer: its name. inputs: of this layer, one list of batches a model. held: results of operators asked for, likewise.
+    """
+
+    layer: str
+    inputs: tuple[list[torch.Tensor], ...]
+    held: tuple[list[torch.Tensor | None], ...]
+
+
+class _Left(BaseException):
+    """A pass that nobody wants to go on with."""
+
+
+class _Counter(Mode):
+    """Numbers the operators of one pass and keeps the results of some."""
+
+    def __init__(self, wanted: Collection[int]) -> None:
+        super().__init__()
+        self.wanted, self.number = wanted, 0
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.number in self.wanted and isinstance(out, torch.Tensor):
+            self.kept[self.number] = out
+        self.number += 1
+        return out
+
+
+class _Pass(threading.Thread):
+    """One model on one batch; of all passes only one runs at any time."""
+
+    def __init__(self, model: nn.Module, inputs: Any, wanted: Collection[int]) -> None:
+        super().__init__(daemon=True)
+        self.model, self.inputs, self.counter = model, inputs, _Counter(wanted)
+        self.layer: str | None = None  # where it stands
+        self.input: torch.Tensor | None = None
+        self.error: BaseException | None = None
+        self._leave = False
+        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
+
+    def run(self) -> None:
+        self._go.acquire()
+        try:
+            if not self._leave:
+                args, keywords = as_call(self.inputs)
+                with torch.no_grad(), self.counter:
+                    self.model(*args, **keywords)
+        except _Left:
+            pass
+        except BaseException as error:  # told by whoever drives this pass
+            self.error = error
+        self.layer = self.input = None
+        self._stands.release()
+
+    def advance(self) -> None:
+        """Go on to the next layer of interest, or to the end."""
+        if not self.is_alive() and self.ident is None:
+            self.start()
+        self._go.release()
+        self._stands.acquire()
+        if self.error is not None:
+            raise self.error
+
+    def stand(self, layer: str, x: torch.Tensor) -> None:
+        """Wait in front of a layer."""
+        self.layer, self.input = layer, x
+        self._stands.release()
+        self._go.acquire()
+        self.input = None
+        if self._leave:
+            raise _Left
+
+    def close(self) -> None:
+        """Let it end."""
+        self._leave = True
+        if self.ident is not None:
+            self._go.release()
+            self.join()
+
+
+def _hold(name: str, layer: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    here = threading.current_thread()
+    if isinstance(here, _Pass):
+        here.stand(name, args[0] if args else keywords["input"])
+
+
+def together(
+    models: Sequence[nn.Module],
+    batches: Iterable[Any],
+    layers: Collection[str],
+    held: Mapping[str, int] | None = None,
+) -> Iterator[Stop]:
+    """Run models of one class over all batches of inputs, and stop at every call of `layers`, in order of execution.
+
+    Between two stops the weights of layers that have not run may change. Models should evaluate: see `untouched`.
+
+    Args:
+        layers: names of convolutions and linear layers. held: {layer: number of an operator before it} whose result is
+            wanted at the layer's stop; see `secateur.statistics.shortcuts`.
+    """
+    wanted = dict(held or {})
+    with ExitStack() as stack:
+        for model in models:
+            for name in layers:
+                hook = model.get_submodule(name).register_forward_pre_hook(partial(_hold, name), with_kwargs=True)
+                stack.callback(hook.remove)
+        shown = list(batches)
+        passes = [[_Pass(model, inputs, set(wanted.values())) for inputs in shown] for model in models]
+        for each in (one for row in passes for one in row):
+            stack.callback(each.close)
+        while True:
+            for row in passes:
+                for each in row:
+                    each.advance()
+            layer = passes[0][0].layer if passes[0] else None
+            if layer is None:
+                return
+            number = wanted.pop(layer, -1)
+            stop = Stop(
+                layer,
+                tuple([each.input for each in row if each.input is not None] for row in passes),
+                tuple([each.counter.kept.get(number) for each in row] for row in passes),
+            )
+            yield stop
+            for lists in (*stop.inputs, *stop.held):
+                lists.clear()  # who still has the stop no longer holds the tensors
+            if number not in wanted.values():
+                for each in (one for row in passes for one in row):
+                    each.counter.kept.pop(number, None)
+
+
+@torch.no_grad()
+def visits(model: nn.Module, inputs: Any, layers: Collection[str]) -> dict[str, int]:
+    """How often each of these layers runs in one forward pass; those that never do are left out."""
+    counts: dict[str, int] = {}
+
+    def count(name: str, *_: Any) -> None:
+        counts[name] = counts.get(name, 0) + 1
+
+    with ExitStack() as stack:
+        for name in layers:
+            stack.callback(model.get_submodule(name).register_forward_pre_hook(partial(count, name)).remove)
+        args, keywords = as_call(inputs)
+        model(*args, **keywords)
+    return counts
+
+
+class Operators(Mode):
+    """Numbers operators as a pass of `together` does, and notes which made a tensor last, and which sums there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+        self.made: dict[int, int] = {}  # tensor -> the operator that wrote it last
+        self.began: dict[str, int] = {}  # layer -> operators before it
+        self.sums: list[tuple[int, int, int]] = []  # two tensors, and the operator that made the second
+        self._alive: list[Any] = []  # or identities would be used again
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in ("aten::add", "aten::add_") and (kwargs or {}).get("alpha", 1) == 1:
+            terms = [t for t in tensors_in(args) if not isinstance(t, nn.Parameter)]
+            if len(terms) == 2 and terms[0].shape == terms[1].shape:
+                for a, b in (terms, terms[::-1]):
+                    self.sums.append((id(a), id(b), self.made.get(id(b), -1)))
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.made[id(out)] = self.number
+        self._alive.append((out, args))
+        self.number += 1
+        return out

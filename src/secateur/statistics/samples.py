@@ -1,0 +1,210 @@
+"""A few random places of what layers read and answer, and the least squares that fits a layer to given answers.
+
+    patches X [N, groups, columns], answers Y [N, outputs]       at `positions` places of every sample
+    moments   XᵀX, XᵀY, ΣX, ΣY, ΣY²                              sums in double precision
+    W + D     D = argmin |Y - X(W + D)ᵀ - c|² / N + r |D|²       on the columns that stay; c is a constant
+
+Places are drawn with replacement for every sample from (seed, number of the sample), the same shares of height and
+width at every layer, so that no batch size matters; a map that has no more of them is seen whole.
+Memory: the moments of one layer, 8 · columns² bytes (170 MB for 512 channels and a 3x3 kernel), and the patches of one
+batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from secateur.statistics.patches import padded
+
+#: Columns up to which products are made in double precision; wider ones are summed in it, batch by batch.
+_EXACT = 1024
+
+
+def readable(layer: nn.Module) -> bool:
+    """Whether patches of what this layer reads can be taken."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which places of a layer's output are looked at: along every axis of it, [rows, places]."""
+
+    axes: tuple[torch.Tensor, ...]
+    rows: int
+
+    def values(self, output: torch.Tensor, *, channels_last: bool) -> torch.Tensor:
+        """The values [rows · places, channels] there of a tensor of the output's shape."""
+        if not self.axes:
+            return output.reshape(self.rows, -1)
+        row = torch.arange(self.rows, device=output.device)[:, None]
+        moved = output if channels_last else output.movedim(1, -1)
+        return moved[(row, *self.axes)].flatten(0, 1)
+
+
+class Sampler:
+    """Draws places for one layer after another, the same for every model.
+
+    samples: in each batch. positions: places of one sample.
+    """
+
+    def __init__(self, samples: Sequence[int], positions: int, seed: int) -> None:
+        generator = np.random.default_rng(seed)  # numbers come sample by sample, however these are batched
+        self.positions = positions
+        self._drawn = [torch.from_numpy(generator.random((count, positions, 3))) for count in samples]
+
+    def places(self, layer: nn.Module, batch: int, x: torch.Tensor) -> Places:
+        """The places of one batch for a layer that reads `x`."""
+        sizes = _sizes(layer, x)
+        total, rows = math.prod(sizes), len(x)
+        if not sizes:
+            return Places((), rows)
+        if total <= self.positions:
+            grid = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).view(total, len(sizes))
+            return Places(tuple(axis.expand(rows, -1).to(x.device) for axis in grid.unbind(1)), rows)
+        drawn = self._drawn[batch]
+        owner = torch.arange(rows) * len(drawn) // rows  # windows or tokens in rows of their own: sample by sample
+        axes = [(drawn[owner, :, k] * size).long().to(x.device) for k, size in enumerate(sizes)]
+        return Places(tuple(axes), rows)
+
+
+def _sizes(layer: Any, x: torch.Tensor) -> tuple[int, ...]:
+    """Places along every axis of the output."""
+    if isinstance(layer, nn.Linear):
+        return tuple(x.shape[1:-1])
+    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    around = layer._reversed_padding_repeated_twice
+    both = [around[2 * k] + around[2 * k + 1] for k in range(len(reach))][::-1]
+    sizes = zip(x.shape[2:], both, reach, layer.stride, strict=True)
+    return tuple((size + more - far) // step + 1 for size, more, far, step in sizes)
+
+
+def patches(layer: Any, x: torch.Tensor, places: Places) -> torch.Tensor:
+    """What a layer's weights are multiplied with there: [N, groups, columns], columns as in `weight.flatten(1)`."""
+    if isinstance(layer, nn.Linear):
+        return places.values(x, channels_last=True)[:, None]
+    x = padded(layer, x)
+    dims = len(layer.kernel_size)
+    index: list[Any] = [torch.arange(len(x), device=x.device).view(-1, *[1] * (dims + 1)), slice(None)]
+    for axis, (kernel, step, spread) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
+        offset = torch.arange(kernel, device=x.device) * spread
+        shape = [-1 if k == axis else 1 for k in range(dims)]
+        begin = (places.axes[axis] * step)[(..., *[None] * dims)]
+        index.append(begin + offset.view(shape))
+    block = x[tuple(index)]  # images, places, kernel..., channels: what is indexed comes first
+    block = block.movedim(-1, 2).flatten(0, 1).flatten(2)
+    return block.reshape(len(block), layer.groups, -1)
+
+
+def answers(layer: Any, seen: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """What a layer answers [N, outputs] to patches [N, groups, columns]."""
+    groups = seen.shape[1]
+    matrix = weight.flatten(1).unflatten(0, (groups, -1))  # groups, outputs / groups, columns
+    result = torch.bmm(seen.transpose(0, 1), matrix.mT.to(seen)).transpose(0, 1).flatten(1)
+    return result if bias is None else result + bias.to(result)
+
+
+class Moments:
+    """Sums over N places of one layer. Blocks of a grouped convolution are kept apart."""
+
+    def __init__(self, groups: int, columns: int, outputs: int, device: torch.device) -> None:
+        new = {"dtype": torch.float64, "device": device}
+        self.xx = torch.zeros(groups, columns, columns, **new)  # type: ignore[arg-type]
+        self.xy = torch.zeros(groups, columns, outputs // groups, **new)  # type: ignore[arg-type]
+        self.x = torch.zeros(groups, columns, **new)  # type: ignore[arg-type]
+        self.y = torch.zeros(groups, outputs // groups, **new)  # type: ignore[arg-type]
+        self.yy = 0.0
+        self.count = 0
+
+    def add(self, seen: torch.Tensor, wanted: torch.Tensor) -> None:
+        """Follow patches [N, groups, columns] and answers [N, outputs]."""
+        wide = seen.shape[2] > _EXACT and seen.dtype == torch.float32
+        x = (seen if wide else seen.double()).transpose(0, 1)
+        y = wanted.to(x.dtype).unflatten(1, (len(x), -1)).transpose(0, 1)
+        self.xx += x.mT @ x
+        self.xy += x.mT @ y
+        self.x += x.sum(1, dtype=torch.float64)
+        self.y += y.sum(1, dtype=torch.float64)
+        self.yy += float(y.square().sum(dtype=torch.float64))
+        self.count += x.shape[1]
+
+    @classmethod
+    def of(cls, blocks: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
+        """The moments of patches and answers, block after block."""
+        found: Moments | None = None
+        for seen, wanted in blocks:
+            if found is None:
+                found = cls(seen.shape[1], seen.shape[2], wanted.shape[1], seen.device)
+            found.add(seen, wanted)
+        assert found is not None  # there is no stop without a batch
+        return found
+
+    def covariances(self, *, constant: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """XᵀX/N and XᵀY/N; with a constant, around the means."""
+        xx, xy = self.xx / self.count, self.xy / self.count
+        if constant:
+            mean, wanted = self.x / self.count, self.y / self.count
+            xx = xx - mean[:, :, None] * mean[:, None]
+            xy = xy - mean[:, :, None] * wanted[:, None]
+        return xx, xy
+
+    def error(self, weight: torch.Tensor, constant: torch.Tensor | None = None) -> float:
+        """|Y - XWᵀ - c|² / N for weights [outputs, columns] (W as `weight.flatten(1)`)."""
+        w = weight.double().unflatten(0, (len(self.xx), -1))
+        quadratic = torch.einsum("goc,gcd,god->", w, self.xx, w) - 2 * torch.einsum("goc,gco->", w, self.xy)
+        total = self.yy + float(quadratic)
+        if constant is not None:
+            c = constant.double().view_as(self.y)
+            cross = torch.einsum("goc,gc->go", w, self.x) - self.y
+            total += float(2 * (c * cross).sum() + self.count * c.square().sum())
+        return total / self.count
+
+
+def least_squares(
+    moments: Moments, weight: torch.Tensor, kept: torch.Tensor, *, ridge: float, constant: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights [outputs, columns] on the columns that stay, and the constant [outputs], nearest to the answers.
+
+    Args:
+        weight: [outputs, columns] as they are. What the data say nothing about stays so: the ridge, a share of the
+            mean of the diagonal, pulls towards them and not towards zero.
+        kept: [groups, columns] or [columns]. constant: whether there is one (else it is zero).
+    """
+    groups = len(moments.xx)
+    before = weight.double().unflatten(0, (groups, -1))
+    kept = kept.expand(groups, -1)
+    xx, xy = moments.covariances(constant=constant)
+    result = torch.zeros_like(before)
+    for g in range(groups):
+        index = kept[g].nonzero().squeeze(1)
+        if not len(index):
+            continue
+        square, old = xx[g][index][:, index], before[g][:, index]
+        right = xy[g][index] - square @ old.T
+        result[g][:, index] = old + _solved(square, right, ridge).T
+    shift = torch.zeros_like(moments.y)
+    if constant:
+        shift = (moments.y - torch.einsum("goc,gc->go", result, moments.x)) / moments.count
+    return result.flatten(0, 1), shift.flatten()
+
+
+def _solved(square: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Tensor:
+    """(square + r I)⁻¹ right with r a share of the mean of the diagonal, raised until the factorisation succeeds."""
+    mean = float(square.diagonal().mean())
+    if mean <= 0:
+        return torch.zeros_like(right)  # inputs that are always zero
+    if ridge == 0:
+        return torch.linalg.pinv(square, hermitian=True) @ right
+    while True:
+        damped = square + torch.eye(len(square), dtype=square.dtype, device=square.device) * (ridge * mean)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            return torch.cholesky_solve(right, factor)
+        ridge *= 10

@@ -1,0 +1,179 @@
+"""Sampled patches and answers, and least squares on their moments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from secateur.statistics.lockstep import together, visits
+from secateur.statistics.samples import Moments, Sampler, answers, least_squares, patches
+from secateur.statistics.shortcuts import shortcuts
+
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "padded": (nn.Conv2d(3, 4, 3, padding=1), (3, 7, 6)),
+    "strided, dilated": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1), groups=2), (4, 9, 8)),
+    "reflected": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (3, 6, 6)),
+    "same": (nn.Conv2d(3, 4, 4, padding="same"), (3, 6, 6)),
+    "one axis": (nn.Conv1d(3, 4, 5, stride=2, padding=1), (3, 11)),
+    "three axes": (nn.Conv3d(2, 3, 2, padding=1), (2, 3, 4, 5)),
+    "linear": (nn.Linear(5, 3), (5,)),
+    "tokens": (nn.Linear(5, 3), (6, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("positions", [3, 1000])
+def test_patches_give_what_the_layer_answers(name: str, positions: int) -> None:
+    torch.manual_seed(0)
+    layer, shape = LAYERS[name]
+    x = torch.randn(4, *shape)
+    places = Sampler([4], positions, 0).places(layer, 0, x)
+    seen = patches(layer, x, places)
+    last = isinstance(layer, nn.Linear)
+    wanted = places.values(layer(x), channels_last=last)
+    torch.testing.assert_close(answers(layer, seen, layer.weight, layer.bias), wanted)
+    count = layer(x)[0].numel() // layer(x).shape[-1 if last else 1]
+    assert len(seen) == 4 * min(positions, count)  # a small map is seen whole
+
+
+def test_batches_do_not_matter_and_seeds_do() -> None:
+    layer, x = nn.Conv2d(2, 3, 3), torch.randn(6, 2, 9, 9, generator=torch.Generator().manual_seed(1))
+
+    def drawn(sizes: list[int], seed: int) -> torch.Tensor:
+        sampler, parts = Sampler(sizes, 4, seed), x.split(sizes)
+        found = [patches(layer, part, sampler.places(layer, k, part)) for k, part in enumerate(parts)]
+        return torch.cat(found)
+
+    assert torch.equal(drawn([6], 3), drawn([1, 3, 2], 3))
+    assert not torch.equal(drawn([6], 3), drawn([6], 4))
+
+
+def _moments(x: torch.Tensor, y: torch.Tensor) -> Moments:
+    return Moments.of((a[:, None], b) for a, b in zip(x.split(7), y.split(7), strict=True))
+
+
+def test_least_squares_is_the_textbooks() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 5, dtype=torch.float64), torch.randn(60, 2, dtype=torch.float64)
+    kept = torch.tensor([True, False, True, True, False])
+    weight = torch.randn(2, 5, dtype=torch.float64)
+    moments = _moments(x, y)
+    fitted, constant = least_squares(moments, weight, kept, ridge=0.0, constant=True)
+    wanted = torch.linalg.lstsq(torch.cat([x[:, kept], torch.ones(60, 1, dtype=torch.float64)], 1), y).solution
+    torch.testing.assert_close(fitted[:, kept].T, wanted[:-1])
+    torch.testing.assert_close(constant, wanted[-1])
+    assert not fitted[:, ~kept].any()
+    residual = y - x @ fitted.T - constant
+    assert moments.error(fitted, constant) == pytest.approx(float(residual.square().sum()) / 60)
+    plain, nothing = least_squares(moments, weight, kept, ridge=0.0, constant=False)
+    torch.testing.assert_close(plain[:, kept].T, torch.linalg.lstsq(x[:, kept], y).solution)
+    assert not nothing.any()
+
+
+def test_a_duplicate_takes_over_what_the_dropped_one_did() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, 3, 4, dtype=torch.float64)
+    x[:, 1] = x[:, 0]
+    x = x.flatten(1)
+    weight = torch.randn(6, 12, dtype=torch.float64)
+    kept = torch.ones(12, dtype=torch.bool)
+    kept[4:8] = False
+    moments = _moments(x, x @ weight.T)
+    fitted, _ = least_squares(moments, weight, kept, ridge=0.0, constant=False)
+    torch.testing.assert_close(fitted[:, :4], weight[:, :4] + weight[:, 4:8], rtol=0, atol=1e-12)
+    assert moments.error(fitted) < 1e-12
+
+
+def test_refitting_helps_and_more_inputs_never_hurt() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(80, 8, dtype=torch.float64) @ torch.randn(8, 8, dtype=torch.float64)
+    weight = torch.randn(3, 8, dtype=torch.float64)
+    moments, last = _moments(x, x @ weight.T), float("inf")
+    for width in range(1, 9):
+        kept = torch.arange(8) < width
+        fitted, _ = least_squares(moments, weight, kept, ridge=0.0, constant=False)
+        error = moments.error(fitted)
+        assert error <= moments.error(weight * kept) + 1e-9
+        assert error <= last + 1e-9
+        last = error
+    assert last == pytest.approx(0, abs=1e-9)
+
+
+def test_what_the_data_say_nothing_about_stays() -> None:
+    x = torch.zeros(20, 4)
+    x[:, 0] = torch.linspace(-1, 1, 20)  # the others are dead
+    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    fitted, _ = least_squares(
+        _moments(x, x @ weight.T), weight, torch.ones(4, dtype=torch.bool), ridge=1e-6, constant=True
+    )
+    torch.testing.assert_close(fitted.float(), weight)
+    nothing, constant = least_squares(
+        _moments(0 * x, torch.ones(20, 1)), weight, torch.ones(4, dtype=torch.bool), ridge=1e-6, constant=True
+    )
+    torch.testing.assert_close(nothing.float(), weight)
+    assert constant.item() == pytest.approx(1)
+
+
+class Net(nn.Module):
+    """Two branches and a shortcut that each meet in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm, self.side = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.fc, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = F.relu(x, inplace=True)
+        x = x + self.norm(self.one(x))  # the shortcut is there before
+        y = self.two(x)
+        x = y.add_(self.side(x))  # only when `side` runs is `two` there
+        x = x.mean((2, 3))
+        return self.fc(self.fc(x))  # runs twice
+
+
+def test_passes_stop_in_order_and_see_changed_weights() -> None:
+    torch.manual_seed(0)
+    dense, model = Net().eval(), Net().eval()
+    model.load_state_dict(dense.state_dict())
+    batches = [torch.randn(3, 2, 4, 4), torch.randn(2, 2, 4, 4)]
+    seen = []
+    for stop in together((dense, model), batches, ["one", "two", "fc"]):
+        seen.append(stop.layer)
+        assert [len(x) for x in stop.inputs[0]] == [len(x) for x in stop.inputs[1]] == [3, 2]
+        same = all(torch.equal(a, b) for a, b in zip(*stop.inputs, strict=True))
+        assert same == (stop.layer == "one")
+        if stop.layer == "one":
+            with torch.no_grad():
+                model.one.weight.mul_(2)
+    assert seen == ["one", "two", "fc", "fc"]
+    assert visits(dense, batches[0], ["one", "fc", "unused"]) == {"one": 1, "fc": 2}
+    assert not dense.one._forward_pre_hooks
+
+
+def test_leaving_early_and_errors_end_all_passes() -> None:
+    net = Net().eval()
+    for stop in together((net,), [torch.randn(2, 2, 4, 4)] * 3, ["one", "two"]):
+        assert stop.layer == "one"
+        break
+    assert not net.one._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="to have 2 channels"):
+        list(together((net,), [torch.randn(2, 3, 4, 4)], ["one"]))
+    assert not net.one._forward_pre_hooks
+
+
+def test_shortcuts_that_are_there_before_their_branch() -> None:
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(3, 2, 4, 4)
+    found = shortcuts(net, x, ["stem", "one", "two", "side", "fc"], {"one": "norm"})
+    assert set(found) == {"one", "side"}
+    for stop in together((net,), [x], ["one", "side"], found):
+        held = stop.held[0][0]
+        assert held is not None
+        wanted = F.relu(net.stem(x)) if stop.layer == "one" else net.two(stop.inputs[0][0])
+        torch.testing.assert_close(held, wanted)
