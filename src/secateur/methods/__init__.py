@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur._hints import choose
-from secateur.methods import bwcp, cpmc, csgd, dcpcac, nap, one_shot, scratch
+from secateur.methods import bwcp, catro, cpmc, csgd, dcpcac, nap, one_shot, scratch
 from secateur.methods.base import Method, MethodRow, Settings
 from secateur.methods.bwcp import BWCP
 from secateur.methods.criteria import CRITERIA, Criterion, criteria, score
@@ -18,7 +18,16 @@ __all__ = [
 ]  # fmt: skip
 
 #: One frozen row a method: the command line, the docs and the test matrix are made from these.
-METHODS: tuple[MethodRow, ...] = (bwcp.ROW, cpmc.ROW, csgd.ROW, dcpcac.ROW, nap.ROW, *one_shot.ROWS, scratch.ROW)
+METHODS: tuple[MethodRow, ...] = (
+    bwcp.ROW,
+    catro.ROW,
+    cpmc.ROW,
+    csgd.ROW,
+    dcpcac.ROW,
+    nap.ROW,
+    *one_shot.ROWS,
+    scratch.ROW,
+)
 
 
 def method(name: str) -> MethodRow:
