@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur._hints import choose
-from secateur.methods import bwcp, catro, cpmc, csgd, dcpcac, nap, one_shot, scratch
+from secateur.methods import bwcp, cap, catro, cp, cpmc, csgd, dcpcac, feature_relevance, nap, one_shot, scratch
 from secateur.methods.base import Method, MethodRow, Settings
 from secateur.methods.bwcp import BWCP
 from secateur.methods.criteria import CRITERIA, Criterion, criteria, score
@@ -20,10 +20,13 @@ __all__ = [
 #: One frozen row a method: the command line, the docs and the test matrix are made from these.
 METHODS: tuple[MethodRow, ...] = (
     bwcp.ROW,
+    cap.ROW,
     catro.ROW,
+    cp.ROW,
     cpmc.ROW,
     csgd.ROW,
     dcpcac.ROW,
+    feature_relevance.ROW,
     nap.ROW,
     *one_shot.ROWS,
     scratch.ROW,

@@ -155,6 +155,11 @@ class Moments:
             xy = xy - mean[:, :, None] * wanted[:, None]
         return xx, xy
 
+    def energy(self, *, constant: bool) -> float:
+        """|Y|² / N; with a constant, around the mean."""
+        mean = float((self.y / self.count).square().sum()) if constant else 0.0
+        return self.yy / self.count - mean
+
     def error(self, weight: torch.Tensor, constant: torch.Tensor | None = None) -> float:
         """|Y - XWᵀ - c|² / N for weights [outputs, columns] (W as `weight.flatten(1)`)."""
         w = weight.double().unflatten(0, (len(self.xx), -1))
