@@ -5,6 +5,7 @@ engine drives it, and so can any loop of one's own:
 
     pruner = SomeMethod(model, example_inputs, budget="flops=0.5", steps=len(loader) * epochs)
     for x, y in loader:
+        pruner.before_forward(y)
         output = pruner(x)
         pruner.after_forward(output, y)
         loss = criterion(output, y) + pruner.loss()
@@ -138,6 +139,12 @@ class Method(nn.Module):
     def prepare(self) -> None:
         """Insert gates, hooks and collectors into `self.model`; `self.graph` is there."""
 
+    def before_forward(self, target: Any) -> None:
+        """Know what will be asked for in the next forward pass in training, for gates that depend on it.
+
+        target: as in `after_forward`, save that class probabilities are of the classes of the data.
+        """
+
     def after_forward(self, output: Any, target: Any) -> None:
         """See what the model answered to one micro-batch in training, and what was asked for, before `backward`.
 
@@ -223,7 +230,8 @@ class Method(nn.Module):
         result = apply(plain, inputs, plan)
         self.check(result)  # before anything is repaired, for then the two should differ
         if repairs:
-            self.notes += mend(plain, self.plain, self.graph, plan, repairs, batches)
+            said = mend(plain, self.plain, self.graph, plan, repairs, batches)
+            self.notes += [note for note in said if note not in self.notes]  # once, however often it is asked
             result = apply(plain, inputs, plan)
         self.result = result
         self.result.model.train(self.model.training)

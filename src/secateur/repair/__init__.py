@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from secateur._hints import choose
+from secateur.errors import ConfigError
 from secateur.repair import batchnorm, compensation, least_squares
 from secateur.repair.base import Case, Reader, Repair, RepairRow, mend
 from secateur.repair.merging import Clusters, collapse, merge, mergeable
@@ -32,7 +33,7 @@ def repair(name: str, **settings: Any) -> Repair:
 
 def repairs(given: Given | Iterable[Given]) -> list[Repair]:
     """Repairs as anybody may write them: a name, {name: ..., with settings}, a Repair, or several of these."""
-    several = [given] if isinstance(given, (str, Repair, Mapping)) else list(given)
+    several = given if isinstance(given, Iterable) and not isinstance(given, (str, Mapping)) else [given]
     return [_one(each) for each in several]
 
 
@@ -41,5 +42,9 @@ def _one(given: Given) -> Repair:
         return given
     if isinstance(given, str):
         return repair(given)
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"{type(given).__name__} is no repair: give the name of one, {{name: ..., with settings}}, or a Repair."
+        )
     settings = dict(given)
     return repair(str(settings.pop("name", "")), **settings)

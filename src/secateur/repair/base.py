@@ -6,7 +6,7 @@ computes what the cut network will. What it writes into places that go is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -150,18 +150,31 @@ def mend(
     if not repairs:
         return []
     case, shown = Case(model, original, graph, plan), replayable(batches)
-    if isinstance(shown, Sequence) and not shown:
-        raise ConfigError(
-            f"The repair {repairs[0].name!r} learns from data and none are given: pass batches of (inputs, target)."
-        )
     modes = [(module, module.training) for module in model.modules()]
     try:
         for repair in repairs:
             model.eval()
-            repair.apply(case, shown)
+            repair.apply(case, _Shown(shown, repair.name))
             case.clear()
     finally:
         for module, mode in modes:
             module.training = mode
     plan.provenance["repairs"] = [{"name": r.name, **r.settings.model_dump(mode="json")} for r in repairs]
     return case.notes
+
+
+class _Shown:
+    """Batches as one repair sees them: refused when it looks and there are none."""
+
+    def __init__(self, batches: Batches, name: str) -> None:
+        self._batches, self._name = batches, name
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        none = True
+        for batch in self._batches:
+            none = False
+            yield batch
+        if none:
+            raise ConfigError(
+                f"The repair {self._name!r} learns from data and none are given: pass batches of (inputs, target)."
+            )

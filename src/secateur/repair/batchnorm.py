@@ -6,13 +6,18 @@ statistics are measured anew, layers one behind the other in a single pass as in
 
 from __future__ import annotations
 
+import itertools
+
+import torch
 from pydantic import Field
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateur._files import said
 from secateur._settings import Section
+from secateur.errors import InputError
 from secateur.graph.modules import as_call
 from secateur.repair.base import Batches, Case, Repair, RepairRow
-from secateur.statistics.gather import pair
+from secateur.statistics.gather import count, pair
 
 
 class BatchNormSettings(Section):
@@ -29,27 +34,55 @@ class BatchNorm(Repair):
     settings: BatchNormSettings
 
     def apply(self, case: Case, batches: Batches) -> None:
-        """Norms normalise by each batch while the rest evaluates; the averages over batches are what stays."""
+        """Norms normalise by each batch while the rest evaluates; the averages over images are what stays.
+
+        Raises:
+            InputError: a norm gets a single number a channel from a batch, which has no variance.
+        """
         norms = [m for m in case.model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
         if not norms:
             case.notes.append("The network has no batch norms with running statistics, so none were measured anew.")
             return
         momenta = [(norm, norm.momentum) for norm in norms]
+        handles = [norm.register_forward_pre_hook(_Average()) for norm in norms]
         for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average
             norm.train()
-        device = next(case.model.parameters()).device
         try:
-            for number, batch in enumerate(batches):
-                if number == self.settings.batches:
-                    break
-                args, keywords = as_call(pair(batch, device)[0])
-                case.model(*args, **keywords)
+            self._look(case, batches)
         finally:
+            for handle in handles:
+                handle.remove()
             for norm, momentum in momenta:
                 norm.momentum = momentum
                 norm.eval()
+
+    def _look(self, case: Case, batches: Batches) -> None:
+        device, largest = next(case.model.parameters()).device, 0
+        for batch in itertools.islice(batches, self.settings.batches):
+            inputs = pair(batch, device)[0]
+            images = count(inputs)
+            if images == 1 < largest:  # what is left over at the end has no variance in layers without positions
+                case.notes.append("A batch of one image was left out when norms were measured anew.")
+                continue
+            largest = max(largest, images)
+            args, keywords = as_call(inputs)
+            try:
+                case.model(*args, **keywords)
+            except ValueError as error:  # of torch, where a norm gets one number a channel
+                raise InputError(
+                    f"Batch norms cannot be measured anew with batches of {images}: {said(error)}; show other batches."
+                ) from error
+
+
+class _Average:
+    """Makes the running average of one norm a plain one over samples, whatever the sizes of batches."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, norm: _BatchNorm, args: tuple[torch.Tensor, ...]) -> None:
+        self.seen += len(args[0])
+        norm.momentum = len(args[0]) / self.seen  # 1 at first: what was there before goes
 
 
 ROW = RepairRow(
