@@ -17,6 +17,7 @@ from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
     from secateur.compare import Outcome
+    from secateur.training import Progress
 
 FOLDER = "runs/compare"
 _SHOWN = 5  # columns of the leaderboard that fit into a terminal
@@ -64,7 +65,6 @@ def compare(
     """
     from secateur.compare import compare as work
     from secateur.recipe import Recipe
-    from secateur.training import make_progress
 
     read = Recipe.read(recipe, overrides)
     bars = not (as_json or quiet) and sys.stderr.isatty()
@@ -79,12 +79,23 @@ def compare(
             jobs=jobs,
             threads=threads,
             told=None if quiet else _json_line if as_json else _line,
-            progress=make_progress(stream=sys.stderr) if bars else None,
+            progress=_bars() if bars else None,
             command=shlex.join(["secateur", *sys.argv[1:]]),
         )
     _tell(outcome, as_json, quiet)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+def _bars() -> Progress:
+    """A bar for the stage at work, without a line for every epoch of every run."""
+    from secateur.training.progress import Bars, Row
+
+    class Passing(Bars):
+        def epoch(self, row: Row) -> None:
+            """Say nothing."""
+
+    return Passing(sys.stderr)
 
 
 def _settings(given: list[str]) -> dict[str, dict[str, Any]]:

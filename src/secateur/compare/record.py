@@ -97,9 +97,12 @@ class Comparison:
         return self.path / BASES / str(seed)
 
     def finished(self, cell: Cell) -> bool:
-        """Whether a cell's run has nothing left to do."""
+        """Whether a cell's run has nothing left to do; one that cannot be read has, and will say why."""
         where = self.run(cell)
-        return (where / STATE).is_file() and Folder.open(where).finished
+        try:
+            return (where / STATE).is_file() and Folder.open(where).finished
+        except RunError:
+            return False
 
     def results(self, cell: Cell) -> dict[str, Any]:
         """results.json of a finished cell."""
@@ -124,11 +127,13 @@ class Comparison:
 
     def latency(self, cell: Cell) -> dict[str, Any] | None:
         """What was measured of a finished cell, or why nothing could be: {"said": sentence}."""
-        return _beside(self.path / LATENCIES / f"{cell.name}.json")
+        found = _beside(self.path / LATENCIES / f"{cell.name}.json")
+        # a run that was removed and made anew may have another network
+        return found if found is not None and found.get("plan") == self.results(cell)["plan"] else None
 
     def timed(self, cell: Cell, measured: Mapping[str, Any]) -> None:
         """Keep a cell's latencies."""
-        self._write(LATENCIES, cell, measured)
+        self._write(LATENCIES, cell, {"plan": self.results(cell)["plan"], **measured})
 
     def _write(self, room: str, cell: Cell, document: Mapping[str, Any]) -> None:
         (self.path / room).mkdir(exist_ok=True)
@@ -138,14 +143,14 @@ class Comparison:
 
     def _same(self, wanted: Mapping[str, Any]) -> None:
         was = common(self.recipe)  # keys that have come since stand in it with their defaults
-        for (key, old), (_, new) in zip(_leaves(was), _leaves(wanted), strict=False):
-            if old != new:
-                raise RunError(
-                    f"The comparison in {str(self.path)!r} is of a recipe in which {key} is {shown(old)}, and here it "
-                    f"is {shown(new)}: give another --out."
-                )
-        if was != wanted:
-            raise RunError(f"The comparison in {str(self.path)!r} is of another recipe: give another --out.")
+        if was == wanted:
+            return
+        old, new = dict(_leaves(was)), dict(_leaves(wanted))
+        key = next(key for key in (*old, *new) if key not in old or key not in new or old[key] != new[key])
+        raise RunError(
+            f"The comparison in {str(self.path)!r} is of a recipe in which {key} is {shown(old.get(key))}, and here it "
+            f"is {shown(new.get(key))}: give another --out."
+        )
 
     def _join(self, settings: Settings) -> None:
         """What is new is added; what was said before holds, and may be said again."""

@@ -148,7 +148,7 @@ def _run_row(row: Row) -> tuple[str, ...]:
         *((f"{first['dense_ms']:.3f}", f"{first['pruned_ms']:.3f}") if first else (NONE, NONE)),
         f"{first['ratio']:.2f} ({first['low']:.2f} to {first['high']:.2f})" if first else NONE,
         words.error(row["max_relative_error"]),
-        str(row["plan"])[:12],
+        row["plan"].removeprefix("sha256:")[:10],
     )
 
 
@@ -166,19 +166,21 @@ def absent(document: Document) -> list[str]:
 def circumstances(document: Document) -> list[tuple[str, str]]:
     """When, where, on what and with what."""
     recipe, data = document["recipe"], document["data"] or document["recipe"]["data"]
-    calls = [f"{words.moment(call['date'])}: {call['command'] or 'from Python'}" for call in document["calls"]]
+    commands = dict.fromkeys(call["command"] or "from Python" for call in document["calls"])
     jobs = sorted({call["jobs"] for call in document["calls"]})
     at_once = " or ".join(map(str, jobs)) + (" at a time" if jobs != [1] else " at a time, nothing of ours beside it")
     seeds = sorted({row["seed"] for row in document["rows"]})
     return [
         ("Date", words.moment(document["date"])),
-        ("Commands", "; ".join(calls)),
+        ("Begun", words.moment(document["calls"][0]["date"])),
+        ("Commands", "; ".join(commands)),
         ("Network", f"{recipe['model']['reference']}: {_cost(document['dense'])}"),
         ("Data", words.plain(data)),
         ("Seeds", ", ".join(map(str, seeds)) or NONE),
         ("Device", ", ".join(document["device"]) or NONE),
         ("Threads of each process", ", ".join(map(str, document["threads"])) or NONE),
-        ("Runs", f"{at_once}; latencies were measured afterwards, one run after another"),
+        ("Runs", at_once),
+        ("Latency", _timing(recipe["latency"])),
         (
             "Versions",
             f"Secateur {document['secateur']}, PyTorch {', '.join(document['torch']) or NONE}, "
@@ -307,6 +309,15 @@ def _ladder(document: Document, budget: str, order: Sequence[str]) -> str:
 
 def _which(row: Row) -> str:
     return f"{row['label']}, seed {row['seed']}, {row['budget']}"
+
+
+def _timing(latency: Mapping[str, Any] | None) -> str:
+    if latency is None:
+        return "not measured"
+    return (
+        f"batch of {latency['batch_size']}, {words.number_of(latency['threads'], 'thread')}, dense and pruned in "
+        f"turns, {latency['repeats']} times; after all training, one run after another"
+    )
 
 
 def _cost(dense: Mapping[str, int]) -> str:

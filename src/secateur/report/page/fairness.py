@@ -34,14 +34,14 @@ def _group(acts: str, begins: str, first: int, last: int) -> str:
     if acts == "after training":
         return (
             "same base weights for each seed, and the same fine-tuning epochs and learning rates "
-            f"({number_of(last, 'epoch')}), so that a difference comes from what was pruned."
+            f"({number_of(last, 'epoch')}), so that a difference comes from the pruning."
         )
     if acts == "while training" and begins == "weights":
         acting = -(-2 * last // 3)
+        after = f"and the other {last - acting} follow the cut" if last > acting else "and none follow the cut"
         return (
             "same base weights for each seed and the same total epochs; of the fine-tuning epochs the method is at "
-            f"work in the first {acting}, with a learning rate schedule of their own, and the other {last - acting} "
-            "follow the cut."
+            f"work in the first {acting}, with a learning rate schedule of their own, {after}."
         )
     if acts == "while training":
         return (

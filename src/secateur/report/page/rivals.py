@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from secateur.report.page.pictures import Box, Format, levels, nice, svg, tag
 from secateur.report.page.words import shortened
 
-_WIDTH, _HEIGHT = 520.0, 340.0
+_WIDTH, _HEIGHT = 400.0, 300.0
 _ROW = 24.0
 _COLOURS, _SHAPES = 10, 4
 _LEAST_RANGE = 0.02  # of the accuracies: half a point must not look like a cliff
@@ -41,7 +41,7 @@ def ladder(rivals: Sequence[Rival], *, label: str, form: Format) -> str:
     ticks = _ticks([one.points[0] for one in rivals])
     left = 18.0 + 6.2 * max(len(shortened(one.name, 22)) for one in rivals)
     height = 34.0 + _ROW * len(rivals) + 22.0
-    box = Box(ticks[0], ticks[-1], 0.0, 1.0, height=height + 8.0, left=left, right=_WIDTH - 64.0, top=12.0)
+    box = Box(ticks[0], ticks[-1], 0.0, 1.0, height=height + 8.0, left=left, right=_WIDTH - 68.0, top=12.0)
     parts = []
     for x in ticks:
         parts.append(tag("line", x1=box.x(x), x2=box.x(x), y1=12, y2=box.bottom, class_="grid"))
@@ -52,7 +52,8 @@ def ladder(rivals: Sequence[Rival], *, label: str, form: Format) -> str:
         if point.sd:
             low, high = (min(max(box.x(v), left), box.right) for v in (point.y - point.sd, point.y + point.sd))
             parts.append(tag("path", d=f"M{low:.1f} {y:.1f}H{high:.1f}", class_=f"error {_colour(one)}"))
-        parts += [tag("circle", cx=box.x(v), cy=y + 8, r=1.8, class_=f"seed {_colour(one)}") for v in point.values]
+        seeds = point.values if len(point.values) > 1 else ()
+        parts += [tag("circle", cx=box.x(v), cy=y + 8, r=1.8, class_=f"seed {_colour(one)}") for v in seeds]
         parts.append(_mark(box.x(point.y), y, one))
         parts.append(tag("text", _said(point), x=_WIDTH - 2, y=y + 3.5, class_="tick", text_anchor="end"))
     return svg(_WIDTH, box.height, label, parts)
