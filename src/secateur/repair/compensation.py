@@ -116,7 +116,7 @@ def compensate(
             continue
         moment = moments[reader.name]
         layer, dense = case.model.get_submodule(reader.name), case.dense.get_submodule(reader.name)
-        place = has_place(case.dense, reader)
+        place = has_place(case.dense, reader.name, reader.norm)
         scaled = rescale == "always" or (rescale == "norm" and reader.norm is not None)
         _write(case, reader, layer, dense, moment, scaled, place, ridge)
 
@@ -152,11 +152,11 @@ def _added_before(case: Case, reader: Reader, layer: Any, dense: Any) -> torch.T
     return added
 
 
-def has_place(model: nn.Module, reader: Reader) -> bool:
+def has_place(model: nn.Module, name: str, norm: str | None) -> bool:
     """Whether something can be added to what a layer makes: to its bias, or to what its norm takes away."""
-    layer: Any = model.get_submodule(reader.name)
-    norm: Any = None if reader.norm is None else model.get_submodule(reader.norm)
-    return layer.bias is not None or (norm is not None and norm.running_mean is not None)
+    layer: Any = model.get_submodule(name)
+    behind: Any = None if norm is None else model.get_submodule(norm)
+    return layer.bias is not None or (behind is not None and behind.running_mean is not None)
 
 
 class Compensation(Repair):

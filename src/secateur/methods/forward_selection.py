@@ -1,0 +1,172 @@
+"""Greedy forward selection of the channels from which a layer's outputs are best reconstructed, by pivoted Cholesky.
+
+With Sigma the covariance of a layer's inputs, S the columns chosen so far and T those of one more channel,
+
+    R = Sigma - Sigma_{*S} Sigma_SS^-1 Sigma_{S*}        D = W R        gain(t|S) = tr(D_T R_TT^-1 D_T^T)
+
+is by how much the loss left after the best correction sinks when t joins. R is never written down: the blocks R_TT, D
+and G_T = D_T^T D_T are brought up to date with each choice, and the factor L of Sigma in the order of the choices is
+what corrections for any number of them are then made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from secateur._protocols import BoolArray, FloatArray, IntArray
+
+Part = tuple[IntArray, IntArray]
+
+
+class Selection:
+    """One layer's inputs, some of them chosen. Memory: 8 columns^2 bytes besides what is given."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        sigma: torch.Tensor,
+        parts: Sequence[Part],
+        fixed: IntArray | None = None,
+        *,
+        ridge: float = 0.0,
+    ) -> None:
+        """Choose nothing yet but the fixed columns.
+
+        weight: [outputs, columns]. sigma: [columns, columns]; both float64. parts: channels [width] and their columns
+        [width, k]. ridge: added to every variance, relative to it.
+        """
+        variance = sigma.diagonal()
+        self.deviation = variance.clamp_min(0).sqrt()
+        self.constant = self.deviation == 0
+        self._scale = torch.where(self.constant, 0.0, 1.0 / torch.where(self.constant, 1.0, self.deviation))
+        self._sigma, self.weight, self.ridge = sigma, weight, ridge
+        scaled = weight * self.deviation
+        if len(scaled) > scaled.shape[1]:  # only W^T W matters
+            scaled = torch.linalg.qr(scaled, mode="r").R
+        self.parts = [(channels, torch.from_numpy(columns).to(sigma.device)) for channels, columns in parts]
+        self._d = scaled @ self._unit_rows(None)
+        self.total = float((self._d * scaled).sum())  # tr(W Sigma W^T)
+        self._space = sigma.new_zeros(len(sigma), len(sigma))
+        self.order: list[int] = []  # columns as they were chosen
+        self.ends: list[int] = []  # how many there were before and after every channel
+        self._r = [self._unit_blocks(columns) for _, columns in self.parts]
+        self._g = [self._d[:, c].permute(1, 2, 0) @ self._d[:, c].permute(1, 0, 2) for _, c in self.parts]
+        if fixed is not None and len(fixed):
+            self._choose(torch.from_numpy(fixed).to(sigma.device))
+        self.ends.append(len(self.order))
+
+    def _unit_rows(self, rows: torch.Tensor | None) -> torch.Tensor:
+        """Rows of Sigma at variance 1."""
+        if rows is None:
+            return self._sigma * self._scale[:, None] * self._scale
+        return self._sigma[rows] * self._scale[rows][:, None] * self._scale
+
+    def _unit_blocks(self, columns: torch.Tensor) -> torch.Tensor:
+        """Blocks [width, k, k] on the diagonal, with what makes them definite."""
+        scale = self._scale[columns]
+        blocks = self._sigma[columns[:, :, None], columns[:, None, :]] * scale[:, :, None] * scale[:, None, :]
+        ones = torch.where(self.constant, 1.0, self.ridge)[columns]
+        return blocks + torch.diag_embed(ones)
+
+    def gains(self, width: int) -> FloatArray:
+        """gain(t|S) of every channel [width] as a share of tr(W Sigma W^T); of chosen ones without meaning."""
+        result = np.zeros(width)
+        for (channels, _), r, g in zip(self.parts, self._r, self._g, strict=True):
+            if r.shape[1] == 1:
+                gain = torch.where(r > _TINY, g / r.clamp_min(_TINY), 0.0)[:, 0, 0]
+            else:
+                factor, failed = torch.linalg.cholesky_ex(r)
+                factor[failed > 0] = torch.eye(r.shape[1], dtype=r.dtype, device=r.device)
+                solved = torch.cholesky_solve(g, factor).diagonal(dim1=1, dim2=2).sum(1)
+                gain = torch.where(failed > 0, 0.0, solved)
+            result[channels] += gain.clamp_min(0).cpu().numpy()
+        return result / self.total if self.total > 0 else result
+
+    def choose(self, channel: int) -> None:
+        """Let a channel join."""
+        for channels, columns in self.parts:
+            at = np.flatnonzero(channels == channel)
+            if len(at):
+                self._choose(columns[int(at[0])])
+        self.ends.append(len(self.order))
+
+    def _choose(self, columns: torch.Tensor) -> None:
+        done, count = len(self.order), len(columns)
+        rows = self._unit_rows(columns) - self._space[columns, :done] @ self._space[:, :done].T
+        own = rows[:, columns]
+        own.diagonal().add_(torch.where(self.constant, 1.0, self.ridge)[columns])
+        factor = _cholesky(own)
+        k = torch.linalg.solve_triangular(factor, rows, upper=False)  # L_T*^-1 R_T*
+        k[:, columns] = factor.T  # with the ridge
+        if self.order:
+            k[:, torch.tensor(self.order, device=k.device)] = 0.0  # only rounding errors are there
+        e = torch.linalg.solve_triangular(factor, self._d[:, columns].T, upper=False).T
+        self._space[:, done : done + count] = k.T
+        self.order += columns.tolist()
+        cross, square = e.T @ self._d, e.T @ e
+        self._d.addmm_(e, k, alpha=-1.0)
+        for number, (_, places) in enumerate(self.parts):
+            mine = k[:, places].permute(1, 0, 2)  # [width, chosen, k]
+            seen = mine.mT @ cross[:, places].permute(1, 0, 2)
+            self._r[number] -= mine.mT @ mine
+            self._g[number] += mine.mT @ square @ mine - seen - seen.mT
+
+    # --------------------------------------------------------------------------------------- what a choice comes to
+
+    def corrected(self, columns: int) -> torch.Tensor:
+        """W' [outputs, all columns] if only the first so many chosen columns stay; zeros elsewhere."""
+        chosen = torch.tensor(self.order[:columns], device=self.weight.device, dtype=torch.long)
+        lost = torch.ones(self.weight.shape[1], dtype=torch.bool, device=self.weight.device)
+        lost[chosen] = False
+        result = torch.where(lost, 0.0, self.weight)
+        if not columns or not bool(lost.any()):
+            return result
+        scaled = (self.weight * self.deviation)[:, lost] @ self._space[lost, :columns]
+        change = torch.linalg.solve_triangular(self._space[chosen, :columns], scaled, upper=False, left=False)
+        result[:, chosen] += change * self._scale[chosen]
+        return result
+
+    def outputs(self, weight: torch.Tensor, columns: int | None = None) -> torch.Tensor:
+        """(W Sigma W^T)_nn of weights, zero but for the first so many chosen columns."""
+        found: torch.Tensor = ((weight * self.deviation) @ self._space[:, :columns]).square().sum(1)
+        return found
+
+
+#: A variance, of 1, below which a direction is given by those chosen.
+_TINY = 1e-13
+
+
+def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    ridge = 1e-12
+    while int(failed):
+        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * torch.eye(len(matrix)).to(matrix))
+        ridge *= 10
+    return factor
+
+
+def forward_order(
+    selections: Sequence[Selection], width: int, first: BoolArray | None = None
+) -> tuple[IntArray, FloatArray]:
+    """Channels, the most important first, and each one's gain when it was chosen, summed over layers as shares.
+
+    first: channels that are chosen before all others. Channels that never change in any layer come last.
+    """
+    idle = np.ones(width, dtype=np.bool_)
+    for selection in selections:
+        still = selection.constant.cpu().numpy()
+        for channels, columns in selection.parts:
+            idle[channels] &= still[columns.cpu().numpy()].all(1)
+    tier = np.where(idle, 0, 1) if first is None else np.where(first, 2, np.where(idle, 0, 1))
+    left, order, gains = np.ones(width, dtype=np.bool_), np.zeros(width, dtype=np.int64), np.zeros(width)
+    for place in range(width):
+        found = sum((selection.gains(width) for selection in selections), np.zeros(width))
+        candidates = np.flatnonzero(left & (tier == tier[left].max()))
+        best = int(candidates[np.argmax(found[candidates])])
+        order[place], gains[best], left[best] = best, found[best], False
+        for selection in selections:
+            selection.choose(best)
+    return order, gains
