@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur._hints import choose
-from secateur.methods import bwcp, cap, catro, cp, cpmc, csgd, dcpcac, feature_relevance, nap, one_shot, scratch
+from secateur.methods import bwcp, cap, catro, cp, cpmc, csgd, cwb, dcpcac, feature_relevance, nap, one_shot, scratch
 from secateur.methods.base import Method, MethodRow, Settings
 from secateur.methods.bwcp import BWCP
 from secateur.methods.criteria import CRITERIA, Criterion, criteria, score
@@ -25,6 +25,7 @@ METHODS: tuple[MethodRow, ...] = (
     cp.ROW,
     cpmc.ROW,
     csgd.ROW,
+    cwb.ROW,
     dcpcac.ROW,
     feature_relevance.ROW,
     nap.ROW,
