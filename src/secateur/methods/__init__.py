@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from secateur._hints import choose
-from secateur.methods import bwcp, cap, catro, cp, cpmc, csgd, cwb, dcpcac, feature_relevance, nap, one_shot, scratch
+from secateur.methods import (
+    bwcp,
+    cap,
+    catro,
+    cp,
+    cpmc,
+    csgd,
+    cwb,
+    dcpcac,
+    feature_relevance,
+    group_fisher,
+    nap,
+    one_shot,
+    pfp,
+    scratch,
+)
 from secateur.methods.base import Method, MethodRow, Settings
 from secateur.methods.bwcp import BWCP
 from secateur.methods.criteria import CRITERIA, Criterion, criteria, score
@@ -28,7 +43,9 @@ METHODS: tuple[MethodRow, ...] = (
     cwb.ROW,
     dcpcac.ROW,
     feature_relevance.ROW,
+    group_fisher.ROW,
     nap.ROW,
+    pfp.ROW,
     *one_shot.ROWS,
     scratch.ROW,
 )
