@@ -46,7 +46,10 @@ for _ in range(EPOCHS):
     pruner.train()
     for x, y in loader:
         optimizer.zero_grad()
-        loss = cross_entropy(pruner(x), y) + pruner.loss()
+        pruner.before_forward(y)
+        output = pruner(x)
+        pruner.after_forward(output, y)
+        loss = cross_entropy(output, y) + pruner.loss()
         loss.backward()
         pruner.after_backward()
         optimizer.step()

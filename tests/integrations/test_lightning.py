@@ -163,16 +163,24 @@ def test_methods_that_want_to_know_the_target() -> None:
             assert output.requires_grad
             seen.append((output.shape, target))
 
+        def before_forward(self, target: Any) -> None:
+            assert len(told) == len(seen)  # before the forward pass whose answers are seen
+            told.append(target)
+
     class InDicts(Classifier):
         def training_step(self, batch: Any, index: int) -> Any:
             return super().training_step((batch["x"], batch["y"]), index)
 
     seen: list[Any] = []
+    told: list[Any] = []
     fit(Classifier(Watching(NETWORK.make(), NETWORK.inputs(), budget="flops=0.5", steps=4)), epochs=1)
     assert [shape for shape, _ in seen] == [(8, 5)] * BATCHES
     assert all(torch.equal(target, labels) for (_, target), (_, labels) in zip(seen, batches(), strict=True))
 
+    assert all(torch.equal(target, labels) for target, (_, labels) in zip(told, batches(), strict=True))
+
     seen.clear()
+    told.clear()
     named = [{"x": images, "y": labels} for images, labels in batches()]
     module = InDicts(Watching(NETWORK.make(), NETWORK.inputs(), budget="flops=0.5", steps=4))
     with pytest.raises(ConfigError, match="a batch is dict and not a pair of inputs and target: say where they are"):

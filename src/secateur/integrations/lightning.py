@@ -141,11 +141,14 @@ def _pruner(module: nn.Module) -> Method:
 
 def _with_loss(training_step: Callable[..., Any], method: Method, target: Callable[[Any], Any]) -> Callable[..., Any]:
     """`training_step` whose loss has the method's added; before Lightning divides, scales and shares it out."""
+    told = type(method).before_forward is not Method.before_forward
     watches = type(method).after_forward is not Method.after_forward
 
     @wraps(training_step)
     def step(*args: Any, **keywords: Any) -> Any:
         answers: list[Any] = []
+        if told:
+            method.before_forward(target(args[0]))
         hook = method.register_forward_hook(lambda _module, _args, output: answers.append(output))
         try:
             output = training_step(*args, **keywords)

@@ -30,7 +30,7 @@ Where this differs from the reconstruction, and why:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,11 @@ from torch import nn
 from secateur._protocols import BoolArray, FloatArray, IntArray
 from secateur.allocate.blocks import Bounds, stack
 from secateur.allocate.submodular import greedy, shares
-from secateur.errors import BudgetError, ConfigError, ModelError
+from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph
 from secateur.graph.channels import module_of
 from secateur.methods.base import Loss, Method, MethodRow, Settings
+from secateur.methods.floors import leave
 from secateur.methods.sample_gates import readers
 from secateur.plan import Plan
 from secateur.statistics.class_scatter import ClassScatter, Sample
@@ -172,17 +173,8 @@ class CATRO(Method):
                 f"Nothing in {type(self.model).__name__} can be told apart by classes: every group must stay whole, or "
                 "is read by more than convolutions and linear layers; choose another method."
             )
-        self._leave_floor()
+        leave(self, self.settings.r_min, "r_min")
         self._masks: dict[str, BoolArray] = {}
-
-    def _leave_floor(self) -> None:
-        ratio = 1.0 - self.settings.r_min
-        if ratio < self.constraints.max_ratio:
-            self.constraints = replace(self.constraints, max_ratio=ratio)
-            try:
-                self._check_reach()
-            except BudgetError as error:
-                raise BudgetError(f"With r_min={self.settings.r_min:g}, t{str(error).removeprefix('T')}") from None
 
     def collect(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
         """Take scatter from labelled samples and choose widths and sets; the loss is not looked at."""

@@ -110,6 +110,7 @@ def train(
     losses = []
     for images, labels in batches:
         optimiser.zero_grad()
+        method.before_forward(labels)
         output = method(images)
         method.after_forward(output, labels)
         loss = F.cross_entropy(output, labels) + method.loss()

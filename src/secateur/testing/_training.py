@@ -48,6 +48,7 @@ def training_works(subject: Subject) -> None:
         method.train()
         optimiser.zero_grad()
         for part, aims in zip(images.chunk(2), labels.chunk(2), strict=True):
+            method.before_forward(aims)
             output = method(part)
             method.after_forward(output, aims)
             loss = (F.cross_entropy(output, aims) + method.loss()) / 2
@@ -73,6 +74,7 @@ def mixed_precision_works(subject: Subject) -> None:
     optimiser = torch.optim.SGD(method.parameters(), RATE)
     method.train()
     for images, labels in subject.network.batches(_HALF):
+        method.before_forward(labels)
         with torch.autocast("cpu", torch.bfloat16):
             output = method(images)
             method.after_forward(output, labels)

@@ -29,11 +29,11 @@ class Targets:
             return right
         return self.share * right + (1 - self.share) * (found == self.others).sum()
 
-    def as_one(self, output: torch.Tensor) -> torch.Tensor:
+    def as_one(self, classes: int, dtype: torch.dtype) -> torch.Tensor:
         """What a loss function of PyTorch's takes: the labels, or of mixed images the share of each class."""
         if self.others is None:
             return self.labels
-        first, other = (F.one_hot(labels, output.shape[1]).to(output.dtype) for labels in (self.labels, self.others))
+        first, other = (F.one_hot(labels, classes).to(dtype) for labels in (self.labels, self.others))
         return torch.lerp(other, first, self.share)
 
     def split(self, parts: int) -> list[Targets]:

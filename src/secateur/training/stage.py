@@ -200,9 +200,11 @@ class Stage:
 
     def _backward(self, images: torch.Tensor, targets: Targets, whole: int) -> torch.Tensor:
         """Add a micro-batch's share of the gradients; [task loss, right answers], both sums over its images."""
+        if self.method is not None:
+            self.method.before_forward(targets.as_one(self.engine.data.classes, images.dtype))
         output = self._forward(images)
         if self.method is not None:
-            self.method.after_forward(output, targets.as_one(output))
+            self.method.after_forward(output, targets.as_one(output.shape[1], output.dtype))
         task = self.loss(output, targets, self._taught(images))
         total = task / whole
         if self.method is not None:
