@@ -13,10 +13,12 @@ from secateur.methods import (
     cwb,
     dcpcac,
     feature_relevance,
+    functionality,
     group_fisher,
     nap,
     one_shot,
     pfp,
+    prunenet,
     scratch,
 )
 from secateur.methods.base import Method, MethodRow, Settings
@@ -43,10 +45,12 @@ METHODS: tuple[MethodRow, ...] = (
     cwb.ROW,
     dcpcac.ROW,
     feature_relevance.ROW,
+    functionality.ROW,
     group_fisher.ROW,
     nap.ROW,
     pfp.ROW,
     *one_shot.ROWS,
+    prunenet.ROW,
     scratch.ROW,
 )
 
