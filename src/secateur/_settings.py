@@ -116,7 +116,7 @@ def _sentence(kind: type[BaseModel], failed: ValidationError, where: str) -> str
     given = error["input"]
     if error["type"] == "extra_forbidden":
         return _unknown(owner, path)
-    if error["type"] == "missing" and len(location) == len(error["loc"]):
+    if error["type"] == "missing" and isinstance(error["loc"][-1], str):
         meaning = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
         return f"The key {path!r} is missing: give {allowed(field) if field is not None else 'it'}{meaning}."
     if error["type"] in ("value_error", "assertion_error"):
