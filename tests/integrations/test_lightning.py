@@ -75,6 +75,7 @@ def plain(method: Method, epochs: int = EPOCHS, accumulate: int = 1) -> nn.Modul
     method.train()
     for _ in range(epochs):
         for number, (images, labels) in enumerate(batches(), 1):
+            method.before_forward(labels)
             output = method(images)
             method.after_forward(output, labels)
             loss = F.cross_entropy(output, labels) + method.loss()
