@@ -1,0 +1,266 @@
+"""Images that excite channels most, by gradient ascent on the image, and how strongly the output hangs on each channel.
+
+A channel is seen where it is first read: behind its norm and activation, whatever code applies them. The network is
+run no further than that. In evaluation samples do not meet, so that a chunk of channels is one batch of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from secateur._distributed import global_max, global_sum
+from secateur._protocols import IntArray
+from secateur.errors import ConfigError
+from secateur.graph.modules import output_tensors
+from secateur.statistics.gather import Collector, untouched
+
+Objective = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Where a group is seen: at `index[c]` of what `reader` reads; `before`: the layer or norm in front of that.
+
+    The channels of `before` are `dim` and `inside[c]`; it stands in where an activation lets nothing through.
+    """
+
+    reader: str
+    index: IntArray
+    before: str
+    dim: int
+    inside: IntArray
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How images climb.
+
+    steps: of length `rate` (L2) along the gradient. sigma: of the Gaussian blur after each step, in pixels; 0: none.
+    low, high: [colours], what pixels may be; None: anything.
+    """
+
+    steps: int
+    rate: float
+    sigma: float = 0.4
+    low: torch.Tensor | None = None
+    high: torch.Tensor | None = None
+
+
+def ascend(objective: Objective, start: torch.Tensor, ascent: Ascent) -> torch.Tensor:
+    """Images [n, colours, height, width] from `start` that make objective(images) [n] large, each its own."""
+    images = start.detach().clone()
+    for _ in range(ascent.steps):
+        with torch.enable_grad():
+            images.requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(images).sum(), images)
+        length = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        images = blurred(images.detach() + ascent.rate * gradient / (length + 1e-8), ascent.sigma)
+        if ascent.low is not None:
+            images = torch.maximum(images, ascent.low.to(images).view(-1, 1, 1))
+        if ascent.high is not None:
+            images = torch.minimum(images, ascent.high.to(images).view(-1, 1, 1))
+    return images
+
+
+def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Images under a Gaussian of 3x3 pixels."""
+    if sigma <= 0:
+        return images
+    line = torch.exp(-(torch.arange(-1.0, 2.0) ** 2) / (2 * sigma**2)).to(images)
+    kernel = (line[:, None] * line / line.sum() ** 2).expand(images.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=images.shape[1])
+
+
+def directions(images: torch.Tensor, *, anywhere: bool = False) -> torch.Tensor:
+    """Unit vectors [n, pixels] to compare images by: without the mean of each colour, of length 1 (or 0).
+
+    anywhere: the magnitudes of their spectra instead, which are the same wherever a texture lies.
+    """
+    flat = images - images.mean((2, 3), keepdim=True)
+    if anywhere:
+        flat = torch.fft.fft2(flat).abs()
+    flat = flat.flatten(1)
+    return flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+class _Enough(Exception):
+    """All that was to be seen has been seen."""
+
+
+class Maps:
+    """The activations of one group's channels, as far as the network must run for them."""
+
+    def __init__(self, model: nn.Module, view: View) -> None:
+        self.model, self.view = model, view
+        self._seen: dict[str, torch.Tensor] = {}
+
+    @contextmanager
+    def open(self) -> Iterator[Maps]:
+        """Inside, the network stops where the group is read."""
+        reader, before = (self.model.get_submodule(name) for name in (self.view.reader, self.view.before))
+        handles = [
+            before.register_forward_hook(self._before),
+            reader.register_forward_pre_hook(self._read, with_kwargs=True),
+        ]
+        try:
+            with untouched(self.model):
+                yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def of(self, channels: IntArray) -> Objective:
+        """The objective a_i of channel i = channels[n] for image n: the mean of its map.
+
+        Where the activation in front of the map lets nothing through, that of what comes before it.
+        """
+        view = self.view
+
+        def objective(images: torch.Tensor) -> torch.Tensor:
+            with suppress(_Enough):
+                self.model(images)
+            own = _means(self._seen["read"], self._dim(), view.index[channels])
+            inside = _means(self._seen["before"], view.dim, view.inside[channels])
+            self._seen = {}
+            return torch.where(own > 0, own, inside)
+
+        return objective
+
+    def _dim(self) -> int:
+        return -1 if isinstance(self.model.get_submodule(self.view.reader), nn.Linear) else 1
+
+    def _before(self, module: nn.Module, args: Any, output: Any) -> None:
+        # a copy, for what follows may write into it
+        self._seen["before"] = output_tensors(output)[0].clone()
+
+    def _read(self, module: nn.Module, args: Any, keywords: Any) -> None:
+        self._seen["read"] = args[0] if args else keywords["input"]
+        raise _Enough
+
+
+def _means(maps: torch.Tensor, dim: int, index: IntArray) -> torch.Tensor:
+    """[n]: the mean over positions of sample n's map at index[n]."""
+    last = maps.movedim(dim, -1)
+    rows = last.reshape(len(index), -1, last.shape[-1]).mean(1)
+    return rows.gather(1, torch.from_numpy(np.ascontiguousarray(index)).to(rows.device)).mean(1)
+
+
+@torch.no_grad()
+def maximise(model: nn.Module, view: View, start: torch.Tensor, ascent: Ascent, *, chunk: int = 64) -> torch.Tensor:
+    """Images [width, colours, height, width], one for each channel of a group, all from `start` [colours, ...].
+
+    chunk: channels in one batch; it bounds memory, and the images do not depend on it.
+    """
+    chunks = np.split(np.arange(len(view.index)), range(chunk, len(view.index), chunk))
+    with Maps(model, view).open() as maps:
+        return torch.cat([ascend(maps.of(c), start.expand(len(c), *start.shape), ascent) for c in chunks])
+
+
+class Contribution(Collector):
+    """Sums over samples of γ: the mean over positions of |dZ / dA| (or |A dZ / dA|), for every view's channels.
+
+    Z is what the loss given to `gather` means for one sample. Memory: one number a channel, and one backward pass.
+    """
+
+    gradients: ClassVar[bool] = True
+
+    def __init__(self, views: Sequence[View], kind: Literal["gradient", "taylor"] = "gradient") -> None:
+        self.views, self.kind = views, kind
+        self.sums: list[torch.Tensor] = []
+        self.samples = 0
+        self._positions: dict[str, int] = {}  # of what stands before each view: pooling behind it changes nothing
+
+    def watch(self, model: nn.Module) -> Iterable[RemovableHandle]:
+        """Hook behind what comes before, and in front of every reader."""
+        device = next(model.parameters()).device
+        self.sums = [torch.zeros(len(view.index), dtype=torch.float64, device=device) for view in self.views]
+        for name, dim in {view.before: view.dim for view in self.views}.items():
+            yield model.get_submodule(name).register_forward_hook(
+                lambda _, __, output, name=name, dim=dim: self._size(name, dim, output)
+            )
+        for name in dict.fromkeys(view.reader for view in self.views):
+            layer = model.get_submodule(name)
+            dim = -1 if isinstance(layer, nn.Linear) else 1
+            yield layer.register_forward_pre_hook(
+                lambda _, args, keywords, name=name, dim=dim: self._read(name, dim, args, keywords), with_kwargs=True
+            )
+
+    def _size(self, name: str, dim: int, output: Any) -> None:
+        tensor = output_tensors(output)[0]
+        self._positions[name] = tensor.numel() // (tensor.shape[0] * tensor.shape[dim])
+
+    def _read(self, name: str, dim: int, args: Any, keywords: Any) -> None:
+        maps: torch.Tensor = args[0] if args else keywords["input"]
+        if maps.requires_grad:
+            kept = maps.detach().clone() if self.kind == "taylor" else None
+            maps.register_hook(lambda slope: self._add(name, dim, slope, kept))  # type: ignore[no-untyped-call]
+
+    def _add(self, name: str, dim: int, slope: torch.Tensor, maps: torch.Tensor | None) -> None:
+        size = (slope if maps is None else slope * maps).abs().movedim(dim, -1)
+        sums = size.reshape(-1, size.shape[-1]).sum(0, dtype=torch.float64)
+        for view, total in zip(self.views, self.sums, strict=True):
+            if view.reader == name:
+                index = torch.from_numpy(np.ascontiguousarray(view.index)).to(sums.device)
+                total += sums[index].sum(1) / self._positions[view.before]
+
+    def see(self, output: Any, target: Any) -> None:
+        """Count samples."""
+        self.samples += len(output_tensors(output)[0])
+
+    def total(self) -> None:
+        """Add up over processes."""
+        self.sums = [global_sum(total) for total in self.sums]
+        if self.sums:
+            self.samples = int(global_sum(torch.tensor(self.samples, device=self.sums[0].device)))
+
+    def means(self) -> list[torch.Tensor]:
+        """γ of every channel, by view."""
+        return [total / max(self.samples, 1) for total in self.sums]
+
+
+class Extremes(Collector):
+    """The smallest and largest value of every colour: what pixels may be."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def watch(self, model: nn.Module) -> Iterable[RemovableHandle]:
+        """Look at what the network is given."""
+        self._found: list[torch.Tensor] = []
+        yield model.register_forward_pre_hook(self._look, with_kwargs=True)
+
+    def _look(self, module: nn.Module, args: Any, keywords: Any) -> None:
+        images = output_tensors([args, keywords])[0].detach().transpose(0, 1).flatten(1)
+        self._found = [torch.stack([*self._found, torch.stack([images.amax(1), -images.amin(1)])]).amax(0)]
+
+    def total(self) -> None:
+        """The extremes of all processes; one that saw nothing gives way."""
+        found = self._found[0] if self._found else None
+        if found is None:
+            raise ConfigError("There are fewer batches than processes: give at least one batch to each.")
+        both = global_max(found)
+        self.high, self.low = both[0], -both[1]
+
+
+def answers(output: Any, target: Any) -> torch.Tensor:
+    """The mean logit of the true classes, or of the predicted ones where targets do not tell: for `gather`."""
+    logits = output_tensors(output)[0]
+    if logits.dim() < 2:
+        raise ConfigError(
+            f"The output is {tuple(logits.shape)} and not [samples, classes, ...], so that there is no logit to look "
+            "at: choose another method."
+        )
+    if isinstance(target, torch.Tensor) and target.shape == logits.shape and target.is_floating_point():
+        target = target.argmax(1)
+    if logits.dim() == 2 and isinstance(target, torch.Tensor) and target.shape == logits.shape[:1]:
+        return logits.gather(1, target.long()[:, None]).mean()
+    return logits.amax(1).mean()
