@@ -87,7 +87,7 @@ def _forward(model: nn.Module, inputs: Any, target: Any, loss: Loss | None) -> A
             return model(*args, **keywords)
     with torch.enable_grad():
         # parameters are left out of the graph; what flows from the inputs makes all activations part of it
-        args, keywords = map_tensors((args, keywords), lambda t: t.requires_grad_() if t.is_floating_point() else t)
+        args, keywords = map_tensors((args, keywords), _flowing)
         output = model(*args, **keywords)
         value = loss(output, target)
         if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
@@ -98,6 +98,11 @@ def _forward(model: nn.Module, inputs: Any, target: Any, loss: Loss | None) -> A
             raise ConfigError(f"The loss is {value.item()}: check the data and the loss.")
         (value.reshape(()) * count(inputs)).backward()
     return output
+
+
+def _flowing(tensor: torch.Tensor) -> torch.Tensor:
+    """An input through which gradients flow; no leaf, so that a model may change it in place."""
+    return tensor.requires_grad_().clone() if tensor.is_floating_point() else tensor
 
 
 @contextmanager
@@ -125,11 +130,14 @@ def replayable(batches: Iterable[tuple[Any, Any]]) -> Iterable[tuple[Any, Any]]:
 
 
 def pair(batch: Any, device: torch.device) -> tuple[Any, Any]:
-    """Inputs and target of one batch, detached, on `device`; InputError if it is no pair."""
+    """Inputs and target of one batch, detached, on `device`; InputError if it is no pair.
+
+    Inputs are a copy: a model may change them in place, and others look at the batch again.
+    """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise InputError(f"A batch is {type(batch).__name__}: every batch must be a pair (inputs, target).")
-    inputs, target = (map_tensors(part, lambda tensor: tensor.detach().to(device)) for part in batch)
-    return inputs, target
+    inputs = map_tensors(batch[0], lambda tensor: tensor.detach().to(device, copy=True))
+    return inputs, map_tensors(batch[1], lambda tensor: tensor.detach().to(device))
 
 
 def count(inputs: Any) -> int:
