@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -174,11 +175,10 @@ class GroupFisher(Method):
         left = int(self._widths(self.masks).sum())
         masks = self._lowered(self.masks, [Goal.channels(self.shared.channels, left - 1)])
         share = min(max((self.progress - s.start) / (s.end - s.start), 0.0), 1.0)
-        one = self._widths(masks)
-        if self._late or self._goal.met(one):  # one more is the last one: the rest of the budget is used up
-            masks = self._down(self.masks, 1.0)
-        elif not self._goal.at(share).met(one):
+        if not self._goal.at(share).met(self._widths(masks)):
             masks = self._down(self.masks, share)
+        if self._late or self._goal.met(self._widths(masks)):  # the last event: no more than has to goes
+            masks = self._down(self.masks, 1.0)
         self._set(masks)
 
     def collect(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
@@ -217,21 +217,47 @@ class GroupFisher(Method):
         goal = self._goal.at(share)
         now = goal.costs.evaluate(self._widths(masks))
         excess = {key: max(float(now[key]) - limit, 0.0) for key, limit in goal.limits.items()}
+        stages = [masks]
         parts = _PARTS if self.settings.normaliser == "flops" else 1  # what a channel costs is taken anew in each
         for part in range(1, parts):
             limits = {key: limit + excess[key] * (1 - part / parts) for key, limit in goal.limits.items()}
-            masks = self._lowered(masks, [Goal(goal.costs, goal.full, limits)])
-        return self._lowered(masks, [goal], close=CLOSE if share == 1.0 else 0.0)
+            stages.append(self._lowered(stages[-1], [Goal(goal.costs, goal.full, limits)]))
+        if share < 1.0:
+            return self._lowered(stages[-1], [goal])
+        found: list[Masks] = []
+        for stage in reversed(stages):  # where a part has gone too far already, from the one before
+            found.append(self._closely(stage, goal))
+            if goal.used(self._widths(found[-1])) >= CLOSE:
+                break
+        return max(found, key=lambda masks: min(goal.used(self._widths(masks)), CLOSE))
 
-    def _lowered(self, masks: Masks, goals: list[Goal], close: float = 0.0) -> Masks:
+    def _closely(self, masks: Masks, goal: Goal) -> Masks:
+        """As `_lowered`; while the budget is not used up, the group that lost the most important channel is spared."""
+        floors, plans = dict(self._floors), list[Masks]()
+        while len(plans) <= len(floors):
+            found = self._lowered(masks, [goal], CLOSE, floors)
+            if plans and not goal.met(self._widths(found)):
+                break
+            plans.append(found)
+            scores = self._importance(masks)
+            gone = {name: scores[name][mask & ~found[name]] for name, mask in masks.items()}
+            lost = {name: float(values.max()) for name, values in gone.items() if len(values)}
+            if goal.used(self._widths(found)) >= CLOSE or not lost:
+                break
+            name = max(lost, key=lambda name: lost[name])
+            floors[name] = int(masks[name].sum())
+        return max(plans, key=lambda masks: min(goal.used(self._widths(masks)), CLOSE))
+
+    def _lowered(
+        self, masks: Masks, goals: list[Goal], close: float = 0.0, floors: Mapping[str, int] | None = None
+    ) -> Masks:
         """The least important channels go until the goals are met."""
         scores = self._importance(masks)
         silent = {name: masks[name] for name, values in scores.items() if not (values > 0).any()}
-        rules = Rules(self._floors, 1.0, silent, self.constraints.align, close)
+        rules = Rules(floors or self._floors, 1.0, silent, self.constraints.align, close)
         found = lower(self.graph, masks, scores, goals, rules, self.allocator)
         if silent and not all(goal.met(self._widths(found)) for goal in goals):
-            rules = Rules(self._floors, 1.0, {}, self.constraints.align, close)
-            found = lower(self.graph, masks, scores, goals, rules, self.allocator)
+            found = lower(self.graph, masks, scores, goals, replace(rules, held={}), self.allocator)
         return found
 
     def _widths(self, masks: Mapping[str, BoolArray]) -> Any:
