@@ -12,7 +12,7 @@ LIGHTNING := lightning lightning-utilities torchmetrics tqdm
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint types unit fuzz census speed quality clean
+.PHONY: venv demo test lint types unit fuzz census speed quality compare clean
 
 venv: $(STAMP)
 
@@ -56,6 +56,15 @@ speed: $(PEER)  ## our trace, grouping and cut beside Torch-Pruning's, and their
 quality: $(STAMP)  ## BWCP beside its yardsticks on CIFAR-10 (.data/cifar10.npz), and the cost of its training step
 	$(BIN)/python benchmarks/bwcp_step.py
 	$(BIN)/python benchmarks/bwcp_quality.py
+	$(BIN)/python benchmarks/tables.py
+
+METHODS ?= bwcp,dcpcac,nap,csgd,cpmc,l1,random,scratch
+COMPARE = $(BIN)/secateur compare recipes/cifar10-resnet8-short.yaml --methods $(METHODS) --jobs 2 --out runs/compare
+
+compare: $(STAMP)  ## methods on CIFAR-10 (.data/cifar10.npz) with equal epochs: three seeds at half the FLOPs, one at 0.7 and 0.3
+	-$(COMPARE) --seeds 3 --budget flops=0.5  # a method that fails is a line in the result
+	-$(COMPARE) --seeds 1 --budget flops=0.7 --budget flops=0.3
+	$(BIN)/python benchmarks/compare_results.py runs/compare
 	$(BIN)/python benchmarks/tables.py
 
 clean:

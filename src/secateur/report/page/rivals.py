@@ -64,7 +64,7 @@ def tradeoff(rivals: Sequence[Rival], *, label: str, form: Format) -> str:
     every = [point for one in rivals for point in one.points]
     ticks = _ticks(every)
     ends = nice(0.0, max([1.0, *(point.x for point in every)]), count=5)
-    box = Box(0.0, ends[-1], ticks[0], ticks[-1], height=_HEIGHT, right=_WIDTH - 12.0)
+    box = Box(0.0, ends[-1], ticks[0], ticks[-1], height=_HEIGHT, right=_WIDTH - 18.0)
     parts = levels(box, ticks, form)
     for x in ends:
         parts.append(tag("text", form(x), x=box.x(x), y=box.bottom + 15, class_="tick", text_anchor="middle"))

@@ -1,0 +1,136 @@
+"""docs/compare.md and its figure: the methods compared on real images, made as a comparison makes its leaderboard."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import _record
+from _markdown import circumstances, table
+
+from secateur.report.leaderboard import (
+    Table,
+    absent,
+    budgets,
+    curves,
+    mean_table,
+    percents,
+    rivals,
+    run_table,
+    time_table,
+)  # fmt: skip
+from secateur.report.page.fairness import fairness
+from secateur.report.page.rivals import key
+
+FIGURE = "compare.svg"
+COLOURS = "0a63b0 b84a00 007a5e 8a3ab9 a08000 c02050 3a7d9a 6b6b00 7a4a2a 566273".split()
+STYLE = """
+text{font:10.5px system-ui,sans-serif;fill:#566273} .name{fill:#1b2330} .grid{stroke:#dbe1e8}
+.run,.error{fill:none;stroke-width:1.6;stroke:var(--of)} .mark,.seed{fill:var(--of)} .error{opacity:.75}
+"""
+ROW, COLUMNS, WIDTH = 18, 3, 400
+
+FACTS = """\
+The recipe `recipes/cifar10-resnet8-short.yaml`: {model}, {images:,} training images of CIFAR-10 ({validation:.0%} of
+them held out), {epochs} epochs in all for every method, batch {batch}, SGD, cosine schedule; accuracy on all {tested:,}
+test images. A small and short setting: it says how methods compare when time is scarce, not what they reach in their
+papers' schedules, and some of them are made for far longer trainings. Every method has its default settings. BWCP's
+default schedule was tuned in this setting, on some of these seeds and looking at test accuracy ([bwcp.md](bwcp.md)), so
+nothing should be concluded from a small lead of it. How a comparison is made: [comparing.md](comparing.md)."""
+
+
+def pages(docs: Path) -> dict[Path, str]:
+    """The page and its figure, if there is a result."""
+    path = _record.RESULTS / "compare_short.json"
+    if not path.exists():
+        return {}
+    result = _record.read(path)
+    found = {docs / "compare.md": page(result)}
+    figure = _figure(result)
+    return found | ({docs / "figures" / FIGURE: figure} if figure else {})
+
+
+def page(result: dict[str, Any]) -> str:
+    """docs/compare.md."""
+    recipe = result["recipe"]
+    facts = FACTS.format(
+        model=recipe["model"]["reference"],
+        images=recipe["data"]["train_images"],
+        validation=recipe["data"]["validation"],
+        epochs=recipe["train"]["epochs"] + recipe["finetune"]["epochs"],
+        batch=recipe["data"]["batch_size"],
+        tested=result["images"],
+    )
+    alone = {"device": result["machine"], "threads": result["threads"][0], "python": ", ".join(result["python"])}
+    parts = ["# Methods compared", "This page is made by `benchmarks/tables.py`.", facts]
+    parts += [circumstances({**result, **alone}), _calls(result)]
+    parts += ["## What is the same for whom", "\n".join(f"- {line}" for line in fairness(result))]
+    for budget in budgets(result):
+        parts += [f"## {budget}", _said(result, budget), _grid(_shown(mean_table(result, budget)))]
+    parts.append(
+        "*Final* is the network that is left behind, *cut* straight after the cut, before fine-tuning, *dense* the "
+        "network that was pruned, where the method began with a trained one: percent of the test images, mean and "
+        "standard deviation over seeds. *Bound used*: the budget is kept, and used up to a hundredth. *Faster*: time "
+        "of the dense network over that of the pruned one."
+    )
+    if _figure(result):
+        parts += ["## Accuracy against FLOPs", f"![Accuracy against the MACs that remain](figures/{FIGURE})"]
+    parts += ["## Seconds", _grid(time_table(result))]
+    missing = absent(result)
+    if missing:
+        parts += ["## What is not there", "\n".join(f"- {line}" for line in missing)]
+    parts += ["## Every run", _grid(run_table(result))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(given: Table) -> str:
+    return table(list(given.head), given.rows)
+
+
+def _calls(result: dict[str, Any]) -> str:
+    commands = list(dict.fromkeys(call["command"] for call in result["calls"]))
+    jobs = max(call["jobs"] for call in result["calls"])
+    beside = f", up to {jobs} runs at a time, beside other work" if jobs > 1 else ""
+    listed = "\n".join(f"    {command}" for command in commands)
+    return f"The calls{beside}; latencies were measured after all training, one run after another:\n\n{listed}"
+
+
+def _said(result: dict[str, Any], budget: str) -> str:
+    """The order, and how far apart seeds are."""
+    means = [mean for mean in result["means"] if mean["budget"] == budget]
+    order = ", ".join(f"{m['label']} {percents(m['values']['accuracy.final'], 1, alone=True)}%" for m in means)
+    spread = [m["values"]["accuracy.final"]["sd"] for m in means]
+    known = [100 * sd for sd in spread if sd is not None]
+    apart = f" Standard deviations over seeds are {min(known):.1f} to {max(known):.1f} points." if known else ""
+    one = "" if known else " One seed: differences of a point or two say nothing."
+    return f"By mean final accuracy: {order}.{apart}{one}"
+
+
+def _shown(given: Table) -> Table:
+    """Without the column of proofs, which are alike: they stand with every run."""
+    at = given.head.index("proof")
+    head, *rows = (row[:at] + row[at + 1 :] for row in (given.head, *given.rows))
+    return Table(head, tuple(rows))
+
+
+def _figure(result: dict[str, Any]) -> str | None:
+    """The curves with their legend, as a picture that stands alone."""
+    drawn = curves(result)
+    if drawn is None:
+        return None
+    height = float(re.search(r'viewBox="0 0 \S+ (\S+)"', drawn)[1])  # type: ignore[index]
+    every = rivals(result)
+    whole = height + ROW * -(-len(every) // COLUMNS) + 8
+    legend = []
+    for number, rival in enumerate(every):
+        x, y = 20 + number % COLUMNS * (WIDTH - 20) / COLUMNS, height + 4 + ROW * (number // COLUMNS)
+        mark = key(rival).replace('class="swatch"', f'x="{x:g}" y="{y:g}" width="22" height="12"')
+        legend.append(f'{mark}<text class="name" x="{x + 27:g}" y="{y + 10:g}">{rival.name}</text>')
+    colours = " ".join(f".c{number}{{--of:#{colour}}}" for number, colour in enumerate(COLOURS))
+    inner = drawn.replace("<svg ", f'<svg width="{WIDTH}" height="{height:g}" ', 1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {whole:g}" width="{1.6 * WIDTH:g}">\n'
+        f"<style>{STYLE}{colours}</style>\n"
+        f'<rect width="{WIDTH}" height="{whole:g}" fill="#fff"/>\n{inner}\n{"".join(legend)}\n</svg>\n'
+    )
