@@ -54,7 +54,7 @@ class LeastSquares(Repair):
     def apply(self, case: Case, batches: Batches) -> None:
         """One pass over all images at once, held up in front of every layer."""
         s, device = self.settings, next(case.model.parameters()).device
-        shown = list(limited(batches, s.images, device))
+        shown = [inputs for inputs, _ in limited(batches, s.images, device)]
         readers = {reader.name: reader for reader in case.readers}
         runs = visits(case.dense, shown[0], readers)
         readers = {name: reader for name, reader in readers.items() if runs.get(name) == 1}
@@ -112,15 +112,15 @@ def norm_scale(norm: Any) -> torch.Tensor | float:
     return torch.where(closed, 0.0, deviation / torch.where(closed, 1.0, norm.weight))
 
 
-def limited(batches: Batches, images: int, device: torch.device) -> Iterator[Any]:
-    """Inputs of whole batches until there are so many images."""
+def limited(batches: Batches, images: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """Whole batches, (inputs, target) on `device`, until there are so many images."""
     seen = 0
     for batch in batches:
         if seen >= images:
             return
-        inputs, _ = pair(batch, device)
+        inputs, target = pair(batch, device)
         seen += count(inputs)
-        yield inputs
+        yield inputs, target
 
 
 def named(names: list[str]) -> str:

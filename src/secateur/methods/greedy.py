@@ -1,0 +1,266 @@
+"""Greedy forward selection: a layer is emptied and filled again with the units whose gradients ask for them most.
+
+    L(V) = L_M(V) + lambda L_S(V)          L_M = |Y - XVᵀ - c|² / 2Q     L_S: a loss further on in the network
+    G = dL/dV at V, where the units not chosen are zero; those with the largest norm of G join, with their former
+    weights; V is fitted anew on those chosen; and so on.
+
+A unit is a set of kernels: all those that read one channel, or a single one. L_M comes from second moments, exactly and
+without a pass; L_S from passes through the part of the network behind the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur._protocols import BoolArray, IntArray
+from secateur.statistics.samples import Moments, least_squares
+
+
+class Reconstruction:
+    """L_M as a function of the weights [outputs, columns] of one layer; the constant is the best one, or zero."""
+
+    def __init__(self, moments: Moments, *, constant: bool) -> None:
+        self.moments, self.constant = moments, constant
+        self._xx, self._xy = moments.covariances(constant=constant)
+        self._energy = moments.energy(constant=constant)
+        self.outputs = moments.y.numel()
+
+    def value(self, weight: torch.Tensor) -> float:
+        """L_M."""
+        w = self._split(weight)
+        quadratic = (torch.bmm(w, self._xx) * w).sum() - 2 * (w * self._xy.mT).sum()
+        return max(self._energy + float(quadratic), 0.0) / (2 * self.outputs)
+
+    def gradient(self, weight: torch.Tensor) -> torch.Tensor:
+        """dL_M/dV [outputs, columns]."""
+        return (torch.bmm(self._split(weight), self._xx) - self._xy.mT).flatten(0, 1) / self.outputs
+
+    def shift(self, weight: torch.Tensor) -> torch.Tensor:
+        """The best constant [outputs]."""
+        m = self.moments
+        if not self.constant:
+            return torch.zeros_like(m.y).flatten()
+        return ((m.y - torch.einsum("goc,gc->go", self._split(weight), m.x)) / m.count).flatten()
+
+    def columns(self, weight: torch.Tensor, kept: torch.Tensor, ridge: float) -> torch.Tensor:
+        """The best weights on the columns [groups, columns] that stay."""
+        return least_squares(self.moments, weight, kept, ridge=ridge, constant=self.constant)[0]
+
+    def single(self, weight: torch.Tensor, kept: torch.Tensor, steps: int = 30) -> torch.Tensor:
+        """Better weights on the entries [outputs, columns] that stay, each row with its own: conjugate gradients."""
+        w = weight.double() * kept
+        residual = -self.gradient(w) * kept
+        direction, size = residual.clone(), residual.square().sum(1, keepdim=True)
+        start = size.clone()
+        for _ in range(steps):
+            curved = torch.bmm(self._split(direction), self._xx).flatten(0, 1) / self.outputs * kept
+            step = size / (direction * curved).sum(1, keepdim=True).clamp_min(1e-300)
+            step = torch.where(size > 1e-16 * start, step, 0.0)  # rows that are done
+            w += step * direction
+            residual -= step * curved
+            fresh = residual.square().sum(1, keepdim=True)
+            direction = residual + fresh / size.clamp_min(1e-300) * direction
+            size = fresh
+        return w
+
+    def _split(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.double().unflatten(0, (len(self._xx), -1))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer under choice.
+
+    units: [outputs, inputs] the unit of every kernel; -1: of none, it stays; -2: it went before. former: old weights.
+    """
+
+    name: str
+    layer: Any
+    units: torch.Tensor
+    former: torch.Tensor
+
+    def open(self, kept: torch.Tensor) -> torch.Tensor:
+        """Which weights may be other than zero, in their shape. kept: mask of units."""
+        mask = torch.cat([kept, kept.new_zeros(1), kept.new_ones(1)])[self.units]
+        return mask.view(*mask.shape, *[1] * (self.former.dim() - 2)).expand_as(self.former)
+
+    def scores(self, gradient: torch.Tensor, count: int, how: str) -> torch.Tensor:
+        """The norm of G of every unit: of its kernels' norms the sum, or the root of the sum of squares."""
+        norms = gradient.double().flatten(2).square().sum(2) if gradient.dim() > 2 else gradient.double().square()
+        values = norms.sqrt() if how == "sum" else norms
+        index = torch.where(self.units < 0, count, self.units).flatten()
+        total = values.new_zeros(count + 1).index_add_(0, index, values.flatten())[:count]
+        return total if how == "sum" else total.sqrt()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the choice goes. weight: lambda; norm: of scores; epochs, rate: of SGD on the joint loss after each round;
+    batches: of passes. whole: units are columns, all rows alike."""
+
+    weight: float
+    norm: Literal["sum", "frobenius"]
+    epochs: int
+    rate: float
+    ridge: float
+    batches: int
+    whole: bool = True
+
+
+class Selection:
+    """The choice for one layer, and for others that read the same channels.
+
+    parts: the first is reconstructed; the others take part with the loss further on alone.
+    further: L_S of one batch as things stand, a mean over samples. shift: adds a constant to the first layer's answer.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        units: int,
+        goal: Reconstruction,
+        further: Callable[[int], torch.Tensor],
+        shift: Callable[[torch.Tensor], None],
+        rules: Rules,
+    ) -> None:
+        self.parts, self.units, self.goal, self.rules = parts, units, goal, rules
+        self._further, self._move = further, shift
+        self._constant = torch.zeros_like(goal.moments.y).flatten()
+        self.kept = torch.zeros(units, dtype=torch.bool, device=parts[0].former.device)
+        self.losses: list[float] = []
+        self.added = np.zeros(units, dtype=np.int64)  # the round in which each unit joined
+
+    def run(self, count: int, per_round: int) -> BoolArray:
+        """Choose `count` units, so many in each round; V is left in the layers, and `losses` has one value more."""
+        for part in self.parts:
+            part.layer.weight.copy_(part.former * part.open(self.kept))
+        self._balance()
+        while True:
+            value, gradients = self._look()
+            self.losses.append(value)
+            left = count - int(self.kept.sum())
+            if left <= 0:
+                return np.asarray(self.kept.cpu().numpy())
+            self._add(gradients, min(per_round, left))
+            self._refit()
+
+    def settle(self, kept: BoolArray) -> None:
+        """Fit V for units that have been chosen before."""
+        self.kept = torch.from_numpy(kept).to(self.kept.device)
+        for part in self.parts:
+            part.layer.weight.copy_(part.former * part.open(self.kept))
+        self._refit()
+
+    def restore(self, weights: Sequence[torch.Tensor]) -> None:
+        """Put weights, one tensor a part, and the constant back."""
+        for part, weight in zip(self.parts, weights, strict=True):
+            part.layer.weight.copy_(weight)
+        self._move(-self._constant)
+        self._constant = torch.zeros_like(self._constant)
+
+    def _look(self) -> tuple[float, list[torch.Tensor]]:
+        """L and its gradient for every part, over all batches."""
+        first = self.parts[0].layer.weight
+        value = self.goal.value(first.flatten(1))
+        gradients = [torch.zeros_like(part.former, dtype=torch.float64) for part in self.parts]
+        gradients[0] += self.goal.gradient(first.flatten(1)).view_as(first)
+        if self.rules.weight:
+            share = self.rules.weight / self.rules.batches
+            for number in range(self.rules.batches):
+                loss, found = self._backward(number)
+                value += share * loss
+                for total, gradient in zip(gradients, found, strict=True):
+                    total += share * gradient
+        return value, gradients
+
+    @torch.enable_grad()
+    def _backward(self, number: int) -> tuple[float, list[torch.Tensor]]:
+        weights = [part.layer.weight for part in self.parts]
+        for weight in weights:
+            weight.requires_grad_(True)
+        try:
+            loss = self._further(number)
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+        finally:
+            for weight in weights:
+                weight.requires_grad_(False)
+        pairs = zip(found, weights, strict=True)
+        return float(loss.detach()), [torch.zeros_like(w) if g is None else g for g, w in pairs]
+
+    def _add(self, gradients: Sequence[torch.Tensor], number: int) -> None:
+        scores = torch.zeros(self.units, dtype=torch.float64, device=self.kept.device)
+        for part, gradient in zip(self.parts, gradients, strict=True):
+            size = float(part.former.double().norm()) if len(self.parts) > 1 else 1.0
+            scores += part.scores(gradient, self.units, self.rules.norm) / max(size, 1e-30)
+        scores[self.kept] = -1.0  # after a fit by SGD their gradients are small and not zero
+        best = torch.argsort(scores, descending=True, stable=True)[:number]
+        self.kept[best] = True
+        self.added[best.cpu().numpy()] = self.added.max(initial=0) + 1
+        fresh = torch.zeros_like(self.kept)
+        fresh[best] = True
+        for part in self.parts:
+            joins = part.open(fresh) & ~part.open(torch.zeros_like(fresh))
+            part.layer.weight.copy_(torch.where(joins, part.former, part.layer.weight))
+
+    def _refit(self) -> None:
+        """L_M to its minimum on what is chosen, then SGD on L."""
+        part, goal = self.parts[0], self.goal
+        mask = part.open(self.kept)
+        flat = part.layer.weight.flatten(1)
+        if self.rules.whole:
+            groups = len(goal.moments.xx)
+            rows = mask.flatten(1).unflatten(0, (groups, -1))[:, 0]
+            better = goal.columns(flat, rows, self.rules.ridge)
+        else:
+            better = goal.single(flat, mask.flatten(1))
+        part.layer.weight.copy_((better.to(flat).view_as(mask)) * mask)
+        self._balance()
+        if self.rules.weight and self.rules.epochs:
+            self._descend()
+            self._balance()
+
+    def _descend(self) -> None:
+        weights = [part.layer.weight for part in self.parts]
+        masks = [part.open(self.kept) for part in self.parts]
+        optimiser = torch.optim.SGD(weights, self.rules.rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        for _ in range(self.rules.epochs):
+            for number in range(self.rules.batches):
+                _, found = self._backward(number)
+                found = [self.rules.weight * gradient for gradient in found]
+                found[0] = found[0] + self.goal.gradient(weights[0].flatten(1)).view_as(weights[0]).to(weights[0])
+                for weight, gradient, mask in zip(weights, found, masks, strict=True):
+                    weight.grad = gradient * mask
+                optimiser.step()
+                for weight, mask in zip(weights, masks, strict=True):
+                    weight.mul_(mask)
+        for weight in weights:
+            weight.grad = None
+
+    def _balance(self) -> None:
+        """Move the constant to where it is best for the weights as they are."""
+        best = self.goal.shift(self.parts[0].layer.weight.flatten(1))
+        self._move(best - self._constant)
+        self._constant = best
+
+
+def columns_of(layer: nn.Module, table: IntArray, mine: IntArray, gone: BoolArray) -> torch.Tensor:
+    """The unit of every kernel [outputs, inputs] where units are channels.
+
+    table: the channel at each input, -1: of none. mine: numbers of those to choose from. gone: inputs that went.
+    """
+    local = torch.from_numpy(np.where(np.isin(table, mine), table - mine[0], np.where(gone, -2, -1)))
+    weight: Any = layer.weight
+    groups = int(getattr(layer, "groups", 1))
+    return local.view(groups, -1).repeat_interleave(len(weight) // groups, 0).to(weight.device)
+
+
+def kernels_of(layer: nn.Module) -> torch.Tensor:
+    """The unit of every kernel where each is one."""
+    weight: Any = layer.weight
+    return torch.arange(weight.shape[0] * weight.shape[1], device=weight.device).view(weight.shape[:2])
