@@ -41,10 +41,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from secateur._protocols import BoolArray, FloatArray
-from secateur.allocate import allocate
 from secateur.allocate.stopping import survival
 from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import as_call
+from secateur.graph.norms import sources
 from secateur.methods.base import Loss, MethodRow
 from secateur.methods.greedy import Part, Reconstruction, Rules, Selection, columns_of, kernels_of
 from secateur.methods.layerwise import Layerwise, LayerwiseSettings, Work
@@ -244,8 +244,6 @@ class DCP(Layerwise):
 
     def _without_groups(self) -> None:
         """What a choice of channels would know, where no channel goes."""
-        from secateur.graph.norms import sources
-
         norms = sources(self.graph).of
         self._norms = {layer: norm for norm, layer in norms.items() if layer is not None}
         self._tables, self._channels = {}, {}
@@ -256,7 +254,7 @@ class DCP(Layerwise):
             check_constraints(self.constraints)
             share_of(self.budget, self.weight_masks if hasattr(self, "weight_masks") else None)
         elif self.settings.stop == "tolerance":
-            allocate({g.name: np.ones(g.width) for g in self.graph.groups}, self.graph, self.budget, self.constraints)
+            self._allocate({g.name: np.ones(g.width) for g in self.graph.groups})
         else:
             super()._check_reach()
 

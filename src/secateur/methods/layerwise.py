@@ -86,7 +86,8 @@ class Layerwise(Method):
         self._masks: dict[str, BoolArray] = {}
         self._fitted: dict[str, torch.Tensor] = {}
         if self.normalise != "none":
-            self.notes.append(f"Scores are compared as they are: normalise={self.normalise!r} was not applied.")
+            self.notes.append(f"Scores are compared as they are, so normalise={self.normalise!r} was not applied.")
+            self.normalise = "none"
 
     def _keep_whole(self, others: list[str]) -> None:
         """Keep what cannot be chosen from, and residual streams if the budget allows."""
