@@ -71,8 +71,16 @@ def test_while_training_from_weights_shares_the_fine_tuning() -> None:
 
 
 def test_while_training_from_new_has_both_schedules() -> None:
-    made = arrange(recipe(), cell(kinds()["while training", "new"]), {}, BASE)
+    made = arrange(recipe(), cell("cwb"), {}, BASE)
     assert (made.train, made.finetune) == (recipe().train, recipe().finetune)
+
+
+def test_without_fine_tuning_in_the_paper_the_method_has_all_epochs() -> None:
+    whole = recipe()
+    made = arrange(whole, cell("bwcp"), {}, BASE)
+    assert whole.train is not None
+    assert made.train == whole.train.model_copy(update={"epochs": 5})
+    assert made.finetune is None
 
 
 def test_before_training_has_all_epochs_with_the_schedule_of_train() -> None:

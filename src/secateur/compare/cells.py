@@ -5,7 +5,8 @@ Let E1 be the epochs of the recipe's `train` and E2 those of its `finetune`. Eve
     acts after training            the base network of its seed (`train`), pruned, then `finetune`
     while training, from weights   the base network, two thirds of `finetune` (rounded up) with the method at work,
                                    the rest of it afterwards
-    while training, from new       `train` with the method at work, then `finetune`
+    while training, from new       `train` with the method at work, then `finetune`; with E1 + E2 epochs and no
+                                   fine-tuning where the method's paper has none
     before training                `train` with E1 + E2 epochs, of the narrow network
 """
 
@@ -147,7 +148,7 @@ def _sections(recipe: Recipe, row: MethodRow) -> dict[str, Training | None]:
     assert finetune is not None
     if row.acts == "after training":
         return {"train": None}
-    if row.acts == "before training":
+    if row.begins != "weights" and not row.finetunes:
         assert train is not None
         return {"train": _lasting(train, train.epochs + finetune.epochs), "finetune": None}
     if row.begins != "weights":

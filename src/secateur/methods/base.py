@@ -71,6 +71,7 @@ class MethodRow:
     factory: Callable[..., Method]
     settings: type[Settings]
     begins: Begins = "weights"  # trained weights, a new network, or a new one that is narrow from the start
+    finetunes: bool = True  # whether its paper trains on after the cut
 
 
 class Method(nn.Module):

@@ -322,4 +322,5 @@ ROW = MethodRow(
     factory=BWCP,
     settings=BWCPSettings,
     begins="new",
+    finetunes=False,
 )

@@ -357,4 +357,5 @@ ROW = MethodRow(
     factory=DCPCAC,
     settings=DCPCACSettings,
     begins="new",
+    finetunes=False,
 )

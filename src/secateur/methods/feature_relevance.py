@@ -329,4 +329,5 @@ ROW = MethodRow(
     factory=FeatureRelevance,
     settings=FeatureRelevanceSettings,
     begins="new",
+    finetunes=False,
 )

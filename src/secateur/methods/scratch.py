@@ -73,4 +73,5 @@ ROW = MethodRow(
     factory=Scratch,
     settings=ScratchSettings,
     begins="narrow",
+    finetunes=False,
 )

@@ -15,10 +15,10 @@ def fairness(document: Mapping[str, Any]) -> list[str]:
     first, last = (train["epochs"] if train else 0), finetune["epochs"]
     groups: dict[tuple[str, str], list[str]] = {}
     for method in document["methods"]:
-        groups.setdefault((method["acts"], method["begins"]), []).append(method["label"])
+        groups.setdefault((method["acts"], method["begins"], method["finetunes"]), []).append(method["label"])
     found = [_all(first, last)]
-    for (acts, begins), labels in groups.items():
-        found.append(f"{several(labels, 30)}: {_group(acts, begins, first, last)}")
+    for (acts, begins, finetunes), labels in groups.items():
+        found.append(f"{several(labels, 30)}: {_group(acts, begins, finetunes, first, last)}")
     return [*found, _chosen(train, finetune)]
 
 
@@ -30,7 +30,7 @@ def _all(first: int, last: int) -> str:
     )
 
 
-def _group(acts: str, begins: str, first: int, last: int) -> str:
+def _group(acts: str, begins: str, finetunes: bool, first: int, last: int) -> str:
     if acts == "after training":
         return (
             "same base weights for each seed, and the same fine-tuning epochs and learning rates "
@@ -42,6 +42,12 @@ def _group(acts: str, begins: str, first: int, last: int) -> str:
         return (
             "same base weights for each seed and the same total epochs; of the fine-tuning epochs the method is at "
             f"work in the first {acting}, with a learning rate schedule of their own, {after}."
+        )
+    if acts == "while training" and not finetunes:
+        return (
+            "no base weights, and no fine-tuning, as in their papers: the method is at work while a new network, with "
+            f"the initial weights of the seed's base network, is trained for {number_of(first + last, 'epoch')}, with "
+            "the schedule of the base network's training over all of them. Same total epochs."
         )
     if acts == "while training":
         return (
