@@ -23,7 +23,10 @@ from typing import Any
 import torch
 
 from secateur.graph.calls import Mode, map_args, schema_of
+from secateur.graph.capture import find_rule
 from secateur.graph.rules import tensors_in
+from secateur.graph.rules.factory import LIKES, MAKERS
+from secateur.graph.rules.pointwise import pointwise
 
 #: Added to Z+ and Z-, whose terms have one sign each: only what is nothing meets it.
 SMALL = 1e-9
@@ -137,8 +140,10 @@ class Tape(Mode):
         found = [n for n in map(self.number, read) if n is not None]
         if not found:
             return func(*args, **kwargs)
-        inputs = list(dict.fromkeys(found))
         name = schema_of(func)[0].removeprefix("aten::")
+        if name in LIKES or name in MAKERS:  # takes the shape, no value
+            return func(*args, **kwargs)
+        inputs = list(dict.fromkeys(found))
         kept_args = map_args(tuple(args), self._refer)
         kept = {key: map_args(value, self._refer) for key, value in kwargs.items()}
         kind = self._kind(name, func, kept_args, inputs)
@@ -207,7 +212,7 @@ class Tape(Mode):
                 return "share" if len(inputs) > 1 or plain not in ("add", "sub", "rsub") else "pass"
             if plain in ("mul", "div") and len(inputs) > 1:
                 return "gate"
-        if len(inputs) == 1 and torch.Tag.pointwise in func.tags:
+        if len(inputs) == 1 and find_rule(f"aten::{name}", torch.Tag.pointwise in func.tags) is pointwise:
             return "pass"
         self.unknown.setdefault(name)
         return "share"
