@@ -14,6 +14,7 @@ from pathlib import Path
 from secateur._settings import section, settings
 from secateur.methods import METHODS
 from secateur.recipe import Recipe, Training
+from secateur.repair import METHOD_OF, REPAIRS
 
 HERE = Path(__file__).parent
 _BLOCK = re.compile(r"<!-- table ([\w ]+) -->\n.*?<!-- end table -->", re.DOTALL)
@@ -82,6 +83,28 @@ def method_settings(_name: str) -> str:
     return "\n".join(parts)
 
 
+def repairs(_name: str) -> str:
+    """One row a repair."""
+    rows = []
+    for row in REPAIRS:
+        link = f" ([{row.arxiv}](https://arxiv.org/abs/{row.arxiv}))" if row.arxiv else ""
+        also = ", ".join(f"`{alias}`" for alias, name in METHOD_OF.items() if name == row.name)
+        paper = f"{row.paper}, {row.year}{link}"
+        rows.append((f"[`{row.name}`](#{row.name})", also, row.summary, paper, row.needs, row.fidelity))
+    return table(("repair", "also called", "what it does", "paper", "needs", "fidelity"), rows)
+
+
+def repair_settings(_name: str) -> str:
+    """The settings of every repair, each under its name."""
+    parts = []
+    for row in REPAIRS:
+        rows = [(f"`{s.path}`", s.allowed, f"`{s.default}`", s.meaning) for s in settings(row.factory.Config)]
+        parts.append(f"### {row.name}\n")
+        parts.append(table(("setting", "may be", "default", "meaning"), rows) if rows else "It has no settings.")
+        parts.append("")
+    return "\n".join(parts)
+
+
 def example(name: str) -> str:
     """A program of examples/."""
     path = HERE.parent / "examples" / f"{name.removeprefix('example ')}.py"
@@ -92,6 +115,8 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "methods": methods,
     "every method": every_method,
     "method settings": method_settings,
+    "repairs": repairs,
+    "repair settings": repair_settings,
     "example plain_pytorch": example,
     "example lightning_callback": example,
     "example accelerate_loop": example,

@@ -14,6 +14,8 @@ import torch
 
 from secateur import methods
 from secateur.methods import METHODS
+from secateur.recipe import Recipe
+from secateur.repair import REPAIRS, repairs
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = DOCS.parent / "examples"
@@ -72,3 +74,25 @@ def test_the_page_of_adding_a_method_runs(tmp_path: Path, monkeypatch: pytest.Mo
             for test in [names.pop(name) for name in list(names) if name.startswith("test_")]:
                 test()
     assert (tmp_path / "runs" / "sensitivity" / "report.html").is_file()
+
+
+def test_every_repair_is_on_its_page() -> None:
+    page = (DOCS / "repairs.md").read_text(encoding="utf-8")
+    for row in REPAIRS:
+        assert f"| [`{row.name}`](#{row.name}) |" in page
+        assert f"\n### {row.name}\n" in page
+        assert f"- **`{row.name}`** " in page  # when to use it
+
+
+def test_the_page_of_repairs_runs(tmp_path: Path) -> None:
+    page = (DOCS / "repairs.md").read_text(encoding="utf-8")
+    (given,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    needed = "name: x\nmodel: zoo:tiny\ndata: digits\nmethod: l1\nbudget: flops=0.5\ntrain: {epochs: 1}\n"
+    assert len(repairs([each.model_dump() for each in Recipe.parse(needed + given).repair])) == 2
+    names: dict[str, Any] = {"__name__": "page"}
+    with torch.random.fork_rng(devices=[]):
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(compile(block, "repairs.md", "exec"), names)
+    assert "notes" not in names["result"].plan.provenance  # every reader has a place for a constant
+    assert [each["name"] for each in names["result"].plan.provenance["repairs"]] == ["bias_correction"]
+    assert [each["name"] for each in names["pruner"].result.plan.provenance["repairs"]] == ["compensation", "batchnorm"]

@@ -116,7 +116,7 @@ class MethodConfig(Section):
 class RepairConfig(MethodConfig):
     """Which repair, and its settings; a name alone may stand for the section."""
 
-    name: str = Field(min_length=1, description="A name of docs/repairs.md.")
+    name: str = Field(min_length=1, description="A name of `secateur repairs`.")
 
 
 Repairs = Annotated[tuple[RepairConfig, ...], BeforeValidator(_several)]
@@ -244,8 +244,8 @@ class Recipe(Section):
     )
     repair: Repairs = Field(
         default=(),
-        description="What is done to the surviving weights before the cut, in this order: names of docs/repairs.md, or "
-        "{name: ..., with settings}.",
+        description="What is done to the surviving weights before the cut, in this order: names of `secateur repairs`, "
+        "or {name: ..., with settings}.",
     )
     pretrain: Training | None = Field(
         default=None, description="Plain training before a method that acts while training; null: none."

@@ -18,6 +18,7 @@ from _small import GATED, recipe
 from secateur import cli, runs
 from secateur.methods import METHODS
 from secateur.recipe import Recipe
+from secateur.repair import METHOD_OF, REPAIRS
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,6 +86,11 @@ def test_run_for_programs(folder: Path) -> None:
     assert [e["event"] for e in events if e["event"] in ("stage", "epoch", "end")] == ["stage", "epoch", "end"]
 
 
+def test_repairs_have_a_short_form(folder: Path) -> None:
+    succeed("run", "small.yaml", "--out", "x", "-q", "--repair", "batchnorm", "--repair", "batchnorm")
+    assert [each.name for each in Recipe.read("x/recipe.yaml").repair] == ["batchnorm", "batchnorm"]
+
+
 def test_quiet_says_where_the_report_is(folder: Path) -> None:
     result = run("run", "small.yaml", "--out", "x", "-q")
     assert (result.stdout, result.stderr) == ("x/report.html\n", "")
@@ -122,6 +128,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a recipe and a resumption": (("run", "small.yaml", "--resume", "done"), "--resume and RECIPE"),
     "a resumption with changes": (("run", "--resume", "done", "--set", "seed=1"), "--resume and --set"),
     "a resumption elsewhere": (("run", "--resume", "done", "--out", "x"), "--resume and --out"),
+    "a resumption with a repair": (("run", "--resume", "done", "--repair", "batchnorm"), "--resume and --repair"),
     "a resumption on another device": (("run", "--resume", "done", "--device", "cpu"), "--resume and --device"),
     "no such run": (("run", "--resume", "nowhere"), "begin one with secateur run RECIPE --out nowhere"),
     "not a run": (("run", "--resume", "."), "is not the folder of a run"),
@@ -129,6 +136,12 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a run that is there": (("run", "small.yaml", "--out", "done"), "secateur run --resume done"),
     "a file for a folder": (("run", "small.yaml", "--out", "small.yaml"), "is a file"),
     "unknown device": (("run", "small.yaml", "--device", "tpu"), "engine.device is 'tpu'"),
+    "unknown repair": (("run", "small.yaml", "--repair", "batchnrom"), "did you mean 'batchnorm'?"),
+    "no repair": (("run", "small.yaml", "--repair", ""), "repair.name"),
+    "a repair twice over": (
+        ("run", "small.yaml", "--repair", "batchnorm", "--set", "repair=[]"),
+        "--repair and --set repair=... are both given",
+    ),
     "unknown key": (("run", "small.yaml", "--set", "train.epoch=3"), "did you mean 'train.epochs'?"),
     "nonsense to set": (("run", "small.yaml", "--set", "epochs"), "a.b=value"),
     "unknown method": (("methods", "bwpc"), "did you mean 'bwcp'?"),
@@ -231,7 +244,21 @@ def test_a_method_and_its_settings(row: Any) -> None:
     assert all(s["meaning"] and s["default"] and s["allowed"] for s in found["settings"])
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "report", "verify", "export", "methods"])
+def test_repairs_are_the_registry() -> None:
+    said = succeed("repairs")
+    assert max(map(len, said.splitlines())) <= 80
+    assert succeed("repairs", "-q").split() == [row.name for row in REPAIRS]
+    rows = json.loads(succeed("repairs", "--json"))["repairs"]
+    assert [row["name"] for row in rows] == [row.name for row in REPAIRS]
+    for row, listed in zip(REPAIRS, rows, strict=True):
+        assert row.name in said
+        assert row.arxiv in said
+        assert [s["name"] for s in listed["settings"]] == list(row.factory.Config.model_fields)
+        assert all(s["name"] in said for s in listed["settings"])
+    assert {alias: row["name"] for row in rows for alias in row["also"]} == dict(METHOD_OF)
+
+
+@pytest.mark.parametrize("command", ["run", "demo", "report", "verify", "export", "methods", "repairs"])
 def test_help_has_examples(command: str) -> None:
     said = succeed(command, "--help")
     assert "Examples:" in said

@@ -1,4 +1,4 @@
-"""Commands that list what there is: models, criteria, methods."""
+"""Commands that list what there is: models, criteria, methods, repairs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from secateur.cli._base import AsJson, Quiet, emit, show
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import RenderableType
 
     from secateur.methods import MethodRow
@@ -93,7 +94,7 @@ def methods(
 
     if name is not None:
         row = method(name)
-        settings = _settings(row)
+        settings = _settings(row.settings)
         if quiet and not as_json:
             return show("\n".join(s["name"] for s in settings))
         return emit(_method(row) | {"settings": settings}, as_json, lambda: _method_table(row, settings))
@@ -125,13 +126,10 @@ def _method(row: MethodRow) -> dict[str, Any]:
     return {key: getattr(row, key) for key in keys}
 
 
-def _settings(row: MethodRow) -> list[dict[str, str]]:
+def _settings(kind: type[BaseModel]) -> list[dict[str, str]]:
     from secateur._settings import settings
 
-    return [
-        {"name": s.path, "default": s.default, "allowed": s.allowed, "meaning": s.meaning}
-        for s in settings(row.settings)
-    ]
+    return [{"name": s.path, "default": s.default, "allowed": s.allowed, "meaning": s.meaning} for s in settings(kind)]
 
 
 def _method_table(row: MethodRow, settings: list[dict[str, str]]) -> RenderableType:
@@ -150,3 +148,42 @@ def _method_table(row: MethodRow, settings: list[dict[str, str]]) -> RenderableT
     cells = [(s["name"], s["default"], s["allowed"], s["meaning"]) for s in settings]
     table = report.listing(("setting", "default", "may be", "meaning"), cells)
     return Group(*lines, table if settings else Text("It has no settings."))
+
+
+def repairs(as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """List the repairs of surviving weights: what a recipe may say under repair, and run --repair.
+
+    \b
+    Examples:
+      secateur repairs
+      secateur repairs --json
+    """
+    from secateur.repair import METHOD_OF, REPAIRS
+
+    if quiet and not as_json:
+        return show("\n".join(row.name for row in REPAIRS))
+    keys = ("name", "summary", "paper", "year", "arxiv", "needs", "fidelity")
+    rows = [
+        {key: getattr(row, key) for key in keys}
+        | {"also": [alias for alias, name in METHOD_OF.items() if name == row.name]}
+        | {"settings": _settings(row.factory.Config)}
+        for row in REPAIRS
+    ]
+    emit({"repairs": rows}, as_json, lambda: _repairs_table(rows))
+
+
+def _repairs_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    from secateur import report
+
+    cells = [
+        (", ".join([r["name"], *r["also"]]), r["summary"], f"{r['year']}, {r['arxiv']}".rstrip(", "), r["needs"])
+        for r in rows
+    ]
+    lines = []
+    for row in rows:
+        lines.append(Text.assemble((row["name"], "bold"), f": {row['fidelity']}."))
+        lines += [Text(f"  {s['name']} ({s['allowed']}; {s['default']}): {s['meaning']}") for s in row["settings"]]
+    return Group(report.listing(("repair", "what it does", "paper (arXiv)", "needs"), cells), *lines)

@@ -38,6 +38,12 @@ def run(
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="cpu, cuda or auto: short for --set engine.device=NAME.")
     ] = None,
+    repair: Annotated[
+        list[str],
+        typer.Option(
+            "--repair", metavar="NAME", help="Of secateur repairs: short for --set repair=[NAME]. Repeatable."
+        ),
+    ] = [],  # noqa: B006  # typer copies it
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -50,14 +56,14 @@ def run(
     Examples:
       secateur run recipes/digits-bwcp.yaml
       secateur run recipes/cifar10-resnet56-bwcp.yaml --set budget=flops=0.4 --out runs/a
-      secateur run recipes/digits-bwcp.yaml --set method=taylor --set pretrain=null
+      secateur run recipes/digits-bwcp.yaml --set method=taylor --set pretrain=null --repair batchnorm
       secateur run --resume runs/a
     """
     from secateur import runs
     from secateur.recipe import Recipe
 
     if resume is not None:
-        given = {"RECIPE": recipe, "--set": overrides, "--out": out, "--device": device}
+        given = {"RECIPE": recipe, "--set": overrides, "--out": out, "--device": device, "--repair": repair}
         for name, value in given.items():
             if value:
                 raise ConfigError(f"--resume and {name} are both given, and a run keeps to the recipe it began with.")
@@ -66,7 +72,7 @@ def run(
         return
     if recipe is None:
         raise ConfigError("Neither a recipe nor --resume is given: write secateur run RECIPE, or --resume DIR.")
-    read = Recipe.read(recipe, [*overrides, *([f"engine.device={device}"] if device else [])])
+    read = Recipe.read(recipe, [*overrides, *_short_forms(overrides, device, repair)])
     where = out if out is not None else Path(FOLDER) / f"{_short(read.name)}-{read.seed}"
     _work(lambda **told: runs.start(read, where, **told), where, as_json, quiet)
 
@@ -141,6 +147,15 @@ def _interruptible(folder: Path) -> Iterator[None]:
                 f"Interrupted: continue with secateur run --resume {shlex.quote(str(folder))}."
             ) from error
         raise Interrupted("Interrupted before anything was written.") from error
+
+
+def _short_forms(overrides: list[str], device: str | None, repair: list[str]) -> list[str]:
+    """What --device and --repair are short for; ConfigError where --set says the same key."""
+    forms = {"--device": ("engine.device", device), "--repair": ("repair", json.dumps(repair) if repair else None)}
+    for option, (key, value) in forms.items():
+        if value is not None and any(each.partition("=")[0].strip() == key for each in overrides):
+            raise ConfigError(f"{option} and --set {key}=... are both given, and mean the same key: give one of them.")
+    return [f"{key}={value}" for key, value in forms.values() if value is not None]
 
 
 def _short(name: str) -> str:
