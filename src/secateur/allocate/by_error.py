@@ -24,6 +24,8 @@ K = 3.0
 C, DELTA = 3.0, 1e-16
 #: Between which errors one is looked for; log ε beyond them is given to the first channel, and to those without share.
 LEAST, MOST = math.log(1e-300), math.log(1e150)
+#: Numbers of channels looked at together, and steps in which their draws are found: far more than it takes.
+_ROWS, _NEWTON = 256, 60
 
 
 def difficulty(positions: int, kernel: int, delta: float = DELTA) -> float:
@@ -42,29 +44,41 @@ def draws(total: float, alpha: float, error: float) -> float:
 
 def different(shares: FloatArray, times: float) -> float:
     """How many different channels `times` draws give on average; q of shares adds up to 1."""
-    inside = shares[shares > 0]
-    if math.isinf(times):
-        return float(len(inside))
+    return float(_different(_rates(shares), np.array([times]))[0])
+
+
+def needed(shares: FloatArray, counts: FloatArray) -> FloatArray:
+    """The least whole numbers of draws that give more than `counts` different channels on average; infinite if none."""
+    rates = _rates(shares)
+    result = np.full(len(counts), np.inf)
+    order = np.flatnonzero(counts < len(rates))
+    grid = np.append(0.0, np.geomspace(1.0, 40.0 / max(-rates.max(initial=-1.0), 1e-290), 512))
+    known = _different(rates, grid)
+    for some in np.split(order, range(_ROWS, len(order), _ROWS)):
+        times = grid[np.maximum(np.searchsorted(known, counts[some], side="right") - 1, 0)]
+        for _ in range(_NEWTON):  # from the left, where a concave function lies below its tangents, never beyond
+            not_yet = np.exp(times[:, None] * rates)  # probabilities that a channel is not among those drawn
+            missing = counts[some] - len(rates) + not_yet.sum(1)
+            step = np.where(missing > 0, missing / np.maximum(-not_yet @ rates, 1e-300), 0.0)
+            times = times + step
+            if (step <= 1e-6 + 1e-9 * times).all():
+                break
+        whole = np.maximum(np.floor(times * (1 - 1e-9) - 1e-6), 0.0)
+        for _ in range(2):  # rounding
+            whole = np.where(_different(rates, whole) <= counts[some] + 1e-12, np.floor(whole + 1.0), whole)
+        result[some] = whole
+    return result
+
+
+def _rates(shares: FloatArray) -> FloatArray:
+    """log(1 - q) of the channels that can be drawn; finite."""
     with np.errstate(divide="ignore"):
-        return float(-np.expm1(times * np.log1p(-np.minimum(inside, 1.0))).sum())
+        rates = np.log1p(-np.minimum(shares[shares > 0], 1.0))
+    return np.asarray(np.maximum(rates, -1e3))
 
 
-def needed(shares: FloatArray, count: float) -> float:
-    """The least whole number of draws that give more than `count` different channels on average; infinite if none."""
-    if count >= np.count_nonzero(shares):
-        return math.inf
-    low, high = 0.0, 1.0
-    while different(shares, high) <= count:
-        low, high = high, high * 2
-        if high > 1e300:
-            return math.inf
-    while high - low > 1 and high > np.nextafter(low, math.inf):
-        middle = low + math.floor((high - low) / 2)
-        if different(shares, middle) > count:
-            high = middle
-        else:
-            low = middle
-    return high
+def _different(rates: FloatArray, times: FloatArray) -> FloatArray:
+    return np.asarray(-np.expm1(times[:, None] * rates).sum(1))
 
 
 def wanted(sensitivities: FloatArray, alpha: float, error: float) -> int:
@@ -85,16 +99,15 @@ def asked(sensitivities: FloatArray, alpha: float) -> FloatArray:
     order = np.argsort(-sensitivities, kind="stable")
     total = float(sensitivities.sum())
     shares = sensitivities / total if total > 0 else sensitivities
-    for rank in range(1, int(np.count_nonzero(sensitivities))):
-        result[order[rank]] = _largest(total * alpha, needed(shares, rank))
+    able = int(np.count_nonzero(sensitivities))
+    result[order[1:able]] = _largest(total * alpha, needed(shares, np.arange(1.0, max(able, 1.0))))
     result[order[0]] = MOST
     return result
 
 
-def _largest(weight: float, times: float) -> float:
+def _largest(weight: float, times: FloatArray) -> FloatArray:
     """log of the largest ε with m(ε) >= times, for weight = α S: the root of (m - 1) ε² - 2 K w ε - 6 K w = 0."""
-    if math.isinf(times):
-        return LEAST
-    a = K * weight
-    gap = max(times - 1.0, 1e-12)
-    return float(np.clip(math.log(a + math.sqrt(a * a + 6 * a * gap)) - math.log(gap), LEAST, MOST))
+    a, gap = K * weight, np.maximum(times - 1.0, 1e-12)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.log(a + np.sqrt(a * a + 6 * a * gap)) - np.log(gap)
+    return np.asarray(np.where(np.isfinite(found), np.clip(found, LEAST, MOST), LEAST))

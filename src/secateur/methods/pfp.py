@@ -101,6 +101,7 @@ class PFP(Method):
         if self.normalise != "none":
             self.notes.append(f"PFP has one error for all layers, so normalise={self.normalise!r} was not applied.")
         self.sensitivities: Sensitivities | None = None
+        self._scores: dict[str, FloatArray] = {}  # once they were asked for
 
     # --------------------------------------------------------------------------------------------------- the scores
 
@@ -108,7 +109,7 @@ class PFP(Method):
         """Sensitivities of the first images; targets and loss are not looked at."""
         s = self.settings
         draw = float(np.random.default_rng(self.seed).random())
-        self.sensitivities = None
+        self.sensitivities, self._scores = None, {}
         found = Sensitivities(self._tables, kernel=s.kernel, positions=s.positions, draw=draw)
         wanted = images(self.graph) if s.images is None else s.images
         shown = gather(self.model, _first(batches, wanted, self.device), [found])
@@ -126,8 +127,10 @@ class PFP(Method):
 
     def score(self) -> dict[str, FloatArray]:
         """log ε of every channel: the largest error that still asks for it."""
-        shares, alphas = self._shares(), self._alphas()
-        return {name: asked(values, alphas[name]) for name, values in shares.items()}
+        if not self._scores:
+            shares, alphas = self._shares(), self._alphas()
+            self._scores = {name: asked(values, alphas[name]) for name, values in shares.items()}
+        return dict(self._scores)
 
     def _alphas(self) -> dict[str, float]:
         """α of every group: the largest of its readers'."""
@@ -204,7 +207,7 @@ def draw(values: FloatArray, width: int, variant: str, generator: np.random.Gene
     shares = values / values.sum()
     sure = order[:0]
     if variant == "top":
-        times = needed(shares, width - 0.5)  # the draws that give so many different ones
+        times = float(needed(shares, np.array([width - 0.5]))[0])  # the draws that give so many different ones
         sure = order[: min(width, int(np.count_nonzero(shares >= 1.0 / times)))]
         result[sure] = 1.0
         shares = shares.copy()

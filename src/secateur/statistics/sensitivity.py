@@ -34,6 +34,10 @@ NOTHING = 1e-7
 _PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}
 #: Columns of patches taken at once.
 _LENGTH = {"cpu": 1 << 9, "cuda": 1 << 13}
+#: More than one pair in so many to be looked at: then all are, which is less work for each.
+_DENSE = 4
+#: For rounding, in bounds.
+_SLACK = 1.0 + 1e-5
 
 
 class Sensitivities(Collector):
@@ -81,11 +85,12 @@ class Sensitivities(Collector):
             self.of[name] = torch.zeros(len(self.tables[name]), device=x.device)
         weight = layer.weight.detach().float()
         signs = [x.clamp(min=0)] + ([(-x).clamp(min=0)] if bool((x < 0).any()) else [])
+        for units in self._units[name]:
+            units.read(weight)
         for part in signs:
             for block in patches(layer, part.float(), lattice, getattr(layer, "groups", 1)):
                 for number, units in enumerate(self._units[name]):
-                    for signed in (weight, -weight):
-                        units.raise_(self.of[name], block[number, :-1], signed.clamp(min=0), self.kernel)
+                    units.raise_(self.of[name], block[number, :-1], self.kernel)
 
     def total(self) -> None:
         """The maxima over all processes."""
@@ -96,7 +101,7 @@ class Sensitivities(Collector):
         result = np.zeros(count + 1)
         for name, found in self.of.items():
             np.maximum.at(result, self.tables[name], found.double().cpu().numpy())
-        return result[:-1]
+        return np.minimum(result[:-1], 1.0)  # rounding
 
 
 class _Units:
@@ -107,41 +112,108 @@ class _Units:
 
     def __init__(self, rows: slice, first: int, sets: list[IntArray], kernel: int) -> None:
         """rows: of the weight. first: position of its first input. sets: positions of channels, each [units, k]."""
-        self.rows, self.first, self.kernel = rows, first, kernel
+        self.rows, self.first = rows, first
         self.sets = [torch.from_numpy(each) for each in sets]
+        places = np.arange(kernel)
+        self.columns = [torch.from_numpy((each[:, :, None] * kernel + places).reshape(len(each), -1)) for each in sets]
+        self._weights: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
 
-    def raise_(self, best: torch.Tensor, block: torch.Tensor, weight: torch.Tensor, kind: Kernel) -> None:
-        """best[position] = max of itself and the share of the channel there. block: patches [columns, length]."""
+    def read(self, weight: torch.Tensor) -> None:
+        """Take the positive and the negative weights: [filters, columns], and [filters, units, k] for every set."""
         flat = weight[self.rows].flatten(1)
+        self.sets = [each.to(flat.device) for each in self.sets]
+        self.columns = [each.to(flat.device) for each in self.columns]
+        signed = [flat.clamp(min=0), (-flat).clamp(min=0)]
+        self._weights = [(some, [some[:, columns] for columns in self.columns]) for some in signed if some.any()]
+
+    def raise_(self, best: torch.Tensor, block: torch.Tensor, kind: Kernel) -> None:
+        """best[position] = max of itself and the share of the channel there. block: patches [columns, length]."""
         device = block.device.type
         for piece in block.split(_LENGTH.get(device, _LENGTH["cuda"]), 1):
-            below = flat @ piece
-            inverse = torch.where(below > NOTHING, 1.0 / below, 0.0)  # [filters, length]
-            for positions in self.sets:
-                index = positions.to(block.device)
-                columns = (index[:, :, None] * self.kernel + torch.arange(self.kernel, device=index.device)).flatten(1)
-                found = _largest(piece, flat, inverse, columns, kind, _PIECE.get(device, _PIECE["cuda"]))
-                at = index + self.first
-                best[at] = torch.maximum(best[at], found[:, None])
+            top = piece.amax(0)
+            scaled = torch.where(top > 0, piece / top, 0.0)  # shares do not see it, and sums below the line get alike
+            for flat, weights in self._weights:
+                below = flat @ scaled
+                inverse = torch.where(below * top > NOTHING, 1.0 / below, 0.0)  # [filters, length]
+                for positions, columns, weight in zip(self.sets, self.columns, weights, strict=True):
+                    at = positions + self.first
+                    shares = _Shares(scaled, weight, inverse, columns, kind, _PIECE.get(device, _PIECE["cuda"]))
+                    best[at] = shares.above(best[at[:, 0]])[:, None]
 
 
-def _largest(
-    block: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor, columns: torch.Tensor, kind: Kernel, most: int
-) -> torch.Tensor:
-    """max over filters and positions of the shares [units]. columns: [units, k] of the block and of the weight."""
-    filters, length = inverse.shape
-    step = max(1, most // (filters * length))
-    found = []
-    for some in columns.split(step):
-        k = some.shape[1]
-        if k == 1 or kind == "max":  # the weight does not depend on the position, so it can wait
-            shares = block[some.flatten()][:, None] * inverse  # [units · k, filters, length]
-            top = shares.amax(2) * weight.T[some.flatten()]
-            found.append(top.amax(1).view(-1, k).amax(1))
-        else:
-            shares = weight.T[some].mT @ block[some]  # [units, filters, k] @ [units, k, length]
-            found.append(shares.mul_(inverse).amax((1, 2)))
-    return torch.cat(found)
+class _Shares:
+    """The shares of many units in all filters and positions of one piece, of which only the largest are computed.
+
+    inputs: [columns, length]; weight: [filters, units, k]; inverse: 1 / sums [filters, length]; columns: [units, k].
+    """
+
+    def __init__(
+        self,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        inverse: torch.Tensor,
+        columns: torch.Tensor,
+        kind: Kernel,
+        most: int,
+    ) -> None:
+        self.inputs, self.weight, self.inverse, self.columns = inputs, weight, inverse, columns
+        self.kind, self.most = kind, most
+
+    def above(self, best: torch.Tensor) -> torch.Tensor:
+        """max(best, the largest share) of every unit [units].
+
+        W a R <= W max(a) max(R) with the maxima over positions: pairs of filter and unit for which that is not above
+        what is known already need no look. To know much soon, each unit's most promising position and filter are first.
+        """
+        peak = self.inputs.amax(1)[self.columns]
+        bound = self._over_places(self.weight * peak) * self.inverse.amax(1)[:, None] * _SLACK
+        every = torch.arange(len(best), device=best.device)
+        spot = self.inputs[self.columns].sum(1).argmax(1)
+        there = self._over_places(self.weight * self.inputs[self.columns, spot[:, None]]) * self.inverse[:, spot]
+        best = torch.maximum(best, there.amax(0))
+        best = self._with(best, bound.argmax(0), every)
+        filters, units = torch.nonzero((bound > best) & (best < 1.0), as_tuple=True)
+        if len(units) * _DENSE > bound.numel():
+            return torch.maximum(best, self._all())
+        return self._with(best, filters, units)
+
+    def _over_places(self, products: torch.Tensor) -> torch.Tensor:
+        if products.shape[-1] == 1:
+            return products[..., 0]
+        return products.sum(-1) if self.kind == "sum" else products.amax(-1)
+
+    def _with(self, best: torch.Tensor, filters: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        """max(best, shares of these pairs)."""
+        step = max(1, self.most // (self.columns.shape[1] * self.inputs.shape[1]))
+        for i, j in zip(filters.split(step), units.split(step), strict=True):
+            inputs, weight = self.inputs[self.columns[j]], self.weight[i, j]  # [pairs, k, length], [pairs, k]
+            if inputs.shape[1] == 1:
+                found = inputs[:, 0].mul_(self.inverse[i]).amax(1) * weight[:, 0]
+            elif self.kind == "max":
+                found = (inputs.mul_(self.inverse[i][:, None]).amax(2) * weight).amax(1)
+            else:
+                found = torch.bmm(weight[:, None], inputs)[:, 0].mul_(self.inverse[i]).amax(1)
+            best = best.scatter_reduce(0, j, found, "amax")
+        return best
+
+    def _all(self) -> torch.Tensor:
+        """The largest share of every unit, by looking at all of them."""
+        filters, length = self.inverse.shape
+        found = []
+        for some, weight in zip(
+            *(x.split(max(1, self.most // (filters * length)), d) for x, d in self._by_unit()), strict=True
+        ):
+            k = some.shape[1]
+            if k == 1 or self.kind == "max":  # the weight does not depend on the position, so it can wait
+                top = (self.inputs[some.flatten()][:, None] * self.inverse).amax(2)  # [units · k, filters]
+                found.append((top * weight.permute(1, 2, 0).flatten(0, 1)).amax(1).view(-1, k).amax(1))
+            else:
+                shares = weight.transpose(0, 1) @ self.inputs[some]  # [units, filters, k] @ [units, k, length]
+                found.append(shares.mul_(self.inverse).amax((1, 2)))
+        return torch.cat(found)
+
+    def _by_unit(self) -> tuple[tuple[torch.Tensor, int], tuple[torch.Tensor, int]]:
+        return (self.columns, 0), (self.weight, 1)
 
 
 def _units(table: IntArray, groups: int, weight: torch.Tensor) -> list[_Units]:
