@@ -29,7 +29,7 @@ STYLE = """
 text{font:10.5px system-ui,sans-serif;fill:#566273} .name{fill:#1b2330} .grid{stroke:#dbe1e8}
 .run,.error{fill:none;stroke-width:1.6;stroke:var(--of)} .mark,.seed{fill:var(--of)} .error{opacity:.75}
 """
-ROW, COLUMNS, WIDTH = 18, 3, 400
+ROW, COLUMNS, WIDTH = 18, 3, 380
 
 FACTS = """\
 The recipe `recipes/cifar10-resnet8-short.yaml`: {model}, {images:,} training images of CIFAR-10 ({validation:.0%} of

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _board import board, hostile_board
 from _folder import bare, documents, hostile, write
 
 from secateur.report import write_report
+from secateur.report.leaderboard import write_leaderboard
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = """
@@ -76,8 +78,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, str]
     """What the browser measured, by page, width and whether all details were open."""
     folder = tmp_path_factory.mktemp("browser")
     frames = []
-    for name, make in {"full": documents, "bare": bare, "hostile": hostile, "one": one_group}.items():
-        html = write_report(write(folder / name, make())).read_text(encoding="utf-8")
+    runs = {"full": documents, "bare": bare, "hostile": hostile, "one": one_group}
+    pages = {name: write_report(write(folder / name, make())) for name, make in runs.items()}
+    for name, made in {"board": board(), "wild": hostile_board()}.items():
+        (folder / name).mkdir()
+        pages[name] = write_leaderboard(folder / name, made)
+    for name, file in pages.items():
+        html = file.read_text(encoding="utf-8")
         frames += [
             f'<iframe data-name="{name} {width} {opened}" data-open="{opened}" srcdoc="{escape(html)}" '
             f'style="border:0;width:{width}px;height:900px"></iframe>'
@@ -109,7 +116,7 @@ def test_no_page_scrolls_sideways(found: dict[tuple[str, int, str], dict[str, An
 def test_pictures_can_be_seen_and_read(found: dict[tuple[str, int, str], dict[str, Any]]) -> None:
     for (name, width, opened), row in found.items():
         assert row["empty"] == 0, (name, width, opened)
-        assert row["pictures"] >= {"full": 40, "bare": 0, "hostile": 25, "one": 10}[name]
+        assert row["pictures"] >= {"full": 40, "bare": 0, "hostile": 25, "one": 10, "board": 8, "wild": 8}[name]
         assert row["smallest"] >= 9, (name, width)  # pixels: the height of a line of labels
         assert row["height"] > 900
 

@@ -13,7 +13,7 @@ def fairness(document: Mapping[str, Any]) -> list[str]:
     recipe = document["recipe"]
     train, finetune = recipe["train"], recipe["finetune"]
     first, last = (train["epochs"] if train else 0), finetune["epochs"]
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[str, str, bool], list[str]] = {}
     for method in document["methods"]:
         groups.setdefault((method["acts"], method["begins"], method["finetunes"]), []).append(method["label"])
     found = [_all(first, last)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from secateur.report.page.pictures import Box, Format, levels, nice, svg, tag
 from secateur.report.page.words import shortened
 
-_WIDTH, _HEIGHT = 400.0, 300.0
+_WIDTH, _HEIGHT = 380.0, 290.0
 _ROW = 24.0
 _COLOURS, _SHAPES = 10, 4
 _LEAST_RANGE = 0.02  # of the accuracies: half a point must not look like a cliff

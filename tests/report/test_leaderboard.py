@@ -1,0 +1,141 @@
+"""A comparison's leaderboard as Markdown and HTML: right figures, nothing foreign becomes markup, nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from _board import HOSTILE, board, empty_board, hostile_board
+from test_html import Page
+
+from secateur.report.leaderboard import curves, mean_table, rivals, run_table, time_table, write_leaderboard
+from secateur.report.page.fairness import fairness
+
+CASES: dict[str, Callable[[], dict[str, Any]]] = {"full": board, "hostile": hostile_board, "empty": empty_board}
+WORDS = {"aria-label", "class", "role", "aria-hidden", "preserveAspectRatio", "text-anchor"}
+
+
+def html(folder: Path, document: dict[str, Any]) -> str:
+    return write_leaderboard(folder, document).read_text(encoding="utf-8")
+
+
+def test_means_are_shown_the_best_first() -> None:
+    table = mean_table(board(), "flops=0.5")
+    assert [row[0] for row in table.rows] == ["bwcp", "scratch", "l1+batchnorm", "l1", "nap", "cwb"]
+    first = dict(zip(table.head, table.rows[0], strict=True))
+    assert first == {
+        "method": "bwcp", "final": "61.00 ± 0.40", "cut": "30.50 ± 0.20", "dense": "–", "MACs left": "49.8",
+        "parameters left": "50.0", "bound used": "yes", "proof": "exact, 1.5e-07", "seeds": "3",
+        "faster, pytorch": "1.60 ± 0.00",
+    }  # fmt: skip
+    assert mean_table(board(), "flops=0.3").rows[0][1] == "53.00"  # one seed has no deviation
+    assert dict(zip(table.head, table.rows[4], strict=True))["bound used"] == "no"
+
+
+def test_times_and_runs_are_listed() -> None:
+    times = {row[:2]: row[2:] for row in time_table(board()).rows}
+    assert times["bwcp", "flops=0.5"] == ("–", "90", "0.25", "–", "60", "260", "13")
+    runs = run_table(board())
+    assert len(runs.rows) == 21
+    assert runs.rows[0] == (
+        "bwcp", "flops=0.5", "0", "–", "–", "60.60", "30.30", "60.60", "5.970M", "49.8%", "40k", "50.0%", "10 + 3",
+        "2.000", "1.250", "1.60 (1.50 to 1.70)", "1.5e-07", "023456789a",
+    )  # fmt: skip
+
+
+def test_fairness_names_every_kind_and_its_epochs() -> None:
+    said = fairness(board())
+    assert len(said) == 7
+    assert "(13 epochs)" in said[0]
+    for line, parts in zip(
+        said[1:],
+        (
+            ("bwcp: no base weights, and no fine-tuning", "for 13 epochs"),
+            ("nap: same base weights", "in the first 2", "the other 1 follow the cut"),
+            ("l1 and l1+batchnorm: same base weights", "(3 epochs)"),
+            ("scratch: no base weights", "for 13 epochs"),
+            ("last step (train) and those of the epoch that is best on the validation images (fine-tuning)",),
+        ),
+        strict=True,
+    ):
+        assert all(part in line for part in parts), line
+
+
+def test_the_page_has_all_of_it(tmp_path: Path) -> None:
+    page = Page(html(tmp_path, board()))
+    assert "ResNet-8-B on CIFAR-10: 6 methods compared" in page.words
+    assert "At flops=0.5, bwcp is first with 61.00 ± 0.40% on average, then scratch with 60.50" in page.words
+    assert "2 runs of 23 failed or is not finished" in page.words
+    assert "nap, seed 0, flops=0.3 failed: The budget | is <out> of reach." in page.text("absent")
+    assert "l1+batchnorm, seed 0, flops=0.3 is not finished" in page.text("absent")
+    assert "A note of nap." in page.text("methods")
+    assert "secateur compare short.yaml" in page.text("how")
+    assert ("details", {}) in page.tags
+    assert json.loads((tmp_path / "leaderboard.json").read_text()) == json.loads(json.dumps(board()))
+
+
+def test_curves_have_a_point_a_budget_and_bars_over_seeds() -> None:
+    picture = curves(board())
+    assert picture is not None
+    root = ElementTree.fromstring(picture)
+    assert len(root.findall("polyline")) == 3  # methods with two budgets
+    assert len(root.findall("path[@class='error c0']")) == 1  # three seeds at one of them
+    assert len([e for e in root if "mark" in (e.get("class") or "")]) == 9
+    half = {r.name: r.points for r in rivals(board())}
+    assert [round(p.x, 4) for p in half["bwcp"]] == [0.4975, 0.298]
+    one = board()
+    one["means"] = [mean for mean in one["means"] if mean["budget"] == "flops=0.5"]
+    assert curves(one) is None
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path, case: str) -> None:
+    text = html(tmp_path, CASES[case]())
+    for tag, attributes in Page(text).tags:
+        assert tag not in ("script", "img", "iframe", "object", "embed"), tag
+        assert not [name for name in attributes if name.startswith("on")], attributes
+        for name in ("src", "href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:,")), value
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "Content-Security-Policy" in text
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pictures_are_well_formed_and_no_python_shows(tmp_path: Path, case: str) -> None:
+    text = html(tmp_path, CASES[case]())
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        numbers = [v for e in ElementTree.fromstring(svg).iter() for k, v in e.attrib.items() if k not in WORDS]
+        assert not re.search(r"nan|inf|None", " ".join(numbers))
+    assert not re.search(r"\bNone\b|\bnan\b|\bTrue\b|\bFalse\b|object at 0x", Page(text).words)
+    assert html(tmp_path, CASES[case]()) == text  # the same bytes
+
+
+def test_hostile_words_are_words(tmp_path: Path) -> None:
+    page = Page(html(tmp_path, hostile_board()))
+    assert "<b onmouseover=alert(1)>" in page.words
+    assert "\u202e" not in page.words
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert "<b" not in text.replace("\\<b", "")
+    assert "\n# z" not in text
+    for line in text.splitlines():
+        if line.startswith("| "):  # every cell is one cell
+            cells = re.split(r"(?<!\\)\|", line)
+            assert len(cells) in (5, 10, 11, 12, 20)
+
+
+def test_markdown_tables_are_whole(tmp_path: Path) -> None:
+    write_leaderboard(tmp_path, board())
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 4  # two budgets, times, runs
+    for table in tables:
+        assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    assert HOSTILE not in text
+    assert "| l1+batchnorm | 59.00 ± 0.40 |" in text
