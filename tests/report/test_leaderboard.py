@@ -56,6 +56,7 @@ def test_fairness_names_every_kind_and_its_epochs() -> None:
         said[1:],
         (
             ("bwcp: no base weights, and no fine-tuning", "for 13 epochs"),
+            ("cwb: no base weights", "for 10 epochs", "fine-tuning epochs"),
             ("nap: same base weights", "in the first 2", "the other 1 follow the cut"),
             ("l1 and l1+batchnorm: same base weights", "(3 epochs)"),
             ("scratch: no base weights", "for 13 epochs"),
