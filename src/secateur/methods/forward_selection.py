@@ -151,7 +151,7 @@ def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
 def forward_order(
     selections: Sequence[Selection], width: int, first: BoolArray | None = None
 ) -> tuple[IntArray, FloatArray]:
-    """Channels, the most important first, and each one's gain when it was chosen, summed over layers as shares.
+    """Channels, the most important first, and their gains in that order, summed over layers as shares.
 
     first: channels that are chosen before all others. Channels that never change in any layer come last.
     """
@@ -166,7 +166,7 @@ def forward_order(
         found = sum((selection.gains(width) for selection in selections), np.zeros(width))
         candidates = np.flatnonzero(left & (tier == tier[left].max()))
         best = int(candidates[np.argmax(found[candidates])])
-        order[place], gains[best], left[best] = best, found[best], False
+        order[place], gains[place], left[best] = best, found[best], False
         for selection in selections:
             selection.choose(best)
     return order, gains

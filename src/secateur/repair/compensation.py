@@ -18,12 +18,15 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur._settings import Section
 from secateur.graph.modules import clone_module
+from secateur.graph.norms import sources
 from secateur.repair.base import Batches, Case, Reader, Repair, RepairRow
 from secateur.statistics.gather import gather
 from secateur.statistics.moments import Moment, Moments
@@ -98,6 +101,7 @@ class CompensationSettings(Section):
     ridge: float = Field(1e-6, ge=0, le=1, description="relative to each input's variance")
 
 
+@torch.no_grad()
 def compensate(
     case: Case,
     moments: Moments,
@@ -106,11 +110,11 @@ def compensate(
     ridge: float = 1e-6,
     readers: tuple[Reader, ...] | None = None,
 ) -> None:
-    """Repair the readers of a case in place (default: all), with moments of their inputs in the network before the cut.
+    """Repair layers in place (default: all that lose inputs), with moments of inputs in the network before the cut.
 
     The result depends on the network before the cut alone: nothing is compensated twice.
     """
-    for reader in case.readers if readers is None else readers:
+    for reader in affected(case) if readers is None else readers:
         if reader.name not in moments:
             case.notes.append(f"{reader.name} is not called as a layer, so it was not compensated.")
             continue
@@ -131,14 +135,43 @@ def _write(
             f"{reader.name} was compensated from {moment.count} patches, fewer than the {int(columns.sum())} weights "
             "of an output that stay: show more data."
         )
-    result, added = corrected(
-        weight, moment.mean[0], moment.covariance[0], columns, ridge=ridge, rescale=scaled, constant=place
-    )
-    full = torch.zeros_like(weight)
-    full[:, columns] = result
+    full, added = torch.zeros_like(weight), weight.new_zeros(len(weight))
+    outputs = len(weight) // len(moment.mean)
+    for block in range(len(moment.mean)):  # of a grouped convolution; each reads inputs of its own
+        rows = slice(block * outputs, (block + 1) * outputs)
+        full[rows, columns], added[rows] = corrected(
+            weight[rows],
+            moment.mean[block],
+            moment.covariance[block],
+            columns,
+            ridge=ridge,
+            rescale=scaled,
+            constant=place,
+        )
     layer.weight.copy_(full.view(layer.weight.shape))
     if place:
         case.add_constant(reader, added - _added_before(case, reader, layer, dense).to(added))
+
+
+def affected(case: Case) -> tuple[Reader, ...]:
+    """All readers of a case, and the grouped convolutions whose groups lose inputs."""
+    norms = {layer: norm for norm, layer in sources(case.graph).of.items() if layer is not None}
+    found = list(case.readers)
+    for name, module in case.dense.named_modules():
+        rows = case.slices.get(f"{name}.weight")
+        kept = None if rows is None else rows[1]
+        if (
+            not isinstance(module, _ConvNd)
+            or isinstance(module, _ConvTransposeNd)
+            or module.groups == 1
+            or kept is None
+        ):
+            continue
+        inputs = np.zeros(module.weight.shape[1], dtype=np.bool_)
+        inputs[kept] = True
+        found.append(Reader(name, inputs, norms.get(name)))
+    first = case.graph.recording.first_use
+    return tuple(sorted(found, key=lambda reader: first.get(f"{reader.name}.weight", 0)))
 
 
 def _added_before(case: Case, reader: Reader, layer: Any, dense: Any) -> torch.Tensor:
@@ -171,12 +204,13 @@ class Compensation(Repair):
         if self.settings.recollect:
             self._one_by_one(case, batches)
             return
-        moments = self._moments(case.dense, case.readers, batches)
-        compensate(case, moments, rescale=self.settings.rescale, ridge=self.settings.ridge)
+        readers = affected(case)
+        moments = self._moments(case.dense, readers, batches)
+        compensate(case, moments, rescale=self.settings.rescale, ridge=self.settings.ridge, readers=readers)
 
     def _one_by_one(self, case: Case, batches: Batches) -> None:
         """A twin as wide as the original loses inputs layer by layer, so that the lost ones can still be measured."""
-        readers = case.readers
+        readers = affected(case)
         wide = copy.copy(case)
         wide.model = clone_module(case.dense, lambda tensor: tensor.detach().clone()).eval()
         for reader in readers:
@@ -199,6 +233,6 @@ ROW = RepairRow(
     arxiv="2108.13728",
     needs="calibration",
     fidelity="formulas and variance rescaling as in the authors' code, which was read (of the paper, the abstract); "
-    "at most 256 positions of an image and a small ridge are ours; grouped convolutions are left as they are",
+    "at most 256 positions of an image and a small ridge are ours; groups of a convolution are problems of their own",
     factory=Compensation,
 )
