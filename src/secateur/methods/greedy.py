@@ -21,6 +21,9 @@ from torch import nn
 from secateur._protocols import BoolArray, IntArray
 from secateur.statistics.samples import Moments, least_squares
 
+#: How often SGD is tried with a smaller rate.
+_TRIALS = 3
+
 
 class Reconstruction:
     """L_M as a function of the weights [outputs, columns] of one layer; the constant is the best one, or zero."""
@@ -133,6 +136,7 @@ class Selection:
         self._further, self._move = further, shift
         self._constant = torch.zeros_like(goal.moments.y).flatten()
         self.kept = torch.zeros(units, dtype=torch.bool, device=parts[0].former.device)
+        self._rate = rules.rate
         self.losses: list[float] = []
         self.added = np.zeros(units, dtype=np.int64)  # the round in which each unit joined
 
@@ -223,12 +227,33 @@ class Selection:
         self._balance()
         if self.rules.weight and self.rules.epochs:
             self._descend()
-            self._balance()
 
     def _descend(self) -> None:
+        """SGD on L; with a smaller rate from then on, or not at all, where it would raise the loss.
+
+        A network of small weights in evaluation, whose norms no longer take scales away, has steep losses.
+        """
+        before = [part.layer.weight.clone() for part in self.parts]
+        value = self._value()
+        for _ in range(_TRIALS):
+            self._steps()
+            self._balance()
+            if self._value() <= value:
+                return
+            for part, weight in zip(self.parts, before, strict=True):
+                part.layer.weight.copy_(weight)
+            self._balance()
+            self._rate /= 4
+
+    def _value(self) -> float:
+        """L as things stand, without gradients."""
+        further = [float(self._further(number)) for number in range(self.rules.batches)]
+        return self.goal.value(self.parts[0].layer.weight.flatten(1)) + self.rules.weight * float(np.mean(further))
+
+    def _steps(self) -> None:
         weights = [part.layer.weight for part in self.parts]
         masks = [part.open(self.kept) for part in self.parts]
-        optimiser = torch.optim.SGD(weights, self.rules.rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        optimiser = torch.optim.SGD(weights, self._rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
         for _ in range(self.rules.epochs):
             for number in range(self.rules.batches):
                 _, found = self._backward(number)

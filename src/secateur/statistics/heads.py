@@ -18,6 +18,9 @@ from torch.nn import functional as F
 
 from secateur.statistics.gather import Collector, gather
 
+#: The least variance of a channel, as a share of the mean over channels.
+_LEAST = 0.01
+
 
 def pivots(heads: int, blocks: int) -> list[int]:
     """After which of `blocks` blocks, counted from 1, heads stand: evenly, the last block is left to the network."""
@@ -84,7 +87,8 @@ def learn(
     for name, (count, total, square) in sums.items():
         mean = total / count.to(total)
         variance = (square / count.to(total) - mean.square()).clamp_min(0)
-        norms[name] = (mean.float(), (variance + 1e-5).sqrt().float())
+        # a channel that hardly ever moves would be blown up, and with it whatever the cut does to it
+        norms[name] = (mean.float(), (variance + 1e-5 + _LEAST * variance.mean()).sqrt().float())
     features: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
     gather(model, batches, [_Watch(modules, lambda n, x: features[n].append(pooled(x, *norms[n])))])
     targets = [target for _, target in batches]
