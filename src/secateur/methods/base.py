@@ -203,6 +203,9 @@ class Method(nn.Module):
         """Go on from what `state` gave."""
         self.step = int(state["step"])
 
+    def check_repairs(self, repairs: Sequence[Repair]) -> None:
+        """Raise ConfigError where a repair would undo what this method makes; asked before training, too."""
+
     def check(self, result: Result) -> None:
         """Raise VerificationError unless the narrow network computes what this method's own model computes."""
 
@@ -220,6 +223,7 @@ class Method(nn.Module):
             repairs: applied one after the other behind the method's own, before the cut; see `secateur.repair`.
             batches: what they learn from, (inputs, target); targets are not looked at.
         """
+        self.check_repairs(repairs)
         plan = self.plan()
         plan.architecture = self._architecture
         settings = self.settings.model_dump(mode="json")

@@ -299,13 +299,16 @@ class NAP(Method):
         apply_masks(twin, self._held)
         return twin
 
-    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
-        """The narrow network; with `mode: weight` the same network with zeros, and how many as a note."""
+    def check_repairs(self, repairs: Sequence[Repair]) -> None:
+        """Single weights that are zero stay zero."""
         if repairs and self.settings.mode == "weight":
             raise ConfigError(
                 f"The repair {repairs[0].name!r} would fill zeros that mode=weight has made: leave it out, or set "
                 "mode: channel."
             )
+
+    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
+        """The narrow network; with `mode: weight` the same network with zeros, and how many as a note."""
         model = super().finish(repairs, batches)
         if self.settings.mode == "weight" and self.result is not None:
             note, said = self.weight_masks.describe(model)

@@ -84,7 +84,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     row = method(recipe.method.name)
     settings = validated(row.settings, recipe.method.settings, "method")
-    repairs([each.model_dump() for each in recipe.repair])  # refuses what there is not
+    asked = repairs([each.model_dump() for each in recipe.repair])  # refuses what there is not
     _check_stages(recipe, row)
     _check_packages(recipe)
     accelerator(recipe.engine)
@@ -101,6 +101,7 @@ def prepare(recipe: Recipe) -> Prepared:
     steps = engine.steps(recipe.train) if recipe.train is not None and row.acts == "while training" else None
     name = type(loaded.model).__name__
     made = _method(recipe, row, loaded, steps)
+    made.check_repairs(asked)
     return Prepared(recipe, data, row, arguments, name, made.graph.cost(), steps)
 
 

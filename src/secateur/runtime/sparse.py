@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur._files import parse_json, said, write_bytes
 from secateur.errors import ConfigError
-from secateur.runtime.weights import canonical
+from secateur.runtime.weights import canonical, ordered
 
 FILE = "model.sparse.safetensors"
 FORMAT, VERSION = "secateur.sparse", "1"
@@ -34,7 +34,7 @@ def save_sparse(model: nn.Module, path: str | os.PathLike[str], names: Iterable[
         tensors[f"{name}:values"] = value[there].clone()
         shapes[name] = list(value.shape)
     header = {"format": FORMAT, "version": VERSION, "shapes": json.dumps(shapes)}
-    data = save({name: tensor.clone() for name, tensor in tensors.items()}, metadata=header)
+    data = ordered(save({name: tensor.clone() for name, tensor in tensors.items()}, metadata=header))
     write_bytes(path, data, what="The sparse weights", error=ConfigError)
     return len(data)
 

@@ -47,7 +47,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: Mappi
     A tensor with several names is written under the first.
     """
     tensors = {name: tensor.detach().contiguous() for name, tensor in canonical(model).items()}
-    data = _ordered(save(_apart(tensors), metadata=dict(metadata)))
+    data = ordered(save(_apart(tensors), metadata=dict(metadata)))
     write_bytes(path, data, what="The weights", error=ConfigError)
 
 
@@ -77,7 +77,7 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def _ordered(data: bytes) -> bytes:
+def ordered(data: bytes) -> bytes:
     """The file with its metadata in order: safetensors hashes them, so that no two files would be the same bytes."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
