@@ -81,13 +81,12 @@ class Functionality(Method):
     def prepare(self) -> None:
         """See where channels are read, and which groups stay whole."""
         args, keywords = as_call(self.example_inputs)
-        images = [*args, *keywords.values()]
-        if len(images) != 1 or not isinstance(images[0], torch.Tensor) or images[0].dim() != 4:
+        if keywords or len(args) != 1 or not isinstance(args[0], torch.Tensor) or args[0].dim() != 4:
             raise ModelError(
                 f"functionality draws images, and {type(self.model).__name__} does not take one tensor [samples, "
-                "colours, height, width]: choose another method."
+                "colours, height, width] and nothing else: choose another method."
             )
-        self._shape = tuple(images[0].shape[1:])
+        self._shape = tuple(args[0].shape[1:])
         self._views, unseen = self._look()
         if not self._views:
             raise ModelError(
