@@ -45,6 +45,9 @@ from secateur.repair.compensation import compensate
 from secateur.statistics.gather import gather
 from secateur.statistics.moments import Moments
 
+#: Two lambdas, one above the budget and one below, between which no further one is tried.
+_NEAR = 1e-3
+
 
 class PruneNetSettings(Settings):
     """The paper's values are not known: defaults are the reconstruction's."""
@@ -170,7 +173,7 @@ class Path:
         self.strength = 0.0  # the largest lambda that does not meet the budget
 
     def bisect(self, aim: Aim, least: dict[str, int]) -> None:
-        """Down to the budget, within 1% of it or in so many rounds."""
+        """Down to the budget, within 1% of it, or until nearly the same lambda does and does not meet it."""
         low, high = 0.0, max((lasso.largest() for lasso in self._lassos), default=0.0)
         if aim.met(self._widths(0.0, least)):
             return
@@ -189,6 +192,8 @@ class Path:
                     break
             else:
                 low, start = strength, [lasso.save() for lasso in self._lassos]
+            if high - low <= _NEAR * high:
+                break
         self.strength = low
 
     def _widths(self, strength: float, least: dict[str, int]) -> dict[str, float]:

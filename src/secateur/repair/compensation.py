@@ -158,14 +158,10 @@ def affected(case: Case) -> tuple[Reader, ...]:
     norms = {layer: norm for norm, layer in sources(case.graph).of.items() if layer is not None}
     found = list(case.readers)
     for name, module in case.dense.named_modules():
-        rows = case.slices.get(f"{name}.weight")
-        kept = None if rows is None else rows[1]
-        if (
-            not isinstance(module, _ConvNd)
-            or isinstance(module, _ConvTransposeNd)
-            or module.groups == 1
-            or kept is None
-        ):
+        if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd) or module.groups == 1:
+            continue
+        kept = case.slices.get(f"{name}.weight", (None, None))[1]
+        if kept is None:
             continue
         inputs = np.zeros(module.weight.shape[1], dtype=np.bool_)
         inputs[kept] = True
