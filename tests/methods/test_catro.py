@@ -488,6 +488,7 @@ def test_passes_over_the_data() -> None:
         assert Counted.times == wanted  # the targets, stage 1, and what is looked at anew
         assert one.plan().widths == method_plan(budget="flops=0.25").widths  # of which the second stage has no say
     assert len(one.ratios) == 3
+    assert min(one.ratios.values()) > 0  # of groups that stay whole as well
 
 
 def method_plan(**settings: Any) -> secateur.Plan:

@@ -225,8 +225,8 @@ class CATRO(Method):
         scores: list[FloatArray] = [np.zeros(0)] * len(groups)
         self.ratios: dict[str, float] = {}
         parts = np.array_split(np.arange(len(groups)), min(s.refresh or len(groups), len(groups)))
-        scatter = self._scatter
         for number, part in enumerate(parts * s.sweeps):
+            scatter = self._scatter
             if number and (widths[part] < self.graph.widths()[part]).any():
                 own = [np.full(group.width, k in part) for k, group in enumerate(groups)]
                 wanted = np.concatenate(own)
