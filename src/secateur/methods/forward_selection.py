@@ -140,6 +140,7 @@ _TINY = 1e-13
 
 
 def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
+    factor: torch.Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
     ridge = 1e-12
     while int(failed):
