@@ -160,7 +160,7 @@ class PFP(Method):
             Rules(floors, 1.0, {}, self.constraints.align, CLOSE),
         )
         masks = lower(self.graph, whole, scores, [goal], rules, self.allocator)
-        asking = [scores[name][mask].min() for name, mask in masks.items() if not mask.all()]
+        asking = [scores[name][~mask].max() for name, mask in masks.items() if not mask.all()]  # for more than is left
         said = {"criterion": self.name, "budget": self.budget.as_dict(), "allocator": self.allocator}
         provenance = said | {"log_error": float(max(asking))} if asking else said
         if self.settings.variant != "det":
