@@ -54,7 +54,7 @@ def path(square: FloatArray, right: FloatArray) -> tuple[FloatArray, FloatArray]
     """
     from sklearn.linear_model import lars_path_gram  # which takes a second to import
 
-    alive = np.flatnonzero(np.diag(square) > 1e-14 * max(float(np.diag(square).max(initial=0.0)), 1e-300))
+    alive = _different(square)
     if not len(alive) or not np.abs(right[alive]).max() > 0:
         return np.zeros(1), np.zeros((len(right), 1))
     scale = float(np.abs(right[alive]).max())
@@ -67,6 +67,16 @@ def path(square: FloatArray, right: FloatArray) -> tuple[FloatArray, FloatArray]
     coefficients = np.zeros((len(right), len(penalties)))
     coefficients[alive] = found
     return penalties * scale, coefficients
+
+
+def _different(square: FloatArray) -> IntArray:
+    """Channels with energy, of those that say the same the one with most: others differ by rounding alone."""
+    energy = np.diag(square)
+    order = np.argsort(-energy, kind="stable")
+    order = order[energy[order] > 1e-14 * max(float(energy.max(initial=0.0)), 1e-300)]
+    size = np.sqrt(energy[order])
+    alike = np.triu(np.abs(square[np.ix_(order, order)]) / np.outer(size, size) > 1 - 1e-9, 1).any(axis=0)
+    return np.sort(order[~alike])
 
 
 def lasso(square: FloatArray, right: FloatArray, penalty: float) -> FloatArray:
