@@ -221,10 +221,13 @@ def test_a_depthwise_channel_is_seen_before_and_behind() -> None:
 def test_maps_are_pooled_coarser_where_sums_would_be_large(monkeypatch: pytest.MonkeyPatch) -> None:
     import secateur.statistics.class_scatter as module
 
-    monkeypatch.setattr(module, "MOST", 5 * 36 * 4)
-    tables = {"a": np.arange(36)}
-    assert ClassScatter(tables, [2] * 5, [36], pool=4).pool == 2
-    assert ClassScatter(tables, [2] * 50, [36], pool=4).pool == 1
+    monkeypatch.setattr(module, "MOST", 5 * 60 * 4)
+    tables = {"a": np.arange(60)}
+    assert ClassScatter(tables, [2] * 5, [60], pool=4).pool == 2
+    assert ClassScatter(tables, [2] * 50, [60], pool=4).pool == 1
+    one = method()
+    one.collect(batches(), F.cross_entropy)
+    assert one.notes == ["Maps were averaged to a side of 2: sums over classes would take too much memory."]
 
 
 # --------------------------------------------------------------------------------------------------- trace ratio

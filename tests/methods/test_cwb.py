@@ -260,7 +260,7 @@ def test_the_penalty() -> None:
     with torch.no_grad():
         one.entries.copy_(torch.tensor([[1.0, 1.0], [2.0, 1.0], [0.0, 1.0], [0.0, 1.0]]).flatten())
     value = one.loss()
-    assert float(value) == pytest.approx(0.5)
+    assert value.item() == pytest.approx(0.5)
     value.backward()
     torch.testing.assert_close(one.entries.grad.view(4, 2), torch.tensor([[0.06, 0.08]]).expand(4, 2))
     assert float(method().loss()) == 0

@@ -200,6 +200,9 @@ class CATRO(Method):
             self._tables, self._sample.counts.values(), widths, pool=self.settings.pool, wanted=wanted, kept=kept
         )
         gather(self.model, self._sample.few(batches), [collector])
+        coarse = f"Maps were averaged to a side of {collector.pool}: sums over classes would take too much memory."
+        if collector.pool < self.settings.pool and coarse not in self.notes:
+            self.notes.append(coarse)
         ends = np.cumsum(widths)[:-1]
         return list(zip(*(np.split(part, ends) for part in collector.result), strict=True))
 
@@ -232,7 +235,8 @@ class CATRO(Method):
                 wanted = np.concatenate(own)
                 scatter = self._look(batches, wanted, wanted | np.concatenate(masks))
             for k in part.tolist():
-                scores[k], self.ratios[groups[k].name] = ranked_by_ratio(*scatter[k], int(widths[k]), s.eps)
+                b, w = scatter[k]
+                scores[k], self.ratios[groups[k].name] = ranked_by_ratio(b, w, int(widths[k]), s.eps)
                 masks[k] = np.zeros(groups[k].width, dtype=np.bool_)
                 masks[k][np.argsort(-scores[k], kind="stable")[: widths[k]]] = True
         self._masks = {group.name: mask for group, mask in zip(groups, masks, strict=True)}

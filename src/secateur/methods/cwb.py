@@ -26,7 +26,9 @@ Where this differs from the code, and why:
     The code's lambda is 0 for ResNet-56 and ResNet-110, 0.01 for VGG-16 and MobileNetV2, 0.0005 for ResNet-50.
     Masks are one vector of the method's: weight decay acts on it as in the code, unless the recipe's
         `decay_norm: false` leaves vectors out.
-    `collect` learns masks alone, weights fixed, on calibration images: for a trained network, and our own advice.
+    `collect` learns masks alone, weights fixed and norms evaluating, on calibration images: for a trained network, and
+        our own advice, as are its rate and the bound on its gradient. It is gradient descent, so the order and size of
+        batches matter; with several processes each goes through all of them, and all come to the same.
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ from secateur.surgery import Result
 
 #: How far the narrow network may be from the gated one, relative to the largest output.
 _AGREEMENT = 1e-3
+#: Largest norm of the gradient while masks are learnt alone, as no norm layer holds activations together then.
+_CLIP = 1.0
 
 
 class CWBSettings(Settings):
@@ -74,7 +78,7 @@ class CWBSettings(Settings):
         None, gt=0, lt=0.9, description="of the share kept, until the budget is met; null: vote by vote, used up"
     )
     passes: int = Field(2, ge=1, le=2, description="over the images shown to `collect`, which learns masks alone")
-    lr: float = Field(0.1, gt=0, description="of masks alone, in `collect`")
+    lr: float = Field(1.0, gt=0, description="of masks alone, in `collect`")
 
 
 class CWB(Method):
@@ -232,6 +236,7 @@ class CWB(Method):
                         value = self._judged(*pair(batch, self.device), loss, (self.seed, self.step, 0, 0, steps))
                         descent.zero_grad()
                         value.backward()
+                        nn.utils.clip_grad_norm_([self.entries], _CLIP)
                         descent.step()
                         steps += 1
         finally:

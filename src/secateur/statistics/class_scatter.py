@@ -228,7 +228,7 @@ class ClassScatter(Collector):
             totals, squares = global_sum(sums.totals), global_sum(sums.squares)
             found = scatter(totals.unflatten(1, (len(table), -1)), squares, counts)
             inside = (table >= 0) & self.wanted[table]
-            b, w = (np.bincount(table[inside], v.cpu().numpy()[inside], len(self.wanted)) for v in found)
+            b, w = (np.bincount(table[inside], v.cpu().numpy()[inside], len(self.wanted)).astype(float) for v in found)
             scale = self._scale(b + w)
             between += b * scale
             within += w * scale
