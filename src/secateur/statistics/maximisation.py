@@ -89,7 +89,8 @@ def directions(images: torch.Tensor, *, anywhere: bool = False) -> torch.Tensor:
     if anywhere:
         flat = torch.fft.fft2(flat).abs()
     flat = flat.flatten(1)
-    return flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    result: torch.Tensor = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return result
 
 
 class _Enough(Exception):
@@ -202,7 +203,7 @@ class Contribution(Collector):
         maps: torch.Tensor = args[0] if args else keywords["input"]
         if maps.requires_grad:
             kept = maps.detach().clone() if self.kind == "taylor" else None
-            maps.register_hook(lambda slope: self._add(name, dim, slope, kept))  # type: ignore[no-untyped-call]
+            maps.register_hook(lambda slope: self._add(name, dim, slope, kept))
 
     def _add(self, name: str, dim: int, slope: torch.Tensor, maps: torch.Tensor | None) -> None:
         size = (slope if maps is None else slope * maps).abs().movedim(dim, -1)
