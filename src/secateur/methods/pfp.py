@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ class PFP(Method):
         number = np.repeat(np.arange(len(result)), [group.width for group in self.graph.groups])
         names = list(result)
         for name, positions in self.sensitivities.positions.items():
-            table, layer = self._tables[name], self.model.get_submodule(name)
+            table, layer = self._tables[name], cast(Any, self.model.get_submodule(name))
             inside = table[table >= 0]
             kernel = layer.weight[0, 0].numel() * len(inside) // len(np.unique(inside)) // getattr(layer, "groups", 1)
             alpha = difficulty(positions, max(kernel, 1), self.settings.delta)

@@ -38,9 +38,11 @@ def filters(graph: Graph) -> dict[str, IntArray]:
     first = 0
     for group in graph.groups:
         for member in group.producers():
-            name, layer = module_of(member.name), modules.get(module_of(member.name))
-            weight = member.dim == 0 and member.name.endswith(".weight") and isinstance(layer, _Depthwise)
-            if weight and 1 < layer.in_channels == layer.groups:
+            name = module_of(member.name)
+            layer = modules.get(name)
+            if member.dim or not member.name.endswith(".weight") or not isinstance(layer, _Depthwise):
+                continue
+            if 1 < layer.in_channels == layer.groups:
                 table = found.setdefault(name, np.full(layer.in_channels, -1, dtype=np.int64))
                 times = layer.out_channels // layer.in_channels
                 table[member.index // times] = np.arange(first, first + group.width)[:, None]

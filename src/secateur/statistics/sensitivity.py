@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
@@ -33,9 +34,11 @@ NOTHING = 1e-7
 #: Shares computed at once: they should stay in a processor's cache.
 _PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}
 #: Columns of patches taken at once.
-_LENGTH = {"cpu": 1 << 9, "cuda": 1 << 13}
+_LENGTH = {"cpu": 1 << 10, "cuda": 1 << 13}
 #: More than one pair in so many to be looked at: then all are, which is less work for each.
 _DENSE = 4
+#: Parts of the positions for which bounds are taken.
+_BLOCKS = 32
 #: For rounding, in bounds.
 _SLACK = 1.0 + 1e-5
 
@@ -173,9 +176,26 @@ class _Shares:
         best = torch.maximum(best, there.amax(0))
         best = self._with(best, bound.argmax(0), every)
         filters, units = torch.nonzero((bound > best) & (best < 1.0), as_tuple=True)
+        filters, units = self._hopeful(best, filters, units)
         if len(units) * _DENSE > bound.numel():
             return torch.maximum(best, self._all())
         return self._with(best, filters, units)
+
+    def _hopeful(
+        self, best: torch.Tensor, filters: torch.Tensor, units: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of these pairs those whose bound is above `best` in some of `_BLOCKS` parts of the positions."""
+        short = -self.inputs.shape[1] % _BLOCKS
+        peak = F.pad(self.inputs, (0, short)).unflatten(1, (_BLOCKS, -1)).amax(2)  # [columns, blocks]
+        steep = F.pad(self.inverse, (0, short)).unflatten(1, (_BLOCKS, -1)).amax(2) * _SLACK
+        kept = []
+        step = max(1, self.most // (self.columns.shape[1] * _BLOCKS))
+        for i, j in zip(filters.split(step), units.split(step), strict=True):
+            tops, weight = peak[self.columns[j]], self.weight[i, j]  # [pairs, k, blocks], [pairs, k]
+            over = (tops * weight[:, :, None]).amax(1) if self.kind == "max" else torch.bmm(weight[:, None], tops)[:, 0]
+            kept.append(over.mul_(steep[i]).amax(1) > best[j])
+        keep = torch.cat(kept)
+        return filters[keep], units[keep]
 
     def _over_places(self, products: torch.Tensor) -> torch.Tensor:
         if products.shape[-1] == 1:
