@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from secateur.errors import InputError
 from secateur.statistics.lockstep import together, visits
 from secateur.statistics.samples import Moments, Sampler, answers, least_squares, patches
 from secateur.statistics.shortcuts import shortcuts
@@ -101,6 +102,13 @@ def test_refitting_helps_and_more_inputs_never_hurt() -> None:
         assert error <= last + 1e-9
         last = error
     assert last == pytest.approx(0, abs=1e-9)
+
+
+def test_images_that_are_not_numbers() -> None:
+    x = torch.ones(4, 2)
+    x[1, 1] = float("nan")
+    with pytest.raises(InputError, match="not finite"):
+        Moments.of([(x[:, None], torch.ones(4, 1))])
 
 
 def test_what_the_data_say_nothing_about_stays() -> None:

@@ -25,6 +25,8 @@ Where this differs from the paper, and why:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import nn
 
@@ -75,8 +77,9 @@ class CP(Layerwise):
         """A and q of one group at one layer; all other inputs of the layer do what they do now."""
         table, mine = self._tables[layer], self._channels[group]
         local = np.where(np.isin(table, mine), table - mine[0], len(mine))  # one more: all the others together
-        weight, constant = model.get_submodule(layer).weight, self._has_constant(layer)
-        square, right = channel_moments(moments, weight, local, len(mine) + 1, constant=constant)
+        module: Any = model.get_submodule(layer)
+        constant = self._has_constant(layer)
+        square, right = channel_moments(moments, module.weight, local, len(mine) + 1, constant=constant)
         return square[:-1, :-1], right[:-1] - square[:-1, -1]
 
     def _choose(self, work: Work, stop: Stop, moments: Moments, group: str, width: int) -> BoolArray:

@@ -73,7 +73,8 @@ class Reconstruction:
         return w
 
     def _split(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.double().unflatten(0, (len(self._xx), -1))
+        result: torch.Tensor = weight.double().unflatten(0, (len(self._xx), -1))
+        return result
 
 
 @dataclass(frozen=True)

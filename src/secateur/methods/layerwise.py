@@ -188,7 +188,8 @@ class Layerwise(Method):
 
     def _shift(self, case: Case, layer: str, amount: torch.Tensor) -> None:
         """Add a constant to what a layer answers."""
-        inputs = np.ones(case.model.get_submodule(layer).weight.shape[1], dtype=np.bool_)
+        module: Any = case.model.get_submodule(layer)
+        inputs = np.ones(module.weight.shape[1], dtype=np.bool_)
         case.add_constant(Reader(layer, inputs, self._norms.get(layer)), amount)
 
     def _columns(self, layer: Any, table: IntArray) -> torch.Tensor:

@@ -150,8 +150,9 @@ def together(
                 tuple([each.counter.kept.get(number) for each in row] for row in passes),
             )
             yield stop
-            for lists in (*stop.inputs, *stop.held):
-                lists.clear()  # who still has the stop no longer holds the tensors
+            for inputs, kept in zip(stop.inputs, stop.held, strict=True):  # who still has the stop holds no tensors
+                inputs.clear()
+                kept.clear()
             if number not in wanted.values():
                 for each in (one for row in passes for one in row):
                     each.counter.kept.pop(number, None)

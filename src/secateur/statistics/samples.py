@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from secateur.errors import InputError
 from secateur.statistics.patches import padded
 
 #: Columns up to which products are made in double precision; wider ones are summed in it, batch by batch.
@@ -107,7 +108,7 @@ def answers(layer: Any, seen: torch.Tensor, weight: torch.Tensor, bias: torch.Te
     """What a layer answers [N, outputs] to patches [N, groups, columns]."""
     groups = seen.shape[1]
     matrix = weight.flatten(1).unflatten(0, (groups, -1))  # groups, outputs / groups, columns
-    result = torch.bmm(seen.transpose(0, 1), matrix.mT.to(seen)).transpose(0, 1).flatten(1)
+    result: torch.Tensor = torch.bmm(seen.transpose(0, 1), matrix.mT.to(seen)).transpose(0, 1).flatten(1)
     return result if bias is None else result + bias.to(result)
 
 
@@ -115,11 +116,13 @@ class Moments:
     """Sums over N places of one layer. Blocks of a grouped convolution are kept apart."""
 
     def __init__(self, groups: int, columns: int, outputs: int, device: torch.device) -> None:
-        new = {"dtype": torch.float64, "device": device}
-        self.xx = torch.zeros(groups, columns, columns, **new)  # type: ignore[arg-type]
-        self.xy = torch.zeros(groups, columns, outputs // groups, **new)  # type: ignore[arg-type]
-        self.x = torch.zeros(groups, columns, **new)  # type: ignore[arg-type]
-        self.y = torch.zeros(groups, outputs // groups, **new)  # type: ignore[arg-type]
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.xx = zeros(groups, columns, columns)
+        self.xy = zeros(groups, columns, outputs // groups)
+        self.x = zeros(groups, columns)
+        self.y = zeros(groups, outputs // groups)
         self.yy = 0.0
         self.count = 0
 
@@ -144,6 +147,8 @@ class Moments:
                 found = cls(seen.shape[1], seen.shape[2], wanted.shape[1], seen.device)
             found.add(seen, wanted)
         assert found is not None  # there is no stop without a batch
+        if not math.isfinite(found.yy) or not bool(torch.isfinite(found.xx.sum())):
+            raise InputError("What a layer reads or answers is not finite: check the images and the weights.")
         return found
 
     def covariances(self, *, constant: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,10 +211,12 @@ def _solved(square: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Te
     if mean <= 0:
         return torch.zeros_like(right)  # inputs that are always zero
     if ridge == 0:
-        return torch.linalg.pinv(square, hermitian=True) @ right
+        exact: torch.Tensor = torch.linalg.pinv(square, hermitian=True) @ right
+        return exact
     while True:
         damped = square + torch.eye(len(square), dtype=square.dtype, device=square.device) * (ridge * mean)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
-            return torch.cholesky_solve(right, factor)
+            solved: torch.Tensor = torch.cholesky_solve(right, factor)
+            return solved
         ridge *= 10
