@@ -37,6 +37,8 @@ _PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}
 _LENGTH = {"cpu": 1 << 10, "cuda": 1 << 13}
 #: More than one pair in so many to be looked at: then all are, which is less work for each.
 _DENSE = 4
+#: Fewer than one pair in so many: then looking at promising ones first would be more work.
+_FEW = 32
 #: Parts of the positions for which bounds are taken.
 _BLOCKS = 32
 #: For rounding, in bounds.
@@ -166,16 +168,17 @@ class _Shares:
         """max(best, the largest share) of every unit [units].
 
         W a R <= W max(a) max(R) with the maxima over positions: pairs of filter and unit for which that is not above
-        what is known already need no look. To know much soon, each unit's most promising position and filter are first.
+        what is known already need no look. Where many are left, each unit's most promising position and filter are first.
         """
         peak = self.inputs.amax(1)[self.columns]
         bound = self._over_places(self.weight * peak) * self.inverse.amax(1)[:, None] * _SLACK
-        every = torch.arange(len(best), device=best.device)
-        spot = self.inputs[self.columns].sum(1).argmax(1)
-        there = self._over_places(self.weight * self.inputs[self.columns, spot[:, None]]) * self.inverse[:, spot]
-        best = torch.maximum(best, there.amax(0))
-        best = self._with(best, bound.argmax(0), every)
         filters, units = torch.nonzero((bound > best) & (best < 1.0), as_tuple=True)
+        if len(units) * _FEW > bound.numel():
+            spot = self.inputs[self.columns].sum(1).argmax(1)
+            there = self._over_places(self.weight * self.inputs[self.columns, spot[:, None]]) * self.inverse[:, spot]
+            best = torch.maximum(best, there.amax(0))
+            best = self._with(best, bound.argmax(0), torch.arange(len(best), device=best.device))
+            filters, units = torch.nonzero((bound > best) & (best < 1.0), as_tuple=True)
         filters, units = self._hopeful(best, filters, units)
         if len(units) * _DENSE > bound.numel():
             return torch.maximum(best, self._all())
