@@ -168,7 +168,7 @@ class _Shares:
         """max(best, the largest share) of every unit [units].
 
         W a R <= W max(a) max(R) with the maxima over positions: pairs of filter and unit for which that is not above
-        what is known already need no look. Where many are left, each unit's most promising position and filter are first.
+        what is known already need no look. Where many are left, each unit begins with its most promising ones.
         """
         peak = self.inputs.amax(1)[self.columns]
         bound = self._over_places(self.weight * peak) * self.inverse.amax(1)[:, None] * _SLACK
