@@ -14,8 +14,8 @@ Kronecker factors of all layers of a ResNet-50 at {size} pixels, batch {batch}, 
 `nap`). Medians of {repeats}, by turns; in brackets the smallest and largest ratio."""
 
 SCORES = """\
-The time a method takes to look at {images} images ({size} pixels, batch {batch}) and to score every channel of a
-ResNet-50, divided by the time of one pass forward and back over the same images, taken before and after."""
+The time a method takes to look at images ({size} pixels, batch {batch}) and to score every channel of a ResNet-50,
+divided by the time of one pass forward and back over the same images, timed before and after on one batch in {share}."""
 
 STEPS = """\
 A training step of `dcpcac` on {model} (batch {batch}) beside one of the plain network, as it narrows: {events} events
@@ -62,10 +62,18 @@ def _at_least(row: Row) -> str:
 
 def _scores(result: dict[str, Any]) -> list[str]:
     rows = [
-        [f"`{r['method']}`", r["plain_s"], r["collect_s"], r["score_s"], r["ratio"], _verdict(r["ratio"], r["bar"])]
+        [
+            f"`{r['method']}`",
+            r["images"],
+            r["plain_s"],
+            r["collect_s"],
+            r["score_s"],
+            r["ratio"],
+            _verdict(r["ratio"], r["bar"]),
+        ]
         for r in result["rows"]
     ]
-    head = ["method", "forward and back, s", "look, s", "score, s", "times", "bar"]
+    head = ["method", "images", "forward and back, s", "look, s", "score, s", "times", "bar"]
     return ["## Scoring a ResNet-50", SCORES.format(**result), circumstances(result), table(head, rows)]
 
 
