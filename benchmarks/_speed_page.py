@@ -15,7 +15,8 @@ Kronecker factors of all layers of a ResNet-50 at {size} pixels, batch {batch}, 
 
 SCORES = """\
 The time a method takes to look at images ({size} pixels, batch {batch}) and to score every channel of a ResNet-50,
-divided by the time of one pass forward and back over the same images, timed before and after on one batch in {share}."""
+divided by the time of one pass forward and back over the same images, timed before and after on one batch in
+{share}."""
 
 STEPS = """\
 A training step of `dcpcac` on {model} (batch {batch}) beside one of the plain network, as it narrows: {events} events
