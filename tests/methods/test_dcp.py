@@ -373,6 +373,12 @@ def test_single_kernels() -> None:
     assert (whole.finish().first[0].weight != 0).all()
 
 
+def test_depthwise_kernels_are_no_choice() -> None:
+    network = _network("depthwise")
+    method = DCP(network.make(), network.inputs(), budget="params=0.5", unit="kernel")
+    assert method._layers == ["body.0", "body.6"]
+
+
 def test_refusals() -> None:
     network = _network("residual")
     with pytest.raises(ConfigError, match="leave them out with unit: kernel"):

@@ -24,7 +24,7 @@ Where this differs from the paper, and why:
     the norm of its weights. Residual streams stay whole, as in the paper, unless the budget is out of reach.
     Of kernel pruning only the abstract was read: `unit: kernel` is by analogy, with every layer but the first keeping
     the same share of its kernels. The network keeps its shape; with it the budget's `params` is the share of weights
-    of convolutions (the first left out) that stay.
+    of convolutions (without the first and depthwise ones) that stay.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class DCP(Layerwise):
             return
         runs = Counter(call.module for call in self.graph.recording.calls if call.weight is not None)
         first = self.graph.recording.first_use
-        layers = [n for n, m in self.model.named_modules() if isinstance(m, _ConvNd) and readable(m) and runs[n] == 1]
+        layers = [n for n, m in self.model.named_modules() if runs[n] == 1 and _has_kernels(m)]
         self._layers = sorted(layers, key=lambda name: first.get(f"{name}.weight", 0))[1:]
         if not self._layers:
             raise ModelError(
@@ -296,6 +296,11 @@ class DCP(Layerwise):
             self.result.plan.provenance["sparse"] = said
             self.notes = [*(n for n in self.notes if not n.startswith(note.split(":")[0])), note]
         return model
+
+
+def _has_kernels(module: nn.Module) -> bool:
+    """Whether kernels can be chosen: of a depthwise convolution each is all that its channel has."""
+    return isinstance(module, _ConvNd) and readable(module) and module.weight.shape[1] > 1
 
 
 def _nothing(_: int) -> torch.Tensor:
