@@ -8,7 +8,8 @@ gathered once; memory: images x channels of each head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.statistics.gather import Collector, gather
+from secateur.graph.modules import as_call
+from secateur.statistics.gather import untouched
 
 #: The least variance of a channel, as a share of the mean over channels.
 _LEAST = 0.01
@@ -49,19 +51,22 @@ def pooled(output: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) ->
     return F.relu((output - mean.view(shape)) / deviation.view(shape)).flatten(2).mean(2)
 
 
-class _Watch(Collector):
-    """Calls `see_output(module, tensor)` for every batch."""
-
-    def __init__(self, modules: Sequence[str], note: Callable[[str, torch.Tensor], None]) -> None:
-        self.modules, self.note = modules, note
-
-    def watch(self, model: nn.Module) -> Iterable[Any]:
-        for name in self.modules:
-
-            def seen(_: Any, __: Any, output: torch.Tensor, name: str = name) -> None:
-                self.note(name, output.detach())
-
-            yield model.get_submodule(name).register_forward_hook(seen)
+@torch.no_grad()
+def _show(
+    model: nn.Module,
+    batches: Sequence[tuple[Any, Any]],
+    modules: Sequence[str],
+    note: Callable[[str, torch.Tensor], None],
+) -> None:
+    """Call `note` with what modules return, batch by batch; every process sees all of them, as it learns all of it."""
+    with ExitStack() as stack:
+        stack.enter_context(untouched(model))
+        for name in modules:
+            hook = model.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: note(name, out))
+            stack.callback(hook.remove)
+        for inputs, _ in batches:
+            args, keywords = as_call(inputs)
+            model(*args, **keywords)
 
 
 def learn(
@@ -82,7 +87,7 @@ def learn(
         parts = [torch.full((1,), flat.shape[1], dtype=torch.float64), flat.sum(1), flat.square().sum(1)]
         sums[name] = [a + b.to(a) for a, b in zip(sums[name], parts, strict=True)] if name in sums else parts
 
-    gather(model, batches, [_Watch(modules, add)])
+    _show(model, batches, modules, add)
     norms = {}
     for name, (count, total, square) in sums.items():
         mean = total / count.to(total)
@@ -90,7 +95,7 @@ def learn(
         # a channel that hardly ever moves would be blown up, and with it whatever the cut does to it
         norms[name] = (mean.float(), (variance + 1e-5 + _LEAST * variance.mean()).sqrt().float())
     features: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
-    gather(model, batches, [_Watch(modules, lambda n, x: features[n].append(pooled(x, *norms[n])))])
+    _show(model, batches, modules, lambda n, x: features[n].append(pooled(x, *norms[n])))
     targets = [target for _, target in batches]
     found = []
     for name in modules:
