@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from secateur.errors import ConfigError
 
@@ -31,3 +31,8 @@ def readable(number: float) -> str:
         if abs(number) >= factor:
             return f"{number / factor:.4g}{suffix}"
     return f"{number:.4g}"
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names by commas, and how many more there are: 'a, b, c and 4 more'."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

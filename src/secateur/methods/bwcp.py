@@ -37,6 +37,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from secateur._hints import few
 from secateur._protocols import FloatArray
 from secateur.allocate import Constraints
 from secateur.errors import ModelError
@@ -139,8 +140,7 @@ class BWCP(Method):
 
     def _keep_whole(self, names: list[str]) -> None:
         if names:
-            named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            self.notes.append(f"Groups without a batch norm stay whole: {named}.")
+            self.notes.append(f"Groups without a batch norm stay whole: {few(names)}.")
             self.constraints = self.constraints.keeping(names)
 
     def _floored(self) -> Constraints:

@@ -37,6 +37,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from torch import nn
 
+from secateur._hints import few
 from secateur._protocols import BoolArray, FloatArray, IntArray
 from secateur.allocate.blocks import Bounds, stack
 from secateur.allocate.submodular import greedy, shares
@@ -160,8 +161,9 @@ class CATRO(Method):
         """See where channels can be looked at; the rest stays whole."""
         self._tables, others = places(self.graph)
         if others:
-            named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-            self.notes.append(f"Groups that are read by more than convolutions and linear layers stay whole: {named}.")
+            self.notes.append(
+                f"Groups that are read by more than convolutions and linear layers stay whole: {few(others)}."
+            )
             self.constraints = self.constraints.keeping(others)
         if self.allocator == "global" and self.normalise != "none":
             self.notes.append(

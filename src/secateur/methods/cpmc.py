@@ -27,13 +27,14 @@ Where this differs from the reconstruction, and why:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from secateur._hints import few
 from secateur._protocols import FloatArray, IntArray
 from secateur._settings import validated
 from secateur.allocate import Constraints, allocate
@@ -178,7 +179,7 @@ class CPMC(Method):
         made = {g.name: sum(m.role == "producer" and m.name in weights for m in g.members) for g in self.graph.groups}
         streams = [name for name, layers in made.items() if layers > 1]
         if streams:
-            self.notes.append(f"Channels that several layers make together stay whole: {_named(streams)}.")
+            self.notes.append(f"Channels that several layers make together stay whole: {few(streams, 6)}.")
             self.constraints = self.constraints.keeping(streams)
 
     def score(self) -> Scores:
@@ -224,13 +225,9 @@ class CPMC(Method):
         """Say which groups only the floor holds up: too strong a cost term empties early layers."""
         least = zip(self.graph.groups, self.constraints.floors(self.graph).tolist(), strict=True)
         low = [g.name for g, floor in least if result.plan.widths[g.name] == floor < g.width]
-        note = f"At the narrowest they may be, of {len(self.graph.groups)} groups: {_named(low)}."
+        note = f"At the narrowest they may be, of {len(self.graph.groups)} groups: {few(low, 6)}."
         if low and note not in self.notes:
             self.notes.append(note)
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 ROW = MethodRow(

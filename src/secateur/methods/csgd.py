@@ -43,6 +43,7 @@ from pydantic import Field
 from torch import nn
 
 from secateur._distributed import global_sum, rank, world
+from secateur._hints import few
 from secateur._protocols import FloatArray, IntArray
 from secateur.errors import ConfigError, VerificationError
 from secateur.graph.modules import named_tensors
@@ -119,8 +120,7 @@ class CSGD(Method):
         """Keep groups whole in which equal channels cannot become one."""
         bad = unmergeable(self.graph, self.seed)
         if bad:
-            named = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-            self.notes.append(f"Groups in which merging equal channels is not exact stay whole: {named}.")
+            self.notes.append(f"Groups in which merging equal channels is not exact stay whole: {few(bad)}.")
             self.constraints = self.constraints.keeping(bad)
 
     def _counted(self) -> Plan:

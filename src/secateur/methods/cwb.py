@@ -44,6 +44,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from secateur._distributed import rank
+from secateur._hints import few
 from secateur._protocols import FloatArray
 from secateur.allocate.voting import class_votes, elect
 from secateur.errors import ConfigError, ModelError, VerificationError
@@ -138,8 +139,9 @@ class CWB(Method):
                     self.graph.groups[k].name for k in np.unique(np.searchsorted(ends, table[table >= 0], "right"))
                 ]
         if others:
-            named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-            self.notes.append(f"Groups that are read by more than convolutions and linear layers stay whole: {named}.")
+            self.notes.append(
+                f"Groups that are read by more than convolutions and linear layers stay whole: {few(others)}."
+            )
         streams = [g.name for g, stream in zip(self.graph.groups, summed(self.graph), strict=True) if stream]
         if self.settings.units == "inside" and streams:
             self.notes.append(f"Channels that several layers make together stay whole: {len(streams)} groups.")

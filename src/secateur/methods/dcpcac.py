@@ -36,6 +36,7 @@ import torch
 from pydantic import Field, model_validator
 
 from secateur._distributed import global_sum, rank
+from secateur._hints import few
 from secateur._protocols import Array, BoolArray, FloatArray
 from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import output_tensors
@@ -106,8 +107,9 @@ class DCPCAC(NarrowingMethod):
         """Put gates before everything that reads channels which may go."""
         tables, others = readers(self.graph)
         if others:
-            named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-            self.notes.append(f"Groups that are read by more than convolutions and linear layers stay whole: {named}.")
+            self.notes.append(
+                f"Groups that are read by more than convolutions and linear layers stay whole: {few(others)}."
+            )
             self.constraints = self.constraints.keeping(others)
         self._floors = self.constraints.floors(self.graph)
         widths = [group.width for group in self.graph.groups]

@@ -39,6 +39,7 @@ import torch
 from pydantic import Field, model_validator
 
 from secateur._distributed import global_sum
+from secateur._hints import few
 from secateur._protocols import BoolArray, FloatArray
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph
@@ -93,8 +94,9 @@ class GroupFisher(Method):
         """See which channels have readers; the model itself gets nothing inserted."""
         tables, others = readers(self.graph)
         if others:
-            named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-            self.notes.append(f"Groups that are read by more than convolutions and linear layers stay whole: {named}.")
+            self.notes.append(
+                f"Groups that are read by more than convolutions and linear layers stay whole: {few(others)}."
+            )
             self.constraints = self.constraints.keeping(others)
         groups = self.graph.groups
         self._floors = dict(zip((g.name for g in groups), self.constraints.floors(self.graph).tolist(), strict=True))

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from secateur._hints import few
 from secateur._protocols import BoolArray, IntArray
 from secateur.allocate.shares import proportional
 from secateur.errors import BudgetError, ConfigError, ModelError
@@ -26,7 +27,7 @@ from secateur.methods.base import Loss, Method, Settings
 from secateur.methods.sample_gates import readers, summed
 from secateur.plan import Plan
 from secateur.repair.base import Case, Reader
-from secateur.repair.least_squares import limited, named, samples
+from secateur.repair.least_squares import limited, samples
 from secateur.statistics.gather import count
 from secateur.statistics.lockstep import Stop, together
 from secateur.statistics.samples import Moments, Sampler, least_squares, readable
@@ -97,7 +98,7 @@ class Layerwise(Method):
                 f"channels of {type(self.model).__name__} is read by such layers alone: choose another method."
             )
         if others:
-            self.notes.append(f"Groups that something else reads as well stay whole: {named(others)}.")
+            self.notes.append(f"Groups that something else reads as well stay whole: {few(others)}.")
             self.constraints = self.constraints.keeping(others)
         whole = [g.name for g, stream in zip(self.graph.groups, summed(self.graph), strict=True) if stream]
         if self.settings.streams or not whole:

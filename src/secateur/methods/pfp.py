@@ -41,6 +41,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from secateur._hints import few
 from secateur._protocols import FloatArray
 from secateur.allocate.by_error import DELTA, C, asked, difficulty, needed
 from secateur.errors import ConfigError, ModelError
@@ -95,8 +96,9 @@ class PFP(Method):
                 "there are no shares: choose another method."
             )
         if whole:
-            named = ", ".join(whole[:3]) + (f" and {len(whole) - 3} more" if len(whole) > 3 else "")
-            self.notes.append(f"Groups that are not read by convolutions and linear layers alone stay whole: {named}.")
+            self.notes.append(
+                f"Groups that are not read by convolutions and linear layers alone stay whole: {few(whole)}."
+            )
             self.constraints = self.constraints.keeping(whole)
         if self.normalise != "none":
             self.notes.append(f"PFP has one error for all layers, so normalise={self.normalise!r} was not applied.")

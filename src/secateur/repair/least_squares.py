@@ -26,6 +26,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from secateur._hints import few
 from secateur._settings import Section
 from secateur.repair.base import Batches, Case, Reader, Repair, RepairRow
 from secateur.statistics.gather import count, pair
@@ -60,7 +61,7 @@ class LeastSquares(Repair):
         readers = {name: reader for name, reader in readers.items() if runs.get(name) == 1}
         left = [reader.name for reader in case.readers if reader.name not in readers]
         if left:
-            case.notes.append(f"Least squares leaves layers that do not run just once as they are: {named(left)}.")
+            case.notes.append(f"Least squares leaves layers that do not run just once as they are: {few(left)}.")
         norms = {name: reader.norm for name, reader in readers.items()}
         held = shortcuts(case.dense, shown[0], readers, norms) if s.shortcuts else {}
         sampler = Sampler([count(inputs) for inputs in shown], s.positions, s.seed)
@@ -121,11 +122,6 @@ def limited(batches: Batches, images: int, device: torch.device) -> Iterator[tup
         inputs, target = pair(batch, device)
         seen += count(inputs)
         yield inputs, target
-
-
-def named(names: list[str]) -> str:
-    """The first few names."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 ROW = RepairRow(
