@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,9 @@ if importlib.util.find_spec("torchvision"):
     from _shim import install
 
     install()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, which Ctrl-C would not reach
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # two test processes on two cores
 

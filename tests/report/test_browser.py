@@ -117,7 +117,7 @@ def test_pictures_can_be_seen_and_read(found: dict[tuple[str, int, str], dict[st
     for (name, width, opened), row in found.items():
         assert row["empty"] == 0, (name, width, opened)
         assert row["pictures"] >= {"full": 40, "bare": 0, "hostile": 25, "one": 10, "board": 8, "wild": 8}[name]
-        assert row["smallest"] >= 9, (name, width)  # pixels: the height of a line of labels
+        assert row["smallest"] > 8.99, (name, width)  # 9 pixels, but for rounding: the height of a line of labels
         assert row["height"] > 900
 
 
