@@ -74,7 +74,10 @@ def averages(rows: list[Row]) -> dict[tuple[str, str, float], float]:
 
 
 def _rank(means: Mapping[tuple[str, str, float], float], method: str, repair: str) -> float:
-    values = [top1 for (name, mended, _), top1 in means.items() if (name, mended) == (method, repair)]
+    """Less is better: minus the mean top-1 over the budgets that all methods have."""
+    names = {name for name, _, _ in means}
+    common = {left for _, _, left in means if all((name, repair, left) in means for name in names)}
+    values = [v for (n, r, left), v in means.items() if (n, r) == (method, repair) and left in (common or {left})]
     return -statistics.mean(values)
 
 

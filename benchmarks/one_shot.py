@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _one_shot_page
 import _record
 import _shim
 import torch
@@ -34,6 +35,7 @@ from secateur.runs.calibration import Calibration
 from secateur.runtime import read_weights
 from secateur.training.randomness import derive
 
+FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 LEFT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--left", default=",".join(map(str, LEFT)))
     parser.add_argument("--rows", type=Path, help="where rows are kept; default runs/one_shot-SETUP.jsonl")
     parser.add_argument("--only", action="store_true", help="measure, and do not write the result file")
+    parser.add_argument("--kept", action="store_true", help="write the result file of the rows there are")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kept: Path = arguments.rows or Path("runs") / f"one_shot-{arguments.setup}.jsonl"
@@ -174,7 +177,7 @@ def main() -> None:
     setups = list(SETUPS[arguments.setup](arguments))
     dense = {setup.name: accuracy(setup.network(), setup.test) for setup in setups}
     print(dense, flush=True)
-    for name in arguments.methods.split(","):
+    for name in () if arguments.kept else arguments.methods.split(","):
         for left in map(float, arguments.left.split(",")):
             for setup in setups:
                 done = {(r["setup"], r["method"], r["left"], r["repair"]) for r in rows}
@@ -188,7 +191,9 @@ def main() -> None:
         return
     tested = sum(len(y) for setup in setups for _, y in setup.test)
     about = {"setup": arguments.setup, "dense": dense, "images": arguments.images, "tested": tested}
-    _record.save(_record.RESULTS / f"one_shot_{arguments.setup}.json", {**_record.environment(), **about, "rows": rows})
+    result = {**_record.environment(), **about, "rows": rows}
+    _record.save(_record.RESULTS / f"one_shot_{arguments.setup}.json", result)
+    _one_shot_page.draw(arguments.setup, result, FIGURES / f"one_shot_{arguments.setup}.svg")
 
 
 if __name__ == "__main__":
