@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--weights", help="a state dict to load; else the weights are new")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--positions", type=int, default=400)
+    parser.add_argument("--positions", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
