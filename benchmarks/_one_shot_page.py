@@ -15,8 +15,8 @@ TITLES = {
     "photographs": "## MobileNetV2 on photographs",
 }
 CIFAR = """\
-ResNet-20, trained for an hour on one CPU core (`recipes/cifar10-resnet20-hour.yaml`): {dense}. Scores and repairs see
-{images:,} training images; tested on {tested:,} test images drawn with seed 0, so a figure is known to about
+ResNet-20, trained for 20 epochs (`recipes/cifar10-resnet20-hour.yaml`): {dense} of the images below. Scores and repairs
+see {images:,} training images; tested on {tested:,} test images drawn with seed 0, so a figure is known to about
 {error:.1f} points. Nothing is trained after the cut."""
 PHOTOGRAPHS = """\
 torchvision's MobileNetV2 with its ImageNet weights on {tested} photographs in two halves: one half is shown to

@@ -283,13 +283,16 @@ class DCP(Layerwise):
             plan.provenance["mode"] = "weight"
         return plan
 
-    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
-        """The narrow network; with `unit: kernel` the same network with zeros, and how many as a note."""
+    def check_repairs(self, repairs: Sequence[Repair]) -> None:
+        """Single kernels that are zero stay zero."""
         if repairs and self.settings.unit == "kernel":
             raise ConfigError(
                 f"The repair {repairs[0].name!r} would fill zeros that unit=kernel has made: leave it out, or set "
                 "unit: channel."
             )
+
+    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
+        """The narrow network; with `unit: kernel` the same network with zeros, and how many as a note."""
         model = super().finish(repairs, batches)
         if self.settings.unit == "kernel" and self.result is not None:
             note, said = self.weight_masks.describe(model)
