@@ -49,7 +49,7 @@ def _section(setup: str, result: dict[str, Any]) -> list[str]:
     means = averages(result["rows"])
     for repair in dict.fromkeys(row["repair"] for row in result["rows"]):
         order = sorted(
-            {method for method, mended, _ in means if mended == repair}, key=lambda m: _rank(means, m, repair)
+            {method for method, mended, _ in means if mended == repair}, key=lambda m: (_rank(means, m, repair), m)
         )
         lines = [[f"`{name}`", *(_percent(means.get((name, repair, left))) for left in budgets)] for name in order]
         title = "Without repair" if repair == "none" else f"With the repair `{repair}`"
@@ -95,7 +95,7 @@ def draw(setup: str, result: dict[str, Any], path: Path) -> None:
     plt.rcParams["svg.hashsalt"] = "secateur"
     means = averages(result["rows"])
     repairs = list(dict.fromkeys(row["repair"] for row in result["rows"]))
-    names = sorted({name for name, _, _ in means}, key=lambda name: _rank(means, name, repairs[0]))
+    names = sorted({name for name, _, _ in means}, key=lambda name: (_rank(means, name, repairs[0]), name))
     columns = 2
     lines = -(-len(repairs) // columns)
     figure, axes = plt.subplots(
