@@ -18,9 +18,9 @@ from torch import nn
 from secateur import models
 from secateur.errors import ConfigError, RunError
 from secateur.runtime import EXPORTERS, export_model, export_onnx, export_pt2
-from secateur.runtime import export as export_module
 from secateur.runtime.archive import read_archive
 from secateur.runtime.export import quiet, relative_error
+from secateur.runtime.exporters import subject as export_module
 from secateur.runtime.program import Program
 
 INPUTS = torch.randn(1, 3, 8, 8)
@@ -67,7 +67,7 @@ def test_the_files_hold_one_network_and_no_paths_of_this_machine(run: Run) -> No
     onnx.checker.check_model(proto)
     dims = proto.graph.input[0].type.tensor_type.shape.dim
     assert (dims[0].dim_param, [d.dim_value for d in dims][1:]) == ("batch", [3, 32, 32])
-    here = str(Path(export_module.__file__).parents[3]).encode()
+    here = str(Path(export_module.__file__).parents[4]).encode()
     for name in ("model.onnx", "model.pt2"):
         data = (run.folder / name).read_bytes()
         assert b".py" not in data

@@ -1,0 +1,54 @@
+"""What every adapter does around foreign code: import it, keep it quiet, put what it raises into one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from secateur.errors import ConfigError, RunError
+
+
+def needed(package: str) -> Any:
+    """Import a package of the export extra."""
+    try:
+        with quiet():
+            return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'{error.name or package} is not installed: pip install "secateur[export]"') from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what exporters print, log and warn from the user; what they raise is not touched."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def told(what: str, remedy: str) -> Iterator[None]:
+    """Run quietly; any exception becomes one sentence."""
+    try:
+        with quiet():
+            yield
+    except (RunError, ConfigError):
+        raise
+    except Exception as error:
+        raise RunError(f"{what} ({brief(error)}): {remedy}.") from error
+
+
+def brief(error: BaseException) -> str:
+    """The first line of what an exporter has to say, and its kind."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}{': ' + ' '.join(first.split()).rstrip('.')[:200] if first else ''}"

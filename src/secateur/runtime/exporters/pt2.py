@@ -1,0 +1,55 @@
+"""PyTorch's own export format, compared with the network as PyTorch and as `secateur.load` run it."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import RunError
+from secateur.runtime.archive import NotRun, read_archive
+from secateur.runtime.exporters.outside import told
+from secateur.runtime.exporters.subject import Subject, outputs
+from secateur.runtime.program import Program
+
+
+def export_pt2(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write PyTorch's own format without any pickle in it, and compare what `secateur.load` and PyTorch make of it.
+
+    Returns:
+        as `export_onnx`, without "opset"; and "loads": whether `secateur.load` reads it ("not_loaded" says why not).
+
+    Raises:
+        RunError: the network cannot be exported, or the file computes otherwise; nothing is written then.
+    """
+    subject = Subject.of(model, example_inputs)
+    with told("The network cannot be exported by torch.export", "leave it out with export.pt2=false"):
+        program = subject.graph()
+        program._example_inputs = None  # they would be pickled
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        data = buffer.getvalue()
+        loaded = torch.export.load(io.BytesIO(data)).module()
+        error = subject.error(lambda inputs: outputs(loaded, inputs))
+    more: dict[str, Any] = {"loads": True}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.pt2"
+        file.write_bytes(data)
+        try:
+            own = Program(read_archive(file))
+        except NotRun as problem:
+            more = {"loads": False, "not_loaded": str(problem)}
+        except RunError as problem:  # older releases put pickles into the archive
+            raise RunError(
+                f"PyTorch {torch.__version__} writes model.pt2 in a form that cannot be read without running it: "
+                "install a newer PyTorch, or leave it out with export.pt2=false."
+            ) from problem
+        else:
+            with told("The exported network cannot be run by secateur.load", "leave it out with export.pt2=false"):
+                error = max(error, subject.error(lambda inputs: outputs(own, inputs)))
+    return subject.written(path, data, error, "torch.export", more)

@@ -1,0 +1,142 @@
+"""A network on its way out, and how well what comes out agrees with it; every adapter goes through this."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._files import write_bytes
+from secateur.errors import RunError
+from secateur.graph.modules import as_call, output_tensors, unwrap
+from secateur.graph.randomise import twin_of
+from secateur.runtime.exporters.outside import brief, quiet
+from secateur.runtime.inputs import batch_of, batched, to_device, with_batch
+from secateur.runtime.stored import digest
+from secateur.runtime.weights import canonical
+
+TOLERANCE = 1e-4
+_COARSE_TOLERANCE = 2e-2  # of networks in half precision
+_BATCHES = (1, 3)
+
+Run = Callable[[Any], Sequence[torch.Tensor]]
+
+
+@dataclass
+class Subject:
+    """A network on its way out: a copy on the CPU for inference, inputs, and what it computes."""
+
+    twin: nn.Module
+    inputs: Any
+    sizes: tuple[int, ...]  # batch sizes to compare at
+    reason: str | None  # why the batch size is fixed, None if it is not
+
+    @classmethod
+    def of(cls, model: nn.Module, example_inputs: Any, *, fixed: str | None = None) -> Subject:
+        """A copy of `model`; with a reason in `fixed`, the batch size is the example's and no other is tried."""
+        twin = twin_of(unwrap(model), None)
+        inputs = to_device(example_inputs, torch.device("cpu"))
+        batch = batch_of(inputs)
+        if fixed is not None:
+            return cls(twin, inputs, () if batch is None else (batch,), fixed)
+        if batch is None:
+            return cls(twin, inputs, (), "no input has a batch dimension")
+        try:
+            with quiet():
+                for size in (*_BATCHES, 2):
+                    outputs(twin, with_batch(inputs, size))
+        except Exception as error:  # a network may well be written for one batch size
+            return cls(twin, inputs, (batch,), f"the network does not run with other batch sizes ({brief(error)})")
+        return cls(twin, inputs, _BATCHES, None)
+
+    def graph(self) -> torch.export.ExportedProgram:
+        """Export with any batch size where that works, else with that of the example."""
+        if self.reason is None:
+            example = with_batch(self.inputs, 2)  # 0 and 1 would be taken for constants
+            try:
+                return _stripped(_exported(self.twin, example, dynamic=True))
+            except Exception as error:  # torch.export has no common family of its own
+                self.reason = f"its batch size cannot be left open ({brief(error)})"
+                self.sizes = (batch_of(self.inputs) or 1,)
+        return _stripped(_exported(self.twin, self.inputs, dynamic=False))
+
+    def error(self, run: Run) -> float:
+        """The largest relative difference between what `run` and the network compute, over all batch sizes."""
+        cases = [with_batch(self.inputs, size) for size in self.sizes] or [self.inputs]
+        return max(relative_error(outputs(self.twin, case), run(case)) for case in cases)
+
+    def written(
+        self, path: str | os.PathLike[str], data: bytes, error: float, what: str, more: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write the file if it computes what the network does, and say all there is to say about it."""
+        tolerance = tolerance_of(self.twin)
+        if not error <= tolerance:
+            raise RunError(
+                f"The {what} file does not compute what the network does (relative error {error:.1e}, tolerance "
+                f"{tolerance:.0e}), so it was not written: leave it out, and please report the network."
+            )
+        write_bytes(path, data, what=f"The {what} file")
+        return {
+            "max_relative_error": error,
+            "tolerance": tolerance,
+            "dynamic_batch": self.reason is None,
+            **({"reason": self.reason} if self.reason is not None else {}),
+            "batch_sizes": list(self.sizes),
+            **more,
+            "weights": digest(canonical(self.twin)),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+
+
+def relative_error(want: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
+    """Largest difference over largest value, over all outputs; infinite where they cannot be compared."""
+    if len(want) != len(got) or not want:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(want, got, strict=True):
+        a, b = a.detach().cpu().double(), b.detach().cpu().double()
+        if a.shape != b.shape or not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+            return float("inf")
+        if a.numel():
+            worst = max(worst, float((a - b).abs().max()) / max(float(a.abs().max()), 1e-12))
+    return worst
+
+
+def tolerance_of(model: nn.Module) -> float:
+    """How far an exported network may be from `model`."""
+    kinds = {tensor.dtype for tensor in [*model.parameters(), *model.buffers()]}
+    return _COARSE_TOLERANCE if kinds & {torch.float16, torch.bfloat16} else TOLERANCE
+
+
+def outputs(model: Callable[..., Any], inputs: Any) -> list[torch.Tensor]:
+    args, kwargs = as_call(inputs)
+    with torch.no_grad():
+        return output_tensors(model(*args, **kwargs))
+
+
+def _exported(model: nn.Module, inputs: Any, *, dynamic: bool) -> torch.export.ExportedProgram:
+    args, kwargs = as_call(inputs)
+    shapes = None
+    with quiet(), torch.no_grad():
+        if dynamic:
+            collection = torch.export.ShapesCollection()
+            for tensor in batched(inputs):
+                collection[tensor] = {0: torch.export.Dim.DYNAMIC}
+            shapes = collection.dynamic_shapes(model, args, kwargs)
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _stripped(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Without the stack traces, which hold the paths of this machine."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+                node.meta.pop("from_node", None)
+    return program
