@@ -51,13 +51,25 @@ def global_max(tensor: torch.Tensor) -> torch.Tensor:
     """The largest of every value over all processes; without a gradient."""
     if world() == 1:
         return tensor
-    found = tensor.detach().clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
-    return found
+    return _reduced(tensor, distributed.ReduceOp.MAX)
 
 
 def _active() -> bool:
     return distributed.is_available() and distributed.is_initialized()
+
+
+def _reduced(tensor: torch.Tensor, op: Any) -> torch.Tensor:
+    """A new tensor, reduced where the processes can do it, on the device of the old one."""
+    found = tensor.detach().to(meeting(tensor.device), copy=True, memory_format=torch.contiguous_format)
+    distributed.all_reduce(found, op=op)
+    return found.to(tensor.device)
+
+
+def meeting(device: torch.device) -> torch.device:
+    """Where processes can add up what lies on `device`: NCCL knows GPUs only, and some statistics are on the CPU."""
+    if device.type == "cpu" and distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 class _Sum(torch.autograd.Function):
@@ -65,9 +77,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-        total = tensor.detach().clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total
+        return _reduced(tensor, distributed.ReduceOp.SUM)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
 import torch
 from _toy import ToyData, ToyMethod, ToySplit, make_engine, short, toy_net
 from safetensors.torch import save_file
@@ -22,6 +23,12 @@ from secateur._distributed import global_mean, rank, world
 from secateur.data import open_data
 from secateur.errors import RunError
 from secateur.recipe import DataConfig, EngineConfig, Training
+from secateur.statistics import gather
+from secateur.statistics.class_scatter import ClassScatter
+from secateur.statistics.gate_gradients import Fisher
+from secateur.statistics.maximisation import Extremes
+from secateur.statistics.moments import Moments
+from secateur.statistics.sensitivity import Sensitivities
 from secateur.training import Engine, stage
 from secateur.training.checkpoints import Store
 from secateur.training.sync_norm import synchronised
@@ -76,6 +83,30 @@ def small(folder: Path) -> None:
     net = Sometimes()
     engine.fit("train", net, short())
     keep(folder, "small", net, {})
+
+
+def gathered(folder: Path) -> None:
+    """Sums over batches, of which each process sees every other one: five of them, the last a smaller one."""
+    data = open_data(DataConfig(name="digits", train_images=187, validation=0.0), 0)
+    batches = [(x.double(), y) for x, y in data.train.batches(40)]
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10),
+    ).double()  # fmt: skip
+    tables = {"3": np.arange(6), "6": 6 + np.arange(128) // 16}
+    counts = torch.bincount(torch.cat([y for _, y in batches])).tolist()
+    moments, fisher, extremes = Moments(["0", "3", "6"]), Fisher(tables, 14, torch.device("cpu")), Extremes()
+    scatter, sensitivities = ClassScatter(tables, counts, [6, 8]), Sensitivities(tables)
+    collectors = (moments, fisher, extremes, scatter, sensitivities)
+    assert gather(net, batches, collectors, nn.functional.cross_entropy) == 187
+    found = {f"{name}.{part}": getattr(moments[name], part) for name in "036" for part in ("mean", "covariance")}
+    found |= {"fisher": fisher.squares, "low": extremes.low, "high": extremes.high}
+    found |= {f"sensitivity.{name}": value for name, value in sensitivities.of.items()}
+    between, within = scatter.result
+    found |= {"between": torch.as_tensor(between), "within": torch.as_tensor(within)}
+    if rank() == 0:
+        save_file({name: value.contiguous() for name, value in found.items()}, folder / "gathered.safetensors")
 
 
 class Sometimes(nn.Module):
@@ -169,7 +200,7 @@ def main(folder: Path) -> None:
     assert world() == 2
     if rank() == 1:
         Store.write = None  # type: ignore[assignment,method-assign]  # only the first process may write
-    for work in (norms, means, digits, whitened, mixed, small):
+    for work in (norms, means, gathered, digits, whitened, mixed, small):
         work(folder)
         torch.distributed.barrier()
     (folder / f"survived{rank()}").touch()

@@ -36,6 +36,12 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         assert mine.get("masks") == true.get("masks")  # the plan
         for key in {"loss", "accuracy", "images"} & mine.keys():
             assert mine[key] == pytest.approx(true[key], rel=1e-3)
+    _two.gathered(one)  # what methods learn from data is the same to the last digits
+    sums, wanted = load_file(two / "gathered.safetensors"), load_file(one / "gathered.safetensors")
+    assert sums.keys() == wanted.keys()
+    for key, value in wanted.items():
+        exact = 1e-12 if value.dtype == torch.float64 else 1e-6
+        torch.testing.assert_close(sums[key], value, rtol=exact, atol=exact * float(value.abs().max()), msg=key)
     a_killed_process_ended_the_run_with_a_sentence(two)
 
 

@@ -22,6 +22,7 @@ from secateur.runs.folder import REPORT, RESULTS, VERIFICATION, Folder, locked, 
 from secateur.runs.preparing import Prepared, prepare
 from secateur.runs.stages import Stages, file_names
 from secateur.training import Engine, Progress, Silent
+from secateur.training.interrupts import ending
 
 __all__ = ["Outcome", "Prepared", "prepare", "resume", "start"]
 
@@ -78,7 +79,7 @@ def resume(
 
 
 def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: str) -> Outcome:
-    with locked(folder.path):
+    with locked(folder.path), ending():
         recipe = prepared.recipe
         engine = Engine(
             prepared.data,

@@ -51,11 +51,11 @@ class Stages:
     def run(self, stage: str) -> None:
         """Do one stage and note that it is done."""
         began = time.monotonic()
-        with preserved(self.engine.device):
+        with self.engine.together(), preserved(self.engine.device):
             seed_all(derive(self.recipe.seed, "stage", stage))
             work: Callable[[], Done] = getattr(self, f"_{stage}")
             values, files = work()
-        self.engine.accelerator.wait_for_everyone()
+            self.engine.accelerator.wait_for_everyone()
         notes = self.engine.notes[self._told :]
         self._told += len(notes)
         self.folder.finish(stage, {"seconds": round(time.monotonic() - began, 3), **values, "said": notes}, files)

@@ -109,7 +109,7 @@ class Engine:
         module.to(self.device)
         if teacher is not None:
             teacher.to(self.device)
-        with self._together(), _evaluating(teacher):
+        with self.together(), _evaluating(teacher):
             return Stage(self, stage, module, training, method, teacher).run()
 
     def evaluate(
@@ -122,7 +122,7 @@ class Engine:
         module.to(self.device)
         count = 0
         sums = torch.zeros(3, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=self.device)
-        with self._together(), preserved(self.device), _evaluating(module), torch.no_grad():
+        with self.together(), preserved(self.device), _evaluating(module), torch.no_grad():
             batches = split.batches(self.batch_size, rank=rank(), world=world())
             for images, labels in on_device(batches, self.device, ahead=self.workers > 0):
                 if not len(images):
@@ -187,6 +187,20 @@ class Engine:
         """The precision in which layers compute."""
         return nullcontext() if self.config.mixed_precision == "no" else self.accelerator.autocast()
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Say in a sentence that another process of this run has died, which shows as a broken connection."""
+        try:
+            yield
+        except RuntimeError as error:
+            words = str(error).lower()
+            if world() == 1 or not (isinstance(error, distributed.DistError) or any(word in words for word in _LOST)):
+                raise
+            raise RunError(
+                "Another process of this run has ended, and training needs them all: look at its messages, then resume "
+                "the run from its last checkpoint."
+            ) from error
+
     # ---------------------------------------------------------------------------------------------------------- inside
 
     def _make_board(self) -> Board | None:
@@ -212,20 +226,6 @@ class Engine:
             )
         if not len(self.data.train) or self.steps_per_epoch < 1:
             raise ConfigError(f"There are no images to train on in stage {stage}: check data.")
-
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Say in a sentence that another process of this run has died, which shows as a broken connection."""
-        try:
-            yield
-        except RuntimeError as error:
-            words = str(error).lower()
-            if world() == 1 or not (isinstance(error, distributed.DistError) or any(word in words for word in _LOST)):
-                raise
-            raise RunError(
-                "Another process of this run has ended, and training needs them all: look at its messages, then resume "
-                "the run from its last checkpoint."
-            ) from error
 
 
 @contextmanager
