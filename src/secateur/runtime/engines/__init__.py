@@ -1,0 +1,30 @@
+"""Engines: what runs a network. A file each, found by name in `ENGINES`; their packages are imported when used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from secateur._hints import choose
+from secateur.errors import ConfigError
+from secateur.runtime.engines import compiled, onnx_runtime, openvino, pytorch
+from secateur.runtime.engines.base import REST, Call, Engine, Seconds, Watch, copied, device_of, threads_set
+
+__all__ = [
+    "ENGINES", "REST", "Call", "Engine", "Seconds", "Watch", "copied", "device_of", "engines_of", "threads_set",
+]  # fmt: skip
+
+ENGINES: Mapping[str, Engine] = {
+    row.name: row for row in (pytorch.ENGINE, compiled.ENGINE, onnx_runtime.ENGINE, openvino.ENGINE)
+}
+
+
+def engines_of(names: Sequence[str]) -> list[Engine]:
+    """The engines of these names; ConfigError for an unknown or repeated name, or where a package is missing."""
+    rows = [ENGINES[choose(name, ENGINES, "runtime")] for name in names]
+    if len(set(names)) < len(names) or not names:
+        raise ConfigError(
+            f"The runtimes {', '.join(names) or 'to measure on'} are not a list of names: give each once."
+        )
+    for row in rows:
+        row.require()
+    return rows
