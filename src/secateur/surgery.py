@@ -36,6 +36,11 @@ class Result:
 def apply(model: nn.Module, example_inputs: Any, plan: Plan, *, verify: bool = True, inplace: bool = False) -> Result:
     """Cut `model` as a (loaded) plan says; the model must have the architecture the plan was made for.
 
+    Args:
+        model: the whole network. example_inputs: as in `secateur.trace`. plan: which channels stay.
+        verify: compare the cut with the masked original, and refuse a cut that is not the same.
+        inplace: cut `model` itself; else it stays as it is.
+
     Raises:
         PlanError: the plan does not fit this network.
     """

@@ -60,6 +60,7 @@ def compare(
 
     Args:
         recipe: network, data and schedules of all; its method, seed and budget are those of one run, see below.
+        folder: of the comparison. seeds: of the runs of every method.
         methods: names, or METHOD+REPAIR. budgets: none: the recipe's. settings: of methods and repairs, by name; the
             recipe's `method` counts for that method.
         jobs: processes at work; more than 1 start others, so the calling script needs `if __name__ == "__main__"`.

@@ -107,6 +107,7 @@ _ROWS = (
         "resized_crop", "8% to 100% of the area, ratio 3:4 to 4:3, brought to full size", 4, "reading", resized_crop
     ),
 )
+#: What may be done to training images, by name.
 AUGMENTATIONS = MappingProxyType({row.name: row for row in _ROWS})
 
 

@@ -82,6 +82,9 @@ class Data:
 def open_data(config: DataRequest, seed: int) -> Data:
     """Read, check and split a data set. The same configuration and seed always give the same splits.
 
+    Args:
+        config: the `data` section of a recipe, or anything with its attributes. seed: of the subset and the division.
+
     Raises:
         ConfigError: the configuration names something unknown or impossible. DataError: the data are missing, damaged,
             of the wrong shape or too few. Either is one sentence, and nothing has been written.

@@ -134,6 +134,7 @@ _ROWS = (
         reader=shards.read,
     ),
 )
+#: Data sets and forms of data by name, one frozen row each.
 DATASETS = MappingProxyType({row.name: row for row in _ROWS})
 
 

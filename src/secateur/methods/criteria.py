@@ -32,6 +32,7 @@ class Criterion:
 
 _COMMON = ("reduce", "members")
 
+#: Ways to score the channels of a network as it stands, one frozen row each.
 CRITERIA: tuple[Criterion, ...] = (
     Criterion(
         "random", "chance, as a yardstick", False,
@@ -87,8 +88,13 @@ def score(
 ) -> Scores:
     """Score every channel of `graph` by the criterion called `name`, passing it those options that it takes.
 
-    A criterion that needs gradients takes them from `gradients`, or from `data` and `loss` (see
-    `accumulate_gradients`).
+    Args:
+        name: one of CRITERIA. graph: the traced network.
+        reduce: how the members of a group are combined: "sum", "mean", "max" or "prod".
+        members: what is scored: "producers" of a channel, or "all" that goes with it.
+        seed: of a criterion that draws.
+        gradients, data, loss: a criterion that needs gradients takes them from `gradients`, by parameter name, or from
+            `data` and `loss` (see `accumulate_gradients`).
     """
     choose(name, [row.name for row in CRITERIA], "criterion")
     row = next(row for row in CRITERIA if row.name == name)

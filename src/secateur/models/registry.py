@@ -184,6 +184,7 @@ _ROWS = (
     ),
 )
 
+#: The zoo by name, one frozen row a network.
 MODELS: Mapping[str, ModelRow] = MappingProxyType({row.name: row for row in _ROWS})
 
 
@@ -195,7 +196,10 @@ def list_models() -> list[str]:
 def create(name: str, *, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
     """Build a network of the zoo with random weights.
 
-    `width` scales every hidden layer, `in_channels` is 1 for grey images. Weights come from PyTorch's global generator.
+    name: one of `list_models()`.
+    num_classes: outputs. in_channels: 1 for grey images. width: scales every hidden layer.
+
+    Weights come from PyTorch's global generator.
     """
     if name not in MODELS:
         close = difflib.get_close_matches(str(name), MODELS, n=1, cutoff=0.4)

@@ -25,14 +25,20 @@ METHOD_OF: Mapping[str, str] = {"cap": "compensation", "cp": "least_squares"}
 
 
 def repair(name: str, **settings: Any) -> Repair:
-    """The repair called `name`; ConfigError with the nearest name for an unknown one, or for a wrong setting."""
+    """The repair called `name`; ConfigError with the nearest name for an unknown one, or for a wrong setting.
+
+    name: one of `secateur repairs`, or the method whose last step it is. settings: the repair's own.
+    """
     name = METHOD_OF.get(name, name)
     choose(name, [row.name for row in REPAIRS], "repair")
     return next(row for row in REPAIRS if row.name == name).factory(**settings)
 
 
 def repairs(given: Given | Iterable[Given]) -> list[Repair]:
-    """Repairs as anybody may write them: a name, {name: ..., with settings}, a Repair, or several of these."""
+    """Repairs as anybody may write them.
+
+    given: a name, {name: ..., with settings}, a Repair, or several of these.
+    """
     several = given if isinstance(given, Iterable) and not isinstance(given, (str, Mapping)) else [given]
     return [_one(each) for each in several]
 

@@ -146,6 +146,7 @@ def mend(
     """Apply repairs to `model`, a plain copy that is not yet cut, in place; returns sentences for the report.
 
     original: makes the network before the cut, for repairs that compare with it.
+    graph: its trace. plan: which channels stay. repairs: in the order they are applied. batches: what they look at.
     """
     if not repairs:
         return []

@@ -56,7 +56,10 @@ def _clustered(graph: Graph, clusters: Clusters, role: str) -> Iterator[tuple[Me
 
 @torch.no_grad()
 def collapse(tensors: Mapping[str, torch.Tensor], graph: Graph, clusters: Clusters) -> None:
-    """Give all channels of a cluster their mean: rows, biases, affines and running statistics, in place."""
+    """Give all channels of a cluster their mean: rows, biases, affines and running statistics, in place.
+
+    tensors: parameters and buffers by name. graph: their trace. clusters: channels that are alike, by group.
+    """
     for member, labels in _clustered(graph, clusters, "producer"):
         _replace(tensors[member.name], member, labels, "mean")
 
@@ -64,6 +67,8 @@ def collapse(tensors: Mapping[str, torch.Tensor], graph: Graph, clusters: Cluste
 @torch.no_grad()
 def merge(tensors: Mapping[str, torch.Tensor], graph: Graph, clusters: Clusters) -> None:
     """Let readers read the representatives alone, with the sum of their weights for the whole cluster, in place.
+
+    tensors: parameters and buffers by name. graph: their trace. clusters: channels that are alike, by group.
 
     The network computes what it did if duplicates are equal; what reads the others becomes zero, so that they may go.
     """
@@ -89,6 +94,8 @@ def _replace(tensor: torch.Tensor, member: Member, labels: IntArray, how: str) -
 
 def mergeable(graph: Graph, clusters: Clusters, *, seed: int = 0) -> bool:
     """Whether the network with random weights and equal duplicates computes what the cut one with merged ones does.
+
+    graph: the network's. clusters: which channels would be alike. seed: of the random weights.
 
     It does not where something looks at all channels at once (a layer norm) or multiplies channels with each other.
     """

@@ -18,7 +18,10 @@ VERSION = 1
 
 
 def describe_graph(loaded: Loaded, graph: Graph) -> dict[str, Any]:
-    """What `secateur inspect` knows."""
+    """What `secateur inspect` knows.
+
+    loaded: the model as it was referred to. graph: its trace.
+    """
     return {
         **_head("inspect", loaded),
         "attention": graph.attention,
@@ -33,7 +36,10 @@ def describe_graph(loaded: Loaded, graph: Graph) -> dict[str, Any]:
 
 
 def describe_result(command: str, loaded: Loaded, result: Result, files: dict[str, str]) -> dict[str, Any]:
-    """What `secateur prune` and `secateur apply` did."""
+    """What `secateur prune` and `secateur apply` did.
+
+    command: which of them. loaded: the model as it was referred to. result: the cut. files: what was written, by kind.
+    """
     kept = result.plan.widths
     return {
         **_head(command, loaded),

@@ -21,7 +21,10 @@ _NAMES = {"flops": "FLOPs (MACs)", "params": "parameters", "activations": "activ
 
 
 def graph_tables(loaded: Loaded, graph: Graph, *, every: bool = False, brief: bool = False) -> RenderableType:
-    """Groups, totals, frozen widths, unsupported operators and timings; with `brief` the totals alone."""
+    """Groups, totals, frozen widths, unsupported operators and timings.
+
+    loaded: the model as it was referred to. graph: its trace. every: all rows. brief: the totals alone.
+    """
     rows = group_rows(graph)
     shown = rows if every else rows[:ROWS]
     table = _table("group", "width", "members", "MACs", "share", "removal")
@@ -44,7 +47,10 @@ def graph_tables(loaded: Loaded, graph: Graph, *, every: bool = False, brief: bo
 
 
 def result_tables(loaded: Loaded, result: Result, files: Mapping[str, str], *, every: bool = False) -> RenderableType:
-    """Cost before and after, the widths of the groups, the proof, and what had to be settled."""
+    """Cost before and after, the widths of the groups, the proof, and what had to be settled.
+
+    loaded: the model as it was referred to. result: the cut. files: what was written, by kind. every: all rows.
+    """
     return Group(
         _title(loaded),
         _before_after(result),
@@ -58,7 +64,10 @@ def result_tables(loaded: Loaded, result: Result, files: Mapping[str, str], *, e
 
 
 def listing(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
-    """A plain list; `right` names the columns of numbers."""
+    """A plain list.
+
+    columns: their heads. rows: the cells. right: the columns of numbers.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(

@@ -66,6 +66,9 @@ def resume(
 ) -> Outcome:
     """Go on with an interrupted run; on the CPU it ends with the same weights as one that was not interrupted.
 
+    Args:
+        folder: of the run. progress, command, opened: as in `start`.
+
     Raises:
         SecateurError: one sentence: this is no run, its recipe has been changed, a file cannot be read.
     """

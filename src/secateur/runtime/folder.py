@@ -120,7 +120,10 @@ def is_library(reference: str) -> bool:
 
 
 def describe_files(folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size and hash of those files that are there, as `results.json` lists them."""
+    """Size and hash of those files that are there, as `results.json` lists them.
+
+    folder: where they lie. names: of the files that may be there.
+    """
     found = {}
     for name in names:
         path = Path(folder) / name

@@ -23,6 +23,8 @@ _ZIP = b"PK\x03\x04"  # what torch.save writes
 def read_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a safetensors file into `model`: every tensor of one is in the other, with the same shape.
 
+    path: of the file.
+
     Raises:
         ConfigError: the file cannot be read, or is a pickle. WeightsError: it does not fit; the model is as it was.
     """
@@ -44,6 +46,8 @@ def read_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
     """Write the parameters and buffers of `model`; a reader sees the old file or the new one, never half of it.
 
+    path: of the safetensors file. metadata: text that is kept with it.
+
     A tensor with several names is written under the first.
     """
     tensors = {name: tensor.detach().contiguous() for name, tensor in canonical(model).items()}
@@ -52,7 +56,10 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: Mappi
 
 
 def check_target(path: str | os.PathLike[str], option: str) -> None:
-    """Refuse an output file that cannot be written, before any work is done."""
+    """Refuse an output file that cannot be written, before any work is done.
+
+    path: of the file. option: what the user called it, for the message.
+    """
     file = Path(path)
     if file.is_dir():
         raise ConfigError(f"{option} {str(path)!r} is a folder: give a file name in it.")

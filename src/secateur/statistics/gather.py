@@ -125,7 +125,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 def replayable(batches: Iterable[tuple[Any, Any]]) -> Iterable[tuple[Any, Any]]:
-    """Batches that can be gone through several times: as they are, or kept in a list if they come once only."""
+    """Batches that can be gone through several times.
+
+    batches: returned as they are, or kept in a list if they come once only.
+    """
     return list(batches) if isinstance(batches, Iterator) else batches
 
 

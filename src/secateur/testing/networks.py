@@ -187,6 +187,7 @@ class Network:
             yield images + labels.view(-1, *[1] * len(self.shape)) / self.classes, labels
 
 
+#: Toy networks with every kind of coupling, on which `check_method` tries a method.
 NETWORKS: tuple[Network, ...] = (
     Network("residual", Residual, fine=True),
     Network("projection", Projection),

@@ -79,6 +79,8 @@ def checks(
 ) -> Iterator[Check]:
     """Every check of `check_method` by itself, to be called; nothing is done before.
 
+    method, settings, networks: as in `check_method`.
+
     @pytest.mark.parametrize("check", secateur.testing.checks(MyMethod), ids=str)
     def test_contract(check):
         check()

@@ -33,6 +33,7 @@ class Progress(Protocol):
 def make_progress(*, quiet: bool = False, json: bool = False, stream: TextIO | None = None) -> Progress:
     """Bars where a person looks on, one line an epoch where not, JSON lines or nothing on request.
 
+    quiet: nothing. json: a JSON line for every event.
     stream: standard error unless given; for JSON lines standard output.
     """
     if json:

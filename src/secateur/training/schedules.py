@@ -13,6 +13,8 @@ _ONE_CYCLE_START, _ONE_CYCLE_END = 25.0, 1e4  # the rate begins at lr / 25 and e
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     """The rate of optimiser step number `step` (from 0) of a stage.
 
+    training: the stage's section of the recipe. steps_per_epoch: optimiser steps of one epoch.
+
     The warm-up rises linearly and reaches the full rate with its last step; a schedule's milestones and end count from
     the start of the stage. For one-cycle the warm-up is the length of the rise (0: three tenths of the stage).
     """

@@ -1,0 +1,137 @@
+"""What the documentation site needs besides its pages; mkdocs.yml names it twice, as a hook and as a Griffe extension.
+
+As a hook it fills the navigation in: `methods/*` is every page of that folder. As an extension it reads our docstrings:
+lines `name: meaning` become a list of arguments, and a comment beside or above a field or a constant is its docstring.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import griffe
+
+_NAMED = re.compile(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*): ")
+
+
+def on_config(config: Any) -> Any:
+    """Expand `folder/*` in the navigation, in alphabetical order."""
+    folder = Path(config["docs_dir"])
+    config["nav"] = _expanded(config["nav"], folder)
+    return config
+
+
+def _expanded(nav: Any, folder: Path) -> Any:
+    if isinstance(nav, dict):
+        return {title: _expanded(below, folder) for title, below in nav.items()}
+    if not isinstance(nav, list):
+        return nav
+    entries: list[Any] = []
+    for entry in nav:
+        if isinstance(entry, str) and entry.endswith("/*"):
+            pages = sorted((folder / entry[:-2]).glob("*.md"))
+            entries += [{page.stem: page.relative_to(folder).as_posix()} for page in pages]
+        else:
+            entries.append(_expanded(entry, folder))
+    return entries
+
+
+class Docstrings(griffe.Extension):
+    """Read docstrings as the house writes them."""
+
+    def on_module_instance(self, *, mod: griffe.Module, **_: Any) -> None:
+        """Examples of a module."""
+        if mod.docstring:
+            mod.docstring.value = fenced(mod.docstring.value)
+
+    def on_function_instance(self, *, func: griffe.Function, **_: Any) -> None:
+        """Arguments of a function."""
+        if func.docstring:
+            func.docstring.value = listed(func.docstring.value, {p.name for p in func.parameters})
+
+    def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Fields of a class, where its docstring lists them: those without a default as well."""
+        if cls.docstring:
+            names = {name for name, member in cls.members.items() if member.is_attribute}
+            cls.docstring.value = listed(cls.docstring.value, names, "Attributes")
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """A comment is the docstring of a field or a constant."""
+        if attr.docstring or attr.lineno is None or not isinstance(attr.filepath, Path):
+            return
+        lines = attr.filepath.read_text(encoding="utf-8").splitlines()
+        above = attr.lineno - 1
+        while above and lines[above - 1].strip().startswith("#:"):
+            above -= 1
+        text = " ".join(line.strip().removeprefix("#:").strip() for line in lines[above : attr.lineno - 1])
+        beside = re.search(r"\s#:? (?!type:|fmt:|noqa)(.+)$", lines[(attr.endlineno or attr.lineno) - 1])
+        text = text or (beside[1] if beside else "")
+        if text:
+            attr.docstring = griffe.Docstring(text, lineno=attr.lineno, parent=attr)
+
+
+def fenced(text: str) -> str:
+    """The docstring with every paragraph that is a program in a fence."""
+    return "\n\n".join(f"```python\n{part}\n```" if _program(part) else part for part in text.split("\n\n"))
+
+
+def _program(paragraph: str) -> bool:
+    if paragraph.startswith(">>> "):
+        return True
+    try:
+        statements = ast.parse(paragraph).body
+    except SyntaxError:
+        return False
+    return bool(statements) and not all(isinstance(each, ast.Expr) and _word(each.value) for each in statements)
+
+
+def _word(given: ast.expr) -> bool:
+    return isinstance(given, ast.Name | ast.Constant)
+
+
+def listed(text: str, names: set[str], title: str = "Args") -> str:
+    """The docstring with its lines `name: meaning` under a heading that Griffe knows, one name a line."""
+    lines: list[str] = []
+    inside = False  # a list of ours, not under a heading of its own
+    headed = False  # under Args:, Raises: and the like
+    for line in text.splitlines():
+        if re.fullmatch(r"(Args|Raises|Returns|Yields|Attributes):", line):
+            headed, inside = line.startswith("Args"), False
+            lines.append(line)
+        elif headed and line.startswith("    ") and not line.startswith("     "):
+            lines += [f"    {part}" for part in _parted(line.strip(), names)]
+        elif _starts(line, names):
+            if not inside:
+                lines += ["", f"{title}:"]
+            inside, headed = True, False
+            lines += [f"    {part}" for part in _parted(line, names)]
+        elif inside and line.strip():
+            lines.append(f"        {line.strip()}" if line.startswith(" ") else f"        {line}")
+        else:
+            if inside and not line.strip():
+                inside = False
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _starts(line: str, names: set[str]) -> bool:
+    found = _NAMED.match(line)
+    return found is not None and all(name.strip(" *") in names for name in found[1].split(","))
+
+
+def _parted(line: str, names: set[str]) -> list[str]:
+    """`a: this. b: that.` as two; `a, b: this` once for each."""
+    parts = re.split(r"(?<=[.;]) (?=\*{0,2}\w+(?:, \*{0,2}\w+)*: )", line)
+    entries: list[str] = []
+    for part in parts:
+        if not _starts(part, names):  # a sentence with a colon in it, or words of no argument
+            if entries:
+                entries[-1] += f" {part}"
+            else:
+                entries.append(part)
+            continue
+        head, meaning = part.split(": ", 1)
+        entries += [f"{name.strip()}: {meaning}" for name in head.split(",")]
+    return entries

@@ -1,0 +1,107 @@
+"""The documentation site is built with warnings as errors, holds every public name, and fetches nothing."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _blocks import ROOT
+
+import secateur
+
+pytest.importorskip("mkdocs", reason="the site needs the extra `docs`")
+#: Packages that are no Python interface: the command line has a page of its own.
+NOT_API = {"secateur.cli"}
+
+
+def _public() -> Iterator[tuple[str, str, Any]]:
+    """(package, name, object) of everything in `__all__` of secateur and its packages."""
+    packages = ["secateur"]
+    packages += [f"secateur.{m.name}" for m in pkgutil.iter_modules(secateur.__path__) if not m.name.startswith("_")]
+    for package in packages:
+        importlib.import_module(package)
+        module = sys.modules[package]  # `secateur.prune` is also a function
+        if package in NOT_API or (not hasattr(module, "__path__") and package != "secateur"):
+            continue
+        for name in getattr(module, "__all__", ()):
+            yield package, name, getattr(module, name)
+
+
+PUBLIC = [(package, name, found) for package, name, found in _public() if not inspect.ismodule(found)]
+IDS = [f"{package}.{name}" for package, name, _ in PUBLIC]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"mkdocs build --strict:\n{done.stdout}{done.stderr}"
+    return folder
+
+
+def test_every_public_name_is_on_the_site(site: Path) -> None:
+    *_, packed = (site / "objects.inv").read_bytes().split(b"\n", 4)
+    shown = {line.split(" ", 1)[0] for line in zlib.decompress(packed).decode().splitlines()}
+    missing = sorted(set(IDS) - shown)
+    assert not missing, f"add a page docs/api/PACKAGE.md that says `::: PACKAGE`, for {missing}"
+    assert len(IDS) > 100
+
+
+@pytest.mark.parametrize(("package", "name", "found"), PUBLIC, ids=IDS)
+def test_public_names_say_what_they_are(package: str, name: str, found: Any) -> None:
+    """A docstring; of a function or a class also with its arguments, by name."""
+    if isinstance(found, type) and issubclass(found, Exception):
+        assert inspect.getdoc(found)
+    elif inspect.isclass(found) or inspect.isfunction(found):
+        text = inspect.getdoc(found) or ""
+        assert text, f"{package}.{name} has no docstring"
+        if inspect.isclass(found):
+            text += inspect.getdoc(found.__init__) or ""
+            text += inspect.getsource(found)  # fields are explained beside them
+        missing = [argument for argument in _arguments(found) if not re.search(rf"\b{argument}\b", text)]
+        assert not missing, f"the docstring of {package}.{name} does not say what {', '.join(missing)} is"
+    elif name != "__version__":
+        assert re.search(rf"^#: .+\n(?:#: .+\n)*{name}\b", _sources(package), re.MULTILINE), f"{name} needs a comment `#:`"
+
+
+def _arguments(found: Any) -> list[str]:
+    if getattr(found, "_is_protocol", False):
+        return []
+    return [name for name in inspect.signature(found).parameters if name not in ("self", "args", "kwargs")]
+
+
+def _sources(package: str) -> str:
+    """The source of a package and of the modules it takes its names from."""
+    folder = Path(sys.modules["secateur"].__path__[0]).joinpath(*package.split(".")[1:])
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py")))
+
+
+def test_nothing_is_fetched(site: Path) -> None:
+    """No font, script, style or picture from elsewhere."""
+    fetched = re.compile(r"<(?:script|img|iframe|source)[^>]+src=\"?(?:https?:)?//|<link[^>]+href=\"?(?:https?:)?//")
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        found = [hit for hit in fetched.findall(page.read_text(encoding="utf-8")) if "canonical" not in hit]
+        assert not found, f"{page.name} fetches {found[0]}"
+
+
+def test_nothing_but_pages_and_pictures(site: Path) -> None:
+    assert not list(site.rglob("*.py"))
+    assert (site / "figures" / "compare.svg").is_file()
