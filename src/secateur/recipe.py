@@ -43,6 +43,7 @@ def _several(value: Any) -> Any:
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_fixed)]
+Quantisers = Annotated[tuple[Literal["onnxruntime", "openvino"], ...], BeforeValidator(_listed)]
 Size = Annotated[tuple[int, int, int], BeforeValidator(_fixed)]
 
 
@@ -128,7 +129,14 @@ class ConstraintsConfig(Section):
     ignore: Words = Field(default=(), description="Patterns of layers whose outputs stay whole, such as layer4.*.")
     min_channels: int = Field(default=1, ge=1, description="Channels that stay in every group.")
     max_ratio: float = Field(default=1.0, ge=0, le=1, description="Largest share of a group that may go.")
-    align: int = Field(default=1, ge=1, description="Kept widths are multiples of this.")
+    align: (
+        Annotated[int, Field(ge=1)]
+        | Literal["arm", "x86-avx2", "x86-avx512", "xnnpack-avx512", "cuda-fp16", "int8-trt", "auto"]
+    ) = Field(
+        default=1,
+        description="Kept widths are multiples of this: a number, the name of a preset, or auto, that of this machine; "
+        "1 with a latency budget: what its runtime computes in.",
+    )
 
 
 class Distil(Section):
@@ -196,6 +204,13 @@ class ExportConfig(Section):
 
     onnx: bool = Field(default=True, description="Write model.onnx.")
     pt2: bool = Field(default=True, description="Write model.pt2 (torch.export): runs without the model's code.")
+    openvino: bool = Field(default=False, description="Write model.xml and model.bin, for OpenVINO.")
+    executorch: bool = Field(default=False, description="Write model.pte, for ExecuTorch with XNNPACK.")
+    int8: Quantisers = Field(
+        default=(),
+        description="Write the network in whole numbers of 8 bits too, calibrated with data.calibration_images, by the "
+        "quantisers of onnxruntime (model.int8.onnx) and openvino (model.int8.xml and .bin), and test its accuracy.",
+    )
 
 
 class LatencyConfig(Section):
@@ -233,7 +248,8 @@ class Recipe(Section):
     data: DataConfig = Field(description="Which images.")
     method: MethodConfig = Field(description="How channels are chosen.")
     budget: Annotated[str, BeforeValidator(_budget)] = Field(
-        description="What may remain: flops=0.5, params=2M or several, separated by commas; also activations, peak."
+        description="What may remain: flops=0.5, params=2M or several, separated by commas; also activations, peak, "
+        "latency=0.6@onnxruntime."
     )
     constraints: ConstraintsConfig = Field(default=ConstraintsConfig(), description="What no plan may do.")
     allocator: Literal["global", "uniform", "per_cost"] = Field(

@@ -8,14 +8,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from secateur._hints import choose
-from secateur.runtime.exporters.onnx import export_onnx, onnx_feed, onnx_model, onnx_runner, onnx_session
+from secateur.runtime.exporters.executorch import open_executorch, write_executorch
+from secateur.runtime.exporters.formats import Format, Opened
+from secateur.runtime.exporters.onnx import (
+    onnx_feed,
+    onnx_model,
+    onnx_runner,
+    onnx_session,
+    open_onnx,
+    write_onnx,
+)
+from secateur.runtime.exporters.openvino import open_openvino, write_openvino
 from secateur.runtime.exporters.outside import needed, quiet, told
-from secateur.runtime.exporters.pt2 import export_pt2
+from secateur.runtime.exporters.pt2 import write_pt2
 from secateur.runtime.exporters.subject import Subject, outputs, relative_error, tolerance_of
 
 __all__ = [
@@ -25,6 +36,7 @@ __all__ = [
     "export_model",
     "export_onnx",
     "export_pt2",
+    "export_subject",
     "needed",
     "onnx_feed",
     "onnx_model",
@@ -35,26 +47,94 @@ __all__ = [
     "relative_error",
     "told",
     "tolerance_of",
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True)
-class Exporter:
-    """A format: what it is called, its usual file name, and what it is for."""
+class Exporter(Format):
+    """A format, and what writes it."""
 
-    name: str
-    file: str
-    summary: str
-    function: Callable[[nn.Module, Any, Any], dict[str, Any]]
+    function: Callable[[Subject, Path], dict[str, Any]]
+    opened: Opened | None = None
 
 
 def export_model(name: str, model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Write `model` in the format called `name`; see `export_onnx` and `export_pt2`."""
+    """Write `model` in the format called `name` (see `EXPORTERS`), and compare what the file computes with it.
+
+    Returns:
+        "max_relative_error", "tolerance", "dynamic_batch" (with a "reason" if false), "batch_sizes" compared,
+        "weights" (hash of what was exported), "bytes" and "sha256" ("files" has them of each file, where a format
+        has several), and what only this format knows, such as "opset".
+
+    Raises:
+        ConfigError: there is no such format, or a package is missing. RunError: the network cannot be expressed, or
+        the file computes otherwise, or cannot be written; nothing is written then.
+    """
+    _check(name)
+    return export_subject(name, Subject.of(model, example_inputs), path)
+
+
+def export_subject(name: str, subject: Subject, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """As `export_model`; several formats share what they have in common if they are given one `subject`."""
+    _check(name)
+    return EXPORTERS[name].function(subject, Path(path))
+
+
+def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write ONNX in one file, and compare what ONNX Runtime computes from it with `model`; see `export_model`."""
+    return export_model("onnx", model, example_inputs, path)
+
+
+def export_pt2(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write PyTorch's own format, and compare what `secateur.load` and PyTorch make of it; see `export_model`.
+
+    Returns:
+        also "loads": whether `secateur.load` reads it ("not_loaded" says why not).
+    """
+    return export_model("pt2", model, example_inputs, path)
+
+
+def _check(name: str) -> None:
+    """ConfigError unless there is such a format and what it needs."""
     choose(name, list(EXPORTERS), "format")
-    return EXPORTERS[name].function(model, example_inputs, path)
+    EXPORTERS[name].check()
 
 
-EXPORTERS: Mapping[str, Exporter] = {
-    "onnx": Exporter("onnx", "model.onnx", "ONNX, for ONNX Runtime and most other runtimes", export_onnx),
-    "pt2": Exporter("pt2", "model.pt2", "PyTorch's export format, for PyTorch without the model's code", export_pt2),
-}
+_ROWS = (
+    Exporter(
+        "onnx",
+        ("model.onnx",),
+        "ONNX, for ONNX Runtime and most other runtimes",
+        ("onnx", "onnxscript", "onnxruntime"),
+        "export",
+        write_onnx,
+        open_onnx,
+    ),
+    Exporter(
+        "pt2",
+        ("model.pt2",),
+        "PyTorch's export format, for PyTorch without the model's code",
+        (),
+        "",
+        write_pt2,
+    ),
+    Exporter(
+        "openvino",
+        ("model.xml", "model.bin"),
+        "OpenVINO's representation, for processors and graphics of Intel and for ARM",
+        ("openvino", "onnx", "onnxscript"),
+        "openvino",
+        write_openvino,
+        open_openvino,
+    ),
+    Exporter(
+        "executorch",
+        ("model.pte",),
+        "ExecuTorch's program with XNNPACK, for phones and small devices",
+        ("executorch", "torchao"),
+        "executorch",
+        write_executorch,
+        open_executorch,
+    ),
+)
+EXPORTERS: Mapping[str, Exporter] = {row.name: row for row in _ROWS}

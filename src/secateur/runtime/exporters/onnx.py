@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from secateur.graph.modules import map_tensors
 from secateur.runtime.exporters.outside import needed, told
 from secateur.runtime.exporters.subject import Run, Subject
 
 
-def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Write ONNX in one file, and compare what ONNX Runtime computes from it with `model`.
-
-    Returns:
-        "max_relative_error", "tolerance", "dynamic_batch" (with a "reason" if false), "batch_sizes" compared, "opset",
-        "weights" (hash of what was exported), "bytes" and "sha256" of the file.
-
-    Raises:
-        ConfigError: a package is missing. RunError: the network cannot be expressed, or the file computes otherwise;
-        nothing is written then.
-    """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        needed(package)
-    subject = Subject.of(model, example_inputs)
+def write_onnx(subject: Subject, path: Path) -> dict[str, Any]:
+    """Write ONNX; says its "opset" too."""
     data, opset = onnx_model(subject)
     with told("ONNX Runtime cannot run the exported network", "leave it out with export.onnx=false"):
         error = subject.error(onnx_runner(data))
-    return subject.written(path, data, error, "ONNX", {"opset": opset})
+    return subject.written({path: data}, error, "ONNX", {"opset": opset})
 
 
-def onnx_model(subject: Subject) -> tuple[bytes, int]:
-    """An ONNX file's bytes and its opset; RunError where the network cannot be expressed."""
-    with told("The network cannot be exported to ONNX", "leave it out with export.onnx=false"):
-        program = subject.graph()
-        proto = torch.onnx.export(program, dynamo=True, verbose=False).model_proto  # type: ignore[union-attr]
-        _name_batch(proto)
-        opset = next(int(row.version) for row in proto.opset_import if row.domain in ("", "ai.onnx"))
-        return proto.SerializeToString(), opset
+def open_onnx(files: Sequence[bytes]) -> tuple[Run, bool]:
+    """A function that runs the file, and whether it takes any batch size."""
+    shape = onnx_session(files[0], 1).get_inputs()[0].shape
+    return onnx_runner(files[0]), bool(shape) and not isinstance(shape[0], int)
+
+
+def onnx_model(subject: Subject, without: str = "export.onnx=false") -> tuple[bytes, int]:
+    """An ONNX file's bytes and its opset, made once; RunError where the network cannot be expressed.
+
+    without: the setting that a recipe can do without this.
+    """
+    if "onnx" not in subject.made:
+        with told("The network cannot be exported to ONNX", f"leave it out with {without}"):
+            program = subject.graph()
+            proto = torch.onnx.export(program, dynamo=True, verbose=False).model_proto  # type: ignore[union-attr]
+            _name_batch(proto)
+            opset = next(int(row.version) for row in proto.opset_import if row.domain in ("", "ai.onnx"))
+            subject.made["onnx"] = (proto.SerializeToString(), opset)
+    data, opset = subject.made["onnx"]
+    return data, opset
 
 
 def onnx_session(data: bytes, threads: int) -> Any:

@@ -13,13 +13,13 @@ from typing import Any
 from secateur.errors import ConfigError, RunError
 
 
-def needed(package: str) -> Any:
-    """Import a package of the export extra."""
+def needed(package: str, extra: str = "export") -> Any:
+    """Import a package of one of our extras; ConfigError with the command that installs it where it is missing."""
     try:
         with quiet():
             return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise ConfigError(f'{error.name or package} is not installed: pip install "secateur[export]"') from error
+        raise ConfigError(f'{error.name or package} is not installed: pip install "secateur[{extra}]"') from error
 
 
 @contextlib.contextmanager

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from secateur.errors import RunError
 from secateur.runtime.archive import NotRun, read_archive
@@ -18,22 +16,13 @@ from secateur.runtime.exporters.subject import Subject, outputs
 from secateur.runtime.program import Program
 
 
-def export_pt2(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Write PyTorch's own format without any pickle in it, and compare what `secateur.load` and PyTorch make of it.
+def write_pt2(subject: Subject, path: Path) -> dict[str, Any]:
+    """Write PyTorch's format without any pickle in it.
 
-    Returns:
-        as `export_onnx`, without "opset"; and "loads": whether `secateur.load` reads it ("not_loaded" says why not).
-
-    Raises:
-        RunError: the network cannot be exported, or the file computes otherwise; nothing is written then.
+    Says "loads" too: whether `secateur.load` reads it ("not_loaded" says why not).
     """
-    subject = Subject.of(model, example_inputs)
     with told("The network cannot be exported by torch.export", "leave it out with export.pt2=false"):
-        program = subject.graph()
-        program._example_inputs = None  # they would be pickled
-        buffer = io.BytesIO()
-        torch.export.save(program, buffer)
-        data = buffer.getvalue()
+        data = _saved(subject.graph())
         loaded = torch.export.load(io.BytesIO(data)).module()
         error = subject.error(lambda inputs: outputs(loaded, inputs))
     more: dict[str, Any] = {"loads": True}
@@ -52,4 +41,15 @@ def export_pt2(model: nn.Module, example_inputs: Any, path: str | os.PathLike[st
         else:
             with told("The exported network cannot be run by secateur.load", "leave it out with export.pt2=false"):
                 error = max(error, subject.error(lambda inputs: outputs(own, inputs)))
-    return subject.written(path, data, error, "torch.export", more)
+    return subject.written({path: data}, error, "torch.export", more)
+
+
+def _saved(program: torch.export.ExportedProgram) -> bytes:
+    """The archive without the example inputs, which would be pickled."""
+    examples, program._example_inputs = program._example_inputs, None
+    try:
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        return buffer.getvalue()
+    finally:
+        program._example_inputs = examples  # another exporter may want them

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateur._files import write_bytes
+from secateur._files import said, write_bytes
 from secateur.errors import RunError
 from secateur.graph.modules import as_call, output_tensors, unwrap
 from secateur.graph.randomise import twin_of
@@ -35,6 +36,7 @@ class Subject:
     inputs: Any
     sizes: tuple[int, ...]  # batch sizes to compare at
     reason: str | None  # why the batch size is fixed, None if it is not
+    made: dict[str, Any] = field(default_factory=dict, repr=False)  # by one adapter, for the next: graphs, ONNX
 
     @classmethod
     def of(cls, model: nn.Module, example_inputs: Any, *, fixed: str | None = None) -> Subject:
@@ -54,33 +56,44 @@ class Subject:
             return cls(twin, inputs, (batch,), f"the network does not run with other batch sizes ({brief(error)})")
         return cls(twin, inputs, _BATCHES, None)
 
-    def graph(self) -> torch.export.ExportedProgram:
-        """Export with any batch size where that works, else with that of the example."""
+    def graph(self, most: int | None = None) -> torch.export.ExportedProgram:
+        """Export, once, with any batch size (or up to `most`) where that works, else with that of the example."""
+        key = f"graph up to {most}"
+        if key not in self.made:
+            self.made[key] = self._graph(most)
+        program = self.made[key]
+        assert isinstance(program, torch.export.ExportedProgram)
+        return program
+
+    def _graph(self, most: int | None) -> torch.export.ExportedProgram:
         if self.reason is None:
             example = with_batch(self.inputs, 2)  # 0 and 1 would be taken for constants
+            batch = torch.export.Dim.DYNAMIC if most is None else torch.export.Dim("batch", min=1, max=most)
             try:
-                return _stripped(_exported(self.twin, example, dynamic=True))
+                return _stripped(_exported(self.twin, example, batch))
             except Exception as error:  # torch.export has no common family of its own
                 self.reason = f"its batch size cannot be left open ({brief(error)})"
                 self.sizes = (batch_of(self.inputs) or 1,)
-        return _stripped(_exported(self.twin, self.inputs, dynamic=False))
+        return _stripped(_exported(self.twin, self.inputs, None))
 
     def error(self, run: Run) -> float:
         """The largest relative difference between what `run` and the network compute, over all batch sizes."""
         cases = [with_batch(self.inputs, size) for size in self.sizes] or [self.inputs]
         return max(relative_error(outputs(self.twin, case), run(case)) for case in cases)
 
-    def written(
-        self, path: str | os.PathLike[str], data: bytes, error: float, what: str, more: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Write the file if it computes what the network does, and say all there is to say about it."""
+    def written(self, files: Mapping[Path, bytes], error: float, what: str, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the files, of which the first is named to a runtime, and say all there is to say about them.
+
+        Raises:
+            RunError: they do not compute what the network does, or cannot be written; none is written then.
+        """
         tolerance = tolerance_of(self.twin)
         if not error <= tolerance:
             raise RunError(
                 f"The {what} file does not compute what the network does (relative error {error:.1e}, tolerance "
                 f"{tolerance:.0e}), so it was not written: leave it out, and please report the network."
             )
-        write_bytes(path, data, what=f"The {what} file")
+        write_together(files, f"The {what} file")
         return {
             "max_relative_error": error,
             "tolerance": tolerance,
@@ -89,9 +102,39 @@ class Subject:
             "batch_sizes": list(self.sizes),
             **more,
             "weights": digest(canonical(self.twin)),
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
+            **described(files),
         }
+
+
+def write_together(files: Mapping[Path, bytes], what: str) -> None:
+    """Write all of them under other names before the first gets its own, so that a full disk leaves the old ones.
+
+    The file that others are found by, the first, is renamed last.
+    """
+    if len(files) == 1:
+        for path, data in files.items():
+            write_bytes(path, data, what=what)
+        return
+    mark = secrets.token_hex(6)
+    ready = {path: path.with_name(f".{path.name}.{mark}.tmp") for path in files}
+    try:
+        for path, data in files.items():
+            write_bytes(ready[path], data, what=what)
+        for path in reversed(ready):
+            ready[path].replace(path)
+    except OSError as problem:
+        raise RunError(f"{what} cannot be written to {str(next(iter(files)))!r}: {said(problem)}.") from problem
+    finally:
+        for left in ready.values():
+            left.unlink(missing_ok=True)
+
+
+def described(files: Mapping[Path, bytes]) -> dict[str, Any]:
+    """Size and hash of what an export wrote; of several files each has its own as well, by its name."""
+    rows = {path.name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for path, data in files.items()}
+    first = next(iter(rows.values()))
+    total = {"bytes": sum(len(data) for data in files.values()), "sha256": first["sha256"]}
+    return total if len(rows) == 1 else {**total, "files": rows}
 
 
 def relative_error(want: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
@@ -120,14 +163,15 @@ def outputs(model: Callable[..., Any], inputs: Any) -> list[torch.Tensor]:
         return output_tensors(model(*args, **kwargs))
 
 
-def _exported(model: nn.Module, inputs: Any, *, dynamic: bool) -> torch.export.ExportedProgram:
+def _exported(model: nn.Module, inputs: Any, batch: Any) -> torch.export.ExportedProgram:
+    """With dimension 0 of the inputs as `batch` says, or fixed for None."""
     args, kwargs = as_call(inputs)
     shapes = None
     with quiet(), torch.no_grad():
-        if dynamic:
+        if batch is not None:
             collection = torch.export.ShapesCollection()
             for tensor in batched(inputs):
-                collection[tensor] = {0: torch.export.Dim.DYNAMIC}
+                collection[tensor] = {0: batch}
             shapes = collection.dynamic_shapes(model, args, kwargs)
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
