@@ -8,9 +8,9 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table; columns after the first are numbers or short words."""
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+def table(head: list[str], rows: Iterable[Iterable[Any]], *, words: bool = False) -> str:
+    """A Markdown table; columns after the first are numbers or short words, or with `words` sentences."""
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + (" --- |" if words else " ---: |") * (len(head) - 1)]
     lines += [
         "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
     ]

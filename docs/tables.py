@@ -1,6 +1,6 @@
-"""Fill the tables in the documentation from the code they document.
+"""Fill the tables in the documentation from the code they document, and write a page for every method.
 
-python docs/tables.py            # writes every block between <!-- table NAME --> and <!-- end table --> anew
+python docs/tables.py            # writes every block between <!-- table NAME --> and <!-- end table -->, and methods/
 python docs/tables.py --check    # fails when one is not what the code says
 """
 
@@ -17,6 +17,9 @@ from secateur.recipe import Recipe, Training
 from secateur.repair import METHOD_OF, REPAIRS
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import _method_pages  # noqa: E402
+
 _BLOCK = re.compile(r"<!-- table ([\w ]+) -->\n.*?<!-- end table -->", re.DOTALL)
 
 
@@ -58,7 +61,7 @@ def every_method(_name: str) -> str:
         head,
         (
             (
-                f"[`{row.name}`](#{row.name})",
+                f"[`{row.name}`](methods/{row.name}.md)",
                 row.paper,
                 str(row.year),
                 f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else "",
@@ -70,17 +73,6 @@ def every_method(_name: str) -> str:
             for row in METHODS
         ),
     )
-
-
-def method_settings(_name: str) -> str:
-    """A section a method: what it does, and its settings."""
-    parts = []
-    for row in METHODS:
-        parts.append(f"## {row.name}\n\n{row.summary[0].upper()}{row.summary[1:]}.\n")
-        rows = [(f"`{s.path}`", s.allowed, f"`{s.default}`", s.meaning) for s in settings(row.settings)]
-        parts.append(table(("setting", "may be", "default", "meaning"), rows) if rows else "It has no settings.")
-        parts.append("")
-    return "\n".join(parts)
 
 
 def repairs(_name: str) -> str:
@@ -114,7 +106,6 @@ def example(name: str) -> str:
 TABLES: Mapping[str, Callable[[str], str]] = {
     "methods": methods,
     "every method": every_method,
-    "method settings": method_settings,
     "repairs": repairs,
     "repair settings": repair_settings,
     "example plain_pytorch": example,
@@ -133,19 +124,31 @@ def filled(page: str) -> str:
     return _BLOCK.sub(block, page)
 
 
+def written() -> dict[Path, str]:
+    """Every page that is not as the code says, as it should be."""
+    made = {page: filled(page.read_text(encoding="utf-8")) for page in sorted(HERE.glob("*.md"))}
+    made |= _method_pages.pages(HERE / "methods", table)
+    return {page: text for page, text in made.items() if not page.exists() or page.read_text(encoding="utf-8") != text}
+
+
+def gone() -> list[Path]:
+    """Pages of methods that there are no more."""
+    return [page for page in (HERE / "methods").glob("*.md") if page.stem not in {row.name for row in METHODS}]
+
+
 def main(arguments: list[str]) -> int:
     """Write the pages, or check them."""
-    stale = []
-    for page in sorted(HERE.glob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        made = filled(text)
-        if made != text:
-            stale.append(page.name)
-            if "--check" not in arguments:
-                page.write_text(made, encoding="utf-8")
-    if stale:
-        print(("stale: " if "--check" in arguments else "wrote: ") + ", ".join(stale))
-    return 1 if stale and "--check" in arguments else 0
+    stale, old = written(), gone()
+    if "--check" not in arguments:
+        for page, text in stale.items():
+            page.parent.mkdir(exist_ok=True)
+            page.write_text(text, encoding="utf-8")
+        for page in old:
+            page.unlink()
+    names = [page.relative_to(HERE).as_posix() for page in [*stale, *old]]
+    if names:
+        print(("stale: " if "--check" in arguments else "wrote: ") + ", ".join(names))
+    return 1 if names and "--check" in arguments else 0
 
 
 if __name__ == "__main__":

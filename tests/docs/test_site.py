@@ -77,7 +77,8 @@ def test_public_names_say_what_they_are(package: str, name: str, found: Any) -> 
         missing = [argument for argument in _arguments(found) if not re.search(rf"\b{argument}\b", text)]
         assert not missing, f"the docstring of {package}.{name} does not say what {', '.join(missing)} is"
     elif name != "__version__":
-        assert re.search(rf"^#: .+\n(?:#: .+\n)*{name}\b", _sources(package), re.MULTILINE), f"{name} needs a comment `#:`"
+        comment = rf"^#: .+\n(?:#: .+\n)*{name}\b"
+        assert re.search(comment, _sources(package), re.MULTILINE), f"{name} needs a comment `#:` above it"
 
 
 def _arguments(found: Any) -> list[str]:

@@ -1,0 +1,111 @@
+"""What the result files say about each method: read by the page that helps to choose and by the pages of methods."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+import _record
+from _markdown import Row
+from _one_shot_page import averages
+
+HALF = "flops=0.5"
+ONE_SHOT = "cifar10"
+
+
+@dataclass
+class Facts:
+    """One method's results; what was not measured is empty."""
+
+    means: dict[str, Row] = field(default_factory=dict)  # of the comparison, by budget
+    top1: dict[str, float] = field(default_factory=dict)  # straight after the cut, at half the FLOPs, by repair
+    score_s: float | None = None  # to look, score and plan there
+    networks: list[Row] = field(default_factory=list)
+    passes: float | None = None  # time to look and score, in passes forward and back over the same images (ResNet-50)
+    step: str = ""  # a training step, in plain ones
+
+    def final(self, budget: str = HALF) -> float | None:
+        """Mean accuracy in the end."""
+        return self.means[budget]["values"]["accuracy.final"]["mean"] if budget in self.means else None
+
+    def value(self, key: str, budget: str = HALF) -> float | None:
+        """A mean of the comparison; None where there is none."""
+        found = self.means[budget]["values"].get(key) if budget in self.means else None
+        return found["mean"] if found else None
+
+    def mended(self) -> tuple[str, float] | None:
+        """The repair behind which most is left, and how much."""
+        tried = {name: top1 for name, top1 in self.top1.items() if name != "none"}
+        best = max(tried, key=lambda name: tried[name], default=None)
+        return None if best is None else (best, tried[best])
+
+
+@dataclass
+class Measured:
+    """All methods' results, and what they have in common."""
+
+    facts: dict[str, Facts]
+    compared: dict[str, Any] | None
+    one_shot: dict[str, Any] | None
+    networks: dict[str, Any] | None
+
+    def of(self, name: str) -> Facts:
+        """Of one method."""
+        return self.facts.get(name, Facts())
+
+    @property
+    def dense(self) -> float:
+        """Top-1 of the network that is cut and not trained on."""
+        return statistics.mean(self.one_shot["dense"].values()) if self.one_shot else float("nan")
+
+    @property
+    def error(self) -> float:
+        """How well a top-1 straight after the cut is known: one standard deviation of drawing the test images."""
+        if not self.one_shot:
+            return float("nan")
+        return float((self.dense * (1 - self.dense) / self.one_shot["tested"]) ** 0.5)
+
+
+def measured() -> Measured:
+    """Whatever result files there are."""
+    compared, one_shot, networks = (_found(n) for n in ("compare_short", f"one_shot_{ONE_SHOT}", "networks"))
+    facts: dict[str, Facts] = {}
+
+    def of(name: str) -> Facts:
+        return facts.setdefault(name, Facts())
+
+    for mean in compared["means"] if compared else ():
+        if "+" not in mean["label"]:  # a method with a repair is another rival
+            of(mean["label"]).means[mean["budget"]] = mean
+    rows = one_shot["rows"] if one_shot else []
+    for (name, repair, left), top1 in averages(rows).items():
+        if left == 0.5:
+            of(name).top1[repair] = top1
+    for row in rows:
+        if row["left"] == 0.5 and "score_s" in row:
+            of(row["method"]).score_s = row["score_s"]
+    for row in networks["rows"] if networks else ():
+        of(row["method"]).networks.append(row)
+    scores = _found("score_speed")
+    for row in scores["rows"] if scores else ():
+        of(row["method"]).passes = row["ratio"]
+    for name, step in _steps().items():
+        of(name).step = step
+    return Measured(facts, compared, one_shot, networks)
+
+
+def _found(name: str) -> dict[str, Any] | None:
+    path = _record.RESULTS / f"{name}.json"
+    return _record.read(path) if path.exists() else None
+
+
+def _steps() -> dict[str, str]:
+    steps = {}
+    for name in ("bwcp", "csgd"):
+        if found := _found(f"{name}_step"):
+            steps[name] = f"{found['rows'][0][name]['ratio']:.2f}"
+    if found := _found("dcpcac_steps"):
+        first, *_, last = found["rows"]
+        steps["dcpcac"] = f"{first['ratio']:.2f}, in the end {last['ratio']:.2f}"
+    return steps

@@ -1,0 +1,236 @@
+"""docs/choosing.md: which method for whom, from what was measured; every figure and every judgement is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from _by_method import HALF, Facts, Measured, measured
+from _markdown import circumstances, percent, table
+
+from secateur.methods import METHODS, MethodRow
+
+YARDSTICK = "random"
+PLAIN = "l1"
+#: From here on a method is said to be a poor choice for somebody.
+SLOW_SCORES_S = 10.0
+SLOW_RUN = 1.25
+KEEPS_PARAMETERS = 0.65
+BROKEN = 0.5
+
+INTRODUCTION = """\
+No method is the best one. What decides is what you have: images, labels, time to train. This page puts our own
+measurements beside each other; all of its figures and judgements are computed from the result files, and change with
+them. It holds for two small networks on CIFAR-10 and short trainings. Before a long one, run your own comparison on a
+shortened recipe: `secateur compare recipe.yaml --methods l1,bwcp,scratch --seeds 3` ([comparing.md](comparing.md))."""
+
+LEGEND = """\
+*Alone*, *repaired*: percent of the test images right straight after the cut of a ResNet-20, at half the FLOPs, nothing
+trained (dense {dense:.1f}%, a figure is known to about {error:.1f} points); the repair is the best of those tried
+([one_shot.md](one_shot.md)). *Plan (s)*: seconds to look at {images:,} images, score and plan there. *With equal
+epochs*: percent right in the end in the comparison of ResNet-8s with {epochs} epochs in all
+([compare.md](compare.md)), mean and deviation over seeds. *Parameters left* and *seconds* are of the same runs; seconds
+are beside other work. *A step*: of training with the method at work, in plain steps; *passes*: the time to look at
+images and score a ResNet-50, in passes forward and back over them ([speed.md](speed.md)). – is not measured."""
+
+ADVICE = """\
+- Decide on the budget first, and on what it is of: [budgets.md](budgets.md); what a budget of FLOPs does not buy:
+  [why-faster.md](why-faster.md).
+- A network straight after the cut is broken more often than not. That is no defect: repair it
+  ([repairs.md](repairs.md)), train it on, or both. Repairs need some images, and no labels.
+- A narrow network trained from new weights (`scratch`) is the honest yardstick wherever there is time for a whole
+  training. Pruning pays where trained weights are there already, or where the data are not.
+- Differences of a point or two are within the deviations over seeds here.
+- Most of the papers train for a hundred epochs and more, we for {epochs:.0f}. What a method gains in a long training is
+  not measured here; nor are large networks and images."""
+
+
+def pages(docs: Path) -> dict[Path, str]:
+    """The page, of the results there are."""
+    found = measured()
+    if not found.compared or not found.one_shot:
+        return {}
+    epochs = max(m["values"]["epochs.total"]["mean"] for m in found.compared["means"])
+    images = found.one_shot["images"]
+    legend = LEGEND.format(dense=100 * found.dense, error=100 * found.error, images=images, epochs=f"{epochs:.0f}")
+    parts = ["# Choosing a method", "This page is made by `benchmarks/tables.py`.", INTRODUCTION]
+    parts += ["## By what you have", table(["you have", "take", "why"], _situations(found), words=True)]
+    parts += ["## By method", legend, table(HEAD, [_row(row, found) for row in METHODS])]
+    parts += ["## Poor choices", POOR, table(["method", "a poor choice where"], _poor_rows(found), words=True)]
+    parts += ["## What no table says", ADVICE.format(epochs=epochs)]
+    parts += [f"Straight after the cut: {circumstances(found.one_shot)}"]
+    return {docs / "choosing.md": "\n\n".join(parts) + "\n"}
+
+
+# ------------------------------------------------------------------------------------------------ by what you have
+
+
+def _situations(found: Measured) -> list[list[str]]:
+    rows = []
+    weights = _top(found, lambda row, facts: {"none": facts.top1.get("none")} if row.needs == "nothing" else {})
+    if weights:
+        (name, _), top1 = weights[0]
+        verdict = "**broken**: plan for fine-tuning" if top1 < BROKEN * found.dense else "usable"
+        rows.append(["trained weights, nothing else", f"{_link(name)}, and train on", f"{_p(top1)} alone, {verdict}"])
+    images = _top(found, lambda row, facts: facts.top1 if row.needs != "training" or facts.top1 else {})
+    if images and found.one_shot:
+        rows.append([f"{found.one_shot['images']:,} images of the task, no training", *_best(images, found.error)])
+        quick = [each for each in images if (found.of(each[0][0]).score_s or 99) < 1]
+        if quick:
+            rows.append(["the same, and a plan within a second (a repair comes on top)", *_best(quick, found.error)])
+    for title, wanted in TRAINED.items():
+        ranked = _compared(found, wanted)
+        if ranked:
+            rows.append([title, *_first(ranked)])
+    return rows
+
+
+TRAINED = {
+    "trained weights and a short fine-tuning": lambda row: row.acts == "after training",
+    "trained weights, and the method may act in fine-tuning": lambda row: (
+        row.acts == "while training" and row.begins == "weights"
+    ),
+    "time for a whole training": lambda row: row.begins != "weights",
+}
+
+
+def _top(found: Measured, of) -> list[tuple[tuple[str, str], float]]:  # type: ignore[no-untyped-def]
+    """((method, repair), top-1) of what a situation admits, best first."""
+    listed = [
+        ((row.name, repair), top1)
+        for row in METHODS
+        for repair, top1 in of(row, found.of(row.name)).items()
+        if top1 is not None
+    ]
+    return sorted(listed, key=lambda each: (-each[1], each[0]))
+
+
+def _best(ranked: list[tuple[tuple[str, str], float]], error: float) -> list[str]:
+    """The first, and those that cannot be told from it (within two standard deviations)."""
+    (first, top1), *others = ranked
+    alike = [_pair(*names) for names, value in others if value >= top1 - 2 * error]
+    also = f"; not worse as far as we can tell: {', '.join(alike[:5])}" if alike else ""
+    return [_pair(*first), f"{_p(top1)} straight after the cut{also}"]
+
+
+def _compared(found: Measured, wanted) -> list[tuple[MethodRow, float, float]]:  # type: ignore[no-untyped-def]
+    """(method, mean, deviation) of the comparison at half the FLOPs, best first."""
+    rows = [row for row in METHODS if wanted(row) and found.of(row.name).final() is not None]
+    listed = [(row, found.of(row.name).final() or 0.0, _deviation(found.of(row.name))) for row in rows]
+    return sorted(listed, key=lambda each: (-each[1], each[0].name))
+
+
+def _first(ranked: list[tuple[MethodRow, float, float]]) -> list[str]:
+    (row, mean, sd), *others = ranked
+    alike = [_link(other.name) for other, value, apart in others if value + 2 * max(sd, apart) >= mean]
+    also = f"; within two deviations: {', '.join(alike)}" if alike else ""
+    return [_link(row.name), f"{_p(mean)} with equal epochs{also}"]
+
+
+# ------------------------------------------------------------------------------------------------ by method
+
+HEAD = "method,needs,acts,alone,repaired,plan (s),with equal epochs,parameters left,seconds,a step,passes".split(",")
+
+
+def _row(row: MethodRow, found: Measured) -> list[str]:
+    facts = found.of(row.name)
+    mended = facts.mended()
+    final = facts.final()
+    share, total = facts.value("params.share"), facts.value("seconds.total")
+    return [
+        _link(row.name),
+        row.needs,
+        row.acts,
+        _p(facts.top1.get("none")),
+        "–" if mended is None else f"{_p(mended[1])} `{mended[0]}`",
+        "–" if facts.score_s is None else f"{facts.score_s:.1f}",
+        "–" if final is None else f"{100 * final:.1f}{_apart(facts)}",
+        "–" if share is None else percent(share, 1),
+        "–" if total is None else f"{total:.0f}",
+        facts.step or "–",
+        "–" if facts.passes is None else f"{facts.passes:.1f}",
+    ]
+
+
+def _apart(facts: Facts) -> str:
+    return f" ± {100 * _deviation(facts):.1f}" if len(facts.means[HALF]["seeds"]) > 1 else " (one seed)"
+
+
+# ------------------------------------------------------------------------------------------------ poor choices
+
+POOR = f"""\
+Every clause is a rule applied to what a method needs and to the figures: plans slower than {SLOW_SCORES_S:.0f} s for a
+ResNet-20; a run {SLOW_RUN:g} times as long as that of `{PLAIN}`; more than {KEEPS_PARAMETERS:.0%} of the parameters
+left at half the FLOPs; less than {BROKEN:.0%} of the dense accuracy alone; not better than chance (`{YARDSTICK}`) by
+more than the error."""
+
+
+def _poor_rows(found: Measured) -> list[list[str]]:
+    return [[_link(row.name), "; ".join(poor(row, found)) or "nothing measured speaks against it"] for row in METHODS]
+
+
+def poor(row: MethodRow, found: Measured) -> Iterable[str]:
+    """Where a method is a poor choice, by what it needs and by what was measured."""
+    facts, chance, plain = (found.of(name) for name in (row.name, YARDSTICK, PLAIN))
+    if row.acts == "while training":
+        start = "from new weights" if row.begins == "new" else "on trained weights"
+        once = "; it can also score a trained network once" if facts.top1 else ""
+        yield f"there is no time to train with the method at work ({start}{once})"
+    elif row.acts == "before training":
+        yield "weights are there already: it throws them away"
+    elif row.needs == "calibration":
+        yield "there are no images of the task"
+    if row.name == YARDSTICK:
+        yield "anything better is known: it is the yardstick"
+        return
+    alone, mended = facts.top1.get("none"), facts.mended()
+    if alone is not None and alone < BROKEN * found.dense:
+        yield f"nothing follows the cut ({_p(alone)} alone)"
+    by_chance = chance.top1.get(mended[0]) if mended else None
+    if mended and by_chance is not None and mended[1] <= by_chance + 2 * found.error:
+        yield f"only a repair follows: with `{mended[0]}` chance does as well ({_p(mended[1])} against {_p(by_chance)})"
+    final, yard = facts.final(), chance.final()
+    if final is not None and yard is not None and final <= yard + max(_deviation(facts), _deviation(chance)):
+        yield f"the training is as short as ours: {_p(final)}, chance {_p(yard)}"
+    share = facts.value("params.share")
+    if share is not None and share > KEEPS_PARAMETERS:
+        yield f"size counts: {percent(share, 1)} of the parameters stay"
+    if facts.score_s is not None and facts.score_s > SLOW_SCORES_S:
+        yield f"plans are wanted in seconds ({facts.score_s:.0f} s)"
+    total, usual = facts.value("seconds.total"), plain.value("seconds.total")
+    if total and usual and total > SLOW_RUN * usual:
+        yield f"time is short: {total / usual:.1f} times the seconds of `{PLAIN}`"
+    yield from _on_networks(facts, plain)
+    if not (facts.top1 or facts.means or facts.networks):
+        yield "figures are wanted: none of ours are here yet"
+
+
+def _on_networks(facts: Facts, plain: Facts) -> Iterable[str]:
+    usual = {row["network"]: row.get("total_s") for row in plain.networks}
+    for row in facts.networks:
+        name = row["network"].rpartition(":")[2]
+        if "error" in row:
+            yield f"the network is like {name}: it did not come through"
+        elif usual.get(row["network"]) and row["total_s"] > 5 * usual[row["network"]]:
+            yield f"the network is like {name}: {row['total_s']:.0f} s where `{PLAIN}` took {usual[row['network']]:.0f}"
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+def _deviation(facts: Facts) -> float:
+    """Over seeds; where there is one, that of the others (their mean) would be a guess: nothing."""
+    found = facts.means[HALF]["values"]["accuracy.final"]["sd"] if HALF in facts.means else None
+    return found or 0.0
+
+
+def _p(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def _link(name: str) -> str:
+    return f"[`{name}`](methods/{name}.md)"
+
+
+def _pair(name: str, repair: str) -> str:
+    return _link(name) if repair == "none" else f"{_link(name)} with [`{repair}`](repairs.md#{repair})"

@@ -1,0 +1,191 @@
+"""docs/methods/NAME.md, a page for every method: its docstring, its row, its settings, and what was measured."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from secateur._settings import settings
+from secateur.methods import CRITERIA, METHODS, MethodRow
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from _by_method import Facts, Measured, measured
+from _markdown import percent
+
+Table = Callable[[Iterable[str], Iterable[Iterable[str]]], str]
+
+BEGINS = {"weights": "trained weights", "new": "new weights", "narrow": "new weights of the narrow network"}
+NEEDS = {
+    "nothing": "nothing but the network",
+    "calibration": "batches of images (`data.calibration_images`)",
+    "training": "training with the method at work",
+}
+
+
+def pages(folder: Path, table: Table) -> dict[Path, str]:
+    """Every method's page by path."""
+    found = measured()
+    return {folder / f"{row.name}.md": _page(row, found, table) for row in METHODS}
+
+
+def _page(row: MethodRow, found: Measured, table: Table) -> str:
+    parts = [f"# {row.name}", "This page is made by `docs/tables.py`.", f"{row.summary[0].upper()}{row.summary[1:]}."]
+    parts += [table(("", ""), _row(row)), "## What it does", prose(_docstring(row))]
+    parts += ["## Settings", _settings(row, table), "## Using it", _use(row)]
+    parts += ["## Measured", *_results(row, found.of(row.name), found, table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(row: MethodRow) -> list[tuple[str, str]]:
+    link = f", [arXiv:{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else ""
+    after = "trained on" if row.finetunes else "not trained on, as in its paper"
+    return [
+        ("paper", f"{row.paper}, {row.year}{link}"),
+        ("needs", NEEDS[row.needs]),
+        ("acts", row.acts),
+        ("begins with", BEGINS[row.begins]),
+        ("removes", f"{row.granularity}s"),
+        ("after the cut", after),
+        ("fidelity", row.fidelity),
+    ]
+
+
+def _docstring(row: MethodRow) -> str:
+    """Of the method's file; of the criterion, where one file holds several."""
+    found: object = next((each.function for each in CRITERIA if each.name == row.name), None)
+    return inspect.cleandoc((found or sys.modules[row.factory.__module__]).__doc__ or "")
+
+
+def _settings(row: MethodRow, table: Table) -> str:
+    rows = [(f"`{s.path}`", s.allowed, f"`{s.default}`", s.meaning) for s in settings(row.settings)]
+    return table(("setting", "may be", "default", "meaning"), rows) if rows else "It has none."
+
+
+def _use(row: MethodRow) -> str:
+    steps = ", steps=..." if row.needs == "training" else ""
+    shown = {
+        "nothing": "then `pruner.finish()`",
+        "calibration": "then `pruner.collect(batches, loss)` and `pruner.finish()`",
+        "training": "in [a loop of your own](../own-loop.md), then `pruner.finish()`",
+    }[row.needs]
+    return (
+        f"In a [recipe](../recipes.md) `method: {row.name}`, or `method: {{name: {row.name}, ...}}` with settings; on "
+        f"the command line `secateur run recipe.yaml --set method={row.name}`; in Python "
+        f'`pruner = secateur.methods.method("{row.name}").factory(model, images, budget="flops=0.5"{steps})`, {shown}.'
+    )
+
+
+# ------------------------------------------------------------------------------------------------ docstrings
+
+
+def prose(docstring: str) -> str:
+    """A docstring as Markdown: its first line as a sentence, equations as code, hanging lines as a list."""
+    parts = []
+    for paragraph in docstring.strip("\n").split("\n\n"):
+        lines = [line.rstrip() for line in paragraph.splitlines() if line.strip()]
+        plain = next((number for number, line in enumerate(lines) if _indent(line)), len(lines))
+        head, rest = lines[:plain], lines[plain:]
+        if head:
+            parts.append(_escaped("\n".join(line.strip() for line in head)))
+        if rest and not head:
+            least = min(_indent(line) for line in rest)
+            parts.append("```text\n" + "\n".join(line[least:] for line in rest) + "\n```")
+        elif rest:
+            parts.append(_listed(rest))
+    return "\n\n".join(parts)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _listed(lines: list[str]) -> str:
+    """Lines under a heading: points with hanging lines, or one paragraph where nothing hangs."""
+    least = min(_indent(line) for line in lines)
+    hangs = any(_indent(line) > least for line in lines)
+    points: list[str] = []
+    for line in lines:
+        if points and (_indent(line) > least or not hangs):
+            points[-1] += f"\n  {line.strip()}"
+        else:
+            points.append(f"- {line.strip()}")
+    if not hangs:
+        return _escaped("\n".join(line.strip() for line in lines))
+    return _escaped("\n".join(points))
+
+
+def _escaped(text: str) -> str:
+    """What is no code shows as it is written; a list keeps its dashes."""
+    parts = re.split(r"(``?[^`]+``?)", text)
+    return "".join(p if p.startswith("`") else re.sub(r"([*_\[\]])", r"\\\1", p).replace("<", "&lt;") for p in parts)
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+def _results(row: MethodRow, facts: Facts, found: Measured, table: Table) -> list[str]:
+    parts = []
+    if facts.means:
+        parts.append("A ResNet-8 on a part of CIFAR-10, equal epochs for all ([methods compared](../compare.md)):")
+        parts.append(
+            table(("budget", "dense", "cut", "final", "parameters left", "seconds", "seeds"), _compared(facts))
+        )
+    if facts.top1:
+        parts.append(
+            "Straight after the cut, at half the FLOPs: a ResNet-20 on CIFAR-10, dense "
+            f"{_p(found.dense)}, nothing trained ([all](../one_shot.md)):"
+        )
+        parts.append(table(("repair", "top-1"), [(_repair(name), _p(top1)) for name, top1 in facts.top1.items()]))
+        if facts.score_s is not None and found.one_shot:
+            images = found.one_shot["images"]
+            parts.append(f"To look at {images:,} images, score and plan took {facts.score_s:g} s.")
+    if facts.networks:
+        parts.append("On other networks, far too briefly for accuracies ([all](../networks.md)):")
+        parts.append(table(("network", "MACs left", "parameters left", "proof", "run, s"), _networks(facts)))
+    if facts.step:
+        parts.append(f"A training step takes {facts.step} times a plain one ([costs](../speed.md)).")
+    if facts.passes is not None:
+        parts.append(
+            f"To look at images and score a ResNet-50 takes {facts.passes:.1f} passes forward and back over them "
+            "([costs](../speed.md))."
+        )
+    return parts or ["Nothing yet."]
+
+
+def _compared(facts: Facts) -> list[tuple[str, ...]]:
+    rows = []
+    for budget, mean in facts.means.items():
+        values = mean["values"]
+        shown = [_mean(values[f"accuracy.{key}"]) for key in ("dense", "pruned", "final")]
+        share, seconds = values["params.share"]["mean"], values["seconds.total"]["mean"]
+        rows.append((f"`{budget}`", *shown, percent(share, 1), f"{seconds:.0f}", str(len(mean["seeds"]))))
+    return rows
+
+
+def _networks(facts: Facts) -> list[tuple[str, ...]]:
+    rows = []
+    for row in facts.networks:
+        if "error" in row:
+            rows.append((f"`{row['network']}`", "–", "–", row["error"], "–"))
+        else:
+            proof = f"{'exact' if row['exact'] else 'structural'}, {row['max_relative_error']:.0e}"
+            left, params = percent(row["left"], 1), percent(row["params"], 1)
+            rows.append((f"`{row['network']}`", left, params, proof, f"{row['total_s']:.0f}"))
+    return rows
+
+
+def _mean(value: dict[str, float | None] | None) -> str:
+    if value is None or value["mean"] is None:
+        return "–"
+    return f"{100 * value['mean']:.1f}" + (f" ± {100 * value['sd']:.1f}" if value["sd"] else "")
+
+
+def _repair(name: str) -> str:
+    return "none" if name == "none" else f"[`{name}`](../repairs.md#{name})"
+
+
+def _p(share: float) -> str:
+    return f"{100 * share:.1f}%"
