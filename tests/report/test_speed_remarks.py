@@ -132,6 +132,13 @@ def test_no_speed_up_is_said(tmp_path: Path) -> None:
     assert "PyTorch: no speed-up that can be told from chance (0.97× to 1.06×)." in text
 
 
+def test_times_that_overlap_are_no_speed_up_whatever_their_ratio(tmp_path: Path) -> None:
+    content = two_layers()
+    content["latency"]["runtimes"][0] |= {"ratio": {"median": 1.2, "low": 1.1, "high": 1.3}, "speedup": False}
+    text = said(tmp_path, content)["Arithmetic and time"]
+    assert "PyTorch: no speed-up that can be told from chance (1.10× to 1.30×)." in text
+
+
 def test_times_that_vary_too_much_are_to_be_measured_again(tmp_path: Path) -> None:
     content = two_layers()
     content["latency"]["runtimes"][0]["ratio"] = {"median": 1.6, "low": 0.7, "high": 5.4}

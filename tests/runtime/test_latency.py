@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -14,27 +15,33 @@ from torch import nn
 
 from secateur import models
 from secateur.errors import ConfigError, RunError
-from secateur.runtime import measure
-from secateur.runtime.latency import compare
+from secateur.runtime import latency, measure
+from secateur.runtime.engines import ENGINES, REST
+from secateur.runtime.latency import compare, in_turns, measure_alone
 from secateur.runtime.layers import kind_of
+
+PRESENT = [name for name in ("pytorch", "onnxruntime", "openvino") if ENGINES[name].missing() is None]
 
 
 @pytest.fixture(scope="module")
 def document(run: Run) -> dict[str, Any]:
-    return measure(run.fresh(), run.narrow, run.inputs, batch_size=2, repeats=4, warmup=1)
+    return measure(
+        run.fresh(), run.narrow, run.inputs, batch_size=2, repeats=4, warmup=1, runtimes=PRESENT, layers=True
+    )
 
 
 def test_the_document_is_whole_and_strict_json(document: dict[str, Any]) -> None:
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert (document["format"], document["version"]) == ("secateur.latency", 1)
     assert (document["batch_size"], document["threads"], document["repeats"]) == (2, 1, 4)
-    assert [row["runtime"] for row in document["runtimes"]] == ["pytorch", "onnxruntime"]
+    assert [row["runtime"] for row in document["runtimes"]] == PRESENT
     assert document["skipped"] == []
-    assert set(document["versions"]) == {"python", "torch", "onnxruntime"}
+    assert set(document["versions"]) == {"python", "torch", *PRESENT} - {"pytorch"}
     for row in document["runtimes"]:
         assert 0 < row["dense"]["p10_ms"] <= row["dense"]["median_ms"] <= row["dense"]["p90_ms"]
         assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
-        assert row["speedup"] == (row["ratio"]["low"] > 1)
+        apart = row["pruned"]["p90_ms"] < row["dense"]["p10_ms"]
+        assert row["speedup"] == (apart and row["ratio"]["low"] > 1)
 
 
 def test_layers_stand_side_by_side(document: dict[str, Any]) -> None:
@@ -54,10 +61,68 @@ def test_a_speed_up_needs_an_interval_above_one() -> None:
     same = compare(1e-3 * noise[0], 1e-3 * noise[1])
     assert same["speedup"] is False
     assert same["said"].startswith("no speed-up: the interval of the ratio (")
+    assert same["said"].endswith("contains 1")
     slower = compare(1e-3 * noise[0], 2e-3 * noise[1])
     assert slower["speedup"] is False
     assert re.match(r"no speed-up: (1\.99|2\.0\d)x slower \(", slower["said"])
     assert compare(2e-3 * noise[0], 1e-3 * noise[1]) == faster  # the draws come from the seed
+
+
+def test_times_that_overlap_are_no_speed_up_however_sure_the_ratio() -> None:
+    shared = np.linspace(1, 2, 31)  # what else the machine did hit both alike
+    found = compare(1.1e-3 * shared, 1e-3 * shared)
+    assert found["ratio"]["low"] > 1
+    assert found["speedup"] is False
+    assert re.fullmatch(
+        r"no speed-up: the times overlap \(middle 80%: 1\.21 to 2\.09 ms and 1\.1 to 1\.9 ms\), though the ratio of "
+        r"the medians is 1\.10 \(1\.\d\d to 1\.\d\d\)",
+        found["said"],
+    )
+
+
+def test_the_networks_take_turns_after_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, ran = [0.0], []
+
+    def call(name: str, seconds: float) -> None:
+        ran.append(name)
+        now[0] += seconds
+
+    monkeypatch.setattr(latency, "_clock", lambda: now[0])
+    times = in_turns([lambda: call("a", 0.05), lambda: call("b", 0.0005)], repeats=4, warmup=2)
+    assert np.allclose(times, [[0.05] * 4, [0.0005] * 4])
+    # a: 0.2 s of warming up and one to see how long it takes; b: the same, and four runs are one sample
+    assert "".join(ran) == "a" * 5 + "b" * 401 + "abbbb" + "bbbba" + "abbbb" + "bbbba"
+
+
+def test_one_network_alone(run: Run) -> None:
+    document = measure_alone(run.narrow, run.inputs, repeats=2, warmup=1, runtimes=["pytorch"], layers=True)
+    (row,) = document["runtimes"]
+    assert set(row) == {"runtime", "alone", "layers"}
+    assert 0 < row["alone"]["p10_ms"] <= row["alone"]["median_ms"] <= row["alone"]["p90_ms"]
+    assert row["layers"][0]["name"] == "stem.0"
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_every_runtime_times_the_layers_and_what_is_left(document: dict[str, Any], name: str) -> None:
+    row = next(row for row in document["runtimes"] if row["runtime"] == name)
+    rows = {layer["name"]: layer for layer in row["layers"]}
+    kinds = {"stem.0": "conv2d 3x3", "depthwise.0": "depthwise conv2d 3x3", "fc": "linear"}
+    assert {layer: rows[layer]["kind"] for layer in kinds} == kinds
+    for network in ("dense_ms", "pruned_ms"):
+        assert all(rows[layer][network] >= 0 for layer in kinds)  # a counter of whole microseconds may stand at none
+        assert sum(layer[network] or 0 for layer in rows.values()) > 0
+    assert list(rows)[-1] == REST
+    assert rows[REST]["kind"] == ""
+    assert {layer["name"] for layer in document["layers"]} >= set(rows) - {REST}
+
+
+def test_a_runtime_that_does_not_tell_layers_apart_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = dataclasses.replace(ENGINES["pytorch"], name="compiled", watch=None)  # compiling would take a while
+    monkeypatch.setitem(ENGINES, "compiled", silent)  # type: ignore[misc]
+    row = measure_alone(run.narrow, run.inputs, repeats=1, warmup=1, runtimes=["compiled"], layers=True)["runtimes"][0]
+    assert row["layers"] is None
+    assert "several as one" in row["no_layers"]
 
 
 def test_one_pair_of_times_has_an_interval_too() -> None:

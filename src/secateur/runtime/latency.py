@@ -1,39 +1,40 @@
 """Latency of the dense and the pruned network, measured side by side in one process, with the uncertainty of the ratio.
 
-The two take turns, and who goes first alternates, so that what else the machine does hits both alike. A speed-up whose
-interval contains 1 is none.
+The two take turns, and who goes first alternates (A B B A ...), so that what else the machine does hits both alike.
+
+A difference counts as a speed-up where two things hold: the pruned network's 90th percentile lies below the dense
+network's 10th, so that the middle 80% of the times do not overlap; and the interval of the ratio of the medians, a
+paired bootstrap's at 95%, lies above 1. Where either fails, no speed-up is claimed, and the sentence says which.
 """
 
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from secateur._hints import choose
 from secateur._protocols import FloatArray
 from secateur.errors import ConfigError, RunError
-from secateur.graph.modules import as_call, clone_module, unwrap
-from secateur.runtime.export import Subject, needed, onnx_feed, onnx_model, onnx_session, told
-from secateur.runtime.inputs import to_device, with_batch
+from secateur.runtime.engines import Call, Engine, copied, device_of, engines_of, pytorch, threads_set
+from secateur.runtime.inputs import with_batch
 from secateur.runtime.layers import layer_times
 
-RUNTIMES = ("pytorch", "onnxruntime")
+RUNTIMES = ("pytorch", "onnxruntime")  # of a recipe that names none; see `engines.ENGINES` for all
 _SAMPLE = 2e-3  # seconds; a shorter run is repeated within one sample, or the clock would be measured
 _MOST_INNER = 200
+_WARM = 0.2  # seconds of warming up at least
 _RESAMPLES = 2000
 _LEVEL = (2.5, 97.5)
+_MOST_PROFILED = 10
+_clock = time.perf_counter
 
-Call = Callable[[], object]
+FUSED = "it does not tell the times of single layers, because it computes several as one"
 
 
 def measure(
@@ -47,48 +48,45 @@ def measure(
     runtimes: Sequence[str] = RUNTIMES,
     warmup: int = 3,
     seed: int = 0,
+    layers: bool = False,
 ) -> dict[str, Any]:
     """Time both networks and return the content of `latency.json`.
 
-    PyTorch runs them where their parameters are, ONNX Runtime on the CPU. The interval of the ratio of medians is a
-    paired bootstrap's (95%), whose draws come from `seed`. A runtime that cannot run these networks is listed under
-    "skipped" with the reason. The number of threads is set for the measurement alone.
+    PyTorch runs them where their parameters are, the other runtimes on the CPU. A runtime that cannot run these
+    networks is listed under "skipped" with the reason. The number of threads is set for the measurement alone.
+
+    Args:
+        runtimes: names of `engines.ENGINES`. warmup: runs of each network before the first is timed; more, if they
+            are done in less than 0.2 seconds. seed: of the draws behind the ratio's interval.
+        layers: every runtime's times by layer as well, in its row; those of PyTorch are there in any case.
 
     Raises:
         ConfigError: a setting is impossible, or a runtime is not installed. RunError: the networks do not run.
     """
-    for name in runtimes:
-        choose(name, RUNTIMES, "runtime")
-    for what, number in {"batch_size": batch_size, "repeats": repeats, "threads": threads}.items():
-        if type(number) is not int or number < 1:
-            raise ConfigError(f"{what} {number!r} of the latency is impossible: give a whole number from 1.")
-    if "onnxruntime" in runtimes:
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            needed(package)
-    pair = (_twin(dense), _twin(pruned))
-    inputs = with_batch(example_inputs, batch_size)
-    rows, skipped = [], []
-    with _threads(threads), torch.no_grad():
-        for name in runtimes:
-            calls = _RUNTIMES[name](pair, inputs, threads)
-            if isinstance(calls, str):
-                skipped.append({"runtime": name, "reason": calls})
-            else:
-                rows.append({"runtime": name, **_compared(calls, repeats, warmup, seed)})
-        layers = layer_times(*pair, as_call(_placed(pair[0], inputs)), max(3, min(repeats, 10)))
-    return {
-        "format": "secateur.latency",
-        "version": 1,
-        "batch_size": batch_size,
-        "threads": threads,
-        "repeats": repeats,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": _device_name(pair[0]),
-        "versions": _versions(runtimes),
-        "runtimes": rows,
-        "skipped": skipped,
-        "layers": layers,
-    }
+    session = _Session({"dense": dense, "pruned": pruned}, example_inputs, batch_size, repeats, threads, warmup)
+    with threads_set(threads):
+        document = session.measured(
+            runtimes, lambda times: compare(times["dense"], times["pruned"], seed=seed), layers=layers
+        )
+        rows = session.layer_times(pytorch.ENGINE)
+    return {**document, "layers": rows[:-1]}  # without the rest, of which the report has its own idea
+
+
+def measure_alone(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    batch_size: int = 1,
+    repeats: int = 30,
+    threads: int = 1,
+    runtimes: Sequence[str] = RUNTIMES,
+    warmup: int = 3,
+    layers: bool = False,
+) -> dict[str, Any]:
+    """Time one network; as `measure`, with the spread under "alone" in the row of each runtime, and no comparison."""
+    session = _Session({"alone": model}, example_inputs, batch_size, repeats, threads, warmup)
+    with threads_set(threads):
+        return session.measured(runtimes, lambda times: {"alone": _spread(np.array(times["alone"]))}, layers=layers)
 
 
 def compare(dense: Sequence[float], pruned: Sequence[float], *, seed: int = 0) -> dict[str, Any]:
@@ -99,41 +97,121 @@ def compare(dense: Sequence[float], pruned: Sequence[float], *, seed: int = 0) -
     low, high = np.percentile(medians[0] / medians[1], _LEVEL)
     ratio = float(np.median(pairs[0]) / np.median(pairs[1]))
     low, high = min(float(low), ratio), max(float(high), ratio)
+    before, after = _spread(pairs[0]), _spread(pairs[1])
+    apart = after["p90_ms"] < before["p10_ms"] or before["p90_ms"] < after["p10_ms"]
     return {
-        "dense": _spread(pairs[0]),
-        "pruned": _spread(pairs[1]),
+        "dense": before,
+        "pruned": after,
         "ratio": {"median": _digits(ratio), "low": _digits(low), "high": _digits(high)},
-        "speedup": low > 1,
-        "said": _said(ratio, low, high),
+        "speedup": low > 1 and apart,
+        "said": _said(ratio, low, high, None if apart else (before, after)),
     }
 
 
-def _said(ratio: float, low: float, high: float) -> str:
+_Spread = Mapping[str, float]
+
+
+def _said(ratio: float, low: float, high: float, overlap: tuple[_Spread, _Spread] | None) -> str:
+    if low <= 1 <= high:
+        return f"no speed-up: the interval of the ratio ({low:.2f} to {high:.2f}) contains 1"
+    if overlap is not None:
+        ranges = [f"{times['p10_ms']:.4g} to {times['p90_ms']:.4g} ms" for times in overlap]
+        return (
+            f"no speed-up: the times overlap (middle 80%: {ranges[0]} and {ranges[1]}), though the ratio of the "
+            f"medians is {ratio:.2f} ({low:.2f} to {high:.2f})"
+        )
     if low > 1:
         return f"{ratio:.2f}x faster ({low:.2f} to {high:.2f})"
-    if high < 1:
-        return f"no speed-up: {1 / ratio:.2f}x slower ({1 / high:.2f} to {1 / low:.2f})"
-    return f"no speed-up: the interval of the ratio ({low:.2f} to {high:.2f}) contains 1"
+    return f"no speed-up: {1 / ratio:.2f}x slower ({1 / high:.2f} to {1 / low:.2f})"
 
 
-def _compared(calls: tuple[Call, Call], repeats: int, warmup: int, seed: int) -> dict[str, Any]:
-    inner = []
-    for call in calls:
-        for _ in range(warmup):
-            call()
-        inner.append(min(_MOST_INNER, max(1, round(_SAMPLE / max(_timed(call, 1), 1e-9)))))
-    times: tuple[list[float], list[float]] = ([], [])
+class _Session:
+    """The networks of one measurement, as copies, with the inputs of its batch size."""
+
+    def __init__(
+        self, models: Mapping[str, nn.Module], inputs: Any, batch_size: int, repeats: int, threads: int, warmup: int
+    ) -> None:
+        for what, number in {"batch_size": batch_size, "repeats": repeats, "threads": threads}.items():
+            if type(number) is not int or number < 1:
+                raise ConfigError(f"{what} {number!r} of the latency is impossible: give a whole number from 1.")
+        self.models = {key: copied(model) for key, model in models.items()}
+        self.inputs = with_batch(inputs, batch_size)
+        self.batch_size, self.repeats, self.threads, self.warmup = batch_size, repeats, threads, warmup
+
+    def measured(
+        self, names: Sequence[str], say: Callable[[Mapping[str, Sequence[float]]], dict[str, Any]], *, layers: bool
+    ) -> dict[str, Any]:
+        """A document with a row for each runtime; what stands in it of the times, `say` makes of them.
+
+        Within `threads_set`, as whatever engines do.
+        """
+        engines = engines_of(names)
+        rows, skipped = [], []
+        for model in self.models.values():
+            pytorch.ENGINE.prepare(model, self.inputs, self.threads)  # what does not run at all is nobody's skip
+        for engine in engines:
+            try:
+                calls = [engine.prepare(model, self.inputs, self.threads) for model in self.models.values()]
+            except RunError as error:
+                skipped.append({"runtime": engine.name, "reason": str(error)})
+                continue
+            times = dict(zip(self.models, in_turns(calls, self.repeats, self.warmup), strict=True))
+            rows.append({"runtime": engine.name, **say(times), **(self._layers(engine) if layers else {})})
+        return {
+            "format": "secateur.latency",
+            "version": 1,
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+            "repeats": self.repeats,
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "device": _device_name(next(iter(self.models.values()))),
+            "versions": _versions(engines),
+            "runtimes": rows,
+            "skipped": skipped,
+        }
+
+    def layer_times(self, engine: Engine) -> list[dict[str, Any]]:
+        """Rows of `layer_times`, by an engine that has a watch."""
+        assert engine.watch is not None
+        repeats = max(3, min(self.repeats, _MOST_PROFILED))
+        watches = {key: (m, engine.watch(m, self.inputs, self.threads)) for key, m in self.models.items()}
+        return layer_times(watches, repeats)
+
+    def _layers(self, engine: Engine) -> dict[str, Any]:
+        """Times by layer, or why there are none."""
+        if engine.watch is None:
+            return {"layers": None, "no_layers": FUSED}
+        try:
+            return {"layers": self.layer_times(engine)}
+        except RunError as error:
+            return {"layers": None, "no_layers": str(error)}
+
+
+def in_turns(calls: Sequence[Call], repeats: int, warmup: int) -> list[list[float]]:
+    """Seconds of each call, one list a call: A B B A A B B A ...; a short call is the mean of several in a row."""
+    inner = [_warmed(call, warmup) for call in calls]
+    times: list[list[float]] = [[] for _ in calls]
     for turn in range(repeats):
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+        order = range(len(calls))
+        for which in order if turn % 2 == 0 else reversed(order):
             times[which].append(_timed(calls[which], inner[which]))
-    return compare(*times, seed=seed)
+    return times
+
+
+def _warmed(call: Call, warmup: int) -> int:
+    """Run it until it is warm; how often it is run within one sample."""
+    start, runs = _clock(), 0
+    while runs < warmup or _clock() - start < _WARM:
+        call()
+        runs += 1
+    return min(_MOST_INNER, max(1, round(_SAMPLE / max(_timed(call, 1), 1e-9))))
 
 
 def _timed(call: Call, times: int) -> float:
-    start = time.perf_counter()
+    start = _clock()
     for _ in range(times):
         call()
-    return (time.perf_counter() - start) / times
+    return (_clock() - start) / times
 
 
 def _spread(times: FloatArray) -> dict[str, float]:
@@ -145,90 +223,15 @@ def _digits(number: float) -> float:
     return float(f"{number:.5g}")
 
 
-# ------------------------------------------------------------------------------------------------------------ runtimes
-
-
-def _pytorch(pair: tuple[nn.Module, nn.Module], inputs: Any, threads: int) -> tuple[Call, Call]:
-    made = []
-    for model in pair:
-        args, kwargs = as_call(_placed(model, inputs))
-        try:
-            model(*args, **kwargs)
-        except Exception as error:
-            raise RunError(
-                f"{type(model).__name__} cannot be timed with this batch size ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]}): set latency.batch_size to one it runs with."
-            ) from error
-        made.append(_call(model, args, kwargs, cuda=_device(model).type == "cuda"))
-    return made[0], made[1]
-
-
-def _call(model: nn.Module, args: Any, kwargs: Any, *, cuda: bool) -> Call:
-    def call() -> object:
-        output = model(*args, **kwargs)
-        if cuda:
-            torch.cuda.synchronize(_device(model))
-        return output
-
-    return call
-
-
-def _onnxruntime(pair: tuple[nn.Module, nn.Module], inputs: Any, threads: int) -> tuple[Call, Call] | str:
-    """Both networks as ONNX, or why that cannot be."""
-    try:
-        return _onnx_call(pair[0], inputs, threads), _onnx_call(pair[1], inputs, threads)
-    except RunError as error:
-        return str(error)
-
-
-def _onnx_call(model: nn.Module, inputs: Any, threads: int) -> Call:
-    subject = Subject.of(model, inputs, fixed="the batch size is the measurement's")
-    data, _ = onnx_model(subject)
-    with told("ONNX Runtime cannot run the exported network", "leave it out"):
-        session = onnx_session(data, threads)
-        call: Call = partial(session.run, None, onnx_feed(session, subject.inputs))
-        call()
-    return call
-
-
-_RUNTIMES: dict[str, Callable[[tuple[nn.Module, nn.Module], Any, int], tuple[Call, Call] | str]] = {
-    "pytorch": _pytorch,
-    "onnxruntime": _onnxruntime,
-}
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _twin(model: nn.Module) -> nn.Module:
-    """A copy for inference where the model is; the hooks and the mode of the original stay as they are."""
-    return clone_module(unwrap(model), lambda tensor: tensor.detach().clone()).eval()
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
-
-
-def _placed(model: nn.Module, inputs: Any) -> Any:
-    return to_device(inputs, _device(model))
-
-
 def _device_name(model: nn.Module) -> str:
-    device = _device(model)
+    device = device_of(model)
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({platform.processor() or platform.machine()})"
 
 
-def _versions(runtimes: Sequence[str]) -> dict[str, str]:
+def _versions(engines: Sequence[Engine]) -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    if "onnxruntime" in runtimes:
-        found["onnxruntime"] = importlib.metadata.version("onnxruntime")
+    for engine in engines:
+        found |= engine.versions()
     return found

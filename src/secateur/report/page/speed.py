@@ -53,7 +53,7 @@ def _gained(row: RuntimeRow, ratio: Interval, saved: float) -> str:
     """How much of the MACs' share the time lost on one runtime."""
     name, change = runtime_name(row), 1 - 1 / ratio.median
     low, high = ratio.low or ratio.median, ratio.high or ratio.median
-    if low <= 1 <= high:
+    if not row.apart:
         again = "; the times vary too much, measure again on a quiet machine" if high > _WIDE * low else ""
         return f"{name}: no speed-up that can be told from chance ({interval(ratio)}{again})."
     if change < 0:

@@ -26,7 +26,10 @@ REST = "everything else"
 
 @dataclass(frozen=True)
 class Watch:
-    """A network that notes where its time goes: call `run` as often as wanted, then ask for the `times` of each run."""
+    """A network that notes where its time goes: call `run` as often as wanted, at least twice, then ask for `times`.
+
+    `times` has the seconds of each run but the first, which warms up; where a runtime keeps sums only, their mean.
+    """
 
     run: Call
     times: Callable[[], list[Seconds]]

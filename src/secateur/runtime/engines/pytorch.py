@@ -9,7 +9,8 @@ from torch import nn
 
 from secateur.errors import RunError
 from secateur.graph.modules import as_call
-from secateur.runtime.engines.base import Call, Engine, device_of
+from secateur.runtime.engines.base import Call, Engine, Seconds, Watch, device_of
+from secateur.runtime.engines.watching import clock, watched, with_rest
 from secateur.runtime.inputs import to_device
 
 
@@ -36,4 +37,19 @@ def prepare(model: nn.Module, inputs: Any, threads: int) -> Call:
     return call
 
 
-ENGINE = Engine("pytorch", "PyTorch, eager", prepare)
+def watch(model: nn.Module, inputs: Any, threads: int) -> Watch:
+    """By hooks around every layer, which are there only while it runs."""
+    args, kwargs = as_call(to_device(inputs, device_of(model)))
+    now, found = clock(model), list[Seconds]()
+
+    def run() -> None:
+        with torch.no_grad(), watched(model) as spent:
+            start = now()
+            model(*args, **kwargs)
+            whole = now() - start
+        found.append(with_rest(spent, whole))
+
+    return Watch(run, lambda: found[1:])
+
+
+ENGINE = Engine("pytorch", "PyTorch, eager", prepare, watch=watch)
