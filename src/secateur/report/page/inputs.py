@@ -153,6 +153,16 @@ class Sparse(_Document):
     nonzero: Count
 
 
+class Int8Row(_Document):
+    """The network in 8 bits, by one quantiser."""
+
+    accuracy: Share
+    float_accuracy: Share | None = None
+    images: Count | None = None
+    calibration_images: Count | None = None
+    bytes: Count | None = None
+
+
 class Results(_Document):
     """results.json."""
 
@@ -178,6 +188,7 @@ class Results(_Document):
     before: Costs = Costs()
     after: Costs = Costs()
     accuracy: Accuracy = Accuracy()
+    int8: Table[Int8Row] = {}
     groups: Rows[GroupRow] = []
     frozen: list[FrozenRow] | None = None
     unsupported: Rows[UnsupportedRow] = []
@@ -248,7 +259,16 @@ class RuntimeRow(_Document):
     dense: Times | None = None
     pruned: Times | None = None
     ratio: Interval | None = None
+    speedup: bool | None = None
     said: str | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether the times differ by more than chance: the ratio's interval leaves 1 out, and no judgement stands."""
+        if self.ratio is None:
+            return False
+        low, high = self.ratio.low or self.ratio.median, self.ratio.high or self.ratio.median
+        return high < 1 or (low > 1 and self.speedup is not False)
 
 
 class LayerTimes(_Document):
@@ -290,6 +310,8 @@ class Checks(_Document):
     verification: Proof | None = None
     onnx: Exported | None = None
     pt2: Exported | None = None
+    openvino: Exported | None = None
+    executorch: Exported | None = None
 
 
 @dataclass(frozen=True)
