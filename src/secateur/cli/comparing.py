@@ -16,7 +16,7 @@ from secateur.cli._base import AsJson, Interrupted, Quiet, show, working
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
-    from secateur.compare import Outcome
+    from secateur.compare import Cluster, Outcome
     from secateur.training import Progress
 
 FOLDER = "runs/compare"
@@ -38,8 +38,20 @@ def compare(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Folder of the comparison; an earlier one is continued.")
     ] = Path(FOLDER),
-    jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time, each in a process of its own.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Runs at a time: 1, or with ray all that fit.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of each run.")] = 1,
+    engine: Annotated[
+        str, typer.Option(metavar="local|ray", help="Where runs are done: here, or on a cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(metavar="auto|local|HOST:PORT", help="Of the Ray cluster. Default: auto.")
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option("--gpus-per-run", min=0, max=64, help="Of each run on Ray. Default: 1 if there are any."),
+    ] = None,
     overrides: Annotated[
         list[str],
         typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: train.epochs=20. Repeatable."),
@@ -62,6 +74,7 @@ def compare(
       secateur compare recipes/cifar10-resnet8-short.yaml --methods bwcp,l1,random,scratch
       secateur compare recipe.yaml --methods l1,l1+batchnorm --budget flops=0.5 --budget flops=0.3 --seeds 1
       secateur compare recipe.yaml --methods nap,cpmc --jobs 2 --out runs/two --with nap.every=1
+      secateur compare recipe.yaml --methods nap,cpmc,l1 --engine ray --threads 4 --out /shared/compare
     """
     from secateur.compare import compare as work
     from secateur.recipe import Recipe
@@ -78,6 +91,7 @@ def compare(
             settings=_settings(given),
             jobs=jobs,
             threads=threads,
+            cluster=_cluster(engine, address, gpus),
             told=None if quiet else _json_line if as_json else _line,
             progress=_bars() if bars else None,
             command=shlex.join(["secateur", *sys.argv[1:]]),
@@ -96,6 +110,18 @@ def _bars() -> Progress:
             """Say nothing."""
 
     return Passing(sys.stderr)
+
+
+def _cluster(engine: str, address: str | None, gpus: float | None) -> Cluster | None:
+    from secateur._hints import choose
+    from secateur.compare import Cluster
+
+    if choose(engine, ("local", "ray"), "engine of a comparison") == "ray":
+        return Cluster(address or "auto", gpus)
+    if address is not None or gpus is not None:
+        option = "--address" if address is not None else "--gpus-per-run"
+        raise ConfigError(f"{option} is of a Ray cluster, and the engine is local: give --engine ray too.")
+    return None
 
 
 def _settings(given: list[str]) -> dict[str, dict[str, Any]]:

@@ -8,9 +8,11 @@ Every cell is an ordinary run (see `secateur.runs`); which sections of the recip
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,16 @@ from typing import Any
 from secateur.budget import Budget
 from secateur.compare import bases, leaderboard, local, timing
 from secateur.compare.cells import Cell, Settings, arrange, base_recipe, check, check_settings
+from secateur.compare.cluster import Cluster, connected
 from secateur.compare.record import Comparison, working
+from secateur.compare.tasks import Done, Engine, Task
 from secateur.errors import ConfigError
 from secateur.recipe import Recipe
 from secateur.report.leaderboard import write_leaderboard
 from secateur.runs.preparing import prepare
 from secateur.training import Progress
 
-__all__ = ["Cell", "Outcome", "compare"]
+__all__ = ["Cell", "Cluster", "Outcome", "compare"]
 
 Told = Callable[[Mapping[str, Any]], None]
 
@@ -48,8 +52,9 @@ def compare(
     seeds: Sequence[int] = (0, 1, 2),
     budgets: Sequence[str] = (),
     settings: Settings | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     threads: int = 1,
+    cluster: Cluster | None = None,
     told: Told | None = None,
     progress: Progress | None = None,
     command: str = "",
@@ -63,8 +68,10 @@ def compare(
         folder: of the comparison. seeds: of the runs of every method.
         methods: names, or METHOD+REPAIR. budgets: none: the recipe's. settings: of methods and repairs, by name; the
             recipe's `method` counts for that method.
-        jobs: processes at work; more than 1 start others, so the calling script needs `if __name__ == "__main__"`.
-        threads: of each process, also of one. told: what happens, as mappings with "event", "state" and "text".
+        jobs: processes at work, 1 unless given; more than 1 start others, so the calling script needs
+            `if __name__ == "__main__"`. On a cluster: runs at a time; None: as many as it can hold.
+        threads: of each process, also of one. cluster: the Ray that does the runs; None: this machine.
+        told: what happens, as mappings with "event", "state" and "text".
         progress: told of the training, where it is in this process. command: how this was called, for the documents.
 
     Raises:
@@ -79,24 +86,36 @@ def compare(
     for cell in cells:
         arrange(recipe, cell, comparison.settings, _weights(comparison, cell))
     dense = prepare(base_recipe(recipe, cells[0].seed)).dense  # data, network, device
-    with working(folder):
+    with working(folder), _engine(recipe, folder, jobs, threads, cluster, command, progress) as engine:
         comparison = Comparison.open(folder, recipe, given)  # as it is now that nobody else works on it
-        comparison.begin(cells, dense.as_dict(), {"command": command, "jobs": jobs, "threads": threads})
+        comparison.begin(cells, dense.as_dict(), {"command": command, "jobs": engine.jobs, "threads": threads})
         teller = _Teller(told or (lambda _: None), comparison, cells)
-        for done in local.run(
-            list(_tasks(comparison, recipe, cells)),
-            jobs=jobs,
-            threads=threads,
-            folder=folder,
-            command=command,
-            begun=teller.begun,
-            progress=progress,
-        ):
+        for done in engine.run(_tasks(comparison, recipe, cells), teller.begun):
             teller.over(done)
             write_leaderboard(folder, leaderboard.document(comparison))
         timing.measure_all(comparison, teller.say)
         document = leaderboard.document(comparison)
         return Outcome(folder, document, tuple(teller.failed), write_leaderboard(folder, document))
+
+
+@contextmanager
+def _engine(
+    recipe: Recipe,
+    folder: Path,
+    jobs: int | None,
+    threads: int,
+    cluster: Cluster | None,
+    command: str,
+    progress: Progress | None,
+) -> Iterator[Engine]:
+    """Who does the runs."""
+    if cluster is not None:
+        device = recipe.engine.device
+        with connected(cluster, device=device, jobs=jobs, threads=threads, folder=folder, command=command) as engine:
+            yield engine
+        return
+    options = {"jobs": jobs or 1, "threads": threads, "folder": folder, "command": command, "progress": progress}
+    yield Engine(jobs or 1, functools.partial(local.run, **options))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------------- what is asked for
@@ -125,9 +144,9 @@ def _settings(recipe: Recipe, cells: Sequence[Cell], given: Settings) -> dict[st
     return found
 
 
-def _tasks(comparison: Comparison, recipe: Recipe, cells: Sequence[Cell]) -> list[local.Task]:
+def _tasks(comparison: Comparison, recipe: Recipe, cells: Sequence[Cell]) -> list[Task]:
     """What is not finished: every base network before the runs that begin with it."""
-    tasks: dict[str, local.Task] = {}
+    tasks: dict[str, Task] = {}
     for cell in cells:
         if comparison.finished(cell):
             comparison.forget(cell)
@@ -136,10 +155,10 @@ def _tasks(comparison: Comparison, recipe: Recipe, cells: Sequence[Cell]) -> lis
         if weights is not None:
             where, base = comparison.base(cell.seed), f"base {cell.seed}"
             if base in tasks or bases.find(where) is None:
-                tasks.setdefault(base, local.Task(base, recipe, cell.seed, where, base=True))
+                tasks.setdefault(base, Task(base, recipe, cell.seed, where, base=True))
                 needs = base
         own = arrange(recipe, cell, comparison.settings, weights)
-        tasks[cell.name] = local.Task(cell.name, own, cell.seed, comparison.run(cell), needs=needs)
+        tasks[cell.name] = Task(cell.name, own, cell.seed, comparison.run(cell), needs=needs)
     return list(tasks.values())
 
 
@@ -165,10 +184,10 @@ class _Teller:
         ready = len(cells) - len(self._left)
         self.say("plan", "", f"{len(cells)} runs: {ready} finished before, {len(self._left)} to do.")
 
-    def begun(self, task: local.Task) -> None:
-        self.say("begun", task.name, f"{self._said(task)}: begun.")
+    def begun(self, task: Task, again: str = "") -> None:
+        self.say("begun", task.name, f"{self._said(task)}: begun{f' again, {again}' if again else ''}.")
 
-    def over(self, done: local.Done) -> None:
+    def over(self, done: Done) -> None:
         task, cell = done.task, self._cells.get(done.task.name)
         self._left.discard(task.name)
         state = "finished" if done.said is None else "failed"
@@ -200,6 +219,6 @@ class _Teller:
             }
         )
 
-    def _said(self, task: local.Task) -> str:
+    def _said(self, task: Task) -> str:
         cell = self._cells.get(task.name)
         return cell.said if cell is not None else f"base network, seed {task.seed}"

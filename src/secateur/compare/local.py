@@ -1,8 +1,4 @@
-"""An engine for comparisons: tasks on this machine, one after another or in several processes.
-
-Every task is a folder that can be continued, so a process that dies, or Ctrl-C, costs no more than the work since its
-last checkpoint. Another engine, for a cluster, needs what `run` needs: tasks, and which of them others wait for.
-"""
+"""The engine for comparisons on this machine: one task after another, or in several processes."""
 
 from __future__ import annotations
 
@@ -12,140 +8,52 @@ import os
 import signal
 import threading
 import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from secateur import runs
-from secateur._files import said
-from secateur.compare import bases
-from secateur.errors import RunError, SecateurError
-from secateur.recipe import Recipe
-from secateur.runs.folder import STATE, Folder
+from secateur.compare.tasks import Begun, Done, Queue, Task, attempt
+from secateur.errors import RunError
 from secateur.training import Progress
 
 LOG = "processes.log"
 
 
-@dataclass(frozen=True)
-class Task:
-    """A run, or a base network where `base` says so."""
-
-    name: str
-    recipe: Recipe  # of a run its own, of a base network that of the comparison
-    seed: int
-    folder: Path
-    base: bool = False
-    needs: str | None = None  # the task that must be done before
-
-
-@dataclass(frozen=True)
-class Done:
-    """A task that is over. `said`: why it came to nothing; `details`: where, if the fault is ours."""
-
-    task: Task
-    said: str | None = None
-    details: str = ""
-    seconds: float = 0.0
-
-
-Begun = Callable[[Task], None]
-
-
 def run(
     tasks: Sequence[Task],
+    begun: Begun,
     *,
     jobs: int,
     threads: int,
     folder: Path,
     command: str,
-    begun: Begun,
     progress: Progress | None = None,
 ) -> Iterator[Done]:
     """Do all tasks, each after what it needs, and yield each as it ends.
 
     Args:
+        begun: told when a task begins.
         jobs: 1: in this process; more: so many others. threads: of each. folder: where processes log what they print.
-        begun: told when a task begins. progress: told of the training, where it is in this process.
+        progress: told of the training, where it is in this process.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, when everything at work has written a checkpoint.
     """
-    queue = _Queue(tasks)
+    queue = Queue(tasks)
     if jobs > 1 and len(tasks) > 1:
         yield from _beside(queue, min(jobs, len(tasks)), threads, folder / LOG, command, begun)
     else:
         yield from _here(queue, threads, command, begun, progress)
 
 
-def attempt(task: Task, command: str, progress: Progress | None = None) -> Done:
-    """Do one task, or go on with it."""
-    began = time.monotonic()
-    why, details = None, ""
-    try:
-        if task.base:
-            bases.train(task.recipe, task.seed, task.folder, progress=progress, command=command)
-        elif (task.folder / STATE).is_file():
-            _check(task)
-            runs.resume(task.folder, progress=progress, command=command)
-        else:
-            runs.start(task.recipe, task.folder, progress=progress, command=command)
-    except SecateurError as error:
-        why = str(error)
-    except Exception as error:  # one defect must not end a night of measurements
-        why = f"Secateur itself failed ({type(error).__name__}: {said(error)[:300]}): please report it."
-        details = traceback.format_exc()
-    return Done(task, why, details, time.monotonic() - began)
-
-
-def _check(task: Task) -> None:
-    """RunError unless the run that is there is of this cell; where its base network lies does not matter."""
-    there = Folder.open(task.folder).recipe
-    model = there.model.model_copy(update={"weights": task.recipe.model.weights})
-    if there.model_copy(update={"model": model}) != task.recipe:
-        raise RunError(f"{str(task.folder)!r} holds a run of another recipe: remove it, or give another --out.")
-
-
-class _Queue:
-    """What is left to do."""
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self._waiting = list(tasks)
-        self._open = {task.name for task in tasks}  # not over
-        self._lost: dict[str, str] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def take(self) -> Task | None:
-        """The first that needs nothing that is open."""
-        for task in self._waiting:
-            if task.needs not in self._open:
-                self._waiting.remove(task)
-                return task
-        return None
-
-    def close(self, done: Done) -> list[Done]:
-        """One is over, and with it those that cannot do without it."""
-        self._open.discard(done.task.name)
-        if done.said is None:
-            return [done]
-        lost = [task for task in self._waiting if task.needs == done.task.name]
-        self._waiting = [task for task in self._waiting if task not in lost]
-        self._open -= {task.name for task in lost}
-        return [done, *(Done(task, f"Its base network could not be trained: {done.said}") for task in lost)]
-
-
 # ------------------------------------------------------------------------------------------------------ in this process
 
 
-def _here(queue: _Queue, threads: int, command: str, begun: Begun, progress: Progress | None) -> Iterator[Done]:
+def _here(queue: Queue, threads: int, command: str, begun: Begun, progress: Progress | None) -> Iterator[Done]:
     before = torch.get_num_threads()
     while (task := queue.take()) is not None:
         begun(task)
@@ -209,7 +117,7 @@ class _Worker:
         self.process.join()
 
 
-def _beside(queue: _Queue, jobs: int, threads: int, log: Path, command: str, begun: Begun) -> Iterator[Done]:
+def _beside(queue: Queue, jobs: int, threads: int, log: Path, command: str, begun: Begun) -> Iterator[Done]:
     workers = [_Worker(threads, log, command) for _ in range(jobs)]
     try:
         while queue or any(worker.task for worker in workers):
