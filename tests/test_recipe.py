@@ -15,7 +15,9 @@ from secateur import _yaml
 from secateur._settings import Section, settings, validated
 from secateur.allocate import ALLOCATORS, NORMALISATIONS
 from secateur.errors import ConfigError, SecateurError
-from secateur.recipe import Distil, Recipe, Training
+from secateur.recipe import Distil, LatencyConfig, Recipe, Runtime, Training
+from secateur.runtime.engines import ENGINES
+from secateur.runtime.latency import RUNTIMES
 
 GOOD = """
 name: a recipe
@@ -278,13 +280,17 @@ BAD = {
     "budget: 0.5": "budget",
     "budget: {flop: 0.5}": "did you mean 'flops'?",
     "budget: null": "budget",
-    "constraints: {align: 0}": "constraints.align is 0",
+    "constraints: {align: 0}": "constraints.align: 0 is no alignment",
+    "constraints: {align: x86}": "one of arm, x86-avx2",
     "constraints: {ignore: 3}": "constraints.ignore",
     "allocator: globl": "did you mean 'global'?",
     "allocator: ratios": "allocator is 'ratios'",
     "normalise: median": "one of",
     "latency: {repeats: 1}": "latency.repeats",
     "latency: true": "latency is true",
+    "latency: {runtimes: [tensorrt]}": "latency.runtimes",
+    "latency: {runtimes: []}": "latency.runtimes",
+    "latency: {runtimes: [pytorch, pytorch]}": "each once",
     "export: [onnx]": "export is ['onnx']",
     "export: {onnx: 1}": "export.onnx is 1, but must be true or false",
     "engine: {mixed_precision: fp8}": "one of no, fp16, bf16",
@@ -369,3 +375,14 @@ def test_rows_of_settings() -> None:
     assert rows["method.share"].allowed == "a number above 0, at most 1"
     assert rows["method.names"].default == "['a']"
     assert all(row.meaning for row in settings(Recipe))
+
+
+def test_where_latency_is_measured() -> None:
+    assert get_args(Runtime) == tuple(ENGINES)
+    assert LatencyConfig().names(onnx=True) == RUNTIMES
+    assert LatencyConfig().names(onnx=False) == ("pytorch",)
+    assert LatencyConfig.model_validate({"runtimes": ["openvino", "compiled"]}).names(onnx=False) == (
+        "openvino",
+        "compiled",
+    )
+    assert LatencyConfig.model_validate({"runtimes": "openvino"}).names(onnx=True) == ("openvino",)

@@ -6,10 +6,13 @@ The loss is understood as the sum of what each process calls `backward` on, as i
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
+
+T = TypeVar("T")
 
 
 def world() -> int:
@@ -52,6 +55,23 @@ def global_max(tensor: torch.Tensor) -> torch.Tensor:
     if world() == 1:
         return tensor
     return _reduced(tensor, distributed.ReduceOp.MAX)
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` returns in the first process, in all of them; also what it raises."""
+    if world() == 1:
+        return make()
+    told: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            told[0] = make()
+        except Exception as error:  # the others wait for an answer
+            told[1] = error
+    distributed.broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    made: T = told[0]
+    return made
 
 
 def _active() -> bool:

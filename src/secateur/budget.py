@@ -3,15 +3,18 @@
     Budget.parse("flops=0.5")                 half of the multiply-accumulates
     Budget.parse("flops=0.5,params=2M")       several bounds, all to be met
     Budget.parse({"peak": 0.25})              a quarter of the peak activation memory
+    Budget.parse("latency=0.6@onnxruntime")   60% of the time the original takes in ONNX Runtime on this machine
+    Budget.parse("latency=5ms@openvino:batch=8:threads=2")
 
-A value in (0, 1] is the fraction of the original that remains; a value above 1 is an absolute number.
+A value in (0, 1] is the fraction of the original that remains; a value above 1 is an absolute number, and a latency has
+a unit, ms or us.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -25,6 +28,7 @@ KEYS: Mapping[str, str] = {
     "params": "params",
     "activations": "activations",
     "peak": "peak_activations",
+    "latency": "latency",  # microseconds
 }
 _ALSO_CALLED = {
     "macs": "flops",
@@ -32,17 +36,54 @@ _ALSO_CALLED = {
     "weights": "params",
     "memory": "peak",
     "peak_activations": "peak",
+    "time": "latency",
+    "speed": "latency",
 }
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
-_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([kKmMgG]?)", re.ASCII)
+_FIGURE = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+_NUMBER = re.compile(_FIGURE + r"\s*([kKmMgG]?)", re.ASCII)
+_TIME = re.compile(_FIGURE + r"\s*(ms|us|µs)?")
+_MICROSECONDS = {"ms": 1e3, "us": 1.0, "µs": 1.0}
+_AS_LATENCY = "write such as latency=0.6@onnxruntime or latency=5ms@onnxruntime:batch=1:threads=1"
 _REMEDY = "give a fraction of the original in (0, 1], such as 0.5, or an absolute number above 1, such as 2e6 or 2M"
 
 
 @dataclass(frozen=True)
+class Target:
+    """Where a latency is meant: a runtime on this machine, images at a time, threads."""
+
+    runtime: str
+    batch: int = 1
+    threads: int = 1
+
+    def __str__(self) -> str:
+        """Return the part of a budget behind the @."""
+        batch = f":batch={self.batch}" if self.batch != 1 else ""
+        return f"{self.runtime}{batch}{f':threads={self.threads}' if self.threads != 1 else ''}"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read 'runtime:batch=8:threads=2'; else BudgetError."""
+        runtime, *options = (part.strip() for part in text.split(":"))
+        numbers: dict[str, int] = {}
+        for option in options:
+            key, _, number = option.partition("=")
+            if key not in ("batch", "threads") or key in numbers or not re.fullmatch(r"[1-9]\d{0,5}", number, re.ASCII):
+                raise BudgetError(
+                    f"The latency of {_shown(text)} is not understood at {_shown(option)!r}: {_AS_LATENCY}."
+                )
+            numbers[key] = int(number)
+        if not runtime:
+            raise BudgetError(f"A latency is that of a runtime: {_AS_LATENCY}.")
+        return cls(runtime, **numbers)
+
+
+@dataclass(frozen=True)
 class Budget:
-    """One or more bounds on cost, in the order they were given: pairs of key and value."""
+    """One or more bounds on cost, in the order they were given: pairs of key and value; `target` of a latency."""
 
     bounds: tuple[tuple[str, float], ...]
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty budget, unknown or repeated keys and impossible values."""
@@ -55,6 +96,8 @@ class Budget:
             if key in seen:
                 raise BudgetError(f"The budget bounds {key} twice: give {key} once.")
             seen.add(key)
+        if ("latency" in seen) != (self.target is not None):
+            raise BudgetError(f"A latency is that of a runtime: {_AS_LATENCY}.")
 
     @classmethod
     def parse(cls, spec: str | Mapping[str, float | str] | Budget) -> Budget:
@@ -62,30 +105,40 @@ class Budget:
         if isinstance(spec, Budget):
             return spec
         if isinstance(spec, str):
-            return cls(tuple(_pair(part) for part in spec.split(",")) if spec.strip() else ())
+            return cls._of([_pair(part) for part in spec.split(",")] if spec.strip() else [])
         if isinstance(spec, Mapping):
-            return cls(tuple((_known(key), _value(key, value)) for key, value in spec.items()))
+            return cls._of([(_known(key), value) for key, value in spec.items()])
         raise BudgetError(f"The budget {spec!r} is not understood: write 'flops=0.5' or {{'flops': 0.5}}.")
+
+    @classmethod
+    def _of(cls, pairs: Sequence[tuple[str, object]]) -> Budget:
+        """From keys and values as they were given."""
+        times = {key: _time(value) for key, value in pairs if key == "latency"}
+        bounds = tuple((key, times[key][0] if key in times else _value(key, value)) for key, value in pairs)
+        return cls(bounds, times["latency"][1] if times else None)
 
     def limits(self, cost: CostLike) -> dict[str, float]:
         """Return absolute bounds by name of the cost ('macs', 'params', ...) for an original that costs `cost`."""
         return {KEYS[key]: value * getattr(cost, KEYS[key]) if value <= 1 else value for key, value in self.bounds}
 
-    def as_dict(self) -> dict[str, float]:
-        """Return the bounds as they were given, ready for JSON."""
-        return dict(self.bounds)
+    def as_dict(self) -> dict[str, float | str]:
+        """Return the bounds in a form that `parse` reads, ready for JSON: numbers, save for a latency."""
+        return {key: value if key != "latency" else self._latency(value) for key, value in self.bounds}
 
     def __str__(self) -> str:
         """Return the form that `parse` reads."""
-        return ",".join(f"{key}={value!r}" for key, value in self.bounds)
+        return ",".join(f"{key}={value}" for key, value in self.as_dict().items())
+
+    def _latency(self, value: float) -> str:
+        return f"{value!r}@{self.target}" if value <= 1 else f"{value / 1e3:.12g}ms@{self.target}"
 
 
-def _pair(part: str) -> tuple[str, float]:
+def _pair(part: str) -> tuple[str, object]:
     """Read one 'key=value'."""
     key, sign, text = part.partition("=")
     if not sign:
         raise BudgetError(f"The budget part {part.strip()!r} is not understood: write key=value, such as 'flops=0.5'.")
-    return _known(key.strip()), _value(key.strip(), text)
+    return _known(key.strip()), text
 
 
 def _known(key: object) -> str:
@@ -96,6 +149,23 @@ def _known(key: object) -> str:
     close = [_ALSO_CALLED[word]] if word in _ALSO_CALLED else nearest(word, KEYS)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise BudgetError(f"Unknown budget key {key!r}: {hint}The keys are {', '.join(KEYS)}.")
+
+
+def _time(given: object) -> tuple[float, Target]:
+    """Read '0.6@onnxruntime' or '5ms@onnxruntime': a fraction or microseconds, and of what."""
+    text, at, rest = given.partition("@") if isinstance(given, str) else (given, "", "")
+    if not at:
+        raise BudgetError(f"The budget latency={_shown(given)} names no runtime: {_AS_LATENCY}.")
+    match = _TIME.fullmatch(str(text).strip())
+    if match is None:
+        raise BudgetError(f"The budget latency={_shown(given)} is not understood: {_AS_LATENCY}.")
+    value, unit = _check("latency", float(match[1]), given), match[2]
+    if unit is None and value > 1:
+        raise BudgetError(f"The budget latency={_shown(given)} has no unit: {_AS_LATENCY}.")
+    value *= _MICROSECONDS[unit] if unit else 1.0
+    if unit and value <= 1:
+        raise BudgetError(f"The budget latency={_shown(given)} is less than any network takes: {_AS_LATENCY}.")
+    return value, Target.parse(rest)
 
 
 def _value(key: str, value: object) -> float:

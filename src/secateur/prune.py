@@ -14,6 +14,7 @@ from secateur.budget import Budget
 from secateur.errors import BudgetError, ModelError
 from secateur.graph import Graph, SizeConflict, trace
 from secateur.graph.modules import clone_module, named_tensors
+from secateur.latency import align_of, price
 from secateur.methods.criteria import CRITERIA, score
 from secateur.plan import Plan
 from secateur.repair import Repair, mend, repairs
@@ -32,7 +33,7 @@ def prune(
     normalise: str = "mean",
     reduce: str = "sum",
     ratios: Mapping[str, float] | None = None,
-    align: int = 1,
+    align: int | str = 1,
     ignore: Iterable[str] | str = (),
     min_channels: int = 1,
     max_ratio: float = 1.0,
@@ -49,11 +50,13 @@ def prune(
     Args:
         model: any `torch.nn.Module`; DataParallel, DistributedDataParallel and compiled wrappers are taken off.
         example_inputs: a tensor, a tuple of arguments or a dict of keywords with which `model` runs.
-        budget: what may remain, such as "flops=0.5", "params=2e6" or {"flops": 0.5, "peak": 0.8}; see `Budget`.
+        budget: what may remain, such as "flops=0.5", "params=2e6", {"flops": 0.5, "peak": 0.8} or
+            "latency=0.6@onnxruntime"; see `Budget`.
         criterion: a name of `secateur.criteria()`, or a function from the graph to scores {group: [width]}.
         allocator: "global", "uniform", "per_cost" or "ratios" (with `ratios`: {layer pattern: share removed}).
         normalise: how scores become comparable between groups. reduce: how a group's members are combined.
-        align: kept widths are multiples of this. ignore: patterns of layers whose outputs stay whole.
+        align: kept widths are multiples of this, or of what suits a processor: a name of
+            `secateur.latency.PRESETS`, or "auto" for this one. ignore: patterns of layers whose outputs stay whole.
         min_channels: channels that stay in every group. max_ratio: largest share of a group that may go.
         attention: prune whole "heads" or the features of every head ("head_dim").
         data, loss: batches (inputs, target) and loss(output, target), for criteria and repairs that need them.
@@ -68,19 +71,21 @@ def prune(
     check_weights(graph)
     if not graph.groups:
         raise ModelError(nothing_to_prune(graph))
-    constraints = Constraints(tuple([ignore] if isinstance(ignore, str) else ignore), min_channels, max_ratio, align)
-    before, settled = graph.cost(), []
+    patterns = tuple([ignore] if isinstance(ignore, str) else ignore)
+    bounds = None if budget is None else Budget.parse(budget)
+    constraints = price(graph, bounds, Constraints(patterns, min_channels, max_ratio, align_of(align)))
+    before = graph.cost()
     mending = repairs(repair)
     needs_data = bool(mending) or any(row.name == criterion and row.needs_data for row in CRITERIA)
     batches = list(data) if data is not None and needs_data else None  # a plan made again scores again
     while True:
         scores = criterion(graph) if callable(criterion) else _score(graph, criterion, reduce, seed, batches, loss)
-        plan = allocate(scores, graph, budget, constraints, allocator=allocator, normalise=normalise, ratios=ratios)
+        plan = allocate(scores, graph, bounds, constraints, allocator=allocator, normalise=normalise, ratios=ratios)
         try:
             made = graph.cut(plan, inplace=inplace and not verify and not mending)
             break
         except SizeConflict as conflict:
-            settled.append(graph.settle(conflict))
+            graph.settle(conflict)
             if not graph.groups:
                 raise BudgetError(nothing_to_prune(graph)) from None
     plan.provenance.update({"criterion": getattr(criterion, "__name__", criterion), "seed": seed})
@@ -91,7 +96,8 @@ def prune(
     after = graph.cost(plan)
     if inplace and verify:  # only now that everything has worked out
         made = graph.cut(plan, inplace=True)
-    return Result(made.model, plan, before, after, proof, graph, made, tuple(settled))
+    settled = tuple(str(conflict) for conflict in graph.settled)
+    return Result(made.model, plan, before, after, proof, graph, made, settled)
 
 
 def _mended(
@@ -104,7 +110,7 @@ def _mended(
 
     plain = copied()
     notes = mend(plain, copied, graph, plan, mending, batches)
-    result = apply(plain, graph.example_inputs, plan, verify=verify)
+    result = apply(plain, graph.example_inputs, plan, verify=verify, timing=graph.timing)
     if notes:
         plan.provenance["notes"] = notes
     if not inplace:

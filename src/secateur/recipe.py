@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from secateur import _yaml
 from secateur._settings import Section, shown, validated
+from secateur.allocate.presets import AUTO, PRESETS
 from secateur.budget import Budget
 from secateur.errors import ConfigError
 
@@ -24,6 +25,13 @@ from secateur.errors import ConfigError
 def _listed(value: Any) -> Any:
     """One word where a list of words is asked for is a list of one."""
     return (value,) if isinstance(value, str) else _fixed(value)
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    """A list of names that has any, and none of them twice."""
+    if not names or len(set(names)) < len(names):
+        raise ValueError("give one name at least, and each once")
+    return names
 
 
 def _fixed(value: Any) -> Any:
@@ -36,6 +44,17 @@ def _budget(value: Any) -> Any:
     return str(Budget.parse(value))
 
 
+def _aligned(value: Any) -> Any:
+    """A positive whole number, or the name of a preset."""
+    if isinstance(value, str) and value in (*PRESETS, AUTO):
+        return value
+    if type(value) is not int or value < 1:
+        raise ValueError(
+            f"{shown(value)} is no alignment: give a whole number from 1, or one of {', '.join((*PRESETS, AUTO))}"
+        )
+    return value
+
+
 def _several(value: Any) -> Any:
     """One section, or the word that stands for it, where a list of them is asked for is a list of one."""
     return (value,) if isinstance(value, str | Mapping) else _fixed(value)
@@ -44,6 +63,8 @@ def _several(value: Any) -> Any:
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_fixed)]
 Quantisers = Annotated[tuple[Literal["onnxruntime", "openvino"], ...], BeforeValidator(_listed)]
+Runtime = Literal["pytorch", "compiled", "onnxruntime", "openvino"]
+Runtimes = Annotated[tuple[Runtime, ...], BeforeValidator(_listed), AfterValidator(_once)]
 Size = Annotated[tuple[int, int, int], BeforeValidator(_fixed)]
 
 
@@ -129,10 +150,7 @@ class ConstraintsConfig(Section):
     ignore: Words = Field(default=(), description="Patterns of layers whose outputs stay whole, such as layer4.*.")
     min_channels: int = Field(default=1, ge=1, description="Channels that stay in every group.")
     max_ratio: float = Field(default=1.0, ge=0, le=1, description="Largest share of a group that may go.")
-    align: (
-        Annotated[int, Field(ge=1)]
-        | Literal["arm", "x86-avx2", "x86-avx512", "xnnpack-avx512", "cuda-fp16", "int8-trt", "auto"]
-    ) = Field(
+    align: Annotated[int | str, BeforeValidator(_aligned)] = Field(
         default=1,
         description="Kept widths are multiples of this: a number, the name of a preset, or auto, that of this machine; "
         "1 with a latency budget: what its runtime computes in.",
@@ -219,6 +237,14 @@ class LatencyConfig(Section):
     batch_size: int = Field(default=1, ge=1, le=1_000_000, description="Images at a time.")
     repeats: int = Field(default=30, ge=3, le=1_000_000, description="Measurements of each network, in turn.")
     threads: int = Field(default=1, ge=1, le=1024, description="Threads of the CPU.")
+    runtimes: Runtimes | None = Field(
+        default=None,
+        description="Where: pytorch, compiled, onnxruntime, openvino. null: pytorch, and onnxruntime if export.onnx.",
+    )
+
+    def names(self, *, onnx: bool) -> tuple[str, ...]:
+        """The runtimes to time on, in a run that writes ONNX or does not."""
+        return self.runtimes or (("pytorch", "onnxruntime") if onnx else ("pytorch",))
 
 
 class EngineConfig(Section):

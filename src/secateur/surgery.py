@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.budget import KEYS
 from secateur.errors import PlanError, WeightsError
-from secateur.graph import Cost, Cut, Graph, SizeConflict, Verification, trace
+from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
 from secateur.plan import Plan
 
 
@@ -27,14 +28,24 @@ class Result:
     settled: tuple[str, ...]  # sizes written in the model's code that kept channels from being cut freely
 
     def reached(self, bound: str) -> float:
-        """The fraction of the original that remains: of "flops" (MACs), "params", "activations" or "peak"."""
-        key = {"flops": "macs", "peak": "peak_activations"}.get(bound, bound)
+        """The fraction of the original that remains: of "flops", "params", "activations", "peak" or "latency"."""
+        key = KEYS.get(bound, bound)
         whole = getattr(self.before, key)
         return getattr(self.after, key) / whole if whole else 1.0
 
 
-def apply(model: nn.Module, example_inputs: Any, plan: Plan, *, verify: bool = True, inplace: bool = False) -> Result:
+def apply(
+    model: nn.Module,
+    example_inputs: Any,
+    plan: Plan,
+    *,
+    verify: bool = True,
+    inplace: bool = False,
+    timing: Timing | None = None,
+) -> Result:
     """Cut `model` as a (loaded) plan says; the model must have the architecture the plan was made for.
+
+    timing: predicts latencies, which then are among the costs before and after.
 
     Args:
         model: the whole network. example_inputs: as in `secateur.trace`. plan: which channels stay.
@@ -50,6 +61,8 @@ def apply(model: nn.Module, example_inputs: Any, plan: Plan, *, verify: bool = T
     for conflict in _settled(plan, graph):
         graph.settle(conflict)
     plan.check(graph)
+    if timing is not None:
+        graph.attach(timing)
     before, made = graph.cost(), graph.cut(plan)
     seed = plan.provenance.get("seed")
     proof = graph.verify(made, plan, seed=seed if isinstance(seed, int) else 0) if verify else None
@@ -81,6 +94,8 @@ def remember(graph: Graph, plan: Plan) -> None:
     """Note in the plan what a fresh trace must be told to have the same groups."""
     plan.provenance["attention"] = graph.attention
     plan.provenance["settled"] = [conflict.as_json() for conflict in graph.settled]
+    if graph.timing is not None:
+        plan.provenance["latency"] = graph.timing.about()
 
 
 def check_weights(graph: Graph) -> None:

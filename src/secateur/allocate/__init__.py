@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from numbers import Real
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from secateur._hints import choose, nearest, readable
 from secateur._protocols import Array, CostLike, FloatArray, GraphLike, IntArray
-from secateur.allocate.blocks import Bounds, stack
+from secateur.allocate.blocks import Bounds, stack, whole_cost
 from secateur.allocate.constraints import Constraints
 from secateur.allocate.normalise import NORMALISATIONS, normalisation
 from secateur.allocate.patterns import matched, parse_patterns
@@ -61,7 +61,7 @@ def allocate(
     values = _normalised(scores, graph, normalise)
     ranks = [np.argsort(-score, kind="stable") for score in values]
     parsed = None if budget is None else Budget.parse(budget)
-    original = _Full.of(graph)
+    original = whole_cost(graph)
     chosen: dict[str, Any] = {}
     if allocator == "ratios":
         chosen = _ratios(graph, ratios)
@@ -89,24 +89,6 @@ def allocate(
     if chosen:
         provenance["ratios"] = chosen
     return Plan(masks, provenance, fingerprint(graph))
-
-
-@dataclass(frozen=True)
-class _Full:
-    """Cost of the original, taken from the cost model itself so that fractions are exact."""
-
-    macs: int
-    params: int
-    activations: int
-    peak_activations: int
-
-    @classmethod
-    def of(cls, graph: GraphLike) -> _Full:
-        """Evaluate the cost model at whole widths."""
-        full = np.array([group.width for group in graph.groups], dtype=np.int64)
-        return cls(
-            **{name: int(value[0]) for name, value in graph.costs.evaluate(full[None]).items() if name in KEYS.values()}
-        )
 
 
 def _within(
@@ -200,7 +182,7 @@ def _reached(
 ) -> dict[str, dict[str, float]]:
     """Return for each bound its limit, what was reached, the original, and the fraction of it that remains."""
     costs = graph.costs.evaluate(widths[None])
-    keys = KEYS if budget is None else budget.as_dict()
+    keys = [key for key in KEYS if KEYS[key] in costs] if budget is None else [key for key, _ in budget.bounds]
     limits = budget.limits(original) if budget is not None else {}
     result = {}
     for key in keys:

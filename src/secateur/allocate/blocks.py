@@ -9,16 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 
-from secateur._protocols import BoolArray, CostModelLike, FloatArray, IntArray
+from secateur._protocols import BoolArray, CostLike, CostModelLike, FloatArray, GraphLike, IntArray
 from secateur.allocate.constraints import Constraints
 
 #: Width vectors evaluated in one call while bisecting; three calls then settle 30,000 blocks.
 _SECTIONS = 32
 #: Largest number of width vectors in one call, which bounds memory.
 _BATCH = 256
+
+
+def whole_cost(graph: GraphLike) -> CostLike:
+    """Costs of the original as attributes, from the cost model itself so that fractions are exact."""
+    full = graph.costs.evaluate(np.array([group.width for group in graph.groups], dtype=np.int64))
+    found: CostLike = SimpleNamespace(**{name: float(value) for name, value in full.items()})
+    return found
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ _WORDS = {
     "params": "parameters",
     "activations": "activation elements",
     "peak": "activation elements at a time",
+    "latency": "microseconds",
 }
 
 
@@ -26,7 +27,7 @@ def unreachable(graph: GraphLike, budget: Budget, constraints: Constraints, orig
     limits = budget.limits(original)
     ladder = _ladder(graph, constraints)
     costs = graph.costs.evaluate(np.stack([constraint.floors(graph) for _, constraint in ladder]))
-    key = next(key for key in budget.as_dict() if costs[KEYS[key]][0] > limits[KEYS[key]])
+    key = next(key for key, _ in budget.bounds if costs[KEYS[key]][0] > limits[KEYS[key]])
     values = [float(value) for value in costs[KEYS[key]]]
     whole = float(getattr(original, KEYS[key]))
     held = [
@@ -39,10 +40,11 @@ def unreachable(graph: GraphLike, budget: Budget, constraints: Constraints, orig
         f"{words} ({readable(amount)}, {amount / max(whole, 1):.1%})" for amount, words in obstacles[:_NAMED]
     )
     told += "; and others" if len(obstacles) > _NAMED else ""
-    given = budget.as_dict()[key]
+    given, written = dict(budget.bounds)[key], budget.as_dict()[key]
     hint = " (a value above 1 is an absolute number, not a percentage)" if 1 < given <= 100 else ""
+    shown = written if isinstance(written, str) else f"{written:g}"
     return BudgetError(
-        f"The budget {key}={given:g}{hint} cannot be met: the smallest reachable number of {_WORDS[key]} is "
+        f"The budget {key}={shown}{hint} cannot be met: the smallest reachable number of {_WORDS[key]} is "
         f"{values[0]:.0f}, {key}={_ceiling(values[0] / max(whole, 1))} of the original {whole:.0f}; "
         f"what stands in the way, largest first: {told}. Raise the budget or relax one of these."
     )

@@ -7,15 +7,13 @@ not goes before one that all want a little (Zhang et al., arXiv:2104.11883, as i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
 from secateur._protocols import FloatArray, GraphLike, IntArray
 from secateur.allocate import Constraints, allocate
-from secateur.allocate.blocks import Bounds
-from secateur.budget import KEYS, Budget
+from secateur.allocate.blocks import Bounds, whole_cost
+from secateur.budget import Budget
 from secateur.errors import BudgetError
 from secateur.plan import Plan
 
@@ -51,7 +49,7 @@ def elect(
     """
     if step is None:
         return allocate(votes, graph, budget, constraints, allocator=allocator, normalise="none")
-    bounds = Bounds(graph.costs, budget.limits(_cost(graph)))
+    bounds = Bounds(graph.costs, budget.limits(whole_cost(graph)))
     keeps = np.arange(_FIRST, 0.0, -step)
     rows = np.stack([elected(votes, graph, constraints, float(keep)) for keep in keeps])
     fitting = np.flatnonzero(bounds.fit(rows))
@@ -79,9 +77,3 @@ def elected(votes: Mapping[str, FloatArray], graph: GraphLike, constraints: Cons
         wanted = max(int((votes[group.name] >= threshold).sum()), floor)
         widths.append(int(legal[np.searchsorted(legal, wanted, side="right") - 1]))
     return np.array(widths, dtype=np.int64)
-
-
-def _cost(graph: GraphLike) -> Any:
-    """Costs of the whole network as attributes, as a budget reads them."""
-    full = graph.costs.evaluate(np.array([group.width for group in graph.groups], dtype=np.int64))
-    return SimpleNamespace(**{name: float(full[name]) for name in KEYS.values()})

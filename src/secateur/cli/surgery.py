@@ -75,7 +75,10 @@ def prune(
     model: Model,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="BOUNDS", help="What may remain: flops=0.5, params=2M or both; also activations, peak."),
+        typer.Option(
+            metavar="BOUNDS",
+            help="What may remain: flops=0.5, params=2M or both; also activations, peak, latency=0.6@onnxruntime.",
+        ),
     ] = None,
     criterion: Annotated[str, typer.Option(help="How channels are scored; see `secateur criteria`.")] = "l1",
     allocator: Annotated[
@@ -84,7 +87,10 @@ def prune(
     ratio: Annotated[
         list[str], typer.Option("--ratio", metavar="PATTERN=SHARE", help="Share of channels to remove. Repeatable.")
     ] = [],  # noqa: B006
-    align: Annotated[int, typer.Option(help="Kept widths are multiples of this.")] = 1,
+    align: Annotated[
+        str,
+        typer.Option(metavar="N", help="Kept widths are multiples of this: a number, a preset's name, or auto."),
+    ] = "1",
     ignore: Annotated[
         list[str],
         typer.Option("--ignore", metavar="PATTERN", help="Layers whose outputs stay whole: layer4.*. Repeatable."),
@@ -114,6 +120,7 @@ def prune(
     Examples:
       secateur prune zoo:resnet20 --budget flops=0.5
       secateur prune torchvision:mobilenet_v2 --budget flops=0.5,params=2M --align 8
+      secateur prune torchvision:resnet50 --budget latency=0.6@onnxruntime
       secateur prune zoo:vgg16_bn --ratio 'features.*=0.5' --ignore features.0
       secateur prune mymodel.py:factory --input-size 3x64x64 --budget params=0.3 \\
           --weights mine.safetensors --out small.safetensors --plan-out plan.json
@@ -122,6 +129,7 @@ def prune(
     from secateur._hints import choose
     from secateur.allocate import ALLOCATORS, Constraints
     from secateur.budget import Budget
+    from secateur.latency import align_of
     from secateur.references import load
     from secateur.runtime import read_weights
 
@@ -129,7 +137,8 @@ def prune(
     ratios = _ratios(ratio)
     allocator = choose(allocator or ("ratios" if ratios else "global"), ALLOCATORS, "allocator")
     _check_criterion(criterion)
-    Constraints(tuple(ignore), min_channels, max_ratio, align)
+    multiple = align_of(align)
+    Constraints(tuple(ignore), min_channels, max_ratio, multiple)
     _check_files(weights, out, plan_out)
     with working("Pruning", quiet or as_json):
         loaded = load(model, arguments=model_arg, input_size=input_size, input_shapes=input_shape, seed=seed)
@@ -144,7 +153,7 @@ def prune(
             normalise=normalise,
             reduce=reduce,
             ratios=ratios or None,
-            align=align,
+            align=multiple,
             ignore=ignore,
             min_channels=min_channels,
             max_ratio=max_ratio,

@@ -79,7 +79,7 @@ def row(cell: Cell, results: Mapping[str, Any], dense: Mapping[str, int], base: 
         "accuracy": accuracy,
         "images": results["accuracy"]["images"],
         **costs,
-        "within": _within(cell.budget, after, dense),
+        "within": _within(cell.budget, after, {**dense, "latency": results["before"].get("latency")}),
         "epochs": _epochs(results, shared),
         "seconds": _seconds(cell, results, shared),
         "exact": proof.get("exact"),
@@ -143,7 +143,7 @@ def _seconds(cell: Cell, results: Mapping[str, Any], shared: bases.Base | None) 
     return parts | {"total": round(spent["total"] + (parts["base"] or 0.0), 3)}
 
 
-def _within(budget: str, after: Mapping[str, int], dense: Mapping[str, int]) -> bool:
+def _within(budget: str, after: Mapping[str, int], dense: Mapping[str, Any]) -> bool:
     """Every bound is kept, and one of them is used up to a hundredth."""
     used = max(after[key] / limit for key, limit in Budget.parse(budget).limits(Cost(**dense)).items())
     return 1 - TOLERANCE <= used <= 1

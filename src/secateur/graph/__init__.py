@@ -6,10 +6,10 @@ from secateur.graph.cost import Cost, CostModel
 from secateur.graph.cut import Cut
 from secateur.graph.rules import Op, rule
 from secateur.graph.sizes import Repair, SizeConflict
-from secateur.graph.trace import Graph, trace
+from secateur.graph.trace import Graph, Timing, trace
 from secateur.graph.verify import Verification, verify
 
 __all__ = [
     "Cost", "CostModel", "Cut", "Frozen", "Graph", "Group", "Member", "Op", "Repair", "Seen", "SizeConflict",
-    "Unsupported", "Verification", "rule", "trace", "verify",
+    "Timing", "Unsupported", "Verification", "rule", "trace", "verify",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from torch import nn
 
 from secateur.errors import InputError, ModelError
 from secateur.graph.calls import TRANSPARENT, Mode, depends_on_data, on_one_device, schema_of
+from secateur.graph.forms import Form
 from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.modules import (
     as_call,
@@ -53,6 +54,7 @@ class Call:
     mixes: bool
     weight: tuple[Axis, Axis] | None
     strides: tuple[tuple[int, ...], ...]  # of the outputs: PyTorch picks operators by them
+    form: Form | None = None  # of a convolution or linear layer
     value: Any = None  # of an operator whose result has a size that depends on data, on a run with real tensors
 
 
@@ -146,7 +148,8 @@ class Recorder(Mode):
     def _call(op: Op, outs: list[torch.Tensor], labels: list[Label]) -> Call:
         shapes = tuple(tuple(t.shape) for t in outs)
         strides = tuple(t.stride() for t in outs)
-        return Call(op.name, op.module, shapes, tuple(labels), tuple(op.expects), op.mixes, op.weight, strides)
+        seen = (shapes, tuple(labels), tuple(op.expects), op.mixes, op.weight, strides)
+        return Call(op.name, op.module, *seen, op.form)
 
     def _labels(self, op: Op, is_pointwise: bool) -> list[Label]:
         found = find_rule(op.name, is_pointwise)

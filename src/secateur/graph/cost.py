@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -23,10 +23,11 @@ class Cost:
     params: int  # elements of all parameters
     activations: int  # elements written by all operators
     peak_activations: int  # most activation elements alive at one time
+    latency: int | None = None  # predicted microseconds on a runtime, where one was attached (`secateur.latency`)
 
     def as_dict(self) -> dict[str, int]:
-        """The figures by name."""
-        return asdict(self)
+        """The figures there are, by name."""
+        return {name: figure for name, figure in asdict(self).items() if figure is not None}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class _Terms:
 class CostModel:
     """Exact cost of widths; `evaluate` is vectorised over leading dimensions."""
 
-    names = ("macs", "params", "activations", "peak_activations")
+    names = ("macs", "params", "activations", "peak_activations")  # those that are exact
+    latency: Callable[[Floats], Floats] | None = None  # predicted microseconds of widths [..., groups], [...]
 
     def __init__(self, recording: Recording, solution: Solution, parameters: Mapping[str, int]) -> None:
         self.widths = np.array([g.width for g in solution.groups], dtype=np.float64)
@@ -59,6 +61,7 @@ class CostModel:
         self._base = sizes - self.widths @ self._per_group
         self._macs = _terms([(m.coefficient, [at[id(a)] for a in m.axes]) for m in recording.ledger.macs], len(at))
         self.mac_calls = np.array([m.op for m in recording.ledger.macs], dtype=np.int64)
+        self.mac_axes = np.array([len(m.axes) for m in recording.ledger.macs], dtype=np.int64)
         self._params = _terms([_place_term(recording, at, name, n) for name, n in parameters.items()], len(at))
         self._buffers = _terms([_label_term(b.label, b.sizes, at) for b in recording.buffers], len(at))
         self._alive = _liveness(recording)
@@ -67,12 +70,15 @@ class CostModel:
         """Costs of `widths` [..., groups] (alive channels per group, in the graph's order), each [...]."""
         counts = self._counts(widths)
         sizes = self._buffers.evaluate(counts)
-        return {
+        found = {
             "macs": self._macs.evaluate(counts).sum(-1),
             "params": self._params.evaluate(counts).sum(-1),
             "activations": sizes.sum(-1),
             "peak_activations": self._peak(sizes),
         }
+        if self.latency is not None:
+            found["latency"] = self.latency(np.asarray(widths, dtype=np.float64))
+        return found
 
     def macs_by_call(self, widths: ArrayLike) -> Floats:
         """MACs of every product [..., products]; `mac_calls` holds the operator call of each."""
@@ -81,7 +87,16 @@ class CostModel:
     def cost(self, widths: ArrayLike) -> Cost:
         """The cost of one plan's widths."""
         found = self.evaluate(np.asarray(widths, dtype=np.float64))
-        return Cost(**{name: round(float(found[name])) for name in self.names})
+        return Cost(**{name: round(float(figure)) for name, figure in found.items()})
+
+    def written(self, widths: ArrayLike) -> Floats:
+        """Elements written by all operators [...]: the cost "activations" alone."""
+        total: Floats = self._buffers.evaluate(self._counts(widths)).sum(-1)
+        return total
+
+    def factors(self, widths: ArrayLike) -> Floats:
+        """What the MACs of every product are made of [..., products, factors]: alive counts of its axes."""
+        return self._counts(widths)[..., self._macs.axes]
 
     def _counts(self, widths: ArrayLike) -> Floats:
         given = np.asarray(widths, dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 from secateur.errors import ConfigError, ModelError, PlanError
 from secateur.graph.capture import Recording, Unsupported, capture
 from secateur.graph.channels import Bools, Frozen, Group, Seen, Solution, solve
-from secateur.graph.cost import Cost, CostModel
+from secateur.graph.cost import Cost, CostModel, Floats
 from secateur.graph.cut import Cut, alive_slots, cut, slices_of
 from secateur.graph.labels import Ids
 from secateur.graph.modules import named_tensors, unwrap
@@ -29,6 +29,16 @@ class Masks(Protocol):
     def masks(self) -> Mapping[str, Bools]: ...
 
 
+class Timing(Protocol):
+    """Something that predicts latencies: a `secateur.latency.Prediction`."""
+
+    def about(self) -> dict[str, Any]:
+        """What a plan should say about the predictions it was made with, as JSON."""
+
+    def bind(self, graph: Graph) -> Callable[[Floats], Floats]:
+        """The function from widths [..., groups] of this graph to microseconds [...], monotone in every width."""
+
+
 class Graph:
     """The structure of one network: which channels live and die together, and what they cost."""
 
@@ -37,6 +47,7 @@ class Graph:
         self.attention = attention
         self.settled: list[SizeConflict] = []
         self.timings: dict[str, float] = {}
+        self.timing: Timing | None = None
         self._never: list[tuple[Ids, str]] = []
         self._together: list[tuple[Ids, Ids]] = []
         self._equalised: set[int] = set()
@@ -47,7 +58,14 @@ class Graph:
         self.solution: Solution = solve(self.recording, self._never, self._together, self.attention)
         sizes = {name: t.numel() for name, t in self.tensors().items() if isinstance(t, nn.Parameter)}
         self.costs = CostModel(self.recording, self.solution, sizes)
+        if self.timing is not None:
+            self.costs.latency = self.timing.bind(self)
         self.timings["solve"] = time.perf_counter() - started
+
+    def attach(self, timing: Timing) -> None:
+        """Make latency one of the costs, whatever becomes of the groups."""
+        self.timing = timing
+        self.costs.latency = timing.bind(self)
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from secateur._protocols import Array, GraphLike
+from secateur.allocate.blocks import whole_cost
 from secateur.budget import Budget
 
 
@@ -18,7 +19,7 @@ class Aim:
         self.groups = {group.name: group.width for group in graph.groups}
         self._costs = graph.costs
         self.full = self.cost({})
-        self.limits = budget.limits(_Full(self.full))
+        self.limits = budget.limits(whole_cost(graph))
         self.goal = min(1.0, *(limit / self.full[key] for key, limit in self.limits.items()))
 
     def cost(self, widths: Mapping[str, float]) -> dict[str, float]:
@@ -46,11 +47,3 @@ class Aim:
 def counts(masks: Mapping[str, Array]) -> dict[str, float]:
     """Widths of masks."""
     return {name: float(np.count_nonzero(mask)) for name, mask in masks.items()}
-
-
-class _Full:
-    """Costs as attributes, as a budget reads them."""
-
-    def __init__(self, costs: Mapping[str, float]) -> None:
-        self.macs, self.params = round(costs["macs"]), round(costs["params"])
-        self.activations, self.peak_activations = round(costs["activations"]), round(costs["peak_activations"])

@@ -32,6 +32,7 @@ from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import SizeConflict, trace
 from secateur.graph.modules import clone_module, map_tensors
+from secateur.latency import price
 from secateur.plan import Plan, fingerprint
 from secateur.repair.base import Repair, mend
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
@@ -106,9 +107,9 @@ class Method(nn.Module):
 
         Args:
             model: any `torch.nn.Module`. example_inputs: what it runs with; see `secateur.trace`.
-            budget: what may remain, such as "flops=0.5". steps: optimiser steps there will be with the method at work.
-            seed: of everything random. constraints: what no plan may do. allocator, normalise: from scores to plan;
-                None: as the method has it.
+            budget: what may remain, such as "flops=0.5" or "latency=0.6@onnxruntime".
+            steps: optimiser steps there will be with the method at work. seed: of everything random.
+            constraints: what no plan may do. allocator, normalise: from scores to plan; None: as the method has it.
             attention: prune whole "heads" or the features of every head. settings: the method's own.
 
         Raises:
@@ -130,6 +131,7 @@ class Method(nn.Module):
         self.result: Result | None = None
         check_weights(self.graph)
         self._settle()
+        self.constraints = price(self.graph, self.budget, self.constraints)
         self._architecture = fingerprint(self.graph)  # before anything is inserted
         self._check_reach()  # and while a refusal leaves the model as it was
         self.prepare()
@@ -229,15 +231,16 @@ class Method(nn.Module):
         settings = self.settings.model_dump(mode="json")
         plan.provenance.update({"method": self.name, "seed": self.seed, "settings": settings})
         remember(self.graph, plan)
+        timing = self.graph.timing
         plain = self.plain()
         self.repair(plain, plan)
         inputs = _moved(self.example_inputs, self.device)
-        result = apply(plain, inputs, plan)
+        result = apply(plain, inputs, plan, timing=timing)
         self.check(result)  # before anything is repaired, for then the two should differ
         if repairs:
             said = mend(plain, self.plain, self.graph, plan, repairs, batches)
             self.notes += [note for note in said if note not in self.notes]  # once, however often it is asked
-            result = apply(plain, inputs, plan)
+            result = apply(plain, inputs, plan, timing=timing)
         self.result = result
         self.result.model.train(self.model.training)
         return self.result.model

@@ -233,7 +233,7 @@ class NAP(Method):
         budget = self.budget
         if part < 1.0:  # every round removes the same fraction of what is left
             goals = [(key, min(1.0, limit / self.aim.full[cost])) for key, (cost, limit) in self._limits().items()]
-            budget = Budget(tuple((key, goal**part) for key, goal in goals))
+            budget = replace(self.budget, bounds=tuple((key, goal**part) for key, goal in goals))
         plan = self._allocate(self.score(), budget)
         plan.masks = {name: mask & self._kept[name] for name, mask in plan.masks.items()}
         return self._noted(plan)

@@ -86,7 +86,7 @@ def share_of(budget: Budget, masks: WeightMasks | None) -> float:
     Raises:
         BudgetError: the budget bounds something else, or what must stay whole is more than it allows.
     """
-    bounds = budget.as_dict()
+    bounds = dict(budget.bounds)
     if set(bounds) != {"params"}:
         other = next(key for key in bounds if key != "params")
         raise BudgetError(

@@ -100,12 +100,13 @@ def share(part: float, whole: float) -> float:
 
 
 def costs(cost: Cost) -> dict[str, int]:
-    """The figures under the names budgets use."""
+    """The figures there are under the names budgets use; a latency in microseconds."""
     return {
         "flops": cost.macs,
         "params": cost.params,
         "activations": cost.activations,
         "peak": cost.peak_activations,
+        **({} if cost.latency is None else {"latency": cost.latency}),
     }
 
 

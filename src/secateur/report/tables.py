@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur._hints import readable
+from secateur.budget import Budget
+from secateur.errors import BudgetError
 from secateur.graph import Graph, Verification
 from secateur.graph.explain import shorten, shorten_reasons
 from secateur.references import Loaded
@@ -17,7 +19,13 @@ from secateur.report.documents import costs, group_rows
 from secateur.surgery import Result
 
 ROWS = 60  # a longer table is cut short unless asked for
-_NAMES = {"flops": "FLOPs (MACs)", "params": "parameters", "activations": "activations", "peak": "peak activations"}
+_NAMES = {
+    "flops": "FLOPs (MACs)",
+    "params": "parameters",
+    "activations": "activations",
+    "peak": "peak activations",
+    "latency": "predicted microseconds",
+}
 
 
 def graph_tables(loaded: Loaded, graph: Graph, *, every: bool = False, brief: bool = False) -> RenderableType:
@@ -119,10 +127,12 @@ def _before_after(result: Result) -> Table:
 def _budget(result: Result) -> list[RenderableType]:
     """What was asked for and what was reached, in the unit it was asked in."""
     budget = result.plan.provenance.get("budget")
-    if not isinstance(budget, dict):
-        return []  # ratios, or a plan from elsewhere
+    try:
+        bounds = Budget.parse(budget).bounds if isinstance(budget, dict) else ()  # ratios, or a plan from elsewhere
+    except BudgetError:
+        bounds = ()
     before, after = costs(result.before), costs(result.after)
-    known = {key: bound for key, bound in budget.items() if key in before and isinstance(bound, int | float)}
+    known = {key: bound for key, bound in bounds if key in before}
     told = [
         f"{key} {after[key] / before[key] if bound <= 1 and before[key] else after[key]:.4g} of at most {bound:.4g}"
         for key, bound in known.items()

@@ -17,6 +17,7 @@ from torch import nn
 from secateur._files import said
 from secateur._settings import validated
 from secateur.allocate import Constraints
+from secateur.allocate.presets import align_of
 from secateur.data import Data, open_data
 from secateur.errors import ConfigError, InputError, ModelError
 from secateur.graph import Cost
@@ -25,7 +26,8 @@ from secateur.models import MODELS
 from secateur.recipe import Recipe
 from secateur.references import Loaded, load
 from secateur.repair import repairs
-from secateur.runtime import read_weights
+from secateur.runtime import EXPORTERS, QUANTISERS, read_weights
+from secateur.runtime.engines import ENGINES
 from secateur.training import Engine
 from secateur.training.devices import accelerator
 
@@ -137,21 +139,22 @@ def _begins_trained(recipe: Recipe) -> bool:
     return recipe.pretrain is not None or recipe.model.weights is not None
 
 
-_PACKAGES = {
-    "train": ("accelerate", "yaml", "jinja2"),
-    "export": ("onnx", "onnxscript", "onnxruntime"),
-}
+_PACKAGES = ("accelerate", "yaml", "jinja2")  # of every run
 
 
 def _check_packages(recipe: Recipe) -> None:
     """A package that is missing at the end of a run would be missed too late."""
-    for extra, names in _PACKAGES.items():
-        if extra == "export" and not recipe.export.onnx:
-            continue
-        missing = [name for name in names if importlib.util.find_spec(name) is None]
-        if missing:
-            other = ", or set export.onnx: false" if extra == "export" else ""
-            raise ConfigError(f'{missing[0]} is not installed: pip install "secateur[{extra}]"{other}.')
+    missing = next((name for name in _PACKAGES if importlib.util.find_spec(name) is None), None)
+    if missing is not None:
+        raise ConfigError(f'{missing} is not installed: pip install "secateur[train]".')
+    exports = [(row, f"set export.{name}: false") for name, row in EXPORTERS.items() if getattr(recipe.export, name)]
+    int8 = [(QUANTISERS[name], f"leave {name} out of export.int8") for name in recipe.export.int8]
+    for row, otherwise in (*exports, *int8):
+        if row.missing is not None:
+            raise ConfigError(f"{row.missing} is not installed: {row.install}, or {otherwise}.")
+    for name in recipe.latency.names(onnx=recipe.export.onnx) if recipe.latency is not None else ():
+        if (sentence := ENGINES[name].missing()) is not None:
+            raise ConfigError(f"{sentence.rstrip('.')}, or leave {name} out of latency.runtimes.")
     if recipe.engine.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("tensorboard is not installed: pip install tensorboard, or set engine.tensorboard: false.")
 
@@ -195,7 +198,7 @@ def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None) -
         budget=recipe.budget,
         steps=steps,
         seed=recipe.seed,
-        constraints=Constraints(**recipe.constraints.model_dump()),
+        constraints=Constraints(**{**recipe.constraints.model_dump(), "align": align_of(recipe.constraints.align)}),
         allocator=recipe.allocator,
         normalise=recipe.normalise,
         **recipe.method.settings,

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from secateur.graph.forms import Form, of_convolution
 from secateur.graph.labels import Axis, Label, Macs
 from secateur.graph.rules.registry import Labels, Op, is_constant, label_of, rule
 
@@ -28,7 +29,7 @@ def convolution(op: Op) -> Labels:
     source = xlabel[1] if batched else xlabel[0]
     for axis in wlabel[2:]:
         op.ledger.fix(axis, "")
-    op.weight = (wlabel[0], wlabel[1])
+    op.weight, op.form = (wlabel[0], wlabel[1]), of_convolution(op.args, x, weight)
     out_axis = _bias(op, _tie(op, source, wlabel, tuple(weight.shape), groups, transposed))
     space = _spatial(op, x, xlabel[2:] if batched else xlabel[1:], weight)
     kernel = math.prod(weight.shape[2:])
@@ -122,6 +123,7 @@ def _contract(op: Op, a: torch.Tensor, b: torch.Tensor, axis_a: Axis, axis_b: Ax
     op.join(axis_a, axis_b)
     if is_constant(b) and not is_constant(a) and b.dim() == 2:
         op.weight = (next((x for x in label_of(b) if x is not axis_b), None), axis_b)
+        op.form = Form("linear", 1, (op.out.numel() // max(op.out.shape[-1], 1),))
     if is_constant(a) != is_constant(b):
         axis = axis_a if is_constant(a) else axis_b
         if axis is not None:

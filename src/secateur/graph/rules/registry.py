@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from secateur.graph.forms import Form
 from secateur.graph.labels import Axis, Ids, Label, Ledger
 
 Labels = Label | list[Label]
@@ -22,6 +23,8 @@ RULES: dict[str, Rule] = {}
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for ATen (or custom) operators by qualified name, such as ``"aten::relu"`` or ``"mylib::gate"``.
+
+    names: without `::`, of ATen.
 
     The rule is called with an `Op`; it returns the label of the output, or a list of labels for several outputs.
     In-place variants (``relu_``) use the same rule. Registering a name again replaces the rule.
@@ -82,6 +85,7 @@ class Op:
     expects: list[Expect] = field(default_factory=list)
     weight: tuple[Axis, Axis] | None = None  # of a layer: the axes of its weight as stored (rows, columns)
     mixes: bool = False  # sums or normalises over a labelled dimension: verification recomputes it on the survivors
+    form: Form | None = None  # of a convolution or linear layer: what it is besides its widths
 
     @property
     def where(self) -> str:

@@ -11,12 +11,19 @@ from secateur.errors import BudgetError
 from secateur.report.page import words
 from secateur.report.page.inputs import Accuracy, Interval, Results, Run, RuntimeRow, SkippedRow
 
-RUNTIMES: Mapping[str, str] = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+RUNTIMES: Mapping[str, str] = {
+    "pytorch": "PyTorch",
+    "compiled": "PyTorch compiled",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "executorch": "ExecuTorch",
+}
 _COSTS = {
     "macs": "MACs",
     "params": "Parameters",
     "activations": "Activations",
     "peak_activations": "Peak of activations",
+    "latency": "Predicted latency (microseconds)",
 }
 _NORMAL = 1.96  # standard errors to either side of a 95% interval
 _COLLAPSED = 0.10  # a fall of ten points just after the cut is worth a word of comfort
@@ -59,12 +66,12 @@ def headline(run: Run) -> Headline:
 
 
 def speed(row: RuntimeRow, *, spread: bool = False) -> str:
-    """What the paired ratio of one runtime means; an interval that holds 1 is no speed-up."""
+    """What the paired ratio of one runtime means; where intervals overlap there is no speed-up."""
     if row.ratio is None:
         return row.said or words.UNKNOWN
     low, high = row.ratio.low or row.ratio.median, row.ratio.high or row.ratio.median
     between = f" ({interval(row.ratio)})" if spread else ""
-    if low <= 1 <= high:
+    if not row.apart:
         return f"no speed-up{between}"
     if high < 1:
         return f"{words.ratio(1 / row.ratio.median)} slower" + (

@@ -1,0 +1,149 @@
+"""The table of layer times of this machine and runtime: measured once, kept in a file with its conditions.
+
+The file is a cache, and nothing but one: where it is missing, damaged or of other conditions, it is made again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+
+from secateur._files import read_json, said, write_json
+from secateur._hints import choose
+from secateur.allocate.presets import PRESETS, this_machine
+from secateur.budget import Target
+from secateur.errors import SecateurError
+from secateur.graph.forms import Form, Kind
+from secateur.latency.benches import BENCHES, Layer, timed
+
+#: Told how many of how many layer shapes have been measured.
+Watcher = Callable[[int, int], None]
+
+_FORMAT, _VERSION = "secateur.layer-times", 1
+_AT_ONCE = 64  # shapes between two calls of the watcher
+_NUMBERS = ("size", "kernel", "stride", "padding", "dilation")
+
+
+class Table:
+    """Microseconds of layers on one runtime, by form and the two widths."""
+
+    def __init__(self, target: Target, file: Path | None = None) -> None:
+        """Read what is known of this machine.
+
+        Args:
+            target: its runtime and threads; its batch size is in the forms. file: None: in the cache folder.
+
+        Raises:
+            ConfigError: there is no such runtime, or it is not installed.
+        """
+        from secateur.runtime.engines import ENGINES
+
+        choose(target.runtime, list(BENCHES), "runtime of a latency")
+        ENGINES[target.runtime].require()
+        self.runtime, self.threads = target.runtime, target.threads
+        self.conditions = conditions(target)
+        name = hashlib.sha256(repr(sorted(self.conditions.items())).encode()).hexdigest()[:16]
+        self.file = file or cache_folder() / f"{target.runtime}-{name}.json"
+        self.times: dict[Layer, float] = _read(self.file, self.conditions)
+        self.note = ""  # a sentence for the report
+
+    @property
+    def step(self) -> int:
+        """The width of the staircase that is supposed here."""
+        return PRESETS[this_machine()]
+
+    def measure(self, layers: Iterable[Layer], watch: Watcher | None = None) -> None:
+        """Time the layers that are not in the table yet, and keep the file."""
+        lacking = sorted(set(layers) - self.times.keys())
+        for begin in range(0, len(lacking), _AT_ONCE):
+            part = lacking[begin : begin + _AT_ONCE]
+            self.times.update(zip(part, timed(self.runtime, part, self.threads).tolist(), strict=True))
+            if watch is not None:
+                watch(begin + len(part), len(lacking))
+        if lacking:
+            self._write()
+
+    def _write(self) -> None:
+        """Keep the table; a folder that cannot be written costs the next run the same minute again, which is noted."""
+        rows = [[*_form_row(form), out, into, round(time, 2)] for (form, out, into), time in sorted(self.times.items())]
+        about = {"format": _FORMAT, "version": _VERSION, "conditions": self.conditions}
+        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.file, {**about, "date": date, "layers": rows}, what="The table of layer times")
+        except (OSError, SecateurError) as error:
+            self.note = f"The table of layer times could not be kept and will be measured again: {said(error)}"
+
+
+def conditions(target: Target) -> dict[str, Any]:
+    """What the times depend on: processor, threads, versions."""
+    from secateur.runtime.engines import ENGINES
+
+    return {
+        "runtime": target.runtime,
+        "threads": target.threads,
+        "processor": processor(),
+        "cores": os.cpu_count() or 1,
+        **ENGINES[target.runtime].versions(),
+    }
+
+
+def processor() -> str:
+    """Its name, as the system has it, and the vector instructions PyTorch uses."""
+    name = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        name = found[1].strip() if found else name
+    except (OSError, ValueError):  # another system than Linux
+        pass
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def cache_folder() -> Path:
+    """Where tables are kept: what SECATEUR_CACHE names, or the user's cache folder."""
+    named = os.environ.get("SECATEUR_CACHE")
+    if named:
+        return Path(named) / "latency"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "secateur" / "latency"
+
+
+def _form_row(form: Form) -> list[Any]:
+    row = asdict(form)
+    return [row["kind"], row["batch"], *(list(row[name]) for name in _NUMBERS), row["groups"]]
+
+
+def _read(file: Path, wanted: Mapping[str, Any]) -> dict[Layer, float]:
+    """The layers of a file made under these conditions; nothing from any other."""
+    try:
+        content = read_json(file)
+    except SecateurError:
+        return {}
+    sound = isinstance(content, dict) and content.get("format") == _FORMAT and content.get("version") == _VERSION
+    if not sound or content.get("conditions") != dict(wanted) or not isinstance(content.get("layers"), list):
+        return {}
+    rows = [_layer(row) for row in content["layers"]]
+    return dict(row for row in rows if row is not None) if None not in rows else {}
+
+
+def _layer(row: Any) -> tuple[Layer, float] | None:
+    """One row, trusting nothing; None for what `_write` cannot have written."""
+    if not isinstance(row, list) or len(row) != 11 or row[0] not in get_args(Kind):
+        return None
+    kind, batch, *numbers, groups, out, into, time = row
+    plain = all(isinstance(part, list) and all(type(n) is int and n >= 0 for n in part) for part in numbers)
+    whole = all(type(n) is int and n > 0 for n in (batch, out, into)) and type(groups) is int and groups >= 0
+    if not plain or not whole or not isinstance(time, float | int) or not 0 < time < 1e12:
+        return None
+    size, kernel, stride, padding, dilation = (tuple(part) for part in numbers)
+    form = Form(cast(Kind, kind), batch, size, kernel, stride, padding, dilation, groups)
+    return (form, out, into), float(time)
