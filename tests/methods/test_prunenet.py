@@ -229,22 +229,32 @@ def test_refit_is_no_worse_than_select() -> None:
 
 
 def test_streams_stay_whole_unless_asked() -> None:
-    whole = collected(NETWORKS[0].make())
+    whole = collected(NETWORKS[0].make(), budget="flops=0.5")
     assert whole.plan().widths["stem.0"] == 24
+    assert 0.99 <= whole.graph.cost(whole.plan()).macs / whole.graph.cost().macs / 0.5 <= 1.0  # there is room
     assert "Channels that several layers make together stay whole: stem.0." in whole.notes
     cut = collected(NETWORKS[0].make(), units="all", budget="flops=0.3")
     assert cut.plan().widths["stem.0"] < 24
 
 
+def within_and_full(pruner: Any, plan: Any) -> bool:
+    """Whether the plan is within 30% of the operations, and would not be with any channel more."""
+    widths = np.array([plan.widths[group.name] for group in pruner.graph.groups])
+    limit = 0.3 * pruner.graph.cost().macs
+    macs = pruner.graph.costs.evaluate(widths + np.vstack([np.zeros_like(widths), np.eye(len(widths), dtype=int)]))
+    return bool(macs["macs"][0] <= limit and (macs["macs"][1:] > limit).all())
+
+
 def test_one_lambda_meets_the_budget_and_channels_that_it_zeroes_go() -> None:
+    torch.manual_seed(0)
     pruner = collected(Chain(), budget="flops=0.3")
     plan = pruner.plan()
     pruner.finish()
-    assert 0.9 < pruner.result.reached("flops") / 0.3 <= 1.0  # the network is coarse
+    assert within_and_full(pruner, plan)  # two coarse layers: no widths at all use more than 98.8%
     scores = pruner.score()
     assert plan.provenance["lambda"] > 0
     for name, mask in plan.masks.items():
-        assert scores[name][mask].min() >= scores[name][~mask].max()  # the later it dies, the better
+        assert scores[name][mask].min() >= scores[name][~mask].max(initial=-np.inf)  # the later it dies, the better
 
 
 def test_the_floor_holds() -> None:

@@ -20,7 +20,9 @@ schedule or constants. What is our own:
         `metric: auto` takes it where the training is too short for the loss.
     From 5% to 40% of the steps the cost follows 1 - (1 - t)^3 down to the budget (DCPH: the number of channels), by one
         ranking of all channels, at most a fifth of a group at a time, and none without evidence before the end of
-        that window. CAC is in one unit everywhere, so `normalise` has no say.
+        that window. The last event spares a group, or lets channels go in place of others (those whose exchange loses
+        the least CAC), where more than 1% of the budget would be left over. CAC is in one unit everywhere, so
+        `normalise` has no say.
     At every event the model gets really narrower, with its optimiser's state: see `secateur.methods.narrowing`.
 """
 
@@ -278,7 +280,7 @@ class DCPCAC(NarrowingMethod):
         scores = dict(zip(self.masks, np.split(change, ends), strict=True))
         held = dict(zip(self.masks, np.split(barred, ends), strict=True))
         floors = dict(zip(self.masks, self._floors.tolist(), strict=True))
-        rules = Rules(floors, cap, held, self.constraints.align, CLOSE if share == 1 else 0.0)
+        rules = Rules(floors, cap, held, self.constraints.align, CLOSE if share == 1 else 0.0, exchange=True)
         return lower(self.graph, self.masks, scores, [g.at(share) for g in self._goals], rules, self.allocator)
 
     def _change(self) -> FloatArray:

@@ -237,7 +237,7 @@ class FeatureRelevance(Method):
         """Masks within those so far that meet the budget: the smallest scores of the whole network go."""
         floors = dict(zip(self._kept, self.constraints.floors(self.graph).tolist(), strict=True))
         goal = Goal(self.graph.costs, self.aim.full, self.aim.limits)
-        rules = Rules(floors, align=self.constraints.align, close=_CLOSE)
+        rules = Rules(floors, align=self.constraints.align, close=_CLOSE, exchange=True)
         return lower(self.graph, self._kept, self.score(), [goal], rules, self.allocator)
 
     def _holding(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:

@@ -11,6 +11,8 @@ from torch import nn
 
 from secateur._protocols import Array, BoolArray, CostModelLike, FloatArray, FrozenLike, GraphLike, IntArray, MemberLike
 from secateur.allocate import Constraints, allocate
+from secateur.allocate.blocks import Bounds, stack
+from secateur.allocate.exchanges import exchanged
 from secateur.budget import KEYS, Budget
 
 
@@ -88,13 +90,15 @@ class _Least(Constraints):
 class Rules:
     """How far one step may go. floors: least widths of all. cap: largest share of a group that goes (at least one
     channel does). held: channels that stay this time. align: widths are multiples of it. close: how much of a bound
-    should be used, where that is possible by sparing one group."""
+    should be used, where that is possible by sparing one group, or, if `exchange`, by keeping channels in place of
+    others."""
 
     floors: Mapping[str, int]
     cap: float = 1.0
     held: Mapping[str, BoolArray] = field(default_factory=dict)
     align: int = 1
     close: float = 0.0
+    exchange: bool = False
 
     def least(self, name: str, mask: BoolArray) -> int:
         """The least width of a group whose channels are `mask` when the step begins."""
@@ -143,10 +147,30 @@ def _toward(
         fitting = [row for row in spared if goal.met(np.array(row))]
         found = [chosen, *(_chosen(names, ranked, goal, rules, row, allocator) for row in fitting)]
         chosen = max(found, key=lambda kept: min(goal.used(_counts(kept)), rules.close))  # the first of the best
+        if rules.exchange and goal.met(_counts(chosen)):
+            chosen = _exchanged(ranked, chosen, goal, rules, least)
     result = {name: np.zeros(len(masks[name]), dtype=np.bool_) for name in names}
     for name in names:
         result[name][live[name][chosen[name]]] = True
     return result
+
+
+def _exchanged(
+    ranked: Mapping[str, FloatArray],
+    chosen: Mapping[str, BoolArray],
+    goal: Goal,
+    rules: Rules,
+    least: Sequence[int],
+) -> dict[str, BoolArray]:
+    """Some channels in place of others, where that uses more of the goal."""
+    orders = {name: np.argsort(-values, kind="stable") for name, values in ranked.items()}
+    constraints = Constraints(align=rules.align)
+    blocks = stack([ranked[name][order] for name, order in orders.items()], np.array(least), constraints)
+    widths = exchanged(blocks, Bounds(goal.costs, goal.limits), _counts(chosen), rules.close)
+    kept = {name: np.zeros(len(order), dtype=np.bool_) for name, order in orders.items()}
+    for (name, order), width in zip(orders.items(), widths.tolist(), strict=True):
+        kept[name][order[:width]] = True
+    return kept
 
 
 def _counts(kept: Mapping[str, BoolArray]) -> IntArray:
