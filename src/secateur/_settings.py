@@ -160,6 +160,14 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
     return tuple(part for argument in get_args(annotation) for part in _parts(argument))
 
 
+def _inside(origin: Any, arguments: tuple[Any, ...]) -> str:
+    """What a list holds: 'words', '3 whole numbers', or the values themselves where there are but some."""
+    if arguments and get_origin(arguments[0]) is Literal:
+        return ", ".join(map(str, get_args(arguments[0])))
+    count = "" if origin is list or Ellipsis in arguments else f"{len(arguments)} "
+    return count + (_MANY.get(arguments[0], "values") if arguments else "values")
+
+
 _SIMPLE: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _MANY: Mapping[Any, str] = {int: "whole numbers", float: "numbers", str: "words"}
 
@@ -174,9 +182,7 @@ def _kind(annotation: Any, bounds: str = "") -> str:
         if origin is Literal:
             words.append(f"one of {', '.join(map(str, arguments))}")
         elif origin in (list, tuple):
-            inner = _MANY.get(arguments[0], "values") if arguments else "values"
-            count = "" if origin is list or Ellipsis in arguments else f"{len(arguments)} "
-            words.append(f"a list of {count}{inner}")
+            words.append(f"a list of {_inside(origin, arguments)}")
         elif part in _SIMPLE:
             words.append(f"{_SIMPLE[part]} {bounds}".rstrip())
         else:

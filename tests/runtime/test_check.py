@@ -12,6 +12,7 @@ from _runs import FILES, Run, assert_sentence
 
 from secateur.errors import ConfigError, RunError, SecateurError
 from secateur.runtime import check, check_folder, describe_files, export_onnx, export_pt2, save_model
+from secateur.runtime.exporters import onnx
 
 Copy = Callable[..., Path]
 
@@ -77,7 +78,7 @@ def test_without_onnxruntime_the_rest_is_checked(run: Run, monkeypatch: pytest.M
     def missing(package: str) -> Any:
         raise ConfigError(f"{package} is not installed: pip install it.")
 
-    monkeypatch.setattr(check, "needed", missing)
+    monkeypatch.setattr(onnx, "needed", missing)
     found = check_folder(run.folder)
     assert "onnx" not in found
     assert any("onnxruntime is not installed" in sentence for sentence in found["not_checked"])

@@ -17,7 +17,7 @@ from torch import nn
 
 from secateur import models
 from secateur.errors import ConfigError, RunError
-from secateur.runtime import EXPORTERS, export_model, export_onnx, export_pt2
+from secateur.runtime import EXPORTERS, QUANTISERS, export_model, export_onnx, export_pt2
 from secateur.runtime.archive import read_archive
 from secateur.runtime.export import quiet, relative_error
 from secateur.runtime.exporters import subject as export_module
@@ -122,6 +122,8 @@ def test_a_fixed_batch_as_onnx(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(EXPORTERS))
 def test_what_cannot_be_expressed_is_one_sentence_and_leaves_no_file(tmp_path: Path, name: str) -> None:
+    if EXPORTERS[name].missing is not None:
+        pytest.skip(f"{EXPORTERS[name].missing} is not installed: {EXPORTERS[name].install}")
     (tmp_path / "m").write_text("before")
     with pytest.raises(RunError, match=f"export.{name}=false") as caught:
         export_model(name, Refuses(), INPUTS, tmp_path / "m")
@@ -204,8 +206,12 @@ def test_the_relative_error() -> None:
 def test_every_exporter_has_a_row() -> None:
     for name, row in EXPORTERS.items():
         assert row.name == name
-        assert row.file == f"model.{name}"
+        assert row.file.startswith("model.")
+        assert len({Path(file).stem for file in row.files}) == 1  # one name, several endings
         assert row.summary
+        assert row.install.startswith("pip install ")
+    files = [file for row in (*EXPORTERS.values(), *QUANTISERS.values()) for file in row.files]
+    assert len(set(files)) == len(files)
 
 
 def test_operators_of_every_form_run_from_the_file(tmp_path: Path) -> None:

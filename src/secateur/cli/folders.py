@@ -61,10 +61,18 @@ def verify(folder: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
 
 def export(
     folder: Run,
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="onnx or pt2 (torch.export).")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="onnx, pt2 (torch.export), openvino or executorch.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write. Default: model.NAME in the run's folder.")
+        Path | None, typer.Option(metavar="FILE", help="Where to write. Default: model.* in the run's folder.")
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="In 8 bits (onnx, openvino), with the run's own images to calibrate and to test with."
+        ),
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -74,15 +82,24 @@ def export(
     Examples:
       secateur export runs/a --format onnx
       secateur export runs/a --format pt2 --out small.pt2
+      secateur export runs/a --format openvino --int8
     """
     from secateur.runtime import check_target, export_folder
 
     if out is not None:
         check_target(out, "--out")
     with working("Exporting", quiet or as_json):
-        found = export_folder(folder, form, out)
+        if int8:
+            from secateur.runs.exporting import export_int8
+
+            found = export_int8(folder, form, out)
+        else:
+            found = export_folder(folder, form, out)
     if as_json or not quiet:
-        said = f"{found['path']}: differs from the network by {found['max_relative_error']:.1e} at most."
+        if int8:
+            said = f"{found['path']}: in 8 bits {found['accuracy']:.2%} of {found['images']:,} test images are right."
+        else:
+            said = f"{found['path']}: differs from the network by {found['max_relative_error']:.1e} at most."
         emit({"format": "secateur.export", "version": 1, "kind": form, **found}, as_json, lambda: said)
 
 

@@ -17,6 +17,7 @@ from secateur.plan import kept_fingerprint
 from secateur.report.documents import describe_proof, share
 from secateur.runs.layers import layer_rows
 from secateur.runs.preparing import Prepared
+from secateur.runtime import EXPORTERS
 from secateur.surgery import Result
 
 VERSION = 1
@@ -102,6 +103,7 @@ def describe_run(
         "budget": recipe.budget,
         **{key: cut[key] for key in ("before", "after", "remaining")},
         "accuracy": accuracies(stages) | {"split": "test", "images": len(prepared.data.test)},
+        "int8": _int8(stages),
         **{
             key: cut[key] for key in ("groups", "frozen", "unsupported", "settled", "repairs", "verification", "layers")
         },
@@ -125,13 +127,21 @@ def accuracies(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float | Non
 
 def describe_checks(stages: Mapping[str, Mapping[str, Any]], files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """verification.json."""
-    exports = {name: stages.get("export", {}).get(name) for name in ("onnx", "pt2")}
+    exports = {name: stages.get("export", {}).get(name) for name in (*EXPORTERS, "int8")}
     return {
         "format": "secateur.verification",
         "version": VERSION,
         "verification": stages["prune"]["verification"],
         **{name: checked for name, checked in exports.items() if checked is not None},
         "files": dict(files),
+    }
+
+
+def _int8(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What was found of the network in 8 bits, by quantiser, beside the accuracy of the network it was made from."""
+    final = accuracies(stages)["final"]
+    return {
+        name: {**found, "float_accuracy": final} for name, found in stages.get("export", {}).get("int8", {}).items()
     }
 
 

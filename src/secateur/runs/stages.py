@@ -2,13 +2,14 @@
 
 pretrain  plain training                          train   the method acts, or the dense (or narrow) network is trained
 prune     score, plan, cut, verify                finetune  training of the narrow network
-export    model.onnx, model.pt2                   latency   dense beside pruned
+export    model.onnx, model.pt2 and others        latency   dense beside pruned
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from secateur.references import Loaded
 from secateur.repair import Repair, repairs
 from secateur.runs.calibration import Calibration
 from secateur.runs.documents import describe_cut
+from secateur.runs.exporting import write_exports
 from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, Folder
 from secateur.runs.preparing import Prepared
 from secateur.runtime.sparse import FILE as SPARSE
@@ -185,23 +187,16 @@ class Stages:
     # --------------------------------------------------------------------------------------------------- what comes out
 
     def _export(self) -> Done:
-        values: Values = {}
-        files = []
-        if self.folder.main:
-            narrow, inputs = self._narrow(MODEL).eval(), self.prepared.network().inputs
-            for name, row in runtime.EXPORTERS.items():
-                if getattr(self.recipe.export, name):
-                    self.engine.say(f"Writing {row.file}: {row.summary}.", note=False)
-                    values[name] = runtime.export_model(name, narrow, inputs, self.folder.path / row.file)
-                    files.append(row.file)
-        return values, files
+        if not self.folder.main:
+            return {}, []
+        say = partial(self.engine.say, note=False)
+        return write_exports(self.prepared, self._narrow(MODEL).eval(), self.folder.path, say)
 
     def _latency(self) -> Done:
         config = self.recipe.latency
         if config is None or not self.folder.main:
             return {}, []
         self.engine.say("Timing dense and pruned network side by side.", note=False)
-        runtimes = ("pytorch", "onnxruntime") if self.recipe.export.onnx else ("pytorch",)
         measured = runtime.measure(
             self._dense().eval(),
             self._narrow(MODEL).eval(),
@@ -209,7 +204,7 @@ class Stages:
             batch_size=config.batch_size,
             repeats=config.repeats,
             threads=config.threads,
-            runtimes=runtimes,
+            runtimes=config.names(onnx=self.recipe.export.onnx),
         )
         write_json(self.folder.path / LATENCY, measured, what="The latencies")
         return {}, [LATENCY]
@@ -279,5 +274,6 @@ class Stages:
 def file_names(folder: Path) -> list[str]:
     """The files of a run that others may want, those that are there."""
     run = ("recipe.yaml", "metrics.jsonl", PLAN, "verification.json", LATENCY)
-    names = (*run, MODEL, "model.onnx", "model.pt2", SPARSE)
+    exports = [name for row in (*runtime.EXPORTERS.values(), *runtime.QUANTISERS.values()) for name in row.files]
+    names = (*run, MODEL, *exports, SPARSE)
     return [name for name in names if (folder / name).is_file()]

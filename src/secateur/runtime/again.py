@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,38 +32,71 @@ def export_folder(
         model: a fresh network of the original architecture, for a run whose reference is a Python file.
 
     Returns:
-        what the exporter found (`export_onnx`, `export_pt2`), and "path".
+        what the exporter found (`export_model`), and "path".
     """
     choose(name, list(EXPORTERS), "format")
     run = Folder.open(folder)
-    run.check_files([WEIGHTS, PLAN])
-    saved, plan = run.saved()
-    network: nn.Module
-    if model is not None or is_library(saved.reference):
-        network = run.narrowed(model if model is not None else run.original(saved), saved, plan).model
-    else:
-        network = load(folder)
-    target = Path(path) if path is not None else run.path / EXPORTERS[name].file
-    if target.resolve().parent == run.path.resolve() and target.name in (RESULTS, PLAN, WEIGHTS, _VERIFICATION):
-        raise RunError(f"{str(target)!r} is another file of the run: give the export another name.")
-    found = export_model(name, network, saved.inputs.make(), target)
+    network, inputs = network_of(run, model)
+    target = target_of(run, EXPORTERS[name].file, path)
+    found = export_model(name, network, inputs, target)
     if path is None and run.results is not None:
-        _note(run, name, EXPORTERS[name].file, found)
+        note(run, EXPORTERS[name].files, (name,), found)
     return {**found, "path": str(target)}
 
 
-def _note(run: Folder, name: str, file: str, found: dict[str, Any]) -> None:
-    """Write the new hash where the old one stood; results.json, which vouches for the rest, comes last."""
+def network_of(run: Folder, model: nn.Module | None = None) -> tuple[nn.Module, Any]:
+    """The narrow network of a run, of the original class where that is at hand, and inputs for it."""
+    run.check_files([WEIGHTS, PLAN])
+    saved, plan = run.saved()
+    if model is not None or is_library(saved.reference):
+        network: nn.Module = run.narrowed(model if model is not None else run.original(saved), saved, plan).model
+    else:
+        network = load(run.path)
+    return network, saved.inputs.make()
+
+
+def target_of(run: Folder, file: str, path: str | os.PathLike[str] | None) -> Path:
+    """Where an export goes; RunError where that is another file of the run."""
+    target = Path(path) if path is not None else run.path / file
+    if target.resolve().parent == run.path.resolve() and target.name in (RESULTS, PLAN, WEIGHTS, _VERIFICATION):
+        raise RunError(f"{str(target)!r} is another file of the run: give the export another name.")
+    return target
+
+
+def note(
+    run: Folder,
+    names: Sequence[str],
+    key: Sequence[str],
+    found: Mapping[str, Any],
+    result: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the new hashes where the old ones stood; results.json, which vouches for the rest, comes last.
+
+    Args:
+        names: of the files. key: where `found` belongs in verification.json, and `result`, if any, in results.json.
+    """
     results = dict(run.results or {})
-    files = {**results["files"], **describe_files(run.path, [file])}
+    new = describe_files(run.path, names)
+    files = {**results["files"], **new}
     if run.has(_VERIFICATION):
         verification = read_json(run.path / _VERIFICATION, what="The verification")
         if not isinstance(verification, dict):
             raise RunError(f"{str(run.path / _VERIFICATION)!r} is no object: it was damaged or edited.")
         noted = verification.get("files")
-        verification["files"] = {**(noted if isinstance(noted, dict) else {}), file: files[file]}
-        verification[name] = found
+        verification["files"] = {**(noted if isinstance(noted, dict) else {}), **new}
+        _put(verification, key, found)
         write_json(run.path / _VERIFICATION, verification, what="The verification")
         files.update(describe_files(run.path, [_VERIFICATION]))
+    if result is not None:
+        _put(results, key, result)
     results["files"] = files
     write_json(run.path / RESULTS, results, what="The results")
+
+
+def _put(document: dict[str, Any], key: Sequence[str], value: Mapping[str, Any]) -> None:
+    """Set a value in a document, in tables that are made on the way."""
+    for name in key[:-1]:
+        inner = document.get(name)
+        document[name] = dict(inner) if isinstance(inner, Mapping) else {}
+        document = document[name]
+    document[key[-1]] = dict(value)

@@ -14,14 +14,15 @@ from secateur._files import parse_json, read_json, said, shown
 from secateur.errors import ConfigError, RunError
 from secateur.plan import Plan
 from secateur.runtime.archive import NotRun
-from secateur.runtime.export import needed, onnx_runner, onnx_session, outputs, relative_error, told, tolerance_of
+from secateur.runtime.export import EXPORTERS, Exporter, outputs, relative_error, told, tolerance_of
 from secateur.runtime.folder import PLAN, PT2, WEIGHTS, Folder, is_library, unfinished
 from secateur.runtime.inputs import with_batch
+from secateur.runtime.int8 import QUANTISERS
 from secateur.runtime.stored import Stored
 from secateur.surgery import Result
 
-ONNX = "model.onnx"
-_OURS = (PLAN, WEIGHTS, PT2, ONNX, "verification.json", "latency.json")
+_EXPORTS = tuple(name for row in (*EXPORTERS.values(), *QUANTISERS.values()) for name in row.files)
+_OURS = (PLAN, WEIGHTS, *_EXPORTS, "verification.json", "latency.json")
 _BATCHES = (1, 3)
 _MOST_BYTES = 1 << 28
 _AGAIN = "export it again with `secateur export`"
@@ -34,8 +35,8 @@ def check_folder(folder: str | os.PathLike[str], model: nn.Module | None = None)
     timm: reference, or a fresh copy as `model`. Nothing in the folder is executed or unpickled.
 
     Returns:
-        "files" (how many hashes were compared), "weights", "plan", and where it could be checked "cut", "pt2", "onnx",
-        each with its figures; "not_checked": sentences about the rest.
+        "files" (how many hashes were compared), "weights", "plan", and where it could be checked "cut", "pt2", "onnx"
+        and other formats, each with its figures; "not_checked": sentences about the rest.
 
     Raises:
         RunError (or another SecateurError): one sentence with the first thing that is wrong.
@@ -54,7 +55,13 @@ def check_folder(folder: str | os.PathLike[str], model: nn.Module | None = None)
     found["plan"] = {"groups": len(plan.masks), "channels": sum(plan.widths.values())}
     network = _check_cut(run, saved, plan, model, found)
     network = _check_pt2(run, saved, network, found)
-    _check_onnx(run, saved, network, found)
+    for row in EXPORTERS.values():
+        if row.opened is not None and (run.has(row.file) or row.name == "onnx"):
+            _check_exported(run, row, saved, network, found)
+    for quantiser in QUANTISERS.values():
+        if run.has(quantiser.file):
+            said = "is near to the network by design, so that only its hash was compared."
+            found["not_checked"].append(f"{quantiser.file} {said}")
     found["not_checked"].append("accuracy and latency are measurements of the run, and were not repeated.")
     return found
 
@@ -182,24 +189,24 @@ def _check_pt2(run: Folder, saved: Stored, network: nn.Module | None, found: dic
     return network
 
 
-def _check_onnx(run: Folder, saved: Stored, network: nn.Module | None, found: dict[str, Any]) -> None:
-    if not run.has(ONNX):
-        found["not_checked"].append(f"there is no {ONNX}.")
+def _check_exported(
+    run: Folder, row: Exporter, saved: Stored, network: nn.Module | None, found: dict[str, Any]
+) -> None:
+    """Run an exported file in its runtime beside the network."""
+    if not run.has(row.file):
+        found["not_checked"].append(f"there is no {row.file}.")
         return
     if network is None:
-        found["not_checked"].append(f"{ONNX} was not run, for lack of a network to compare it with.")
+        found["not_checked"].append(f"{row.file} was not run, for lack of a network to compare it with.")
         return
+    assert row.opened is not None
     try:
-        needed("onnxruntime")
-    except ConfigError as error:
-        found["not_checked"].append(f"{ONNX} was not run: {error}")
+        with told(f"{str(run.path / row.file)!r} cannot be run", _AGAIN):
+            runner, dynamic = row.opened([(run.path / name).read_bytes() for name in row.files])
+    except ConfigError as error:  # its runtime is not installed
+        found["not_checked"].append(f"{row.file} was not run: {error}")
         return
-    with told(f"{str(run.path / ONNX)!r} cannot be run", _AGAIN):
-        data = (run.path / ONNX).read_bytes()
-        shape = onnx_session(data, 1).get_inputs()[0].shape
-        runner = onnx_runner(data)
-    dynamic = bool(shape) and not isinstance(shape[0], int)
-    found["onnx"] = _compared(run, ONNX, network, runner, saved, dynamic)
+    found[row.name] = _compared(run, row.file, network, runner, saved, dynamic)
 
 
 def _compared(run: Folder, name: str, network: nn.Module, other: Any, saved: Stored, dynamic: bool) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from secateur.report.page import words
 from secateur.report.page.inputs import Exported, Proof, Results, Run
 
 _SETTLED = 0.005  # half a point between soft and hard gates
-_EXPORTS = {"onnx": ("model.onnx", "ONNX file"), "pt2": ("model.pt2", "torch.export file")}
+_LOST = 0.01  # a point of accuracy between the network and the one in 8 bits
+_EXPORTS = {
+    "onnx": ("model.onnx", "ONNX file"),
+    "pt2": ("model.pt2", "torch.export file"),
+    "openvino": ("model.xml", "OpenVINO files"),
+    "executorch": ("model.pte", "ExecuTorch file"),
+}
+_USUAL = ("onnx", "pt2")  # their absence is worth a line
+_INT8 = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Statement:
 
 def statements(run: Run) -> tuple[Statement, ...]:
     """What was checked of a run, in words."""
-    return (_cut(run.proof), *_masks(run.results), *_exports(run))
+    return (_cut(run.proof), *_masks(run.results), *_exports(run), *_int8(run.results))
 
 
 def frozen(results: Results) -> tuple[tuple[str, str], ...]:
@@ -101,7 +109,25 @@ def _exports(run: Run) -> list[Statement]:
     return [
         _export(getattr(run.checks, key) if run.checks else None, file in run.results.files, file, what)
         for key, (file, what) in _EXPORTS.items()
+        if key in _USUAL or file in run.results.files
     ]
+
+
+def _int8(results: Results) -> list[Statement]:
+    """What is left of the accuracy in whole numbers of 8 bits."""
+    found = []
+    for name, row in results.int8.items():
+        title = f"In 8 bits for {_INT8.get(name, name)}"
+        of = "" if row.images is None else f" of {words.number_of(row.images, 'test image')}"
+        said = f"the network gets {words.percent(row.accuracy, 2)}{of} right"
+        lost = None if row.float_accuracy is None else row.float_accuracy - row.accuracy
+        if lost is not None:
+            said += f", and {words.percent(row.float_accuracy, 2)} in floating point ({words.points(-lost)})"
+        if row.calibration_images is not None:
+            said += f"; calibrated with {words.number_of(row.calibration_images, 'training image')}"
+        size = "" if row.bytes is None else f" It takes {words.size(row.bytes)}."
+        found.append(Statement("no" if lost is not None and lost > _LOST else "yes", title, f"{said}.{size}"))
+    return found
 
 
 def _export(found: Exported | None, there: bool, file: str, what: str) -> Statement:

@@ -1,0 +1,122 @@
+"""What a run exports: files of every format its recipe names, and the network in 8 bits, with its accuracy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._hints import choose
+from secateur.data import Split, open_data
+from secateur.errors import ConfigError, RunError
+from secateur.recipe import Recipe
+from secateur.runs.calibration import Calibration
+from secateur.runs.folder import RECIPE
+from secateur.runs.preparing import Prepared
+from secateur.runtime import EXPORTERS, QUANTISERS, Quantiser, open_exported
+from secateur.runtime.again import network_of, note, target_of
+from secateur.runtime.export import Subject, export_subject
+from secateur.runtime.folder import Folder
+from secateur.runtime.inputs import batch_of
+from secateur.runtime.int8 import quantise_subject
+from secateur.training.losses import logits
+from secateur.training.randomness import derive
+
+Values = dict[str, Any]
+
+
+def write_exports(
+    prepared: Prepared, narrow: nn.Module, folder: Path, say: Callable[[str], None]
+) -> tuple[Values, list[str]]:
+    """Write what the recipe's section export asks for; what was found of each, and the names of the files."""
+    recipe = prepared.recipe
+    formats = [row for name, row in EXPORTERS.items() if getattr(recipe.export, name)]
+    quantisers = [QUANTISERS[name] for name in dict.fromkeys(recipe.export.int8)]
+    values: Values = {}
+    if not formats and not quantisers:
+        return values, []
+    subject = Subject.of(narrow, prepared.network().inputs)
+    for row in formats:
+        say(f"Writing {row.file}: {row.summary}.")
+        values[row.name] = export_subject(row.name, subject, folder / row.file)
+    calibration = calibration_of(recipe, prepared.data)
+    for quantiser in quantisers:
+        say(f"Writing {quantiser.file}: {quantiser.summary}.")
+        found = _quantised(quantiser, subject, folder / quantiser.file, calibration, prepared.data.test)
+        values.setdefault("int8", {})[quantiser.name] = found
+    return values, [name for row in (*formats, *quantisers) for name in row.files]
+
+
+def export_int8(
+    folder: str | os.PathLike[str], form: str, path: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Write the network of a run folder in 8 bits, for the runtime of the format `form`, and test its accuracy.
+
+    The images to calibrate with and to test on are those of the run, wherever its recipe says they lie.
+
+    Args:
+        path: where to; by default beside the other files, whose lists of hashes and results then follow.
+
+    Returns:
+        what `secateur.runtime.export_int8` found, "accuracy" and "images" (tested on), and "path".
+    """
+    by_format = {row.format: row for row in QUANTISERS.values()}
+    choose(form, list(EXPORTERS), "format")
+    if form not in by_format:
+        raise ConfigError(f"There is no quantiser for the format {form!r}: choose {' or '.join(by_format)}.")
+    row = by_format[form]
+    row.check()
+    run = Folder.open(folder)
+    if not run.has(RECIPE):
+        raise RunError(
+            f"{str(folder)!r} holds no {RECIPE}, which would name the images to calibrate with: use "
+            "secateur.runtime.export_int8 in Python, with images of yours."
+        )
+    recipe = Recipe.read(run.path / RECIPE)
+    network, inputs = network_of(run)
+    target = target_of(run, row.file, path)
+    data = open_data(recipe.data, recipe.seed)
+    found = _quantised(row, Subject.of(network, inputs), target, calibration_of(recipe, data), data.test)
+    if path is None and run.results is not None:
+        accuracy = (run.results.get("accuracy") or {}).get("final")
+        note(run, row.files, ("int8", row.name), found, {**found, "float_accuracy": accuracy})
+    return {**found, "path": str(target)}
+
+
+def calibration_of(recipe: Recipe, data: Any) -> Calibration:
+    """The images of the training set that methods, repairs and quantisers learn from, on the CPU."""
+    config, seed = recipe.data, derive(recipe.seed, "calibration")
+    return Calibration(data, config.calibration_images, config.batch_size, seed, torch.device("cpu"))
+
+
+def _quantised(row: Quantiser, subject: Subject, path: Path, calibration: Calibration, test: Split) -> Values:
+    """Write one network in 8 bits, and say what it is worth."""
+    found = quantise_subject(row.name, subject, path, _Images(calibration))
+    size = None if found["dynamic_batch"] else batch_of(subject.inputs)
+    accuracy, images = _tested(open_exported(path, batch_size=size), test, calibration.size)
+    return {**found, "accuracy": accuracy, "images": images}
+
+
+class _Images:
+    """The images of a calibration without their labels, as often as they are asked for."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+
+    def __iter__(self) -> Any:
+        return (images for images, _ in self.calibration)
+
+
+@torch.no_grad()
+def _tested(network: nn.Module, split: Split, batch_size: int) -> tuple[float, int]:
+    """Accuracy on all images, and how many there are; by one process alone, as the file is its own."""
+    right = seen = 0
+    for images, labels in split.batches(batch_size):
+        if len(images):
+            right += int((logits(network(images), len(images), "in 8 bits").argmax(1) == labels).sum())
+            seen += len(images)
+    return right / max(seen, 1), seen
