@@ -43,12 +43,13 @@ class _Document(BaseModel):
 
 
 class Costs(_Document):
-    """MACs, parameters and activations of one network."""
+    """MACs, parameters and activations of one network, and its latency where that was predicted."""
 
     macs: Count | None = None
     params: Count | None = None
     activations: Count | None = None
     peak_activations: Count | None = None
+    latency: Count | None = None  # microseconds
 
 
 class Accuracy(_Document):
