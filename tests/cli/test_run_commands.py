@@ -19,6 +19,7 @@ from secateur import cli, runs
 from secateur.methods import METHODS
 from secateur.recipe import Recipe
 from secateur.repair import METHOD_OF, REPAIRS
+from secateur.runtime import EXPORTERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,6 +155,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "export to nowhere": (("export", "done", "--format", "pt2", "--out", "no/where.pt2"), "does not exist"),
     "unknown format": (("export", "done", "--format", "onyx"), "did you mean 'onnx'?"),
     "no format": (("export", "done"), "--format"),
+    "no quantiser": (("export", "done", "--format", "pt2", "--int8"), "choose onnx or openvino"),
     "demo in the way": (("demo", "--out", "done"), "holds a run already"),
 }
 
@@ -222,6 +224,20 @@ def test_export_into_the_run_and_elsewhere(folder: Path) -> None:
     Path("done/model.pt2").unlink()
     assert "done/model.pt2: differs from the network by" in succeed("export", "done", "--format", "pt2")
     succeed("verify", "done")
+
+
+def test_export_in_eight_bits(folder: Path) -> None:
+    document = json.loads(succeed("export", "done", "--format", "onnx", "--int8", "--json"))
+    assert (document["kind"], document["path"]) == ("onnx", "done/model.int8.onnx")
+    assert document["images"] == 500
+    succeed("verify", "done")
+    results = json.loads(Path("done/results.json").read_text())
+    assert results["int8"]["onnxruntime"]["accuracy"] == document["accuracy"]
+
+
+def test_help_names_every_format() -> None:
+    said = " ".join(succeed("export", "--help").split())
+    assert all(name in said for name in EXPORTERS)
 
 
 def test_methods_are_the_registry() -> None:

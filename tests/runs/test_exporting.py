@@ -25,12 +25,10 @@ WANTED = (
     "export.openvino=true",
     "export.int8=[onnxruntime, openvino]",
     "data.calibration_images=120",
-    "train.epochs=6",
-)
-    "export.openvino=true",
-    "export.int8=[onnxruntime, openvino]",
-    "data.calibration_images=120",
-    "train.epochs=6",
+    "data.train_images=null",
+    "train.epochs=5",
+    "finetune.epochs=3",
+    "finetune.lr=0.05",
 )
 
 
