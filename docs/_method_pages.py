@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from secateur._settings import settings
-from secateur.methods import CRITERIA, METHODS, MethodRow
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _by_method import Facts, Measured, measured
 from _markdown import percent
+
+from secateur._settings import settings
+from secateur.methods import CRITERIA, METHODS, MethodRow
 
 Table = Callable[[Iterable[str], Iterable[Iterable[str]]], str]
 

@@ -17,7 +17,8 @@ from secateur.recipe import Recipe, Training
 from secateur.repair import METHOD_OF, REPAIRS
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
+import _by_method  # noqa: E402
 import _method_pages  # noqa: E402
 
 _BLOCK = re.compile(r"<!-- table ([\w ]+) -->\n.*?<!-- end table -->", re.DOTALL)
@@ -97,6 +98,26 @@ def repair_settings(_name: str) -> str:
     return "\n".join(parts)
 
 
+def faster(_name: str) -> str:
+    """How much faster the networks of the comparison are at half the MACs, by method and runtime."""
+    found = _by_method.measured()
+    timed = [(row.name, found.of(row.name).means.get(_by_method.HALF)) for row in METHODS]
+    rows = []
+    for name, mean in timed:
+        if mean is not None and mean["latency"]:
+            ratios = [mean["latency"].get(runtime) for runtime in ("pytorch", "onnxruntime")]
+            left = f"{100 * mean['values']['macs.share']['mean']:.1f}%"
+            rows.append((f"[`{name}`](methods/{name}.md)", left, *(_times(ratio) for ratio in ratios)))
+    return table(("method", "MACs left", "times faster, PyTorch", "times faster, ONNX Runtime"), rows)
+
+
+def _times(latency: Mapping[str, Mapping[str, float | None]] | None) -> str:
+    if not latency:
+        return "–"
+    mean, spread = latency["ratio"]["mean"], latency["ratio"]["sd"]
+    return f"{mean:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+
 def example(name: str) -> str:
     """A program of examples/."""
     path = HERE.parent / "examples" / f"{name.removeprefix('example ')}.py"
@@ -108,6 +129,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "every method": every_method,
     "repairs": repairs,
     "repair settings": repair_settings,
+    "faster": faster,
     "example plain_pytorch": example,
     "example lightning_callback": example,
     "example accelerate_loop": example,

@@ -5,6 +5,7 @@ A comment straight before a block, which readers of the page do not see, may say
     <!-- not run: REASON -->    it is not run, and test_blocks.py counts it
     <!-- file: NAME -->         it is written to that file
     <!-- module: NAME -->       it is run as if it were that module
+    <!-- output -->             the blocks before it have printed that, but for a few percent of each number
     <!-- table example NAME --> it is a program of examples/, which is run there
 
 and anywhere `<!-- hidden` on a line of its own begins a program that is run in its turn, up to `-->`.

@@ -22,7 +22,7 @@ from secateur.recipe import Recipe
 #: Blocks that cannot run here, by page; a new one is added on purpose, with its reason on the page.
 NOT_RUN: dict[str, int] = {}
 #: What a comment before a block may say; the last ones begin or end a table that a program fills in.
-MARKS = re.compile(r"not run|file|module|example|hidden|table .+|end .+|sets|getting|options|augmentations")
+MARKS = re.compile(r"not run|file|module|output|example|hidden|table .+|end .+|sets|getting|options|augmentations")
 WITH_CODE = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 
 
@@ -34,6 +34,7 @@ def _name(page: Path) -> str:
 def untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in; what pages register is forgotten."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "argv", ["page"])
     monkeypatch.setattr(methods, "METHODS", methods.METHODS)
     monkeypatch.setattr(repair, "REPAIRS", repair.REPAIRS)
@@ -44,18 +45,26 @@ def untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     RULES.clear()
     RULES.update(rules)
     for name in set(sys.modules) - modules:
-        if getattr(sys.modules[name], "_of_a_page", False):
+        made = sys.modules[name]
+        if getattr(made, "_of_a_page", False) or str(tmp_path) in str(getattr(made, "__file__", "")):
             del sys.modules[name]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=_name)
-def test_page_runs(page: Path, untouched: Path) -> None:
+def test_page_runs(page: Path, untouched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page):
         if "file" in block.marks:
             (untouched / block.marks["file"]).write_text(block.code, encoding="utf-8")
         elif "module" in block.marks:
             _as_module(block)
+        elif "output" in block.marks:
+            said = capsys.readouterr().out
+            for line in block.code.splitlines():
+                assert any(_alike(line, each) for each in said.splitlines()), (
+                    f"{block.place}: {line!r} is not in {said}"
+                )
+            said = ""
         elif block.language == "python" and not {"not run", "example"} & set(block.marks):
             _run(block, names)
 
@@ -68,6 +77,15 @@ def _run(block: Block, names: dict[str, Any]) -> None:
     for name, test in list(names.items()):
         if name.startswith("test_") and before.get(name) is not test and not inspect.signature(test).parameters:
             test()
+
+
+def _alike(shown: str, said: str) -> bool:
+    """The same words; numbers may differ by a few percent, as machines do."""
+    number = r"\d[\d,]*(?:\.\d+)?"
+    if re.sub(number, "0", shown) != re.sub(number, "0", said):
+        return False
+    here, there = ([float(found.replace(",", "")) for found in re.findall(number, text)] for text in (shown, said))
+    return all(abs(a - b) <= 0.05 * max(a, b) for a, b in zip(here, there, strict=True))
 
 
 def _as_module(block: Block) -> None:
