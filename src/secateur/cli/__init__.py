@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from secateur._version import __version__
-from secateur.cli import comparing, folders, lists, running, surgery
+from secateur.cli import comparing, folders, latency, lists, running, surgery
 from secateur.cli._base import DEBUG, Commands
 
 __all__ = ["DEBUG", "app", "main"]
@@ -48,7 +48,7 @@ def _top(
 
 _COMMANDS = (
     running.run, running.demo, comparing.compare, folders.report, folders.verify, folders.export,
-    surgery.inspect, surgery.prune, surgery.apply,
+    surgery.inspect, surgery.prune, surgery.apply, latency.latency,
     lists.methods, lists.models, lists.criteria, lists.repairs,
 )  # fmt: skip
 for _command in _COMMANDS:

@@ -42,5 +42,5 @@ def _measure(comparison: Comparison, cell: Cell) -> dict[str, Any]:
         batch_size=recipe.latency.batch_size,
         repeats=recipe.latency.repeats,
         threads=recipe.latency.threads,
-        runtimes=runtime.latency.RUNTIMES if recipe.export.onnx else ("pytorch",),
+        runtimes=recipe.latency.names(onnx=recipe.export.onnx),
     )

@@ -21,10 +21,8 @@ ENGINES: Mapping[str, Engine] = {
 def engines_of(names: Sequence[str]) -> list[Engine]:
     """The engines of these names; ConfigError for an unknown or repeated name, or where a package is missing."""
     rows = [ENGINES[choose(name, ENGINES, "runtime")] for name in names]
-    if len(set(names)) < len(names) or not names:
-        raise ConfigError(
-            f"The runtimes {', '.join(names) or 'to measure on'} are not a list of names: give each once."
-        )
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"The list of runtimes ({', '.join(names)}) is empty or repeats a name: give each once.")
     for row in rows:
         row.require()
     return rows

@@ -1,0 +1,116 @@
+"""The command that times networks: alone or against another, on every runtime there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli._base import All, AsJson, InputSize, ModelArg, Quiet, Seed, emit, working
+from secateur.errors import ConfigError
+
+Subject = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, or the folder of a run.",
+    ),
+]
+
+
+def latency(
+    model: Subject,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[,NAME]", help="pytorch, compiled, onnxruntime, openvino; all: those that are installed."
+        ),
+    ] = "pytorch,onnxruntime",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DENSE", help="The network to compare with. Default: what MODEL was before its cut, if it had one."
+        ),
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Compare with nothing.")] = False,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Images at a time.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of the CPU.")] = 1,
+    repeats: Annotated[int, typer.Option(min=3, max=1_000_000, help="Measurements of each network.")] = 30,
+    layers: Annotated[bool, typer.Option("--layers", help="The times of single layers too.")] = False,
+    input_size: InputSize = None,
+    model_arg: ModelArg = [],  # noqa: B006  # typer copies it
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights of MODEL (safetensors), before or after its plan.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Cut MODEL by this plan; then it is compared with itself uncut.")
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Save what --json prints, a run's latency.json.")
+    ] = None,
+    every: All = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time a network, alone or against another, and say whether the difference is one.
+
+    The two run in turns (A B B A) after warming up, so that what else the machine does hits both alike. Told are the
+    median and, in brackets, the 10th and the 90th percentile. A difference is called a speed-up only where two things
+    hold: the middle 80% of the two networks' times do not overlap, and the 95% interval of the ratio of their medians
+    lies above 1 (bootstrap of the pairs).
+
+    \b
+    Examples:
+      secateur latency runs/a
+      secateur latency zoo:resnet20 --against zoo:resnet56 --runtime all --layers
+      secateur latency torchvision:resnet50 --plan plan.json --runtime onnxruntime,openvino
+      secateur latency mymodel.py:small --against mymodel.py:large --input-size 3x64x64 --batch 8 --threads 4
+    """
+    from secateur.report.latency_tables import latency_tables
+    from secateur.runtime import check_target, measure
+    from secateur.runtime.latency import measure_alone
+    from secateur.runtime.named import Wish, network, opponent
+
+    if alone and against is not None:
+        raise ConfigError("--alone and --against are both given: use one of them.")
+    if out is not None:
+        check_target(out, "--out")
+    names, skipped = _runtimes(runtime)
+    settings: dict[str, Any] = {"batch_size": batch, "repeats": repeats, "threads": threads, "runtimes": names}
+    with working("Timing", quiet or as_json):
+        wish = Wish(model_arg, input_size, weights=weights, plan=plan, seed=seed)
+        subject = network(model, wish, dense=against)
+        other = subject.before if against is None else opponent(against, subject, wish)
+        if alone or other is None:
+            other = None
+            document = measure_alone(subject.model, subject.inputs, layers=layers, **settings)
+        else:
+            document = measure(other.model, subject.model, subject.inputs, layers=layers, **settings)
+    document["skipped"] += skipped
+    document |= {"model": subject.name, "against": None if other is None else other.name}
+    _save(document, out)
+    if as_json or not quiet:
+        emit(document, as_json, lambda: latency_tables(document, every=every))
+
+
+def _runtimes(text: str) -> tuple[list[str], list[dict[str, str]]]:
+    """The runtimes asked for, and with `all` those that are not installed, with what to do about it."""
+    from secateur.runtime.engines import ENGINES, engines_of
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names != ["all"]:
+        engines_of(names)
+        return names, []
+    missing = {name: sentence for name, row in ENGINES.items() if (sentence := row.missing()) is not None}
+    return [name for name in ENGINES if name not in missing], [
+        {"runtime": name, "reason": sentence} for name, sentence in missing.items()
+    ]
+
+
+def _save(document: dict[str, Any], out: Path | None) -> None:
+    from secateur._files import write_json
+
+    if out is not None:
+        write_json(out, document, what="The latencies")

@@ -1,0 +1,81 @@
+"""What `secateur latency` says in the terminal: medians with their spread, a sentence a runtime, layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from secateur.report.page.headline import RUNTIMES
+from secateur.report.tables import ROWS, listing
+
+_Row = Mapping[str, Any]
+
+
+def latency_tables(document: _Row, *, every: bool = False) -> RenderableType:
+    """Of a document of `measure` or `measure_alone` that says what was timed.
+
+    every: all layers, however many.
+    """
+    networks = ("alone",) if document["against"] is None else ("dense", "pruned")
+    names = {"alone": document["model"], "dense": document["against"], "pruned": document["model"]}
+    short = {"alone": "time", "dense": "against", "pruned": "model"}
+    rows = [(_name(row), *(_spread(row[key]) for key in networks)) for row in document["runtimes"]]
+    heads = [f"{short[key]}, ms (10% to 90%)" for key in networks]
+    parts: list[RenderableType] = [Text(names[networks[-1]], "bold")]
+    if document["against"] is not None:
+        parts.append(Text(f"against {document['against']}", "bold"))
+    if rows:
+        parts.append(listing(("runtime", *heads), rows, right=heads))
+    parts += [Text(f"{_name(row)}: {row['said']}.") for row in document["runtimes"] if "said" in row]
+    parts += [Text(f"{_name(row)} was left out. {row['reason']}", "yellow") for row in document["skipped"]]
+    for row in document["runtimes"]:
+        parts += _layers(row, networks, every=every)
+    return Group(*parts, Text(_conditions(document), "dim"))
+
+
+def _layers(row: _Row, networks: Sequence[str], *, every: bool) -> Iterator[RenderableType]:
+    if "layers" not in row:
+        return
+    if row["layers"] is None:
+        yield Text(f"\n{_name(row)}, layer by layer: {row['no_layers'].rstrip('.')}.")
+        return
+    heads = ["ms"] if len(networks) == 1 else ["against, ms", "model, ms"]
+    *layers, rest = row["layers"]
+    shown = layers if every else layers[:ROWS]
+    hidden = layers[len(shown) :]
+    lines = [(each["name"], each["kind"], *(_ms(each[f"{key}_ms"]) for key in networks)) for each in shown]
+    if hidden:
+        lines.append((f"{len(hidden)} more (--all)", "", *(_ms(_sum(hidden, key)) for key in networks)))
+    lines.append((rest["name"], "", *(_ms(rest[f"{key}_ms"]) for key in networks)))
+    lines.append(("in all", "", *(_ms(_sum(row["layers"], key)) for key in networks)))
+    yield Text(f"\n{_name(row)}, layer by layer", "bold")
+    yield listing(("layer", "kind", *heads), lines, right=heads)
+
+
+def _sum(layers: Sequence[_Row], network: str) -> float:
+    return float(sum(each[f"{network}_ms"] or 0.0 for each in layers))
+
+
+def _ms(value: float | None) -> str:
+    return "gone" if value is None else f"{value:.3f}"
+
+
+def _spread(times: _Row) -> str:
+    return f"{times['median_ms']:.4g} ({times['p10_ms']:.4g} to {times['p90_ms']:.4g})"
+
+
+def _name(row: _Row) -> str:
+    return RUNTIMES.get(row["runtime"], row["runtime"])
+
+
+def _conditions(document: _Row) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    threads = "1 thread" if document["threads"] == 1 else f"{document['threads']} threads"
+    turns = "" if document["against"] is None else " in turns"
+    return (
+        f"\nBatch of {document['batch_size']}, {threads}, {document['repeats']} times{turns} after warming up, on "
+        f"{document['device']}; {versions}."
+    )
