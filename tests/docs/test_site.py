@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
@@ -76,12 +77,14 @@ def test_public_names_say_what_they_are(package: str, name: str, found: Any) -> 
         assert text, f"{package}.{name} has no docstring"
         if inspect.isclass(found):
             text += inspect.getdoc(found.__init__) or ""
-            text += inspect.getsource(found)  # fields are explained beside them
+            text += "".join(
+                inspect.getsource(k) for k in found.__mro__ if k.__module__.startswith("secateur")
+            )  # fields
         missing = [argument for argument in _arguments(found) if not re.search(rf"\b{argument}\b", text)]
         assert not missing, f"the docstring of {package}.{name} does not say what {', '.join(missing)} is"
     else:
         comment = rf"^#: .+\n(?:#: .+\n)*{name}\b"
-        assert re.search(comment, _sources(package), re.MULTILINE), f"{name} needs a comment `#:` above it"
+        assert re.search(comment, _sources(), re.MULTILINE), f"{package}.{name} needs a comment `#:` above it"
 
 
 def _arguments(found: Any) -> list[str]:
@@ -90,10 +93,9 @@ def _arguments(found: Any) -> list[str]:
     return [name for name in inspect.signature(found).parameters if name not in ("self", "args", "kwargs")]
 
 
-def _sources(package: str) -> str:
-    """The source of a package and of the modules it takes its names from."""
-    folder = Path(sys.modules["secateur"].__path__[0]).joinpath(*package.split(".")[1:])
-    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py")))
+@functools.cache
+def _sources() -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src" / "secateur").rglob("*.py")))
 
 
 def test_nothing_is_fetched(site: Path) -> None:

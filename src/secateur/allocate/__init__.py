@@ -47,9 +47,11 @@ def allocate(
     """Return the plan that keeps the best-scored channels within the budget.
 
     scores: one finite number a channel for every group, higher = keep.
+    graph: the traced network.
     budget: see `Budget.parse`; may be None with allocator="ratios", where it is only checked.
     allocator: "global" (one threshold over normalised scores), "uniform" (the same share of every group), "per_cost"
         (score over marginal cost, taken anew as widths shrink) or "ratios".
+    constraints: what no plan may do; None: one channel of every group stays, and nothing else is asked.
     normalise: how scores become comparable between groups, one of NORMALISATIONS.
     ratios: for allocator="ratios", {module pattern: share of channels to remove}; the last pattern that matches a
         group wins.

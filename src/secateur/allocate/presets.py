@@ -22,11 +22,14 @@ PRESETS: Mapping[str, int] = {
     "cuda-fp16": 8,  # tensor cores
     "int8-trt": 32,  # TensorRT's int8 format
 }
+#: In place of a preset's name: that of this machine's processor.
 AUTO = "auto"
 
 
 def align_of(given: int | str) -> int:
-    """A number as it is, a preset's by its name, and for "auto" that of this machine's processor.
+    """The number that widths should be multiples of.
+
+    given: a number, taken as it is, the name of a preset, or "auto" for this machine's processor.
 
     Raises:
         ConfigError: there is no such preset.

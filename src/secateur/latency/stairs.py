@@ -60,6 +60,7 @@ def staircase(graph: Graph, target: Target, layer: str | None = None) -> Stairca
     """Time one layer at its own width and at the 32 below it, on the side of its outputs and of its inputs.
 
     Args:
+        graph: the traced network. target: runtime, batch size and threads.
         layer: the name of a convolution or linear layer; None: the one with the most MACs.
 
     Raises:

@@ -61,6 +61,10 @@ class Exporter(Format):
 def export_model(name: str, model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Write `model` in the format called `name` (see `EXPORTERS`), and compare what the file computes with it.
 
+    Args:
+        name: of the format. model: in evaluation mode or not, it stays as it is. example_inputs: what it runs with.
+        path: of the file to write.
+
     Returns:
         "max_relative_error", "tolerance", "dynamic_batch" (with a "reason" if false), "batch_sizes" compared,
         "weights" (hash of what was exported), "bytes" and "sha256" ("files" has them of each file, where a format
@@ -81,12 +85,17 @@ def export_subject(name: str, subject: Subject, path: str | os.PathLike[str]) ->
 
 
 def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Write ONNX in one file, and compare what ONNX Runtime computes from it with `model`; see `export_model`."""
+    """Write ONNX in one file, and compare what ONNX Runtime computes from it with `model`.
+
+    model, example_inputs, path: as in `export_model`, which also says what is returned and raised.
+    """
     return export_model("onnx", model, example_inputs, path)
 
 
 def export_pt2(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Write PyTorch's own format, and compare what `secateur.load` and PyTorch make of it; see `export_model`.
+    """Write PyTorch's own format, and compare what `secateur.load` and PyTorch make of it.
+
+    model, example_inputs, path: as in `export_model`, which also says what is returned and raised.
 
     Returns:
         also "loads": whether `secateur.load` reads it ("not_loaded" says why not).
@@ -137,4 +146,5 @@ _ROWS = (
         open_executorch,
     ),
 )
+#: Formats by name, one frozen row each.
 EXPORTERS: Mapping[str, Exporter] = {row.name: row for row in _ROWS}

@@ -64,6 +64,7 @@ _ROWS = (
         open_openvino,
     ),
 )
+#: Quantisers by name, one frozen row each.
 QUANTISERS: Mapping[str, Quantiser] = {row.name: row for row in _ROWS}
 
 
@@ -76,6 +77,7 @@ def export_int8(
     `open_exported`.
 
     Args:
+        name, model, example_inputs, path: as in `export_model`.
         calibration: inputs of the training set as the network takes them (a tensor, or a tuple or dict of tensors),
             in batches; from them the quantiser learns the range of every activation. May be gone through twice.
 
@@ -155,7 +157,7 @@ def open_exported(path: str | os.PathLike[str], *, batch_size: int | None = None
     """The network in a file of ONNX (.onnx), OpenVINO (.xml, with the .bin beside it) or ExecuTorch (.pte).
 
     Args:
-        batch_size: the one it was exported for; None for a file that takes any.
+        path: of the file. batch_size: the one it was exported for; None for a file that takes any.
 
     Raises:
         ConfigError: its runtime is not installed, or the file's ending is another. RunError: it cannot be read or run.

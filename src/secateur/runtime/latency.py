@@ -56,6 +56,8 @@ def measure(
     networks is listed under "skipped" with the reason. The number of threads is set for the measurement alone.
 
     Args:
+        dense, pruned: the two networks; they stay as they are. example_inputs: what both run with.
+        batch_size: samples of these at a time. repeats: timed runs of each. threads: of the CPU.
         runtimes: names of `engines.ENGINES`. warmup: runs of each network before the first is timed; more, if they
             are done in less than 0.2 seconds. seed: of the draws behind the ratio's interval.
         layers: every runtime's times by layer as well, in its row; those of PyTorch are there in any case.
