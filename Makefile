@@ -12,7 +12,7 @@ LIGHTNING := lightning lightning-utilities torchmetrics tqdm
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint types unit fuzz census speed quality compare clean
+.PHONY: venv demo test lint types unit docs pages fuzz census speed quality compare clean
 
 venv: $(STAMP)
 
@@ -40,6 +40,13 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+docs: $(STAMP)  ## the documentation site in site/, warnings as errors, nothing fetched; the tests build it too
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+pages: $(STAMP)  ## every generated page and table of the documentation, from the code and the results
+	$(BIN)/python docs/tables.py
+	$(BIN)/python benchmarks/tables.py
 
 fuzz: $(STAMP)  ## the property-based tests with 10,000 random networks instead of 1,200
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m fuzz

@@ -156,8 +156,8 @@ def predict(graph: Graph, target: Target, watch: Watcher | None = None, table: T
     """Measure what is not known yet of this network's layers, then fit the rest to whole networks.
 
     Args:
-        graph: where a size in code stands against cutting it freely, it is settled. target: where. watch: told of the progress.
-        table: None: this machine's.
+        graph: where a size in code stands against cutting it freely, it is settled. target: where.
+        watch: told of the progress. table: None: this machine's.
 
     Raises:
         ConfigError: the runtime is unknown or not installed. RunError: it cannot run this network.
