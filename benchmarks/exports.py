@@ -212,8 +212,9 @@ def main() -> None:
                 missing = [each for each in arguments.formats.split(",") if (name, each) not in done]
                 keep(exported(name, missing) if missing else ())
     circumstances = _record.environment()
+    circumstances["command"] = circumstances["command"].removesuffix(" --kept")
     circumstances["versions"] |= {
-        name: _record._version(name) for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
+        name: _record._version(name) for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "executorch")
     }
     order = {name: number for number, name in enumerate(networks())}
     rows.sort(key=lambda row: ("quantiser" in row, order.get(row["network"], 0)))

@@ -17,6 +17,7 @@ from typing import Any
 
 import _choosing_page
 import _compare_page
+import _exports_page
 import _latency_page
 import _networks_page
 import _one_shot_page
@@ -358,7 +359,15 @@ def pages() -> dict[Path, str]:
         made[DOCS / "graph_speed.md"] = graph_speed(found.get("graph_speed"), found.get("graph_growth"))
     if "bwcp_step" in found or "bwcp_quality" in found:
         made[DOCS / "bwcp.md"] = bwcp(found.get("bwcp_step"), found.get("bwcp_quality"))
-    for page in (_speed_page, _networks_page, _one_shot_page, _compare_page, _choosing_page, _latency_page):
+    for page in (
+        _speed_page,
+        _networks_page,
+        _one_shot_page,
+        _compare_page,
+        _choosing_page,
+        _latency_page,
+        _exports_page,
+    ):
         made |= page.pages(DOCS)
     return made
 

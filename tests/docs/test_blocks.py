@@ -20,7 +20,7 @@ from secateur.graph.rules.registry import RULES
 from secateur.recipe import Recipe
 
 #: Blocks that cannot run here, by page; a new one is added on purpose, with its reason on the page.
-NOT_RUN: dict[str, int] = {}
+NOT_RUN: dict[str, int] = {"docs/exports.md": 1}
 #: What a comment before a block may say; the last ones begin or end a table that a program fills in.
 MARKS = re.compile(r"not run|file|module|output|example|hidden|table .+|end .+|sets|getting|options|augmentations")
 WITH_CODE = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
