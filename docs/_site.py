@@ -55,6 +55,9 @@ class Docstrings(griffe.Extension):
         """Fields of a class, where its docstring lists them: those without a default as well."""
         if cls.docstring:
             names = {name for name, member in cls.members.items() if member.is_attribute}
+            made = cls.members.get("__init__")
+            if isinstance(made, griffe.Function):
+                names |= {parameter.name for parameter in made.parameters}
             cls.docstring.value = listed(cls.docstring.value, names, "Attributes")
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
