@@ -168,3 +168,19 @@ def test_a_plan_of_another_network_is_refused(tmp_path: Path, result: secateur.R
     result.plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json")
     refuse("zoo:resnet8", "--plan", tmp_path / "plan.json", *FAST)
+
+
+def test_the_staircase_of_a_layer() -> None:
+    stairs = ("zoo:resnet8", "--staircase", "layer3.0.conv2", "--runtime", "pytorch")
+    (row,) = json.loads(succeed(*stairs, "--json"))["runtimes"]
+    assert row["sides"]["inputs"]["widths"] == list(range(32, 65))
+    assert all(time > 0 for time in row["sides"]["outputs"]["us"])
+    told = succeed(*stairs)
+    assert "layer3.0.conv2: conv 3x3 on 8x8, 64 outputs of 64 inputs" in told
+    assert "32 instead of 64 channels" in told
+
+
+def test_a_staircase_is_of_one_layer_alone() -> None:
+    assert "did you mean 'layer3.0.conv1'" in refuse("zoo:resnet8", "--staircase", "layer3.1.conv1")
+    assert "--layers has no meaning" in refuse("zoo:resnet8", "--staircase", "auto", "--layers")
+    assert "no kernels of its own" in succeed("zoo:resnet8", "--staircase", "auto", "--runtime", "compiled")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli._base import All, AsJson, InputSize, ModelArg, Quiet, Seed, emit, working
 from secateur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateur.runtime.named import Named
 
 Subject = Annotated[
     str,
@@ -24,7 +27,8 @@ def latency(
     runtime: Annotated[
         str,
         typer.Option(
-            metavar="NAME[,NAME]", help="pytorch, compiled, onnxruntime, openvino; all: those that are installed."
+            metavar="NAME[,NAME]",
+            help="pytorch, compiled, onnxruntime, openvino, executorch; all: those that are installed.",
         ),
     ] = "pytorch,onnxruntime",
     against: Annotated[
@@ -38,6 +42,14 @@ def latency(
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of the CPU.")] = 1,
     repeats: Annotated[int, typer.Option(min=3, max=1_000_000, help="Measurements of each network.")] = 30,
     layers: Annotated[bool, typer.Option("--layers", help="The times of single layers too.")] = False,
+    stairs: Annotated[
+        str | None,
+        typer.Option(
+            "--staircase",
+            metavar="LAYER",
+            help="Instead, the time of one layer at its own width and the 32 below it; auto: the one with most MACs.",
+        ),
+    ] = None,
     input_size: InputSize = None,
     model_arg: ModelArg = [],  # noqa: B006  # typer copies it
     weights: Annotated[
@@ -66,13 +78,25 @@ def latency(
       secateur latency runs/a
       secateur latency zoo:resnet20 --against zoo:resnet56 --runtime all --layers
       secateur latency torchvision:resnet50 --plan plan.json --runtime onnxruntime,openvino
+      secateur latency torchvision:resnet50 --staircase layer2.1.conv2
       secateur latency mymodel.py:small --against mymodel.py:large --input-size 3x64x64 --batch 8 --threads 4
     """
-    from secateur.report.latency_tables import latency_tables
+    from secateur.report.latency_tables import latency_tables, stairs_tables
     from secateur.runtime import check_target, measure
     from secateur.runtime.latency import measure_alone
     from secateur.runtime.named import Wish, network, opponent
 
+    wish = Wish(model_arg, input_size, weights=weights, plan=plan, seed=seed)
+    if stairs is not None:
+        asked = {"--against": against, "--alone": alone, "--layers": layers}
+        if ignored := [option for option, given in asked.items() if given]:
+            raise ConfigError(f"--staircase times one layer, so {ignored[0]} has no meaning: leave one of them out.")
+        with working("Timing", quiet or as_json):
+            document = _staircases(network(model, wish), stairs, runtime, batch, threads)
+        _save(document, out)
+        if as_json or not quiet:
+            emit(document, as_json, lambda: stairs_tables(document))
+        return
     if alone and against is not None:
         raise ConfigError("--alone and --against are both given: use one of them.")
     if out is not None:
@@ -80,7 +104,6 @@ def latency(
     names, skipped = _runtimes(runtime)
     settings: dict[str, Any] = {"batch_size": batch, "repeats": repeats, "threads": threads, "runtimes": names}
     with working("Timing", quiet or as_json):
-        wish = Wish(model_arg, input_size, weights=weights, plan=plan, seed=seed)
         subject = network(model, wish, dense=against)
         other = subject.before if against is None else opponent(against, subject, wish)
         if alone or other is None:
@@ -93,6 +116,22 @@ def latency(
     _save(document, out)
     if as_json or not quiet:
         emit(document, as_json, lambda: latency_tables(document, every=every))
+
+
+def _staircases(subject: Named, layer: str, runtimes: str, batch: int, threads: int) -> dict[str, Any]:
+    """The staircases of one layer, one for each runtime."""
+    from secateur.graph import trace
+    from secateur.latency import BENCHES, Target, staircase
+
+    names, skipped = _runtimes(runtimes)
+    own = [name for name in names if name in BENCHES and name != "compiled"]
+    skipped += [
+        {"runtime": name, "reason": "It has no kernels of its own to time."} for name in names if name not in own
+    ]
+    graph = trace(subject.model, subject.inputs)
+    chosen = None if layer == "auto" else layer
+    rows = [staircase(graph, Target(name, batch, threads), chosen).as_json() for name in own]
+    return {"format": "secateur.staircase", "version": 1, "model": subject.name, "runtimes": rows, "skipped": skipped}
 
 
 def _runtimes(text: str) -> tuple[list[str], list[dict[str, str]]]:

@@ -15,13 +15,14 @@ from secateur.allocate.constraints import Constraints
 from secateur.allocate.presets import AUTO, PRESETS, align_of, this_machine
 from secateur.budget import Budget, Target
 from secateur.graph import Graph
+from secateur.latency.benches import BENCHES
 from secateur.latency.prediction import Prediction, cuts_of, predict
 from secateur.latency.stairs import Staircase, staircase
 from secateur.latency.table import Table, cache_folder
 
 __all__ = [
-    "AUTO", "PRESETS", "Prediction", "Staircase", "Table", "Target", "align_of", "cache_folder", "predict", "price",
-    "staircase", "this_machine",
+    "AUTO", "BENCHES", "PRESETS", "Prediction", "Staircase", "Table", "Target", "align_of", "cache_folder", "predict",
+    "price", "staircase", "this_machine",
 ]  # fmt: skip
 
 

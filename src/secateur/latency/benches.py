@@ -138,7 +138,7 @@ def _openvino(layers: Sequence[Layer], threads: int) -> list[float]:
         for row in request.get_profiling_info():
             match = re.fullmatch(r"y(\d+)(/.*)?", row.node_name)
             spent = 1e6 * row.real_time.total_seconds()
-            if match and spent and "reorder" not in row.exec_type.casefold():
+            if match and spent and row.node_type != "Reorder":
                 times.setdefault(int(match[1]), []).append(spent)
     return _collected(times, len(layers))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +82,7 @@ def staircase(graph: Graph, target: Target, layer: str | None = None) -> Stairca
     every = [each for rows in sides.values() for each in rows]
     found = np.min([timed(target.runtime, every, target.threads) for _ in range(_ROUNDS)], axis=0)
     times = dict(zip(every, found.tolist(), strict=True))
-    widths = {side: tuple(row[1 if side == "outputs" else 2] for row in rows) for side, rows in sides.items()}
+    widths = {side: tuple(out if side == "outputs" else into for _, out, into in rows) for side, rows in sides.items()}
     spent = {side: tuple(times[row] for row in rows) for side, rows in sides.items()}
     return Staircase(name, form, outs, ins, widths, spent, target)
 
@@ -110,12 +109,3 @@ def _miss(stairs: FloatArray, times: FloatArray) -> float:
     design = np.stack([np.ones_like(stairs), stairs], axis=1)
     found, *_ = np.linalg.lstsq(design, times, rcond=None)
     return float(((design @ found - times) ** 2).sum())
-
-
-def words(found: Staircase) -> str:
-    """What the staircase says, in a sentence."""
-    told: Sequence[str] = [
-        f"{side} in steps of {found.step(side)}" if found.step(side) > 1 else f"{side} channel by channel"
-        for side in found.widths
-    ]
-    return f"{found.layer} ({found.form}) on {found.target.runtime} computes " + " and ".join(told) + "."

@@ -79,3 +79,28 @@ def _conditions(document: _Row) -> str:
         f"\nBatch of {document['batch_size']}, {threads}, {document['repeats']} times{turns} after warming up, on "
         f"{document['device']}; {versions}."
     )
+
+
+def stairs_tables(document: _Row) -> RenderableType:
+    """Of a document of `secateur latency --staircase`: a table a runtime, widths downwards."""
+    parts: list[RenderableType] = [Text(document["model"], "bold")]
+    for row in document["runtimes"]:
+        sides = row["sides"]
+        widths = sorted({width for said in sides.values() for width in said["widths"]}, reverse=True)
+        times = [dict(zip(said["widths"], said["us"], strict=True)) for said in sides.values()]
+        lines = [(str(n), *(f"{each[n]:.1f}" if n in each else "" for each in times)) for n in widths]
+        heads = ["channels", *(f"{side}, us" for side in sides)]
+        what = f"{row['layer']}: {row['form']}, {row['outputs']} outputs of {row['inputs']} inputs"
+        parts.append(Text(f"\n{_name({'runtime': row['target'].partition(':')[0]})}, {what}", "bold"))
+        parts.append(listing(heads, lines, right=heads))
+        parts += [Text(f"{side.capitalize()}: {_steps(said)}.") for side, said in sides.items()]
+    parts += [Text(f"{_name(row)} was left out. {row['reason']}", "yellow") for row in document["skipped"]]
+    return Group(*parts)
+
+
+def _steps(said: _Row) -> str:
+    widths, times, step = said["widths"], said["us"], said["step"]
+    fall = 100 * (1 - times[0] / times[-1])
+    how = f"steps of {step} fit best, so --align {step} or a multiple of it" if step > 1 else "no steps"
+    saved = f"save {fall:.0f}% of the time" if fall > 0 else "save no time"
+    return f"{how}; {widths[0]} instead of {widths[-1]} channels {saved}"
