@@ -1,13 +1,15 @@
 """What the documentation site needs besides its pages; mkdocs.yml names it twice, as a hook and as a Griffe extension.
 
-As a hook it fills the navigation in: `methods/*` is every page of that folder. As an extension it reads our docstrings:
-lines `name: meaning` become a list of arguments, and a comment beside or above a field or a constant is its docstring.
+As a hook it fills the navigation in: `methods/*` is every page of that folder, `*` those that nothing else names. As an
+extension it reads our docstrings: lines `name: meaning` become a list of arguments, and a comment beside or above a field
+or a constant is its docstring.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +19,33 @@ _NAMED = re.compile(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*): ")
 
 
 def on_config(config: Any) -> Any:
-    """Expand `folder/*` in the navigation, in alphabetical order."""
+    """Expand `folder/*` in the navigation, in alphabetical order, and `*`, pages at the top that nothing else names."""
     folder = Path(config["docs_dir"])
-    config["nav"] = _expanded(config["nav"], folder)
+    config["nav"] = _expanded(config["nav"], folder, set(_named(config["nav"])))
     return config
 
 
-def _expanded(nav: Any, folder: Path) -> Any:
+def _named(nav: Any) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    for below in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from _named(below)
+
+
+def _expanded(nav: Any, folder: Path, named: set[str]) -> Any:
     if isinstance(nav, dict):
-        return {title: _expanded(below, folder) for title, below in nav.items()}
+        return {title: _expanded(below, folder, named) for title, below in nav.items()}
     if not isinstance(nav, list):
         return nav
     entries: list[Any] = []
     for entry in nav:
-        if isinstance(entry, str) and entry.endswith("/*"):
+        if entry == "*":
+            entries += sorted(page.name for page in folder.glob("*.md") if page.name not in named)
+        elif isinstance(entry, str) and entry.endswith("/*"):
             pages = sorted((folder / entry[:-2]).glob("*.md"))
             entries += [{page.stem: page.relative_to(folder).as_posix()} for page in pages]
         else:
-            entries.append(_expanded(entry, folder))
+            entries.append(_expanded(entry, folder, named))
     return entries
 
 
