@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur._hints import choose
-from secateur.data import Split, open_data
+from secateur.data import open_data
 from secateur.errors import ConfigError, RunError
 from secateur.recipe import Recipe
 from secateur.runs.calibration import Calibration
@@ -23,6 +23,7 @@ from secateur.runtime.export import Subject, export_subject
 from secateur.runtime.folder import Folder
 from secateur.runtime.inputs import batch_of
 from secateur.runtime.int8 import quantise_subject
+from secateur.training.interface import Split
 from secateur.training.losses import logits
 from secateur.training.randomness import derive
 

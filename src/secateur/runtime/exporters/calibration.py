@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,4 +43,10 @@ def split(inputs: Any, size: int | None) -> Iterator[Any]:
         yield inputs
         return
     for start in range(0, batch - size + 1, size):
-        yield map_tensors(inputs, lambda t, s=start: t[s : s + size] if t.dim() and len(t) == batch else t)
+        rows = slice(start, start + size)
+        yield map_tensors(inputs, partial(_rows, rows=rows, batch=batch))
+
+
+def _rows(tensor: torch.Tensor, rows: slice, batch: int) -> torch.Tensor:
+    """Some rows of a tensor whose dimension 0 is the batch; others are as they are."""
+    return tensor[rows] if tensor.dim() and len(tensor) == batch else tensor

@@ -30,13 +30,13 @@ def write_executorch(subject: Subject, path: Path) -> dict[str, Any]:
     with told("The network cannot be exported to ExecuTorch", "leave it out with export.executorch=false"):
         program = own.graph(MOST_IMAGES)
         try:
-            lowered, data = _lowered(program)
+            lowered, data = lowered_program(program)
         except Exception as error:  # its passes have no common family of exceptions
             if own.reason is not None:
                 raise
             reason = f"ExecuTorch does not lower it with an open batch size ({brief(error)})"
             own = dataclasses.replace(own, made={}, reason=reason, sizes=(batch_of(own.inputs) or 1,))
-            lowered, data = _lowered(own.graph())
+            lowered, data = lowered_program(own.graph())
         run, _ = open_executorch([data])
         error_ = own.error(run)
     calls = [str(node.target) for node in lowered.graph.nodes if node.op == "call_function"]
@@ -67,7 +67,7 @@ class _Program:
         return [output.clone() for output in self.method.execute([t.detach().cpu().contiguous() for t in flat])]
 
 
-def _lowered(program: torch.export.ExportedProgram) -> tuple[Any, bytes]:
+def lowered_program(program: torch.export.ExportedProgram) -> tuple[Any, bytes]:
     """The program in ExecuTorch's operators, and as a file."""
     exir = needed("executorch.exir", "executorch")
     xnnpack = needed("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
