@@ -63,7 +63,7 @@ def _several(value: Any) -> Any:
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_fixed)]
 Quantisers = Annotated[tuple[Literal["onnxruntime", "openvino"], ...], BeforeValidator(_listed)]
-Runtime = Literal["pytorch", "compiled", "onnxruntime", "openvino"]
+Runtime = Literal["pytorch", "compiled", "onnxruntime", "openvino", "executorch"]
 Runtimes = Annotated[tuple[Runtime, ...], BeforeValidator(_listed), AfterValidator(_once)]
 Size = Annotated[tuple[int, int, int], BeforeValidator(_fixed)]
 
@@ -239,7 +239,7 @@ class LatencyConfig(Section):
     threads: int = Field(default=1, ge=1, le=1024, description="Threads of the CPU.")
     runtimes: Runtimes | None = Field(
         default=None,
-        description="Where: pytorch, compiled, onnxruntime, openvino. null: pytorch, and onnxruntime if export.onnx.",
+        description="On what they are timed; null: pytorch, and onnxruntime if export.onnx.",
     )
 
     def names(self, *, onnx: bool) -> tuple[str, ...]:

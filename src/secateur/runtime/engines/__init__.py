@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from secateur._hints import choose
 from secateur.errors import ConfigError
-from secateur.runtime.engines import compiled, onnx_runtime, openvino, pytorch
+from secateur.runtime.engines import compiled, executorch, onnx_runtime, openvino, pytorch
 from secateur.runtime.engines.base import REST, Call, Engine, Seconds, Watch, copied, device_of, threads_set
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
 ]  # fmt: skip
 
 ENGINES: Mapping[str, Engine] = {
-    row.name: row for row in (pytorch.ENGINE, compiled.ENGINE, onnx_runtime.ENGINE, openvino.ENGINE)
+    row.name: row for row in (pytorch.ENGINE, compiled.ENGINE, onnx_runtime.ENGINE, openvino.ENGINE, executorch.ENGINE)
 }
 
 
