@@ -1,8 +1,8 @@
 """What the documentation site needs besides its pages; mkdocs.yml names it twice, as a hook and as a Griffe extension.
 
 As a hook it fills the navigation in: `methods/*` is every page of that folder, `*` those that nothing else names. As an
-extension it reads our docstrings: lines `name: meaning` become a list of arguments, and a comment beside or above a field
-or a constant is its docstring.
+extension it reads our docstrings: lines `name: meaning` become a list of arguments, and a comment beside or above a
+field or a constant is its docstring.
 """
 
 from __future__ import annotations
