@@ -159,8 +159,10 @@ def _compared(facts: Facts) -> list[tuple[str, ...]]:
     for budget, mean in facts.means.items():
         values = mean["values"]
         shown = [_mean(values[f"accuracy.{key}"]) for key in ("dense", "pruned", "final")]
-        share, seconds = values["params.share"]["mean"], values["seconds.total"]["mean"]
-        rows.append((f"`{budget}`", *shown, percent(share, 1), f"{seconds:.0f}", str(len(mean["seeds"]))))
+        share, seconds = (values.get(key) for key in ("params.share", "seconds.total"))
+        left = percent(share["mean"], 1) if share else "–"
+        took = f"{seconds['mean']:.0f}" if seconds else "–"
+        rows.append((f"`{budget}`", *shown, left, took, str(len(mean["seeds"]))))
     return rows
 
 

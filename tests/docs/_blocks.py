@@ -84,3 +84,12 @@ def _end(page: Path, lines: list[str], start: int, closes) -> int:  # type: igno
         if closes(lines[number]):
             return number
     raise AssertionError(f"{page.name}:{start}: the block is never closed")
+
+
+def alike(shown: str, said: str) -> bool:
+    """The same words; numbers may differ by a few percent, as machines do."""
+    number = r"\d[\d,]*(?:\.\d+)?"
+    if re.sub(number, "0", shown) != re.sub(number, "0", said):
+        return False
+    here, there = ([float(found.replace(",", "")) for found in re.findall(number, text)] for text in (shown, said))
+    return all(abs(a - b) <= 0.05 * max(a, b) for a, b in zip(here, there, strict=True))

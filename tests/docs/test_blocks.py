@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from _blocks import DOCS, PAGES, ROOT, Block, blocks
+from _blocks import DOCS, PAGES, ROOT, Block, alike, blocks
 
 from secateur import methods, repair
 from secateur.graph.rules.registry import RULES
@@ -61,9 +61,7 @@ def test_page_runs(page: Path, untouched: Path, capsys: pytest.CaptureFixture[st
         elif "output" in block.marks:
             said = capsys.readouterr().out
             for line in block.code.splitlines():
-                assert any(_alike(line, each) for each in said.splitlines()), (
-                    f"{block.place}: {line!r} is not in {said}"
-                )
+                assert any(alike(line, each) for each in said.splitlines()), f"{block.place}: {line!r} is not in {said}"
             said = ""
         elif block.language == "python" and not {"not run", "example"} & set(block.marks):
             _run(block, names)
@@ -77,15 +75,6 @@ def _run(block: Block, names: dict[str, Any]) -> None:
     for name, test in list(names.items()):
         if name.startswith("test_") and before.get(name) is not test and not inspect.signature(test).parameters:
             test()
-
-
-def _alike(shown: str, said: str) -> bool:
-    """The same words; numbers may differ by a few percent, as machines do."""
-    number = r"\d[\d,]*(?:\.\d+)?"
-    if re.sub(number, "0", shown) != re.sub(number, "0", said):
-        return False
-    here, there = ([float(found.replace(",", "")) for found in re.findall(number, text)] for text in (shown, said))
-    return all(abs(a - b) <= 0.05 * max(a, b) for a, b in zip(here, there, strict=True))
 
 
 def _as_module(block: Block) -> None:

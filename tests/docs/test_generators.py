@@ -1,0 +1,140 @@
+"""The programs that write pages: what they make of docstrings, of results, and of the navigation."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from _blocks import DOCS, alike
+
+from secateur.methods import method
+
+sys.path.insert(0, str(DOCS))
+from _by_method import Facts, Measured
+from _choosing_page import poor
+from _method_pages import prose
+
+DOCSTRING = """\
+A method of nobody's: it keeps channels x_1 where W*x < 0.
+
+A paper of 2020 (arXiv:0000.00000), with
+
+    s_j = |w_j|        summed
+      over all
+
+and so on, `as_is[0]`.
+
+Where this differs from the paper, and why:
+    First a point that
+        goes on.
+    Then another one.
+
+What is one paragraph:
+    Words that
+    flow on.
+"""
+
+
+def test_docstrings_become_pages() -> None:
+    parts = prose(DOCSTRING).split("\n\n")
+    assert parts[0] == "A method of nobody's: it keeps channels x\\_1 where W\\*x &lt; 0."
+    assert parts[2] == "```text\ns_j = |w_j|        summed\n  over all\n```"
+    assert parts[3] == "and so on, `as_is[0]`."
+    assert parts[5] == "- First a point that\n  goes on.\n- Then another one."
+    assert parts[7] == "Words that\nflow on."
+
+
+def test_arguments_become_lists() -> None:
+    pytest.importorskip("griffe")
+    from _site import listed
+
+    text = "Do it.\n\na: one thing. b, c: two others: both\n    of them.\nd is not listed.\n\nNote: nothing."
+    assert listed(text, {"a", "b", "c"}).splitlines() == [
+        "Do it.",
+        "",
+        "",
+        "Args:",
+        "    a: one thing.",
+        "    b: two others: both",
+        "    c: two others: both",
+        "        of them.",
+        "        d is not listed.",
+        "",
+        "Note: nothing.",
+    ]
+    headed = "Do it.\n\nArgs:\n    a: this. b: that.\n\nRaises:\n    a: never. b: split."
+    assert "    a: this.\n    b: that." in listed(headed, {"a", "b"})
+    assert "    a: never. b: split." in listed(headed, {"a", "b"})
+
+
+def test_programs_in_docstrings_are_fenced() -> None:
+    pytest.importorskip("griffe")
+    import _site as site
+
+    text = "What it is.\n\nmodel = make(1)\nmodel.run()\n\nWords alone\n\n>>> f(x)"
+    assert site.fenced(text).count("```python") == 2
+    assert "Words alone\n\n```" in site.fenced(text)
+
+
+def test_navigation_is_filled_in(tmp_path: Any) -> None:
+    pytest.importorskip("griffe")
+    import _site as site
+
+    (tmp_path / "methods").mkdir()
+    for name in ("index.md", "new.md", "methods/b.md", "methods/a.md"):
+        (tmp_path / name).write_text("# x")
+    nav = [{"Start": "index.md"}, {"Methods": ["methods/*"]}, {"Rest": ["*"]}]
+    made = site.on_config({"docs_dir": str(tmp_path), "nav": nav})["nav"]
+    assert made == [
+        {"Start": "index.md"},
+        {"Methods": [{"a": "methods/a.md"}, {"b": "methods/b.md"}]},
+        {"Rest": ["new.md"]},
+    ]
+
+
+def _facts(final: float, *, sd: float | None = 0.01, share: float = 0.5, seconds: float = 100.0, **more: Any) -> Facts:
+    values = {
+        "accuracy.final": {"mean": final, "sd": sd},
+        "params.share": {"mean": share, "sd": None},
+        "seconds.total": {"mean": seconds, "sd": None},
+    }
+    seeds = [0] if sd is None else [0, 1, 2]
+    return Facts({"flops=0.5": {"values": values, "seeds": seeds}}, **more)
+
+
+def test_poor_choices_follow_from_figures() -> None:
+    chance = _facts(0.55, top1={"none": 0.1, "least_squares": 0.80})
+    plain = _facts(0.60, networks=[{"network": "zoo:a", "total_s": 10.0}, {"network": "zoo:b", "total_s": 10.0}])
+    bad = _facts(
+        0.55,
+        share=0.8,
+        seconds=200.0,
+        top1={"none": 0.2, "least_squares": 0.79},
+        score_s=30.0,
+        networks=[{"network": "zoo:a", "total_s": 60.0}, {"network": "zoo:b", "error": "it does not fit"}],
+    )
+    good = _facts(0.62, top1={"none": 0.7, "least_squares": 0.88}, score_s=1.0)
+    result = {"dense": {"x": 0.9}, "tested": 1500}
+    found = Measured({"random": chance, "l1": plain, "cp": bad, "taylor": good}, None, result, None)
+    said = "; ".join(poor(method("cp"), found))
+    for clause in (
+        "there are no images of the task",
+        "nothing follows the cut (20.0% alone)",
+        "with `least_squares` chance does as well (79.0% against 80.0%)",
+        "the training is as short as ours: 55.0%, chance 55.0%",
+        "80.0% of the parameters stay",
+        "plans are wanted in seconds (30 s)",
+        "2.0 times the seconds of `l1`",
+        "like a: 60 s where `l1` took 10",
+        "like b: it did not come through",
+    ):
+        assert clause in said
+    assert list(poor(method("taylor"), found)) == ["there are no images of the task"]
+    assert "figures are wanted" in "; ".join(poor(method("dcp"), found))
+
+
+def test_shown_output_may_differ_by_a_few_percent() -> None:
+    assert alike("after: 96.4% with 381,856 MACs", "after: 95.0% with 382,000 MACs")
+    assert not alike("after: 96.4%", "after: 80.0%")
+    assert not alike("after: 96.4%", "before: 96.4%")
