@@ -84,11 +84,12 @@ def test_accuracy_stays_within_points(name: str, network: nn.Module, digits: Any
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_are_whole_numbers(name: str, tmp_path: Path) -> None:
-    """The file of a layer with many weights is about a quarter of theirs."""
+def test_weights_are_whole_numbers(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The file of a layer with many weights is about a quarter of theirs; and nothing is printed on the way."""
     layer = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 128, 3, padding=1))
     path = tmp_path / QUANTISERS[name].file
     found = export_int8(name, layer, torch.zeros(1, 3, 8, 8), path, [torch.randn(4, 3, 8, 8)])
+    assert capfd.readouterr() == ("", "")
     weights = 4 * sum(parameter.numel() for parameter in layer.parameters())
     data = tmp_path / QUANTISERS[name].files[-1]
     assert data.stat().st_size < 0.35 * weights
