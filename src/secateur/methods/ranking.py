@@ -13,7 +13,7 @@ from secateur._protocols import Array, BoolArray, CostModelLike, FloatArray, Fro
 from secateur.allocate import Constraints, allocate
 from secateur.allocate.blocks import Bounds, stack
 from secateur.allocate.exchanges import exchanged
-from secateur.budget import KEYS, Budget
+from secateur.budget import KEYS, Budget, Target
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ def _chosen(
     if goal.met(np.array(least)):
         left = _Left([_Width(name, len(ranked[name])) for name in names], goal.costs)
         keys = {cost: key for key, cost in KEYS.items()}
-        budget = Budget(tuple((keys[cost], limit) for cost, limit in goal.limits.items()))
+        bounds = tuple((keys[cost], limit) for cost, limit in goal.limits.items())
+        budget = Budget(bounds, Target("any") if "latency" in goal.limits else None)
         constraints = _Least(align=rules.align, least=tuple(least))
         return allocate(ranked, left, budget, constraints, allocator=allocator, normalise="none").masks
     kept = {name: np.zeros(len(ranked[name]), dtype=np.bool_) for name in names}
