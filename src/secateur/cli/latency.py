@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,12 +89,14 @@ def latency(
     from secateur.runtime.latency import measure_alone
     from secateur.runtime.named import Wish, network, opponent
 
+    if out is not None:
+        check_target(out, "--out")
     wish = Wish(model_arg, input_size, weights=weights, plan=plan, seed=seed)
     if stairs is not None:
         asked = {"--against": against, "--alone": alone, "--layers": layers}
         if ignored := [option for option, given in asked.items() if given]:
             raise ConfigError(f"--staircase times one layer, so {ignored[0]} has no meaning: leave one of them out.")
-        with working("Timing", quiet or as_json):
+        with _timing(quiet or as_json):
             document = _staircases(network(model, wish), stairs, runtime, batch, threads)
         _save(document, out)
         if as_json or not quiet:
@@ -99,11 +104,9 @@ def latency(
         return
     if alone and against is not None:
         raise ConfigError("--alone and --against are both given: use one of them.")
-    if out is not None:
-        check_target(out, "--out")
     names, skipped = _runtimes(runtime)
     settings: dict[str, Any] = {"batch_size": batch, "repeats": repeats, "threads": threads, "runtimes": names}
-    with working("Timing", quiet or as_json):
+    with _timing(quiet or as_json):
         subject = network(model, wish, dense=against)
         other = subject.before if against is None else opponent(against, subject, wish)
         if alone or other is None:
@@ -116,6 +119,15 @@ def latency(
     _save(document, out)
     if as_json or not quiet:
         emit(document, as_json, lambda: latency_tables(document, every=every))
+
+
+@contextlib.contextmanager
+def _timing(silent: bool) -> Iterator[None]:
+    """As `working`, but for what turns meanwhile: it would take time from what is timed."""
+    if sys.stderr.isatty() and not silent:
+        print("Timing ...", file=sys.stderr)
+    with working("Timing", silent=True):
+        yield
 
 
 def _staircases(subject: Named, layer: str, runtimes: str, batch: int, threads: int) -> dict[str, Any]:

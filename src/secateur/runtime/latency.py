@@ -10,6 +10,7 @@ paired bootstrap's at 95%, lies above 1. Where either fails, no speed-up is clai
 from __future__ import annotations
 
 import datetime
+import gc
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,8 @@ def measure(
         document = session.measured(
             runtimes, lambda times: compare(times["dense"], times["pruned"], seed=seed), layers=layers
         )
-        rows = session.layer_times(pytorch.ENGINE)
+        there = (row["layers"] for row in document["runtimes"] if layers and row["runtime"] == "pytorch")
+        rows = next(there, None) or session.layer_times(pytorch.ENGINE)
     return {**document, "layers": rows[:-1]}  # without the rest, of which the report has its own idea
 
 
@@ -193,10 +195,17 @@ def in_turns(calls: Sequence[Call], repeats: int, warmup: int) -> list[list[floa
     """Seconds of each call, one list a call: A B B A A B B A ...; a short call is the mean of several in a row."""
     inner = [_warmed(call, warmup) for call in calls]
     times: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats):
-        order = range(len(calls))
-        for which in order if turn % 2 == 0 else reversed(order):
-            times[which].append(_timed(calls[which], inner[which]))
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(repeats):
+            order = range(len(calls))
+            for which in order if turn % 2 == 0 else reversed(order):
+                times[which].append(_timed(calls[which], inner[which]))
+    finally:
+        if collects:
+            gc.enable()
     return times
 
 

@@ -26,6 +26,8 @@ NORMS = (
 LAYERS = (*CONVS, *NORMS, nn.Linear)
 #: Operators that a runtime computes while it writes a convolution's output, and name the node after.
 _FUSED_AFTER = frozenset("Relu Clip LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Elu Selu Gelu Softplus Mul".split())
+#: These may bear the scope of a normalisation that was folded into them; others may share equal vectors.
+_MULTIPLY = frozenset("Conv ConvTranspose Gemm MatMul".split())
 #: What runtimes add to the names of nodes.
 _ADDED = re.compile(r"^fused |(?:/MatMulAddFusion|/WithoutBiases|_bn_nchwc|_nchwc|_nhwc|_token_\d+)+$")
 
@@ -97,7 +99,8 @@ def layers_of_nodes(data: bytes, model: nn.Module) -> dict[str, str]:
     nodes: dict[str, str] = {}
     outputs: dict[str, str] = {}
     for node in graph.node:
-        layer = _by_weight(node, layers) or _by_scope(node, layers)
+        ways = (_by_weight, _by_scope) if node.op_type in _MULTIPLY else (_by_scope, _by_weight)
+        layer = ways[0](node, layers) or ways[1](node, layers)
         nodes[node.name] = layer
         if not layer and node.op_type in _FUSED_AFTER:
             before = {outputs.get(name, "") for name in node.input if name and name not in stored}
