@@ -371,7 +371,7 @@ def shards_as_a_file(tmp: Path) -> Config:
     return Config("webdataset", str(shards(tmp) / "train-000.tar"))
 
 
-@case("is an address: copy the shards into a folder")
+@case("is an address: set data.options.stream: true, or copy")
 def shards_at_an_address(tmp: Path) -> Config:
     return Config("webdataset", "https://example.org/train.tar")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +25,12 @@ Size = tuple[int, int, int]
 
 
 class Request(NamedTuple):
-    """A batch before it has pixels: which images, and the random numbers of `resized_crop` if it is asked for."""
+    """A batch before it has pixels: which images, and the random numbers of `resized_crop` if it is asked for.
 
-    indices: Indices
+    indices: their numbers, or of a stream, which has none, what stands for each image.
+    """
+
+    indices: Indices | Sequence[Any]
     crops: NDArray[np.float64] | None
 
 
@@ -47,7 +50,7 @@ class Images(ABC):
     def check(self) -> None:  # noqa: B027 (pixels in memory have been read already)
         """Look for damage that shows only when pixels are read; DataError at the first."""
 
-    def where(self, number: int) -> str:
+    def where(self, number: Any) -> str:
         """What to call an image in a message."""
         return f"number {number}"
 
@@ -62,7 +65,7 @@ class MemoryImages(Images):
 
     def read(self, requests: Iterable[Request], workers: int) -> Iterator[Tensor]:
         for indices, crops in requests:
-            pixels = self.pixels[torch.from_numpy(indices)]
+            pixels = self.pixels[torch.as_tensor(indices)]
             yield pixels if crops is None else resized_crop(pixels, torch.from_numpy(crops))
 
 
@@ -85,7 +88,7 @@ class EncodedImages(Images):
         self._check = check  # how many images to decode when the set is opened; None: all
 
     @abstractmethod
-    def load(self, number: int) -> Any:
+    def load(self, number: Any) -> Any:
         """The image as a PIL image, or its bytes, or the path of its file."""
 
     def read(self, requests: Iterable[Request], workers: int) -> Iterator[Tensor]:
@@ -121,7 +124,7 @@ class EncodedImages(Images):
         for number in np.linspace(0, len(self) - 1, count).round().astype(np.int64):
             self.decode(int(number), None)
 
-    def decode(self, number: int, crops: NDArray[np.float64] | None) -> Tensor:
+    def decode(self, number: Any, crops: NDArray[np.float64] | None) -> Tensor:
         """One image, uint8 [C, H, W]; `crops` [1, 4] are the numbers of a random crop."""
         try:
             return _decode(self.load(number), self.shape, crops)
@@ -139,8 +142,8 @@ class _Batches(Dataset[Any]):
         indices, crops = request
         try:
             parts = [
-                self.images.decode(int(number), None if crops is None else crops[place : place + 1])
-                for place, number in enumerate(indices)
+                self.images.decode(number, None if crops is None else crops[place : place + 1])
+                for place, number in enumerate(indices.tolist() if isinstance(indices, np.ndarray) else indices)
             ]
         except DataError as error:
             return DataError(str(error))  # without its cause, which may not travel between processes

@@ -8,16 +8,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from secateur.data.augment import augmentations
+from secateur.data.augment import Augmentation, augmentations
 from secateur.data.images import Images, MemoryImages, Request, Size
-from secateur.data.options import Options, parse
-from secateur.data.order import Indices, balanced, stratified
-from secateur.data.readers import Contents
+from secateur.data.options import Options, StreamOptions, parse
+from secateur.data.order import Indices, balanced, permutation, stratified
+from secateur.data.readers import Contents, Streams, shape_of
 from secateur.data.registry import DataRow, dataset
 from secateur.data.split import Split
+from secateur.data.streams import Row, Shards, Stream, StreamImages, look_into
 from secateur.errors import ConfigError, DataError
 
 Numbers = tuple[float, ...]
+_LANES = 8  # of a stream, unless told otherwise
+_LOOKED_AT = 16  # images of a stream at most, before anything is written
 
 
 class DataRequest(Protocol):
@@ -54,9 +57,9 @@ class Data:
     input_size: Size
     mean: Numbers
     std: Numbers
-    train: Split
-    validation: Split
-    test: Split
+    train: Split | Stream
+    validation: Split | Row
+    test: Split | Row
     notes: tuple[str, ...]
     division: str
     checksums: Callable[[], list[dict[str, Any]]] = field(repr=False)
@@ -94,6 +97,9 @@ def open_data(config: DataRequest, seed: int) -> Data:
     names = row.augment if config.augment is None else config.augment
     augment = augmentations(names)
     _check_numbers(config, seed)
+    streams = row.stream(config.path, options)
+    if streams is not None and isinstance(options, StreamOptions):
+        return _open_streams(row, streams, config, options, augment, seed)
     contents = row.read(config.path, options)
     _check_contents(row.name, contents)
     train, validation, how = _divide(contents, config, seed)
@@ -121,6 +127,73 @@ def open_data(config: DataRequest, seed: int) -> Data:
         division=how,
         checksums=contents.checksums,
     )
+
+
+def _open_streams(
+    row: DataRow,
+    streams: Streams,
+    config: DataRequest,
+    options: StreamOptions,
+    augment: tuple[Augmentation, ...],
+    seed: int,
+) -> Data:
+    """Splits that are read from beginning to end. Whole shards are held out for validation."""
+    assert options.images is not None
+    assert options.test_images is not None
+    if config.train_images is not None:
+        raise ConfigError("data.train_images is chosen from a list of all, and a stream has none: leave it out.")
+    if streams.classes < 2:
+        raise DataError(f"The data set {row.name} has only one class: there is nothing to tell apart, so add another.")
+    shape, check = shape_of(options)
+    images = StreamImages(shape)
+    mean, std = _normalisation(row, options, images, np.zeros(0, np.int64))
+    count = round(options.images * config.validation)
+    left = options.images - count
+    if config.batch_size > left:
+        raise DataError(f"data.batch_size is {config.batch_size}, and {left} images are an epoch: lower it.")
+    train, held = _held_out(streams, config.validation, seed)
+    lanes = options.lanes or min(_LANES, len(train.chosen))
+    if lanes > len(train.chosen):
+        raise DataError(
+            f"data.options.lanes is {lanes}, and there are {len(train.chosen)} shards to train on: each lane reads its "
+            "own, so lower it, or cut the data into more shards."
+        )
+    test = Shards(streams.test, tuple(range(len(streams.test.shards))), streams.classes)
+    for each in (train, test):
+        look_into(images, each, _LOOKED_AT if check is None else min(check, _LOOKED_AT))
+    common = (shape, mean, std, augment, config.workers)
+    cut = f"{count:,} of the {options.images:,} stated, of {len(held.chosen)} shards held out with seed {seed}"
+    return Data(
+        name=row.name,
+        classes=streams.classes,
+        class_names=streams.class_names,
+        input_size=images.size,
+        mean=mean,
+        std=std,
+        train=Stream(train, left, *common, lanes, options.buffer),
+        validation=Row(held, count, *common, exact=False),
+        test=Row(test, options.test_images, *common),
+        notes=streams.notes,
+        division=f"a stream of {len(train.chosen)} shards in {lanes} lanes, {left:,} images an epoch; for validation "
+        f"{cut if count else 'none'}; test images as they come",
+        checksums=streams.checksums,
+    )
+
+
+def _held_out(streams: Streams, share: float, seed: int) -> tuple[Shards, Shards]:
+    """Shards to train on, and shards for validation: whole ones, so that neither is ever read for the other's sake."""
+    shards = len(streams.train.shards)
+    count = max(round(shards * share), 1) if share else 0
+    if count >= shards:
+        raise DataError(
+            f"data.validation is {share:g}, and a stream holds whole shards out, of which there are {shards}: set it "
+            "to 0, or cut the data into more shards."
+        )
+    drawn = permutation(shards, seed=seed, purpose="shards held out").tolist()
+    train, held = (
+        Shards(streams.train, tuple(sorted(part)), streams.classes) for part in (drawn[count:], drawn[:count])
+    )
+    return train, held
 
 
 def _check_numbers(config: DataRequest, seed: int) -> None:

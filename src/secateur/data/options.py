@@ -49,14 +49,44 @@ class FolderOptions(ImageOptions):
     test: str | None = Field(None, description="the folder of test images; null: test, or else val")
 
 
-class ShardOptions(ImageOptions):
+class StreamOptions(ImageOptions):
+    """Sets that may be read from beginning to end instead of in any order."""
+
+    stream: bool = Field(False, description="read shards one after another, however many there are, even at addresses")
+    images: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of a stream: training images of an epoch, those for validation among them"
+    )
+    test_images: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of a stream: how many test images it has"
+    )
+    buffer: Positive = Field(4096, description="of a stream: encoded images kept at a time, among which it is shuffled")
+    lanes: Positive | None = Field(
+        None, description="of a stream: parts read side by side, shared by processes; null: 8, or fewer with few shards"
+    )
+
+    def check_stream(self, name: str) -> None:
+        """ConfigError for what goes with a stream only, or is missing for one."""
+        given = {key for key in ("images", "test_images", "buffer", "lanes") if key in self.model_fields_set}
+        if given and not self.stream:
+            raise ConfigError(
+                f"data.options.{min(given)} is of a stream: set data.options.stream: true, or leave it out."
+            )
+        for key, example in (("images", "1281167"), ("test_images", "50000")):
+            if self.stream and getattr(self, key) is None:
+                raise ConfigError(
+                    f"data.options.{key} is missing: a stream of {name} is not counted, so say how many there are, "
+                    f"such as {example}."
+                )
+
+
+class ShardOptions(StreamOptions):
     train: str = Field("train*.tar", description="pattern of the training shards; * and {000..146} are understood")
     test: str | None = Field(None, description="pattern of the test shards; null: test*.tar, or else val*.tar")
     label: str = Field("cls", description="extension of the member that holds the class number as text")
     classes: Positive | None = Field(None, description="how many classes; null: the largest training label + 1")
 
 
-class HubOptions(ImageOptions):
+class HubOptions(StreamOptions):
     config: str | None = Field(None, description="the configuration, for sets that have several")
     revision: str | None = Field(None, description="branch, tag or commit; give one to get the same data always")
     train: str = Field("train", description="the split to train on")

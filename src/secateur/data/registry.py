@@ -15,8 +15,9 @@ from secateur.data.options import (
     NpzOptions,
     Options,
     ShardOptions,
+    StreamOptions,
 )
-from secateur.data.readers import Contents, cifar, digits, folder, hub, idx, npz, shards
+from secateur.data.readers import Contents, Streams, cifar, digits, folder, hub, idx, npz, shards, tars
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,17 @@ class DataRow:
     augment: tuple[str, ...]
     options: type[Options]
     reader: Callable[[str | None, Any, str], Contents]
+    streamer: Callable[[str | None, Any, str], Streams] | None = None  # where data.options.stream is true
 
     def read(self, path: str | None, options: Options) -> Contents:
         return self.reader(path, options, self.get)
+
+    def stream(self, path: str | None, options: Options) -> Streams | None:
+        """The set as a stream, if the options ask for one."""
+        if not isinstance(options, StreamOptions) or self.streamer is None:
+            return None
+        options.check_stream(self.name)
+        return self.streamer(path, options, self.get) if options.stream else None
 
 
 # The usual values for photographs of things (ImageNet's).
@@ -112,7 +121,7 @@ _ROWS = (
     ),
     DataRow(
         name="hf",
-        summary="any image classification set of the Hugging Face hub, through `datasets`",
+        summary="any image classification set of the Hugging Face hub, through `datasets`, also as a stream",
         needs_path=True,
         get="give its name on huggingface.co/datasets, such as uoft-cs/cifar10, or its folder as data.path",
         mean=_PHOTO_MEAN,
@@ -120,10 +129,11 @@ _ROWS = (
         augment=_PHOTO_AUGMENT,
         options=HubOptions,
         reader=hub.read,
+        streamer=hub.stream,
     ),
     DataRow(
         name="webdataset",
-        summary="WebDataset shards: plain .tar files of KEY.jpg (or another format) and KEY.cls",
+        summary="WebDataset shards: plain .tar files of KEY.jpg (or another format) and KEY.cls, also as a stream",
         needs_path=True,
         get="give the folder that holds train*.tar and test*.tar (or val*.tar) as data.path, or their patterns in "
         "data.options.train and data.options.test",
@@ -132,6 +142,7 @@ _ROWS = (
         augment=_PHOTO_AUGMENT,
         options=ShardOptions,
         reader=shards.read,
+        streamer=tars.stream,
     ),
 )
 #: Data sets and forms of data by name, one frozen row each.

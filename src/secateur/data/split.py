@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -68,18 +71,47 @@ class Split:
         Raises:
             DataError: an argument is impossible, or an image turns out to be broken.
         """
-        count = self.batch_count(batch_size, drop_last)
-        if not 0 <= rank < world:
-            raise DataError(f"Process {rank} of {world} was asked for: ranks go from 0 to the number of processes - 1.")
-        if world > batch_size:
-            raise DataError(f"A batch of {batch_size} cannot be divided among {world} processes: make it larger.")
-        if min(epoch, start, seed) < 0:
-            raise DataError(f"Epoch {epoch}, batch {start} and seed {seed} must not be negative.")
-        if len(self) and not count:
-            raise DataError(f"{len(self)} images make no full batch of {batch_size}: give a smaller batch size.")
+        count = asked(self, batch_size, epoch, seed, start, rank, world, drop_last)
         order = permutation(len(self), seed=seed, purpose="order", epoch=epoch) if shuffle else np.arange(len(self))
-        plan = _Epoch(self, order, batch_size, epoch, seed, rank, world, self.augment if augment else ())
-        return plan.batches(range(start, count))
+        look = Look(self.mean, self.std, self.augment if augment else (), self.workers)
+        return _Epoch(look, len(self), batch_size, epoch, seed, rank, world, self, order).batches(count)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [n, C, H, W] to normalised float32, in two roundings that do not depend on an image's place."""
+        return Look(self.mean, self.std).normalise(pixels)
+
+
+def asked(
+    split: Sized, batch_size: int, epoch: int, seed: int, start: int, rank: int, world: int, drop_last: bool
+) -> range:
+    """The numbers of the batches that are asked for; DataError if they cannot be."""
+    count = split.batch_count(batch_size, drop_last)
+    if not 0 <= rank < world:
+        raise DataError(f"Process {rank} of {world} was asked for: ranks go from 0 to the number of processes - 1.")
+    if world > batch_size:
+        raise DataError(f"A batch of {batch_size} cannot be divided among {world} processes: make it larger.")
+    if min(epoch, start, seed) < 0:
+        raise DataError(f"Epoch {epoch}, batch {start} and seed {seed} must not be negative.")
+    if len(split) and not count:
+        raise DataError(f"{len(split)} images make no full batch of {batch_size}: give a smaller batch size.")
+    return range(start, count)
+
+
+class Sized(Protocol):
+    """What can be divided into batches."""
+
+    def __len__(self) -> int: ...
+    def batch_count(self, batch_size: int, drop_last: bool = False) -> int: ...
+
+
+@dataclass(frozen=True)
+class Look:
+    """How pixels become what a network sees; `mean`, `std`, `augment` and `workers` as in `Split`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: Sequence[Augmentation] = ()
+    workers: int = 0
 
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
@@ -94,53 +126,85 @@ class Split:
 
 
 @dataclass(frozen=True)
-class _Epoch:
-    """One process's view of one epoch."""
+class Epoch(ABC):
+    """One process's view of one epoch of `total` images; a subclass says which images a batch holds."""
 
-    split: Split
-    order: Indices
+    look: Look
+    total: int
     batch_size: int
     epoch: int
     seed: int
     rank: int
     world: int
-    augment: Sequence[Augmentation]
+
+    @property
+    @abstractmethod
+    def images(self) -> Images:
+        """Where pixels come from."""
+
+    @abstractmethod
+    def take(self, number: int) -> tuple[Indices | Sequence[Any], Tensor]:
+        """This process's images of a batch, and their labels; asked for in the order of the batches, once each."""
 
     def batches(self, numbers: range) -> Iterator[Batch]:
-        requests = (self._request(number) for number in numbers)
-        for number, pixels in zip(numbers, self.split.images.read(requests, self.split.workers), strict=True):
+        """The batches of these numbers."""
+        waiting: deque[Tensor] = deque()  # labels of batches that workers are making
+
+        def requests() -> Iterator[Request]:
+            for number in numbers:
+                taken, labels = self.take(number)
+                waiting.append(labels)
+                yield Request(taken, self._crops(number))
+
+        for number, pixels in zip(numbers, self.images.read(requests(), self.look.workers), strict=True):
             pixels = self._apply(pixels, number, "pixels")
-            images = self._apply(self.split.normalise(pixels), number, "normalised")
-            yield images, torch.from_numpy(self.split.images.labels[self._indices(number)])
+            images = self._apply(self.look.normalise(pixels), number, "normalised")
+            yield images, waiting.popleft()
 
-    def _size(self, number: int) -> int:
+    def size(self, number: int) -> int:
         """Images in the whole batch, for all processes."""
-        return min(self.batch_size, len(self.order) - number * self.batch_size)
+        return min(self.batch_size, self.total - number * self.batch_size)
 
-    def _part(self, number: int) -> slice:
-        return rank_slice(self._size(number), self.rank, self.world)
+    def part(self, number: int) -> slice:
+        """Where in the batch this process's images are."""
+        return rank_slice(self.size(number), self.rank, self.world)
 
-    def _indices(self, number: int) -> Indices:
-        first = number * self.batch_size
-        return self.split.indices[self.order[first : first + self.batch_size][self._part(number)]]
-
-    def _request(self, number: int) -> Request:
-        row = next((row for row in self.augment if row.when == "reading"), None)
-        return Request(self._indices(number), None if row is None else self._numbers(row, number).numpy())
+    def _crops(self, number: int) -> NDArray[np.float64] | None:
+        row = next((row for row in self.look.augment if row.when == "reading"), None)
+        return None if row is None else self._numbers(row, number).numpy()
 
     def _numbers(self, row: Augmentation, number: int) -> Tensor:
         """Drawn for the whole batch, so that they are the same however many processes share it."""
         drawn = uniform(
-            (self._size(number), row.numbers),
+            (self.size(number), row.numbers),
             seed=self.seed,
             purpose=f"augment {row.name}",
             epoch=self.epoch,
             batch=number,
         )
-        return torch.from_numpy(drawn[self._part(number)])
+        return torch.from_numpy(drawn[self.part(number)])
 
     def _apply(self, images: Tensor, number: int, when: str) -> Tensor:
-        for row in self.augment:
+        for row in self.look.augment:
             if row.when == when:
                 images = row.function(images, self._numbers(row, number))
         return images
+
+
+@dataclass(frozen=True)
+class _Epoch(Epoch):
+    """Images that can be read in any order."""
+
+    split: Split
+    order: Indices
+
+    @property
+    def images(self) -> Images:
+        """All of the set's."""
+        return self.split.images
+
+    def take(self, number: int) -> tuple[Indices, Tensor]:
+        """See `Epoch`."""
+        first = number * self.batch_size
+        indices = self.split.indices[self.order[first : first + self.batch_size][self.part(number)]]
+        return indices, torch.from_numpy(self.split.images.labels[indices])

@@ -10,6 +10,7 @@ from typing import Any
 from secateur.data._files import data_folder
 from secateur.data.images import Images, Shape
 from secateur.data.options import ImageOptions
+from secateur.data.streams import Source
 from secateur.errors import ConfigError, DataError
 
 
@@ -19,6 +20,18 @@ class Contents:
 
     train: Images
     test: Images
+    classes: int
+    class_names: tuple[str, ...] | None
+    checksums: Callable[[], list[dict[str, Any]]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Streams:
+    """A data set that is read as a stream; see `secateur.data.streams`."""
+
+    train: Source
+    test: Source
     classes: int
     class_names: tuple[str, ...] | None
     checksums: Callable[[], list[dict[str, Any]]]

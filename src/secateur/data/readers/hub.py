@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from secateur._hints import nearest
 from secateur.data._files import extra, said
 from secateur.data.images import EncodedImages, Shape
 from secateur.data.options import HubOptions
-from secateur.data.readers import Contents, shape_of
+from secateur.data.readers import Contents, Streams, shape_of
+from secateur.data.streams import Sample
 from secateur.errors import DataError
 
 
@@ -42,12 +44,86 @@ class HubImages(EncodedImages):
 
 
 def read(path: str | None, options: HubOptions, get: str) -> Contents:
+    found, train_name, test_name = _loaded(path, options, get, streaming=False)
+    features = found[train_name].features
+    image, label = _columns(features, options, str(path))
+    shape, check = shape_of(options)
+    sets = []
+    for name in (train_name, test_name):
+        labels = _labels(found[name], label, f"{path}/{name}")
+        sets.append(HubImages(found[name], image, f"{path}/{name}", labels, shape, check))
+    names = getattr(features[label], "names", None)
+    classes = len(names) if names else int(sets[0].labels.max(initial=0)) + 1
+    return Contents(sets[0], sets[1], classes, tuple(names) if names else None, partial(_checksums, sets))
+
+
+def stream(path: str | None, options: HubOptions, get: str) -> Streams:
+    """The same set, read from beginning to end."""
+    found, train_name, test_name = _loaded(path, options, get, streaming=True)
+    datasets = extra("datasets", "datasets")
+    features = found[train_name].features
+    if features is None:
+        raise DataError(f"The columns of {path!r} are not known before it is read: leave data.options.stream out.")
+    image, label = _columns(features, options, str(path))
+    names = getattr(features[label], "names", None)
+    if not names:
+        raise DataError(
+            f"The column {label!r} of {path!r} does not say which classes there are, and a stream cannot be searched: "
+            "name another one in data.options.label, or leave data.options.stream out."
+        )
+    train, test = (
+        HubRows(found[name].cast_column(image, datasets.Image(decode=False)), image, label, f"{path}/{name}")
+        for name in (train_name, test_name)
+    )
+    note = {"name": str(path), "revision": options.revision or "the newest"}
+    return Streams(train, test, len(names), tuple(names), lambda: [note])
+
+
+class HubRows:
+    """A split of a streamed set; its shards are the files it comes in."""
+
+    def __init__(self, rows: Any, image: str, label: str, name: str) -> None:
+        self.rows, self.image, self.label, self.name = rows, image, label, name
+        count = int(rows.num_shards if hasattr(rows, "num_shards") else rows.n_shards)
+        self.shards = tuple(f"{name}, part {number + 1} of {count}" for number in range(count))
+
+    def samples(self, shard: int) -> Iterator[Sample]:
+        """See `Source`: the part that process number `shard` of so many would get."""
+        node: Any = extra("datasets.distributed", "datasets")
+        part = node.split_dataset_by_node(self.rows, rank=shard, world_size=len(self.shards))
+        try:
+            for number, row in enumerate(part):
+                where = f"in row {number} of {self.shards[shard]}"
+                yield Sample(_encoded(row[self.image], where), _class(row[self.label], where), where)
+        except DataError:
+            raise
+        except Exception as error:  # network, decompression, files: each library underneath has its own
+            raise DataError(f"{self.shards[shard]} cannot be read ({said(error)}): check the network.") from error
+
+
+def _encoded(image: Any, where: str) -> bytes | Path:
+    if isinstance(image, Mapping) and image.get("bytes"):
+        return bytes(image["bytes"])
+    if isinstance(image, Mapping) and image.get("path") and Path(image["path"]).is_file():
+        return Path(image["path"])
+    raise DataError(f"The image {where} has no bytes: leave data.options.stream out, or name another column.")
+
+
+def _class(label: Any, where: str) -> int:
+    if not isinstance(label, int):
+        raise DataError(f"The image {where} has the label {label!r}, not a class number: correct it or take it out.")
+    return label
+
+
+def _loaded(path: str | None, options: HubOptions, get: str, *, streaming: bool) -> tuple[Mapping[str, Any], str, str]:
+    """The splits, and the names of those to train and to test on."""
     if path is None:
         raise DataError(f"The data set hf needs data.path: {get}.")
     datasets = extra("datasets", "datasets")
     extra("PIL.Image", "pillow")
+    more = {"streaming": True} if streaming else {}
     try:
-        found = datasets.load_dataset(path, name=options.config, revision=options.revision)
+        found = datasets.load_dataset(path, name=options.config, revision=options.revision, **more)
     except Exception as error:  # network, name, configuration, disk: each library underneath has its own
         raise DataError(
             f"The Hugging Face data set {path!r} could not be loaded ({said(error)}): check its name, "
@@ -61,17 +137,12 @@ def read(path: str | None, options: HubOptions, get: str) -> Contents:
         raise DataError(
             f"{path!r} has only the split {train_name!r} to train and to test on: name two in data.options."
         )
-    features = found[train_name].features
+    return found, train_name, test_name
+
+
+def _columns(features: Mapping[str, Any], options: HubOptions, path: str) -> tuple[str, str]:
     image = _column(features, options.image, "Image", ("image", "img"), path, "image")
-    label = _column(features, options.label, "ClassLabel", ("label", "labels"), path, "label")
-    shape, check = shape_of(options)
-    sets = []
-    for name in (train_name, test_name):
-        labels = _labels(found[name], label, f"{path}/{name}")
-        sets.append(HubImages(found[name], image, f"{path}/{name}", labels, shape, check))
-    names = getattr(features[label], "names", None)
-    classes = len(names) if names else int(sets[0].labels.max(initial=0)) + 1
-    return Contents(sets[0], sets[1], classes, tuple(names) if names else None, partial(_checksums, sets))
+    return image, _column(features, options.label, "ClassLabel", ("label", "labels"), path, "label")
 
 
 def _pick(known: Mapping[str, Any], wanted: str | None, usual: tuple[str, ...], path: str, what: str) -> str:

@@ -57,12 +57,12 @@ class ShardImages(EncodedImages):
 def read(path: str | None, options: ShardOptions, get: str) -> Contents:
     extra("PIL.Image", "pillow")
     if path is not None and re.match(r"[a-z0-9]+:", path) and not Path(path).exists():
-        raise DataError(f"{path!r} is an address: copy the shards into a folder and give that as data.path.")
+        raise DataError(f"{path!r} is an address: set data.options.stream: true, or copy the shards into a folder.")
     folder = locate("webdataset", path, (), get)
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is a file: give the folder of the shards, and their pattern in data.options.")
-    train = _shards(folder, options.train, get)
-    test = _shards(folder, options.test, get) if options.test else _usual_test_shards(folder, get)
+    train = shards_in(folder, options.train, get)
+    test = shards_in(folder, options.test, get) if options.test else usual_test_shards(folder, get)
     both = sorted(set(train) & set(test))
     if both:
         raise DataError(
@@ -76,15 +76,16 @@ def read(path: str | None, options: ShardOptions, get: str) -> Contents:
     return Contents(sets[0], sets[1], classes, None, partial(_checksums, sets), notes)
 
 
-def _usual_test_shards(folder: Path, get: str) -> list[Path]:
+def usual_test_shards(folder: Path, get: str) -> list[Path]:
     """test*.tar, or else val*.tar."""
     found = sorted(folder.glob("test*.tar"))
-    return found or _shards(folder, "val*.tar", get, "test*.tar or val*.tar")
+    return found or shards_in(folder, "val*.tar", get, "test*.tar or val*.tar")
 
 
-def _shards(folder: Path, pattern: str, get: str, said_as: str | None = None) -> list[Path]:
+def shards_in(folder: Path, pattern: str, get: str, said_as: str | None = None) -> list[Path]:
+    """The shards of a pattern, each of which is there."""
     found: list[Path] = []
-    for one in _expand(pattern):
+    for one in expand(pattern):
         if Path(one).is_absolute() or ".." in Path(one).parts:
             raise DataError(
                 f"The pattern {pattern!r} leaves the folder {str(folder)!r}: give it relative to data.path."
@@ -95,11 +96,11 @@ def _shards(folder: Path, pattern: str, get: str, said_as: str | None = None) ->
         found += there
     packed = next((path for path in found if path.suffix in (".gz", ".tgz", ".xz", ".bz2", ".zst")), None)
     if packed is not None:
-        raise DataError(f"{str(packed)!r} is compressed and cannot be read in random order: unpack it to a plain .tar.")
+        raise DataError(f"{str(packed)!r} is compressed: unpack it to a plain .tar.")
     return found
 
 
-def _expand(pattern: str) -> list[str]:
+def expand(pattern: str) -> list[str]:
     """train-{000..002}.tar names three shards."""
     pieces: list[list[str]] = []
     position, count = 0, 1
@@ -135,7 +136,7 @@ def _samples(shard: tarfile.TarFile, number: int, path: Path, label_extension: s
     end = 0
     for member in shard:
         end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        key, extension = _key(member.name)
+        key, extension = key_of(member.name)
         if not member.isfile() or not extension:
             continue
         if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
@@ -143,10 +144,10 @@ def _samples(shard: tarfile.TarFile, number: int, path: Path, label_extension: s
                 raise DataError(f"The sample {key!r} in {str(path)!r} has two images: keep one of them.")
             images[key] = member
         elif extension == label_extension.casefold().lstrip("."):
-            labels[key] = _label(shard, member, path)
+            labels[key] = label_of(shard, member, str(path))
         else:
             unread.add(extension)
-    _check_end(path, end)
+    check_end(path, end)
     for key in images:
         if key not in labels:
             raise DataError(
@@ -156,7 +157,7 @@ def _samples(shard: tarfile.TarFile, number: int, path: Path, label_extension: s
     return [Sample(number, m.name, m.offset_data, m.size, labels[key]) for key, m in images.items()]
 
 
-def _check_end(path: Path, end: int) -> None:
+def check_end(path: Path, end: int) -> None:
     """A block of zeros follows the last member; tarfile itself stops in silence where a shard is cut off or damaged."""
     with path.open("rb") as file:
         file.seek(end)
@@ -165,18 +166,19 @@ def _check_end(path: Path, end: int) -> None:
         raise DataError(f"The shard {str(path)!r} is cut off or damaged at byte {end:,}: get it again.")
 
 
-def _key(name: str) -> tuple[str, str]:
+def key_of(name: str) -> tuple[str, str]:
     """WebDataset's rule: everything up to the first dot of the last part, and what follows it."""
     folder, _, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
     return str(PurePosixPath(folder) / stem) if folder else stem, extension.casefold()
 
 
-def _label(shard: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
+def label_of(shard: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int:
+    """The class number in a member; DataError if there is none."""
     file = shard.extractfile(member) if member.size <= _LONGEST_LABEL else None
     text = file.read().decode("ascii", "replace").strip() if file else ""
     if not re.fullmatch(r"-?[0-9]{1,9}", text):
-        raise DataError(f"{member.name!r} in {str(path)!r} is not a class number: it must hold a number as text.")
+        raise DataError(f"{member.name!r} in {path!r} is not a class number: it must hold a number as text.")
     return int(text)
 
 
