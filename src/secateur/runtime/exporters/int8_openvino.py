@@ -1,8 +1,8 @@
 """Whole numbers of 8 bits by NNCF's post-training quantiser, in OpenVINO's representation.
 
 Its defaults: symmetric scales, one for every output channel of a weight, and biases corrected for the mean error. The
-range of an activation is the mean of the extremes of all samples, not the extreme of all: rare large values are clipped,
-so that outputs differ more from the network's than with ONNX Runtime's quantiser, and decisions hardly.
+range of an activation is the mean of the extremes of all samples, not the extreme of all: rare large values are
+clipped, so that outputs differ more from the network's than with ONNX Runtime's quantiser, and decisions hardly.
 """
 
 from __future__ import annotations
