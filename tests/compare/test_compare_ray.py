@@ -184,12 +184,15 @@ def test_without_ray_or_without_a_cluster(tmp_path: Path, monkeypatch: pytest.Mo
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(nodes, "_CURRENT", tmp_path / "none")
     absent = SimpleNamespace(is_initialized=lambda: False, init=refused, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", absent)
     with pytest.raises(
         RunError, match=r"The Ray cluster 'auto' cannot be joined \(Could not .*: start it on this node"
     ):
         contest(tmp_path / "a", "l1", cluster=Cluster())
+    with pytest.raises(RunError, match=r"The Ray cluster '127\.0\.0\.1:9' cannot be joined \(.*refused\): start it on"):
+        contest(tmp_path / "a", "l1", cluster=Cluster("127.0.0.1:9"))  # without asking Ray
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'ray is not installed: pip install "secateur\[ray\]"'):
         contest(tmp_path / "a", "l1", cluster=Cluster())

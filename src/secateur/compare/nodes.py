@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from secateur.errors import ConfigError, RunError
 
 AUTO, LOCAL = "auto", "local"
 _STORE = 128 << 20  # bytes of the object store of a Ray of our own: nothing large is put into it
-_TRIES = 3
+_TRIES, _SECONDS = 3, 10.0
+_CURRENT = Path("/tmp/ray/ray_current_cluster")  # where `ray start` notes its address
 
 
 def package() -> Any:
@@ -43,12 +45,24 @@ def join(ray: Any, address: str, cpus: int | None) -> None:
         ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, object_store_memory=_STORE, **quiet)
         return
     try:
+        _knock(address)
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         raise RunError(
             f"The Ray cluster {address!r} cannot be joined ({_files.said(error)[:200]}): start it on this node with "
             "ray start --head, or give --address local to use this machine alone."
         ) from error
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens, which Ray itself would find out after minutes and at length."""
+    if address == AUTO:
+        address = os.environ.get("RAY_ADDRESS", "")
+        with contextlib.suppress(OSError):
+            address = address or _CURRENT.read_text().strip()
+    host, colon, port = address.rpartition(":")
+    if colon and host and "/" not in address and port.isdigit():  # Ray knows other forms
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS).close()
 
 
 @contextlib.contextmanager
