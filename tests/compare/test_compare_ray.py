@@ -179,6 +179,21 @@ def test_what_a_node_lacks_is_one_sentence(harm: dict[str, Any], part: str) -> N
     assert part in str(caught.value)
 
 
+def test_a_ray_that_comes_up_slowly_is_given_three_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def slow(**_: Any) -> None:
+        tried.append(1)
+        if len(tried) != 3:
+            raise Exception("The current node timed out during startup.")
+
+    busy = SimpleNamespace(init=slow, shutdown=lambda: None)
+    nodes.join(busy, nodes.LOCAL, 2)
+    with pytest.raises(RunError, match=r"Ray cannot be started on this machine \(The current node timed out during st"):
+        nodes.join(busy, nodes.LOCAL, 2)
+    assert len(tried) == 6
+
+
 def test_without_ray_or_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(**_: Any) -> None:
         raise ConnectionError("Could not find any running Ray instance.")

@@ -42,7 +42,7 @@ def join(ray: Any, address: str, cpus: int | None) -> None:
     """Connect; `cpus`: of a Ray of our own, None: all. RunError: there is none at that address."""
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     if address == LOCAL:
-        ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, object_store_memory=_STORE, **quiet)
+        _start(ray, num_cpus=cpus, include_dashboard=False, object_store_memory=_STORE, **quiet)
         return
     try:
         _knock(address)
@@ -52,6 +52,21 @@ def join(ray: Any, address: str, cpus: int | None) -> None:
             f"The Ray cluster {address!r} cannot be joined ({_files.said(error)[:200]}): start it on this node with "
             "ray start --head, or give --address local to use this machine alone."
         ) from error
+
+
+def _start(ray: Any, **options: Any) -> None:
+    """A Ray of our own; where the machine is so busy that it does not come up in its thirty seconds, once more."""
+    for left in reversed(range(_TRIES)):
+        try:
+            ray.init(address=LOCAL, **options)
+            return
+        except Exception as error:  # noqa: PERF203  # what Ray raises then is a bare one
+            ray.shutdown()
+            if not left:
+                raise RunError(
+                    f"Ray cannot be started on this machine ({_files.said(error)[:200]}): look into /tmp/ray for its "
+                    "logs, or leave --engine ray out."
+                ) from error
 
 
 def _knock(address: str) -> None:
