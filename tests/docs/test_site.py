@@ -69,22 +69,45 @@ def test_every_public_name_is_on_the_site(site: Path) -> None:
 
 @pytest.mark.parametrize(("package", "name", "found"), PUBLIC, ids=IDS)
 def test_public_names_say_what_they_are(package: str, name: str, found: Any) -> None:
-    """A docstring; of a function or a class also with its arguments, by name."""
+    problem = _undocumented(name, found)
+    assert not problem, f"{package}.{name} {problem}"
+
+
+def test_names_that_do_not_are_noticed() -> None:
+    def bare(model):  # type: ignore[no-untyped-def]
+        pass
+
+    def half(model, depth):  # type: ignore[no-untyped-def]
+        """Uses the model."""
+
+    class Wide:
+        """Something."""
+
+        def __init__(self, width: int) -> None:
+            """With a width."""
+
+    assert _undocumented("bare", bare) == "has no docstring"
+    assert _undocumented("half", half) == "does not say what depth is"
+    assert _undocumented("NOWHERE_TO_BE_FOUND", 3) == "needs a comment `#:` above it"
+    assert not _undocumented("Wide", Wide)
+
+
+def _undocumented(name: str, found: Any) -> str:
+    """What is wrong: a docstring must be there, of a function or a class also with its arguments, by name."""
     if isinstance(found, type) and issubclass(found, Exception):
-        assert inspect.getdoc(found)
-    elif inspect.isclass(found) or inspect.isfunction(found):
-        text = inspect.getdoc(found) or ""
-        assert text, f"{package}.{name} has no docstring"
-        if inspect.isclass(found):
-            text += inspect.getdoc(found.__init__) or ""
-            text += "".join(
-                inspect.getsource(k) for k in found.__mro__ if k.__module__.startswith("secateur")
-            )  # fields
-        missing = [argument for argument in _arguments(found) if not re.search(rf"\b{argument}\b", text)]
-        assert not missing, f"the docstring of {package}.{name} does not say what {', '.join(missing)} is"
-    else:
-        comment = rf"^#: .+\n(?:#: .+\n)*{name}\b"
-        assert re.search(comment, _sources(), re.MULTILINE), f"{package}.{name} needs a comment `#:` above it"
+        return "" if inspect.getdoc(found) else "has no docstring"
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        above = re.search(rf"^#: .+\n(?:#: .+\n)*{name}\b", _sources(), re.MULTILINE)
+        return "" if above else "needs a comment `#:` above it"
+    text = inspect.getdoc(found) or ""
+    if not text:
+        return "has no docstring"
+    if inspect.isclass(found):
+        text += inspect.getdoc(found.__init__) or ""
+        ours = [each for each in found.__mro__ if each.__module__.startswith("secateur")]
+        text += "".join(inspect.getsource(each) for each in ours)  # fields are explained beside them
+    missing = [argument for argument in _arguments(found) if not re.search(rf"\b{argument}\b", text)]
+    return f"does not say what {', '.join(missing)} is" if missing else ""
 
 
 def _arguments(found: Any) -> list[str]:
