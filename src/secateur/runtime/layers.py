@@ -58,4 +58,4 @@ def _medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for run in runs:
         for name, seconds in run.items():
             seen[name].append(seconds)
-    return {name: float(f"{median(values) * 1e3:.5g}") for name, values in seen.items()}
+    return {name: float(f"{max(0.0, median(values)) * 1e3:.5g}") for name, values in seen.items()}

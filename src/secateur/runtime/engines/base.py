@@ -28,7 +28,7 @@ REST = "everything else"
 class Watch:
     """A network that notes where its time goes: call `run` as often as wanted, at least twice, then ask for `times`.
 
-    `times` has the seconds of each run but the first, which warms up; where a runtime keeps sums only, their mean.
+    `times` has the seconds of each run but the first, which warms up.
     """
 
     run: Call

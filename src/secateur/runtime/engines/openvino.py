@@ -6,7 +6,6 @@ made in the network's own precision.
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import Any
 
@@ -61,27 +60,29 @@ def tensors(inputs: Any) -> list[Any]:
 
 
 def watch(model: nn.Module, inputs: Any, threads: int) -> Watch:
-    """By the runtime's own counters, which are means of all runs in whole microseconds, and so is what is returned."""
+    """By the runtime's own counters.
+
+    They are means of all runs so far, in whole microseconds; what one run took is what it changed, within a microsecond
+    or two for each run before it. The median over runs lies closer.
+    """
     names = layers_of_nodes(onnx_of(model, inputs), model)
     request = opened(model, inputs, threads, PERF_COUNT=True)
-    warm = 2  # runs: the one of `opened`, and the first
-    before: list[tuple[str, float]] = []
     wholes: list[float] = []
+    sums: list[list[tuple[str, float]]] = []
 
     def run() -> None:
         start = time.perf_counter()
         request.infer()
         wholes.append(time.perf_counter() - start)
-        if len(wholes) == 1:
-            before.extend(_counters(request))
+        runs = len(wholes) + 1  # one was that of `opened`
+        sums.append([(name, mean * runs) for name, mean in _counters(request)])
 
     def times() -> list[Seconds]:
-        number = len(wholes) - 1
-        since = [
-            (name, max(0.0, (mean * (warm + number) - old * warm) / number))
-            for (name, mean), (_, old) in zip(_counters(request), before, strict=True)
-        ]
-        return [with_rest(summed(names, since), statistics.fmean(wholes[1:]))]
+        found = []
+        for whole, before, after in zip(wholes[1:], sums, sums[1:], strict=False):
+            spent = [(name, new - old) for (name, new), (_, old) in zip(after, before, strict=True)]
+            found.append(with_rest(summed(names, spent), whole))
+        return found
 
     return Watch(run, times)
 
