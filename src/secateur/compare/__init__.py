@@ -12,7 +12,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,15 @@ def compare(
     for cell in cells:
         arrange(recipe, cell, comparison.settings, _weights(comparison, cell))
     dense = prepare(base_recipe(recipe, cells[0].seed)).dense  # data, network, device
-    with working(folder), _engine(recipe, folder, jobs, threads, cluster, command, progress) as engine:
-        comparison = Comparison.open(folder, recipe, given)  # as it is now that nobody else works on it
-        comparison.begin(cells, dense.as_dict(), {"command": command, "jobs": engine.jobs, "threads": threads})
-        teller = _Teller(told or (lambda _: None), comparison, cells)
-        for done in engine.run(_tasks(comparison, recipe, cells), teller.begun):
-            teller.over(done)
-            write_leaderboard(folder, leaderboard.document(comparison))
+    with working(folder):
+        with _engine(recipe, folder, jobs, threads, cluster, command, progress) as engine:
+            comparison = Comparison.open(folder, recipe, given)  # as it is now that nobody else works on it
+            comparison.begin(cells, dense.as_dict(), {"command": command, "jobs": engine.jobs, "threads": threads})
+            teller = _Teller(told or (lambda _: None), comparison, cells)
+            with closing(engine.run(_tasks(comparison, recipe, cells), teller.begun)) as doing:
+                for done in doing:
+                    teller.over(done)
+                    write_leaderboard(folder, leaderboard.document(comparison))
         timing.measure_all(comparison, teller.say)
         document = leaderboard.document(comparison)
         return Outcome(folder, document, tuple(teller.failed), write_leaderboard(folder, document))

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class _Pool:
         self._at_work: dict[Any, tuple[Task, float]] = {}
         self._lost: dict[str, int] = {}  # by task: how often its worker was
 
-    def run(self, tasks: Sequence[Task], begun: Begun) -> Iterator[Done]:
+    def run(self, tasks: Sequence[Task], begun: Begun) -> Generator[Done, None, None]:
         """See `Engine`.
 
         Raises:
@@ -113,7 +113,7 @@ class _Pool:
                     done = self._take(reference, task, since, begun)
                     if done is not None:
                         yield from queue.close(done)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):  # here, or in who takes what is done
             self._stop()
             raise
         finally:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def run(
     folder: Path,
     command: str,
     progress: Progress | None = None,
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Do all tasks, each after what it needs, and yield each as it ends.
 
     Args:

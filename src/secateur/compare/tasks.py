@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -55,7 +55,7 @@ class Engine:
     """Does all tasks, each after what it needs, and yields each as it ends; `jobs`: how many at a time."""
 
     jobs: int
-    run: Callable[[Sequence[Task], Begun], Iterator[Done]]
+    run: Callable[[Sequence[Task], Begun], Generator[Done, None, None]]
 
 
 def attempt(task: Task, command: str, progress: Progress | None = None) -> Done:
