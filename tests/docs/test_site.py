@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -86,10 +87,17 @@ def test_names_that_do_not_are_noticed() -> None:
         def __init__(self, width: int) -> None:
             """With a width."""
 
+    class Long:
+        """Something."""
+
+        def __init__(self, length: int) -> None:
+            self.length = length
+
     assert _undocumented("bare", bare) == "has no docstring"
     assert _undocumented("half", half) == "does not say what depth is"
     assert _undocumented("NOWHERE_TO_BE_FOUND", 3) == "needs a comment `#:` above it"
     assert not _undocumented("Wide", Wide)
+    assert _undocumented("Long", Long) == "does not say what length is"
 
 
 def _undocumented(name: str, found: Any) -> str:
@@ -103,15 +111,14 @@ def _undocumented(name: str, found: Any) -> str:
     if not text:
         return "has no docstring"
     if inspect.isclass(found):
-        text += inspect.getdoc(found.__init__) or ""
-        ours = [each for each in found.__mro__ if each.__module__.startswith("secateur")]
-        text += "".join(inspect.getsource(each) for each in ours)  # fields are explained beside them
+        text += "".join(f"{inspect.getdoc(each)} {inspect.getdoc(each.__init__)}" for each in found.__mro__[:-1])
     missing = [argument for argument in _arguments(found) if not re.search(rf"\b{argument}\b", text)]
     return f"does not say what {', '.join(missing)} is" if missing else ""
 
 
 def _arguments(found: Any) -> list[str]:
-    if getattr(found, "_is_protocol", False):
+    """Those that a caller gives; records (data classes, protocols) are made by Secateur, and their fields are shown."""
+    if inspect.isclass(found) and (dataclasses.is_dataclass(found) or getattr(found, "_is_protocol", False)):
         return []
     return [name for name in inspect.signature(found).parameters if name not in ("self", "args", "kwargs")]
 

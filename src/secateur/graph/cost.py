@@ -46,7 +46,10 @@ class _Terms:
 
 
 class CostModel:
-    """Exact cost of widths; `evaluate` is vectorised over leading dimensions."""
+    """Exact cost of widths; `evaluate` is vectorised over leading dimensions. A `Graph` makes it.
+
+    recording: what the trace saw. solution: the groups. parameters: elements of every parameter, by name.
+    """
 
     names = ("macs", "params", "activations", "peak_activations")  # those that are exact
     latency: Callable[[Floats], Floats] | None = None  # predicted microseconds of widths [..., groups], [...]

@@ -53,6 +53,7 @@ class Case:
     """One network under repair.
 
     model: as wide as the original, zero where the plan cuts; repairs change it in place.
+    original: makes the network before the cut. graph: its trace. plan: which channels stay.
     slices: kept indices of every tensor that is narrowed, by name. notes: sentences for the report.
     """
 
