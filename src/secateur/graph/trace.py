@@ -42,7 +42,8 @@ class Timing(Protocol):
 class Graph:
     """The structure of one network: which channels live and die together, and what they cost. `trace` makes it.
 
-    model: the network. example_inputs: what it ran with. recording: what the trace saw. attention: "heads" or "head_dim".
+    model: the network. example_inputs: what it ran with. recording: what the trace saw.
+    attention: "heads" or "head_dim".
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, recording: Recording, attention: str = "heads") -> None:
