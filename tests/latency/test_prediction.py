@@ -71,6 +71,17 @@ def test_whole_networks_are_predicted(model: type[nn.Module], image: torch.Tenso
 
 
 @pytest.mark.usefixtures("made_up")
+def test_a_network_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times vary from one measurement to the next; a run must not see another latency in every stage."""
+    first = latency.predict(secateur.trace(create("resnet8"), IMAGE), Target("pytorch"))
+    monkeypatch.setattr("secateur.latency.prediction.times_of", None)
+    again = latency.predict(secateur.trace(create("resnet8"), IMAGE), Target("pytorch"))
+    assert again.about() == first.about()
+    with pytest.raises(TypeError):  # another network is timed
+        latency.predict(secateur.trace(create("resnet8", classes=7), IMAGE), Target("pytorch"))
+
+
+@pytest.mark.usefixtures("made_up")
 def test_latency_is_one_of_the_costs_and_rises() -> None:
     graph = secateur.trace(create("resnet8"), IMAGE)
     assert graph.cost().latency is None

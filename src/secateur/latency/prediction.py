@@ -8,6 +8,7 @@ numbers fit those times best (least squares of relative errors).
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +24,11 @@ from secateur._protocols import BoolArray, FloatArray, IntArray
 from secateur.budget import Target
 from secateur.graph import Graph, SizeConflict
 from secateur.graph.forms import Form
+from secateur.graph.modules import map_tensors
 from secateur.latency.benches import Layer
 from secateur.latency.grid import Grid, points
 from secateur.latency.table import Table, Watcher
-from secateur.plan import Plan
+from secateur.plan import Plan, fingerprint
 
 #: Shares of every group in the networks that are timed whole: first and last groups of the network, linear between.
 _SHAPES = ((1.0, 1.0), (0.75, 0.75), (0.5, 0.5), (0.25, 0.25), (0.35, 0.8), (0.8, 0.35))
@@ -169,7 +171,22 @@ def predict(graph: Graph, target: Target, watch: Watcher | None = None, table: T
     table.measure([other, *(layer for layers in wanted for layer in layers.measured)], watch)
     grids = {layers.form: layers.grid(table.times, table.step) for layers in wanted}
     per_mac = table.times[other] / _OTHER.macs(_OTHER_WIDTH, _OTHER_WIDTH)
-    return fitted(Prediction(target, table.step, grids, per_mac, conditions=table.conditions), graph, cuts)
+    plain = Prediction(target, table.step, grids, per_mac, conditions=table.conditions)
+    network = _name(graph, target)
+    if network not in table.fits:
+        found = fitted(plain, graph, cuts)
+        table.keep(network, (found.factors, tuple((t.layers, t.elements, t.measured) for t in found.trials)))
+    factors, trials = table.fits[network]
+    return replace(plain, factors=factors, trials=tuple(Trial(*row) for row in trials))
+
+
+def _name(graph: Graph, target: Target) -> str:
+    """A name for a network as it is timed: its structure, its cost and its inputs."""
+    shapes: list[tuple[int, ...]] = []
+    map_tensors(graph.example_inputs, lambda tensor: shapes.append(tuple(tensor.shape)))
+    cost = graph.cost()
+    about = (fingerprint(graph), target.batch, cost.macs, cost.params, cost.activations, shapes, _SHAPES)
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import numpy as np
 import torch
 
 from secateur._files import read_json, said, write_json
@@ -25,6 +26,9 @@ from secateur.errors import SecateurError
 from secateur.graph.forms import Form, Kind
 from secateur.latency.benches import BENCHES, Layer, timed
 
+#: How a network's own times fit the table: three factors, and of every trial its layers, elements and microseconds.
+Fit = tuple[tuple[float, float, float], tuple[tuple[float, float, float], ...]]
+
 #: Told how many of how many layer shapes have been measured.
 Watcher = Callable[[int, int], None]
 
@@ -34,7 +38,10 @@ _NUMBERS = ("size", "kernel", "stride", "padding", "dilation")
 
 
 class Table:
-    """Microseconds of layers on one runtime, by form and the two widths."""
+    """Microseconds of layers on one runtime, by form and the two widths; and what whole networks were found to take.
+
+    Both are kept, so that a network has the same latencies in every stage of a run, and when it goes on.
+    """
 
     def __init__(self, target: Target, file: Path | None = None) -> None:
         """Read what is known of this machine.
@@ -53,7 +60,9 @@ class Table:
         self.conditions = conditions(target)
         name = hashlib.sha256(repr(sorted(self.conditions.items())).encode()).hexdigest()[:16]
         self.file = file or cache_folder() / f"{target.runtime}-{name}.json"
-        self.times: dict[Layer, float] = _read(self.file, self.conditions)
+        content = _read(self.file, self.conditions)
+        self.times: dict[Layer, float] = _times(content)
+        self.fits: dict[str, Fit] = _fits(content) if self.times else {}
         self.note = ""  # a sentence for the report
 
     @property
@@ -66,20 +75,27 @@ class Table:
         lacking = sorted(set(layers) - self.times.keys())
         for begin in range(0, len(lacking), _AT_ONCE):
             part = lacking[begin : begin + _AT_ONCE]
-            self.times.update(zip(part, timed(self.runtime, part, self.threads).tolist(), strict=True))
+            times = np.round(timed(self.runtime, part, self.threads), 2)  # as the file has them
+            self.times.update(zip(part, times.tolist(), strict=True))
             if watch is not None:
                 watch(begin + len(part), len(lacking))
         if lacking:
             self._write()
 
+    def keep(self, network: str, fit: Fit) -> None:
+        """Remember how a network fits, under a name that is its own."""
+        self.fits[network] = fit
+        self._write()
+
     def _write(self) -> None:
         """Keep the table; a folder that cannot be written costs the next run the same minute again, which is noted."""
-        rows = [[*_form_row(form), out, into, round(time, 2)] for (form, out, into), time in sorted(self.times.items())]
+        rows = [[*_form_row(form), out, into, time] for (form, out, into), time in sorted(self.times.items())]
         about = {"format": _FORMAT, "version": _VERSION, "conditions": self.conditions}
         date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.file, {**about, "date": date, "layers": rows}, what="The table of layer times")
+            document = {**about, "date": date, "layers": rows, "networks": self.fits}
+            write_json(self.file, document, what="The table of layer times")
         except (OSError, SecateurError) as error:
             self.note = f"The table of layer times could not be kept and will be measured again: {said(error)}"
 
@@ -122,17 +138,37 @@ def _form_row(form: Form) -> list[Any]:
     return [row["kind"], row["batch"], *(list(row[name]) for name in _NUMBERS), row["groups"]]
 
 
-def _read(file: Path, wanted: Mapping[str, Any]) -> dict[Layer, float]:
-    """The layers of a file made under these conditions; nothing from any other."""
+def _read(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A file that was made under these conditions; nothing of any other."""
     try:
         content = read_json(file)
     except SecateurError:
         return {}
     sound = isinstance(content, dict) and content.get("format") == _FORMAT and content.get("version") == _VERSION
-    if not sound or content.get("conditions") != dict(wanted) or not isinstance(content.get("layers"), list):
-        return {}
-    rows = [_layer(row) for row in content["layers"]]
+    return content if sound and content.get("conditions") == dict(wanted) else {}
+
+
+def _times(content: Mapping[str, Any]) -> dict[Layer, float]:
+    """The layers of a file, all or none."""
+    given = content.get("layers")
+    rows = [_layer(row) for row in given] if isinstance(given, list) else []
     return dict(row for row in rows if row is not None) if None not in rows else {}
+
+
+def _fits(content: Mapping[str, Any]) -> dict[str, Fit]:
+    """The networks of a file that can be understood."""
+    given = content.get("networks")
+    found = {}
+    for name, fit in given.items() if isinstance(given, dict) else ():
+        match fit:
+            case [[_, _, _] as factors, [_, *_] as trials] if all(map(_three, [factors, *trials])):
+                found[name] = cast(Fit, (tuple(factors), tuple(map(tuple, trials))))
+    return found
+
+
+def _three(row: Any) -> bool:
+    numbers = isinstance(row, list) and len(row) == 3
+    return numbers and all(isinstance(n, float | int) and not isinstance(n, bool) and 0 <= n < 1e15 for n in row)
 
 
 def _layer(row: Any) -> tuple[Layer, float] | None:

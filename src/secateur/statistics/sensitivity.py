@@ -221,7 +221,8 @@ class _Shares:
 
     def _weights(self, filters: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
         """Those of pairs [pairs, k]."""
-        return self.weight.flatten(0, 1).index_select(0, filters * self.weight.shape[1] + units)
+        found: torch.Tensor = self.weight.flatten(0, 1).index_select(0, filters * self.weight.shape[1] + units)
+        return found
 
     def _all(self) -> torch.Tensor:
         """The largest share of every unit, by looking at all of them."""
@@ -245,7 +246,8 @@ class _Shares:
 
 def _rows(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     """values[at], several times as fast: whole rows are copied."""
-    return values.index_select(0, at.flatten()).unflatten(0, at.shape)
+    found: torch.Tensor = values.index_select(0, at.flatten()).unflatten(0, at.shape)
+    return found
 
 
 def _units(table: IntArray, groups: int, weight: torch.Tensor) -> list[_Units]:
