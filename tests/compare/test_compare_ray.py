@@ -34,13 +34,14 @@ KILLED = "bwcp-0-flops=0.6"
 def ray() -> Iterator[Any]:
     """A Ray of two workers on this machine, which every comparison of this process then uses."""
     found = pytest.importorskip("ray", reason='Ray is not installed: pip install "secateur[ray]"')
-    before = {name: os.environ.get(name) for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")}
+    before = dict(os.environ)
     os.environ["ACCELERATE_USE_CPU"] = "1"
     nodes.join(nodes.package(), nodes.LOCAL, 2)
     yield found
     found.shutdown()
-    for name, value in before.items():
-        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

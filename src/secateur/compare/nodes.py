@@ -31,6 +31,7 @@ def package() -> Any:
     """The package, told to be quiet and to report to nobody."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps Ray from a warning about that
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a Ray of our own: or its workers give way to everybody
     try:
         import ray
     except ImportError as error:
