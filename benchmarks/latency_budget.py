@@ -7,7 +7,8 @@
 For each network and runtime: the table of layer times is measured (or taken from the cache), the prediction fitted,
 the network pruned by L1 to several budgets, and every pruned network timed in turn with the dense one. Weights are
 random: nothing here depends on them but which channels go. How noisy the machine is, is measured too: the dense network
-is timed against itself in the same rounds. Measurements in the result file already are kept, unless --again.
+is timed against itself in the same rounds, and what it took then is put beside what it took minutes earlier, when the
+prediction was fitted (its drift). Measurements in the result file already are kept, unless --again.
 
 Without trained weights, "equal quality" is the score that is kept: the latency budget is set so that at least as much
 L1 score (each group's mean is 1) stays as in the aligned network at half the MACs.
@@ -113,7 +114,9 @@ def measured(name: str, runtime: str, rounds: int, size: int) -> list[Row]:
     networks = [model, *(graph.cut(plan).model for plan in made.values()), model]
     times = rounds_of(networks, inputs, target, rounds)
     dense, noise = float(np.median(times[0])), abs(float(np.median(times[-1]) / np.median(times[0])) - 1)
-    about = {"model": name, "runtime": runtime, "dense_ms": round(dense, 3), "noise": round(noise, 4), **built}
+    drift = 1e3 * dense / prediction.trials[0].measured - 1
+    about = {"model": name, "runtime": runtime, "dense_ms": round(dense, 3), **built}
+    about |= {"noise": round(noise, 4), "drift": round(drift, 4)}
     rows = []
     for k, (plan_name, plan) in enumerate(made.items(), start=1):
         rows.append(about | {"plan": plan_name} | of_plan(graph, prediction, scores, plan, times[0], times[k]))
@@ -125,8 +128,8 @@ def of_plan(
     graph: Graph, prediction: Prediction, scores: Any, plan: Plan, dense: np.ndarray, pruned: np.ndarray
 ) -> Row:
     """One plan: MACs and time, predicted and measured."""
-    widths = graph.widths(plan)
-    expected, median = float(prediction.expect(graph, widths)) / 1e3, float(np.median(pruned))
+    whole, expected = (float(prediction.expect(graph, graph.widths(each))) / 1e3 for each in (None, plan))
+    median = float(np.median(pruned))
     low, high = np.percentile(pruned, (10, 90))
     macs = graph.cost().macs / graph.cost(plan).macs
     ratio = float(np.median(dense) / median)
@@ -139,6 +142,7 @@ def of_plan(
         "p10_ms": round(float(low), 3),
         "p90_ms": round(float(high), 3),
         "error": round(expected / median - 1, 4),
+        "ratio_error": round(expected / whole * ratio - 1, 4),
         "faster_x": round(ratio, 3),
         "realised": round(ratio / macs, 3),
     }

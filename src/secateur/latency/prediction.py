@@ -32,7 +32,7 @@ from secateur.plan import Plan, fingerprint
 
 #: Shares of every group in the networks that are timed whole: first and last groups of the network, linear between.
 _SHAPES = ((1.0, 1.0), (0.75, 0.75), (0.5, 0.5), (0.25, 0.25), (0.35, 0.8), (0.8, 0.35))
-_ROUNDS, _WARM = 15, 3
+_ROUNDS, _WARM = 25, 3
 _OTHER = Form("linear", 1, (64,))  # what one multiply-accumulate costs where there is no layer
 _OTHER_WIDTH = 256
 _ODD = 3  # channels below a multiple
