@@ -15,8 +15,8 @@ How well a latency is predicted, and what pruning to fewer MACs, to aligned widt
 network's time. torchvision's networks at {size} pixels with random weights, batch 1, one thread, channels chosen by L1;
 median of {rounds} rounds in which all pruned networks and the dense one take turns. *Noise* is how far two medians of
 the same dense network lie apart in the same rounds; *drift*, how much longer it took in them than minutes earlier, when
-the prediction was fitted: no prediction can be closer than that in milliseconds. What a fraction of the original asks for
-is the *ratio* to the dense network, predicted and measured, which drift leaves alone."""
+the prediction was fitted: no prediction can be closer than that in milliseconds. What a fraction of the original asks
+for is the *ratio* to the dense network, predicted and measured, which drift leaves alone."""
 SIDE = ("flops=0.5", "flops=0.5, aligned", "latency, as much score", "latency per cost, as much score")
 
 
