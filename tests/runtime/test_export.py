@@ -133,7 +133,7 @@ def test_what_cannot_be_expressed_is_one_sentence_and_leaves_no_file(tmp_path: P
 
 
 def test_a_file_that_computes_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "relative_error", lambda *_: 2e-4)
+    monkeypatch.setattr(export_module.Subject, "error", lambda *_: 2e-4)
     with pytest.raises(RunError, match="does not compute what the network does"):
         export_pt2(nn.Conv2d(3, 4, 3), INPUTS, tmp_path / "m.pt2")
     assert not list(tmp_path.iterdir())

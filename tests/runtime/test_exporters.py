@@ -18,6 +18,7 @@ from secateur.errors import ConfigError, RunError
 from secateur.runtime import EXPORTERS, QUANTISERS, check_folder, export_folder, export_model, open_exported
 from secateur.runtime.archive import read_archive
 from secateur.runtime.export import Subject, export_subject, outputs, relative_error
+from secateur.runtime.exporters.subject import allowed
 from secateur.runtime.folder import describe_files
 from secateur.runtime.program import Program
 
@@ -141,6 +142,29 @@ def test_openvino_keeps_single_precision(tmp_path: Path) -> None:
     export_model("openvino", network, INPUTS, tmp_path / "m.xml")
     x = torch.ones(1, 3, 8, 8)
     assert torch.allclose(open_exported(tmp_path / "m.xml")(x), network(x), rtol=2e-7, atol=0)
+
+
+class Rounding(nn.Module):
+    """Its output is the small difference of large sums: single precision has few digits of it."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + self.shift).flatten(1).cumsum(1).softmax(1) + (x + self.shift).mean((1, 2, 3))[:, None] - self.shift
+
+
+def test_a_network_that_rounds_more_than_the_tolerance_may_differ_as_much() -> None:
+    cases = [INPUTS]
+    network, fine = Rounding(3e4), Rounding(0.0)
+    own = relative_error(outputs(Rounding(3e4).double(), INPUTS.double()), outputs(network, INPUTS))
+    assert own > 1e-4
+    assert allowed(network, cases, 1.5e-4) == pytest.approx(min(3 * own, 1e-2))
+    assert allowed(network, cases, 1e-5) == 1e-4  # nobody needs more
+    assert allowed(network, cases, float("inf")) == 1e-4
+    assert allowed(fine, cases, 1.5e-4) == 1e-4  # for this one the same difference is a fault
+    assert allowed(make(Fixed), [torch.randn(3, 3, 8, 8)], 1.5e-4) == 1e-4  # it does not even run
 
 
 def test_of_two_files_both_are_written_or_none(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from secateur._files import parse_json, read_json, said, shown
 from secateur.errors import ConfigError, RunError
 from secateur.plan import Plan
 from secateur.runtime.archive import NotRun
-from secateur.runtime.export import EXPORTERS, Exporter, outputs, relative_error, told, tolerance_of
+from secateur.runtime.export import EXPORTERS, Exporter, outputs, relative_error, told
+from secateur.runtime.exporters.subject import allowed
 from secateur.runtime.folder import PLAN, PT2, WEIGHTS, Folder, is_library, unfinished
 from secateur.runtime.inputs import with_batch
 from secateur.runtime.int8 import QUANTISERS
@@ -219,7 +220,7 @@ def _compared(run: Folder, name: str, network: nn.Module, other: Any, saved: Sto
         with told(f"{str(run.path / name)!r} cannot be run", _AGAIN):
             got = other(case)
         worst = max(worst, relative_error(outputs(twin, case), got))
-    tolerance = tolerance_of(twin)
+    tolerance = allowed(twin, cases, worst)
     if not worst <= tolerance:
         raise RunError(
             f"{str(run.path / name)!r} does not compute what the weights' network does (relative error {worst:.1e}, "
