@@ -60,6 +60,10 @@ LIBRARIES: dict[str, tuple[int, dict[str, Any]]] = {
     "timm:vovnet39a": (64, {}),
     "timm:xception41": (96, {}),
 }
+KEPT = (
+    "max_relative_error", "tolerance", "opset", "dynamic_batch", "reason", "bytes", "loads", "not_loaded",
+    "largest_batch", "delegates", "operators",
+)  # fmt: skip
 LEFT = (1.0, 0.7, 0.5)  # of the FLOPs of the network whose accuracy in 8 bits is measured
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -120,7 +124,16 @@ def exported(name: str, formats: list[str]) -> Iterator[dict[str, Any]]:
             row = {**about, "format": each}
             try:
                 found = export_subject(each, subject, Path(folder) / EXPORTERS[each].file)
-                kept = ("max_relative_error", "opset", "dynamic_batch", "reason", "bytes", "loads", "not_loaded")
+                kept = (
+                    "max_relative_error",
+                    "tolerance",
+                    "opset",
+                    "dynamic_batch",
+                    "reason",
+                    "bytes",
+                    "loads",
+                    "not_loaded",
+                )
                 row |= {key: found[key] for key in (*kept, "largest_batch", "delegates", "operators") if key in found}
             except Exception as error:
                 row["error"] = f"{type(error).__name__}: {error}"
