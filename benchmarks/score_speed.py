@@ -74,6 +74,7 @@ def scored(name: str, model: nn.Module, batches: Batches, budget: str, share: in
     times = {"plain_s": (before + after) / 2, "collect_s": looked, "score_s": ranked}
     return {
         "method": name,
+        "images": sum(len(y) for _, y in batches),
         **{k: round(v, 3) for k, v in times.items()},
         "ratio": round(ratio, 3),
         "bar": BARS.get(name),
