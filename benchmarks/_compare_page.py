@@ -39,6 +39,12 @@ papers' schedules, and some of them are made for far longer trainings. Every met
 default schedule was tuned in this setting, on some of these seeds and looking at test accuracy ([bwcp.md](bwcp.md)), so
 nothing should be concluded from a small lead of it. How a comparison is made: [comparing.md](comparing.md)."""
 
+WIDTHS = """\
+Where a method ends below random choice, are its widths at fault, or the channels it kept and the epochs it spent? At
+{budget}, seed {seed}, a new network with the widths each method chose, trained from new weights for all {epochs} epochs
+(the method `scratch`, given the plan). Where the new network does as well as others of other widths, what was lost lies
+elsewhere."""
+
 
 def pages(docs: Path) -> dict[Path, str]:
     """The page and its figure, if there is a result."""
@@ -77,11 +83,37 @@ def page(result: dict[str, Any]) -> str:
     if _figure(result):
         parts += ["## Accuracy against FLOPs", f"![Accuracy against the MACs that remain](figures/{FIGURE})"]
     parts += ["## Seconds", _grid(time_table(result))]
+    parts += _widths()
     missing = absent(result)
     if missing:
         parts += ["## What is not there", "\n".join(f"- {line}" for line in missing)]
     parts += ["## Every run", _grid(run_table(result))]
     return "\n\n".join(parts) + "\n"
+
+
+def _widths() -> list[str]:
+    """What becomes of the widths that methods chose, with new weights in them."""
+    path = _record.RESULTS / "widths.json"
+    if not path.exists():
+        return []
+    result = _record.read(path)
+    chance = next(row for row in result["rows"] if row["method"] == "random")
+    lines, told = [], []
+    for row in sorted(result["rows"], key=lambda row: -row["final"]):
+        kept = " ".join(f"{kept}/{full}" for kept, full in zip(row["widths"], row["full"], strict=True))
+        lines.append(
+            [f"`{row['method']}`", kept, *(percents({"mean": row[k], "sd": None}) for k in ("cut", "final", "new"))]
+        )
+        if row["final"] < chance["final"]:
+            worse = 100 * (chance["new"] - row["new"])
+            part = (
+                f"of the {100 * (chance['final'] - row['final']):.1f} points `{row['method']}` is below chance here, "
+            )
+            told.append(part + (f"its widths cost {worse:.1f}" if worse > 0 else "its widths cost none"))
+    about = WIDTHS.format(budget=result["budget"], seed=result["seed"], epochs=result["rows"][0]["epochs"])
+    head = ["method", "channels kept, group by group", "cut", "final", "new network of these widths"]
+    said = f"{'; '.join(told).capitalize()}." if told else ""
+    return ["## Widths or channels?", about, circumstances(result), table(head, lines), *([said] if said else [])]
 
 
 def _grid(given: Table) -> str:
