@@ -312,7 +312,7 @@ REFUSED = {
     "ratio given twice": (("prune", "zoo:tiny", *("--ratio", "stem=0.5") * 2), "twice"),
     "ratio beside another allocator": ((*PRUNE, "--allocator", "uniform", "--ratio", "stem=0.5"), "ratios"),
     "align of nothing": ((*PRUNE, "--align", "0"), "align=0"),
-    "align that is no number": ((*PRUNE, "--align", "eight"), "--align"),
+    "align that is no number": ((*PRUNE, "--align", "eight"), "Unknown alignment 'eight'"),
     "no channels at least": ((*PRUNE, "--min-channels", "0"), "min_channels=0"),
     "ratio above one": ((*PRUNE, "--max-ratio", "1.5"), "max_ratio=1.5"),
     "ratio not a number": ((*PRUNE, "--max-ratio", "nan"), "max_ratio=nan"),

@@ -17,8 +17,7 @@ Where this differs from the paper, and why:
     The paper treats each layer's inputs by themselves, and assumes a chain when it counts weights. Here the graph's
         groups have one width each: s_j is the largest over all layers that read channel j (still an upper bound), α
         that of the most demanding of them, and the budget is of any cost, by the exact cost model.
-    What one ε leaves of the budget is used up; a group is spared, or channels of one are kept in place of others, where
-        that brings the plan within 1% of the budget.
+    What one ε leaves of the budget is used up; a group is spared where that brings the plan within 1% of the budget.
     `rand` and `top` draw until as many different channels are drawn as ε asks for, instead of a number of draws fixed
         before, or budgets would be met on average only. This makes the weights slightly biased. A channel is drawn once
         for all its readers.
@@ -160,7 +159,7 @@ class PFP(Method):
         whole = {group.name: np.ones(group.width, dtype=np.bool_) for group in self.graph.groups}
         goal, rules = (
             Goal(self.graph.costs, aim.full, aim.limits),
-            Rules(floors, 1.0, {}, self.constraints.align, CLOSE, exchange=True),
+            Rules(floors, 1.0, {}, self.constraints.align, CLOSE),
         )
         masks = lower(self.graph, whole, scores, [goal], rules, self.allocator)
         asking = [scores[name][~mask].max() for name, mask in masks.items() if not mask.all()]  # for more than is left
