@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import _made_up
 import numpy as np
 import pytest
@@ -79,6 +81,14 @@ def test_a_network_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.about() == first.about()
     with pytest.raises(TypeError):  # another network is timed
         latency.predict(secateur.trace(create("resnet8", classes=7), IMAGE), Target("pytorch"))
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_table_that_cannot_be_kept_is_told_in_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "file"))
+    result = secateur.prune(create("resnet20"), IMAGE, budget="latency=0.6@pytorch")
+    assert "could not be kept" in result.plan.provenance["latency"]["note"]
 
 
 @pytest.mark.usefixtures("made_up")

@@ -58,6 +58,7 @@ class Prediction:
     factors: tuple[float, float, float] = (1.0, 0.0, 0.0)  # a, b, c
     trials: tuple[Trial, ...] = ()
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""  # what went wrong with keeping the table, for the report
 
     def bind(self, graph: Graph) -> Callable[[FloatArray], FloatArray]:
         """The function from widths [..., groups] to microseconds [...], monotone in every width."""
@@ -87,6 +88,7 @@ class Prediction:
             "median_error": round(self.error, 4),
             "trials": [[round(t.measured, 1), round(a * t.layers + b * t.elements + c, 1)] for t in self.trials],
             "conditions": dict(self.conditions),
+            **({"note": self.note} if self.note else {}),
         }
 
 
@@ -177,7 +179,7 @@ def predict(graph: Graph, target: Target, watch: Watcher | None = None, table: T
         found = fitted(plain, graph, cuts)
         table.keep(network, (found.factors, tuple((t.layers, t.elements, t.measured) for t in found.trials)))
     factors, trials = table.fits[network]
-    return replace(plain, factors=factors, trials=tuple(Trial(*row) for row in trials))
+    return replace(plain, factors=factors, trials=tuple(Trial(*row) for row in trials), note=table.note)
 
 
 def _name(graph: Graph, target: Target) -> str:
