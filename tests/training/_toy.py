@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,6 +164,13 @@ def toy_net(dropout: float = 0.2) -> ToyNet:
 def make_engine(folder: Any = None, config: EngineConfig = CPU, data: Any = None, **options: Any) -> Engine:
     options.setdefault("batch_size", 16)
     return Engine(data or ToyData(), config, seed=3, folder=folder, **options)
+
+
+def ctrl_c() -> None:
+    """What Python does at a SIGINT; `tests/runs/test_run_kills.py` sends real ones, to processes of their own."""
+    handler = signal.getsignal(signal.SIGINT)
+    assert callable(handler)
+    handler(signal.SIGINT, None)
 
 
 def short(**options: Any) -> Training:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
 import random
 import signal
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _toy import CPU, ToyData, ToyMethod, ToyNet, ToySplit, make_engine, short, toy_net
+from _toy import CPU, ToyData, ToyMethod, ToyNet, ToySplit, ctrl_c, make_engine, short, toy_net
 from torch import nn
 from torch.nn import functional as F
 
@@ -209,7 +208,7 @@ def test_loss_scaling_changes_nothing_but_the_overflows(tmp_path: Path) -> None:
         engine = make_engine(folder)
         engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=4)
         if folder is not None:
-            engine.progress = Heard({7: lambda: os.kill(os.getpid(), signal.SIGINT)})
+            engine.progress = Heard({7: ctrl_c})
             with pytest.raises(KeyboardInterrupt):
                 engine.fit("train", toy_net(), short(clip=1.0))
             engine = make_engine(folder)
@@ -245,7 +244,7 @@ def test_a_real_method_trains_resumes_and_finishes(tmp_path: Path) -> None:
 
     whole, halves = method(), method()
     make_engine().fit("train", whole, short(epochs=6), method=whole)
-    heard = Heard({17: lambda: os.kill(os.getpid(), signal.SIGINT)})
+    heard = Heard({17: ctrl_c})
     with pytest.raises(KeyboardInterrupt):
         make_engine(tmp_path, progress=heard).fit("train", halves, short(epochs=6), method=halves)
     halves = method()
@@ -315,7 +314,7 @@ def test_ctrl_c_stops_after_the_step(tmp_path: Path) -> None:
     make_engine().fit("train", whole, short())
     for step in (3, 5, 8, 15):
         folder = tmp_path / str(step)
-        heard = Heard({step: lambda: os.kill(os.getpid(), signal.SIGINT)})
+        heard = Heard({step: ctrl_c})
         net = toy_net()
         with pytest.raises(KeyboardInterrupt):
             make_engine(folder, progress=heard).fit("train", net, short())
@@ -329,8 +328,8 @@ def test_ctrl_c_stops_after_the_step(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     def twice() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        ctrl_c()
+        ctrl_c()
 
     with pytest.raises(KeyboardInterrupt):
         make_engine(tmp_path, progress=Heard({3: twice})).fit("train", toy_net(), short())
