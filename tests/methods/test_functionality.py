@@ -13,10 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur
-from secateur.errors import ConfigError, ModelError
+from secateur.errors import ConfigError, InputError, ModelError
 from secateur.graph import trace
-from secateur.methods.functionality import Functionality, going, removed, split
+from secateur.methods.functionality import Functionality, FunctionalitySettings, going, removed, split
+from secateur.recipe import Recipe
 from secateur.repair.merging import merge
+from secateur.statistics.gather import gather
+from secateur.statistics.maximisation import WeightContribution, answers, singly
 from secateur.testing import NETWORKS
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -163,7 +166,13 @@ def test_the_seed_decides_and_the_chunk_does_not() -> None:
     assert not np.allclose(a._rows["0"] @ a._rows["0"].T, other._rows["0"] @ other._rows["0"].T, atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{"anywhere": True}, {"contribution": "taylor"}, {"size": 5}, {"blur": 0.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"anywhere": True}, {"contribution": "taylor"}, {"size": 5}, {"blur": 0.0}, {"wrt": "weight"}, {"merge": True},
+        {"wrt": "weight", "contribution": "taylor", "merge": True},
+    ],
+)  # fmt: skip
 def test_options(settings: dict[str, Any]) -> None:
     method = collected(plain(), **settings)
     method.finish()
@@ -182,6 +191,160 @@ def test_only_so_many_images_are_looked_at() -> None:
     method = Functionality(plain(), IMAGE, budget="flops=0.6", images=10, steps=1, restarts=1)
     method.collect(counted(), F.cross_entropy)
     assert sum(shown) <= 16
+
+
+# ------------------------------------------------------------------------------------------------- γ from weights
+
+
+def averaged() -> nn.Sequential:
+    """A linear head on the means of the maps of one convolution."""
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5, bias=False)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("contribution", ["gradient", "taylor"])
+def test_contribution_of_weights_in_closed_form(contribution: str) -> None:
+    """Z = Σ_i u_yi mean_p A_i(p) has dZ/dW_i = u_yi · mean_p x[p + ·]: the mean patch, times a weight of the head."""
+    model = averaged()
+    method = collected(model, "flops=0.9", wrt="weight", contribution=contribution)
+    patch = torch.cat([F.unfold(x, 3, stride=2, padding=1).mean(2) for x, _ in batches()])  # [32, 3 · 9]
+    classes = torch.cat([labels for _, labels in batches()])
+    slopes = (model[3].weight.detach()[classes][:, :, None] * patch[:, None]).abs()  # [32, 6, 27]
+    weight = model[0].weight.detach().flatten(1).abs()
+    wanted = (slopes if contribution == "gradient" else slopes * weight).mean((0, 2))
+    assert np.allclose(method._gamma["0"], wanted / wanted.max(), rtol=1e-5)
+    from_maps = collected(averaged(), "flops=0.9", contribution=contribution)._gamma["0"]
+    assert not np.allclose(method._gamma["0"], from_maps, rtol=1e-3)
+
+
+def test_with_one_logit_maps_and_weights_see_the_head_alone() -> None:
+    model = averaged()
+    with torch.no_grad():
+        model[3].weight[:] = model[3].weight[0].clone()
+    sizes = model[3].weight[0].detach().abs()
+    for wrt in ("map", "weight"):
+        assert np.allclose(collected(model, "flops=0.9", wrt=wrt)._gamma["0"], sizes / sizes.max(), rtol=1e-5)
+
+
+def weights_seen(model: nn.Module, kernels: Any, pairs: Any, kind: Any = "gradient") -> WeightContribution:
+    found = WeightContribution(kernels, kind)
+    gather(model, singly(pairs), [found], answers)
+    return found
+
+
+def kernels_of(model: nn.Module, inputs: torch.Tensor) -> dict[str, list[Any]]:
+    method = Functionality(model, inputs, budget="flops=0.5", wrt="weight")
+    return method._kernels
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise", "shuffle", "no norm"])
+def test_contributions_of_weights_are_autograds_of_every_sample(name: str) -> None:
+    """All weights that make a channel: of both layers of a sum, of a depthwise convolution, of every group's part."""
+    chosen = next(n for n in NETWORKS if n.name == name)
+    model = chosen.make().eval()
+    kernels = kernels_of(model, chosen.inputs())
+    images, labels = next(chosen.batches(1))
+    found = weights_seen(model, list(kernels.values()), [(images, labels)]).means()
+    own = dict(model.named_parameters())
+    slopes = [dict(zip(own, torch.autograd.grad(model(x[None])[0, y], list(own.values())), strict=True))
+              for x, y in zip(images, labels, strict=True)]  # fmt: skip
+    for (group, members), gamma in zip(kernels.items(), found, strict=True):
+        wanted = np.zeros(len(gamma))
+        for member in members:
+            size = torch.stack([slope[member.name] for slope in slopes]).abs().mean(0).movedim(member.dim, 0)
+            wanted += np.array([float(size[rows].mean()) for rows in member.index])
+        assert np.allclose(gamma, wanted, rtol=1e-4), group
+
+
+def test_the_weights_that_count() -> None:
+    def named(name: str) -> dict[str, list[str]]:
+        chosen = next(n for n in NETWORKS if n.name == name)
+        return {g: [m.name for m in members] for g, members in kernels_of(chosen.make(), chosen.inputs()).items()}
+
+    assert named("residual")["stem.0"] == ["stem.0.weight", "first.3.weight", "second.3.weight"]
+    assert named("depthwise")["body.0"] == ["body.0.weight", "body.3.weight"]
+    assert named("no norm") == {"0": ["0.weight"], "2": ["2.weight"], "5": ["5.weight"]}  # no biases
+
+
+def test_weights_of_samples_do_not_cancel_and_no_batch_matters() -> None:
+    model = averaged()
+    x = next(batches())[0][:1]
+    both = weights_seen(model, [kernels_of(model, IMAGE)["0"]], [(torch.cat([x, -x]), torch.tensor([2, 2]))])
+    one = weights_seen(model, both.kernels, [(x, torch.tensor([2]))])
+    assert torch.allclose(both.means()[0], one.means()[0], rtol=1e-6)
+    assert one.means()[0].min() > 0
+
+    images, labels = next(batches())
+    found = []
+    for size in (1, 5, 16):
+        method = Functionality(plain(), IMAGE, budget="flops=0.6", wrt="weight", merge=True, steps=1, restarts=1)
+        method.collect(list(zip(images.split(size), labels.split(size), strict=True)), F.cross_entropy)
+        found.append(method)
+    for name, gamma in found[0]._gamma.items():
+        assert all(np.array_equal(other._gamma[name], gamma) for other in found)
+    assert found[0].plan() == found[1].plan() == found[2].plan()
+    states = [method.finish().state_dict() for method in found]
+    assert all(torch.allclose(states[0][key], other[key]) for other in states[1:] for key in states[0])
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    model = plain()
+    before, grads = copy.deepcopy(model.state_dict()), {}
+    for number, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(number != 0)
+        parameter.grad = grads[number] = torch.full_like(parameter, 7.0) if number % 2 == 0 else None
+    collected(model, wrt="weight")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    for number, parameter in enumerate(model.parameters()):
+        assert parameter.requires_grad == (number != 0)
+        assert parameter.grad is grads[number]
+        assert parameter.grad is None or bool((parameter.grad == 7).all())
+    with pytest.raises(InputError):
+        Functionality(model, IMAGE, budget="flops=0.6", wrt="weight").collect([torch.ones(2)], F.cross_entropy)
+    assert next(model.parameters()).grad is grads[0]  # also when it ends early
+
+
+def test_batches_of_several_are_refused_where_single_samples_are_needed() -> None:
+    model = averaged()
+    with pytest.raises(ConfigError, match=r"pass batches of one, singly\(batches\)"):
+        gather(model, batches(1), [WeightContribution([kernels_of(model, IMAGE)["0"]])], answers)
+
+
+class Tinted(nn.Module):
+    """Channels that a vector makes, and channels that a kernel makes."""
+
+    def __init__(self, kernel: bool) -> None:
+        super().__init__()
+        self.tint, self.norm = nn.Parameter(torch.rand(8)), nn.BatchNorm2d(8)
+        self.layer = nn.Conv2d(8, 6, 3) if kernel else None
+        self.head = nn.Conv2d(6 if kernel else 8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x.mean(1, keepdim=True) * self.tint.view(-1, 1, 1))
+        result: torch.Tensor = self.head(F.relu(x if self.layer is None else self.layer(x))).mean((2, 3))
+        return result
+
+
+def test_channels_that_no_kernel_makes_stay_whole() -> None:
+    method = Functionality(Tinted(True), IMAGE, budget="flops=0.9", wrt="weight")
+    assert any("Groups that no kernel makes stay whole: " in note for note in method.notes)
+    assert method._cut_groups() == ["layer"]
+    with pytest.raises(ModelError, match="wrt=weight has no weights to look at: set wrt: map"):
+        Functionality(Tinted(False), IMAGE, budget="flops=0.9", wrt="weight")
+    Functionality(Tinted(False), IMAGE, budget="flops=0.9")
+
+
+def test_both_options_are_given_as_all_others() -> None:
+    text = "{name: x, model: zoo:resnet8, data: digits, method: l1, budget: flops=0.5, train: {epochs: 1}}"
+    recipe = Recipe.parse(text, ["method=functionality", "method.wrt=weight", "method.merge=true"])
+    assert recipe.method.settings == {"wrt": "weight", "merge": True}
+    config = FunctionalitySettings(**recipe.method.settings)
+    assert (config.wrt, config.merge) == ("weight", True)
+    assert (FunctionalitySettings().wrt, FunctionalitySettings().merge) == ("map", False)
+    with pytest.raises(ConfigError, match="wrt"):
+        Functionality(plain(), IMAGE, budget="flops=0.5", wrt="weights")
 
 
 # ---------------------------------------------------------------------------------------------------------- networks

@@ -20,13 +20,18 @@ Where this differs from that, or is our own, and why:
     All images start from the same noise and stay within the pixels of the calibration images. They climb 40 steps
         (reports: 1000), enough for clusters to settle on small networks; `steps` takes more.
     Residual streams stay whole, as in the paper, unless the budget cannot be met so.
-    Gradients with respect to weights instead of maps, and merging with the strongest of a cluster, are not offered.
+    `wrt: weight` (a remark in the reports; they give no formula): γ from the weights that make a channel, the mean of
+        |dZ_n / dW| over the samples and the channel's weights in a kernel. Where several layers make it, a sum or a
+        depthwise convolution behind another, theirs are added. Biases and norms do not count. One backward a sample.
+    `merge` (ours, as is its measure): what reads a channel that goes is added, s times, to what reads the one of its
+        cluster with the largest γ that stays. s = <A_i, A_k> / <A_k, A_k> over the calibration images, in front of
+        every reader: nothing is lost where filters are equal. Layer norms notice; groups behind them do not merge.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -35,18 +40,33 @@ from pydantic import Field
 from torch import nn
 
 from secateur._distributed import global_sum, rank, world
+from secateur._hints import few
 from secateur._protocols import BoolArray, FloatArray, IntArray
 from secateur.allocate import allocate
 from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.graph import Group
 from secateur.graph.channels import module_of
-from secateur.graph.modules import as_call
+from secateur.graph.modules import as_call, named_tensors
+from secateur.methods.absorbing import absorb, heirs, inexact, places
 from secateur.methods.base import Loss, Method, MethodRow, Settings
 from secateur.methods.clustering import kmeans, ordered
 from secateur.methods.sample_gates import readers, summed
 from secateur.plan import Plan
+from secateur.repair.base import Repair
 from secateur.statistics.gather import count, gather
-from secateur.statistics.maximisation import Ascent, Contribution, Extremes, View, answers, directions, maximise
+from secateur.statistics.likeness import Likeness
+from secateur.statistics.maximisation import (
+    Ascent,
+    Contribution,
+    Extremes,
+    Gamma,
+    View,
+    WeightContribution,
+    answers,
+    directions,
+    maximise,
+    singly,
+)
 
 #: Numbers of clusters that are tried for a group.
 _TRIED = 8
@@ -63,11 +83,18 @@ class FunctionalitySettings(Settings):
     size: int | None = Field(None, ge=4, description="side of the images; null: as the example inputs, 64 at most")
     anywhere: bool = Field(False, description="compare spectra, which are the same wherever a texture lies")
     contribution: Literal["gradient", "taylor"] = Field(
-        "gradient", description="γ from |dZ/dA|, or from |A dZ/dA| where scales within a group differ"
+        "gradient",
+        description="γ from |dZ/dA|, or from |A dZ/dA| where scales within a group differ (A: what `wrt` says)",
+    )
+    wrt: Literal["map", "weight"] = Field(
+        "map", description="γ from gradients with respect to a channel's map, or to the weights that make it"
     )
     images: int = Field(1000, ge=1, description="calibration images for γ")
     restarts: int = Field(10, ge=1, le=1000, description="starts of k-means, of which the best counts")
     chunk: int = Field(64, ge=1, description="channels whose images climb together; bounds memory")
+    merge: bool = Field(
+        False, description="add what reads a channel that goes to what reads the strongest of its cluster that stays"
+    )
 
 
 class Functionality(Method):
@@ -96,7 +123,11 @@ class Functionality(Method):
         if unseen:
             self.notes.append(f"Groups that other layers read stay whole: {', '.join(unseen[:3])}.")
             self.constraints = self.constraints.keeping(unseen)
+        if self.settings.wrt == "weight":
+            self._keep_without_kernels()
         self._keep_streams()
+        self._likeness: Likeness | None = None
+        self._merged: list[str] = self._mergers() if self.settings.merge else []
         if self.normalise != "none":
             self.notes.append(f"Ranks of redundancy are compared, so normalise={self.normalise!r} was not applied.")
         self._rows: dict[str, FloatArray] = {}  # what is clustered
@@ -133,6 +164,36 @@ class Functionality(Method):
         last = max(early, key=lambda tap: owners[tap.module])
         return last.module, last.dim, last.index
 
+    def _keep_without_kernels(self) -> None:
+        """Find the weights of every group, and keep those whole that have none."""
+        own = dict(self.graph.model.named_parameters(remove_duplicate=False))
+        self._kernels = {
+            group.name: [m for m in group.producers() if m.name in own and own[m.name].dim() > 1]
+            for group in self.graph.groups
+            if group.name in self._views
+        }
+        bare = [name for name, members in self._kernels.items() if not members]
+        if len(bare) == len(self._kernels):
+            raise ModelError(
+                f"No layer of {type(self.model).__name__} makes channels with a kernel, so that wrt=weight has no "
+                "weights to look at: set wrt: map."
+            )
+        if bare:
+            self.notes.append(f"Groups that no kernel makes stay whole: {few(bare)}.")
+            self.constraints = self.constraints.keeping(bare)
+
+    def _mergers(self) -> list[str]:
+        """The groups whose channels can be merged; ConfigError if there are none."""
+        names = self._cut_groups()
+        bad = inexact(self.graph, names, self.seed)
+        if len(bad) == len(names):
+            raise ConfigError(
+                f"Merging equal channels changes what {type(self.model).__name__} computes: set merge: false."
+            )
+        if bad:
+            self.notes.append(f"Groups in which merging equal channels is not exact are not merged: {few(bad)}.")
+        return [name for name in names if name not in bad]
+
     def _keep_streams(self) -> None:
         streams = [g.name for g, several in zip(self.graph.groups, summed(self.graph), strict=True) if several]
         if not streams:
@@ -155,14 +216,21 @@ class Functionality(Method):
         The loss is not needed: what is differentiated is the logit.
         """
         names = self._cut_groups()
-        views = [self._views[name] for name in names]
-        contribution, extremes = Contribution(views, self.settings.contribution), Extremes()
-        gather(self.model, _first(batches, self.settings.images), [contribution, extremes], answers)
+        shown, extremes, contribution = _first(batches, self.settings.images), Extremes(), self._contribution(names)
+        if self.settings.wrt == "weight":
+            shown = singly(shown)
+        self._likeness = Likeness(places(self.graph, self._merged)) if self._merged else None
+        gather(self.model, shown, [contribution, extremes, *([self._likeness] if self._likeness else [])], answers)
         for number, (name, gamma) in enumerate(zip(names, contribution.means(), strict=True)):
             found = gamma.cpu().numpy()
             self._gamma[name] = found / max(float(found.max()), 1e-300)
             self._rows[name] = self._functions(self._views[name], extremes, number)
             self._labels[name] = self._clusters(self._rows[name])
+
+    def _contribution(self, names: list[str]) -> Gamma:
+        if self.settings.wrt == "weight":
+            return WeightContribution([self._kernels[name] for name in names], self.settings.contribution)
+        return Contribution([self._views[name] for name in names], self.settings.contribution)
 
     def _cut_groups(self) -> list[str]:
         floors = self.constraints.floors(self.graph).tolist()
@@ -226,14 +294,46 @@ class Functionality(Method):
         plan.provenance.update(
             criterion=self.name, clusters={name: int(labels.max()) + 1 for name, labels in self._labels.items()}
         )
+        if self.settings.merge:
+            found = self._heirs(plan).items()
+            plan.provenance["merged"] = {name: [gone.tolist(), stays.tolist()] for name, (gone, stays) in found}
         return plan
 
     def _removed(self, name: str, number: int) -> BoolArray:
+        return removed(self._partition(name, number), self._gamma[name], number)
+
+    def _partition(self, name: str, number: int) -> IntArray:
+        """The clusters of a group that loses so many channels."""
         labels = self._labels[name]
         kept = len(labels) - number
         if kept <= labels.max():  # fewer channels than functions: coarser ones
             labels = kmeans(self._rows[name], kept, seed=self.seed, restarts=self.settings.restarts)
-        return removed(labels, self._gamma[name], number)
+        return labels
+
+    # ------------------------------------------------------------------------------------------------------ merging
+
+    def repair(self, model: nn.Module, plan: Plan) -> None:
+        """With `merge`, let what reads the strongest of a cluster take over what the others of it did."""
+        tensors, groups = named_tensors(model), {group.name: group for group in self.graph.groups}
+        for name, (gone, stays) in self._heirs(plan).items():
+            assert self._likeness is not None  # or nothing has been collected, and there is no plan
+            absorb(tensors, groups[name], gone, stays, self._likeness)
+
+    def _heirs(self, plan: Plan) -> dict[str, tuple[IntArray, IntArray]]:
+        """By group, the channels that are merged, and into which."""
+        result = {}
+        for name in self._merged:
+            labels = self._partition(name, int((~plan.masks[name]).sum()))
+            result[name] = heirs(labels, self._gamma[name], plan.masks[name])
+        return {name: pair for name, pair in result.items() if len(pair[0])}
+
+    def check_repairs(self, repairs: Sequence[Repair]) -> None:
+        """Compensation computes the same weights from those before the cut."""
+        if self.settings.merge and any(repair.name == "compensation" for repair in repairs):
+            raise ConfigError(
+                "The repair 'compensation' would overwrite what merge=true has added: leave it out, or set merge: "
+                "false."
+            )
 
 
 def going(labels: IntArray, gamma: FloatArray) -> FloatArray:

@@ -6,9 +6,11 @@ run no further than that. In evaluation samples do not meet, so that a chunk of 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,8 +22,9 @@ from torch.utils.hooks import RemovableHandle
 from secateur._distributed import global_max, global_sum
 from secateur._protocols import IntArray
 from secateur.errors import ConfigError
-from secateur.graph.modules import output_tensors
-from secateur.statistics.gather import Collector, untouched
+from secateur.graph.channels import Member
+from secateur.graph.modules import map_tensors, output_tensors
+from secateur.statistics.gather import Collector, count, untouched
 
 Objective = Callable[[torch.Tensor], torch.Tensor]
 
@@ -166,18 +169,43 @@ def maximise(model: nn.Module, view: View, start: torch.Tensor, ascent: Ascent, 
         return torch.cat([ascend(maps.of(c), start.expand(len(c), *start.shape), ascent) for c in chunks])
 
 
-class Contribution(Collector):
-    """Sums over samples of γ: the mean over positions of |dZ / dA| (or |A dZ / dA|), for every view's channels.
+class Gamma(Collector):
+    """Sums over samples of γ: how strongly Z, what the loss given to `gather` means for one sample, hangs on a channel.
 
-    Z is what the loss given to `gather` means for one sample. Memory: one number a channel, and one backward pass.
+    sums: float64 [channels], group by group.
     """
 
     gradients: ClassVar[bool] = True
 
-    def __init__(self, views: Sequence[View], kind: Literal["gradient", "taylor"] = "gradient") -> None:
-        self.views, self.kind = views, kind
+    def __init__(self, kind: Literal["gradient", "taylor"]) -> None:
+        self.kind = kind
         self.sums: list[torch.Tensor] = []
         self.samples = 0
+
+    def see(self, output: Any, target: Any) -> None:
+        """Count samples."""
+        self.samples += len(output_tensors(output)[0])
+
+    def total(self) -> None:
+        """Add up over processes."""
+        self.sums = [global_sum(total) for total in self.sums]
+        if self.sums:
+            self.samples = int(global_sum(torch.tensor(self.samples, device=self.sums[0].device)))
+
+    def means(self) -> list[torch.Tensor]:
+        """γ of every channel, group by group."""
+        return [total / max(self.samples, 1) for total in self.sums]
+
+
+class Contribution(Gamma):
+    """γ from maps: the mean over positions of |dZ / dA| (or |A dZ / dA|), for every view's channels.
+
+    Memory: one number a channel, and one backward pass.
+    """
+
+    def __init__(self, views: Sequence[View], kind: Literal["gradient", "taylor"] = "gradient") -> None:
+        super().__init__(kind)
+        self.views = views
         self._positions: dict[str, int] = {}  # of what stands before each view: pooling behind it changes nothing
 
     def watch(self, model: nn.Module) -> Iterable[RemovableHandle]:
@@ -213,19 +241,73 @@ class Contribution(Collector):
                 index = torch.from_numpy(np.ascontiguousarray(view.index)).to(sums.device)
                 total += sums[index].sum(1) / self._positions[view.before]
 
+
+class WeightContribution(Gamma):
+    """γ from weights: the mean of |dZ / dW| (or |W dZ / dW|) over a channel's weights in a kernel, added over kernels.
+
+    Absolute values are those of single samples, so that batches must be of one, as `singly` makes them: the result is
+    the same whatever their size was, in any network, for gradients are autograd's own.
+    Memory: the activations of one sample, and one gradient of the kernels.
+    """
+
+    def __init__(self, kernels: Sequence[Sequence[Member]], kind: Literal["gradient", "taylor"] = "gradient") -> None:
+        """kernels: of each group, the places in parameters of the weights that make its channels."""
+        super().__init__(kind)
+        self.kernels = kernels
+        self._parameters: dict[str, nn.Parameter] = {}
+
+    def watch(self, model: nn.Module) -> Iterable[RemovableHandle]:
+        """Let gradients of the kernels be taken; `gather` puts the flags back, and the handles what was in `grad`."""
+        self._parameters = {m.name: model.get_parameter(m.name) for members in self.kernels for m in members}
+        self.sums = []
+        for members in self.kernels:
+            device = self._parameters[members[0].name].device
+            self.sums.append(torch.zeros(len(members[0].index), dtype=torch.float64, device=device))
+        for parameter in self._parameters.values():
+            yield _Aside(parameter)
+            parameter.requires_grad_()
+
     def see(self, output: Any, target: Any) -> None:
-        """Count samples."""
-        self.samples += len(output_tensors(output)[0])
+        """Add |dZ / dW| of one sample."""
+        super().see(output, target)
+        if len(output_tensors(output)[0]) != 1:
+            raise ConfigError("Gradients of weights are those of one sample: pass batches of one, singly(batches).")
+        for members, total in zip(self.kernels, self.sums, strict=True):
+            for member in members:
+                parameter = self._parameters[member.name]
+                if parameter.grad is not None:  # else it took no part
+                    size = (parameter.grad if self.kind == "gradient" else parameter.grad * parameter.detach()).abs()
+                    rows = size.movedim(member.dim, 0).flatten(1).mean(1, dtype=torch.float64)
+                    total += rows[torch.from_numpy(np.ascontiguousarray(member.index)).to(rows.device)].mean(1)
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
-    def total(self) -> None:
-        """Add up over processes."""
-        self.sums = [global_sum(total) for total in self.sums]
-        if self.sums:
-            self.samples = int(global_sum(torch.tensor(self.samples, device=self.sums[0].device)))
 
-    def means(self) -> list[torch.Tensor]:
-        """γ of every channel, by view."""
-        return [total / max(self.samples, 1) for total in self.sums]
+class _Aside(RemovableHandle):
+    """The gradient of a parameter is put aside until this is removed."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        super().__init__(OrderedDict())  # of no hooks: there is something else to undo
+        self._parameter, self._before = parameter, parameter.grad
+        parameter.grad = None
+
+    def remove(self) -> None:
+        self._parameter.grad = self._before
+
+
+def singly(batches: Iterable[Any]) -> Iterator[Any]:
+    """The same samples in batches of one each. What is no pair is passed on, for `gather` to complain about."""
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            yield batch
+            continue
+        samples = count(batch[0])
+        for number in range(samples):
+            yield map_tensors(batch, partial(_sample, number, samples))
+
+
+def _sample(number: int, samples: int, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[number : number + 1] if tensor.dim() and len(tensor) == samples else tensor
 
 
 class Extremes(Collector):
