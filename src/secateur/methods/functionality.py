@@ -393,7 +393,8 @@ ROW = MethodRow(
     acts="after training",
     granularity="channel",
     fidelity="only the abstracts were read: ascent and contribution as stated for a sister method, k-means and the "
-    "range of K recalled, unverified; silhouette, split, one ratio for all groups and 40 ascent steps are our own",
+    "range of K recalled, unverified; silhouette, split, one ratio for all groups, 40 ascent steps and what the options "
+    "`wrt: weight` and `merge` compute are our own",
     factory=Functionality,
     settings=FunctionalitySettings,
 )
