@@ -161,6 +161,20 @@ def twins(model: nn.Module, name: str) -> tuple[nn.Module, Any]:
     return model, graph
 
 
+class Decoder(nn.Module):
+    """Channels that are read twice by one transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(16, 6, 2, 2)
+        self.head = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.down(x))
+        result: torch.Tensor = self.head(F.relu(self.up(torch.cat([x, x], 1)))).mean((2, 3))
+        return result
+
+
 @pytest.mark.parametrize(
     ("make", "name", "readers"),
     [
@@ -172,6 +186,7 @@ def twins(model: nn.Module, name: str) -> tuple[nn.Module, Any]:
         (no_norm, "2", ["5"]),  # four columns a channel, behind a flattening
         (NETWORKS[5].build, "stem.0", ["first.0"]),  # a part of the channels for each group of a convolution
         (NETWORKS[3].build, "0.0", ["1.0"]),
+        (Decoder, "down", ["up"]),
     ],
 )
 def test_nothing_is_lost_of_equal_channels(make: Any, name: str, readers: list[str]) -> None:

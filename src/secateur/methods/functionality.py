@@ -25,7 +25,7 @@ Where this differs from that, or is our own, and why:
         depthwise convolution behind another, theirs are added. Biases and norms do not count. One backward a sample.
     `merge` (ours, as is its measure): what reads a channel that goes is added, s times, to what reads the one of its
         cluster with the largest γ that stays. s = <A_i, A_k> / <A_k, A_k> over the calibration images, in front of
-        every reader: nothing is lost where filters are equal. Layer norms notice; groups behind them do not merge.
+        every reader: nothing is lost where filters are equal. What a layer norm looks at together is not merged.
 """
 
 from __future__ import annotations
