@@ -295,8 +295,7 @@ class Functionality(Method):
             criterion=self.name, clusters={name: int(labels.max()) + 1 for name, labels in self._labels.items()}
         )
         if self.settings.merge:
-            found = self._heirs(plan).items()
-            plan.provenance["merged"] = {name: [gone.tolist(), stays.tolist()] for name, (gone, stays) in found}
+            plan.provenance["merged"] = {n: [a.tolist(), b.tolist()] for n, (a, b) in self._heirs(plan).items()}
         return plan
 
     def _removed(self, name: str, number: int) -> BoolArray:
@@ -323,9 +322,10 @@ class Functionality(Method):
         """By group, the channels that are merged, and into which."""
         result = {}
         for name in self._merged:
-            labels = self._partition(name, int((~plan.masks[name]).sum()))
-            result[name] = heirs(labels, self._gamma[name], plan.masks[name])
-        return {name: pair for name, pair in result.items() if len(pair[0])}
+            mask = plan.masks[name]
+            if not mask.all():
+                result[name] = heirs(self._partition(name, int((~mask).sum())), self._gamma[name], mask)
+        return result
 
     def check_repairs(self, repairs: Sequence[Repair]) -> None:
         """Compensation computes the same weights from those before the cut."""
@@ -393,8 +393,8 @@ ROW = MethodRow(
     acts="after training",
     granularity="channel",
     fidelity="only the abstracts were read: ascent and contribution as stated for a sister method, k-means and the "
-    "range of K recalled, unverified; silhouette, split, one ratio for all groups, 40 ascent steps and what the options "
-    "`wrt: weight` and `merge` compute are our own",
+    "range of K recalled, unverified; silhouette, split, one ratio for all groups, 40 ascent steps, and what "
+    "`wrt: weight` and `merge` compute, are our own",
     factory=Functionality,
     settings=FunctionalitySettings,
 )
