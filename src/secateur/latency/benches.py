@@ -126,9 +126,9 @@ def _onnxruntime(layers: Sequence[Layer], threads: int) -> list[float]:
 
 
 def _openvino(layers: Sequence[Layer], threads: int) -> list[float]:
-    from secateur.runtime.export import needed
+    from secateur.runtime.export import openvino_core
 
-    core = needed("openvino").Core()
+    core = openvino_core("export")
     settings = {"PERF_COUNT": True, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     request = core.compile_model(core.read_model(_model(layers)), "CPU", settings).create_infer_request()
     feed = _feed(layers)

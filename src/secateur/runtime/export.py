@@ -25,7 +25,7 @@ from secateur.runtime.exporters.onnx import (
     write_onnx,
 )
 from secateur.runtime.exporters.openvino import open_openvino, write_openvino
-from secateur.runtime.exporters.outside import needed, quiet, told
+from secateur.runtime.exporters.outside import needed, openvino_core, quiet, told
 from secateur.runtime.exporters.pt2 import write_pt2
 from secateur.runtime.exporters.subject import Subject, outputs, relative_error, tolerance_of
 
@@ -42,6 +42,7 @@ __all__ = [
     "onnx_model",
     "onnx_runner",
     "onnx_session",
+    "openvino_core",
     "outputs",
     "quiet",
     "relative_error",

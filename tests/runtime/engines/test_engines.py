@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,3 +135,26 @@ def test_versions_name_what_runs(name: str) -> None:
     found = ENGINES[name].versions()
     assert found["torch"] == torch.__version__
     assert name in ("pytorch", "compiled") or name in found
+
+
+#: Networks that end in the order they came, then a Ctrl-C.
+INTERRUPTED = """
+import os, signal, torch
+from torch import nn
+from secateur.runtime.engines import ENGINES
+signal.signal(signal.SIGINT, signal.default_int_handler)
+calls = [ENGINES["openvino"].prepare(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8), 1) for _ in range(3)]
+while calls:
+    calls.pop(0)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals as Unix has them")
+def test_ctrl_c_is_heard_after_openvino() -> None:
+    present("openvino")
+    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -14,7 +14,7 @@ from torch import nn
 from secateur.runtime.engines.base import Call, Engine, Seconds, Watch
 from secateur.runtime.engines.onnx_file import onnx_of
 from secateur.runtime.engines.watching import layers_of_nodes, summed, with_rest
-from secateur.runtime.export import needed, told
+from secateur.runtime.export import needed, openvino_core, told
 
 
 def prepare(model: nn.Module, inputs: Any, threads: int) -> Call:
@@ -32,7 +32,7 @@ def opened(model: nn.Module, inputs: Any, threads: int, **settings: Any) -> Any:
     data = onnx_of(model, inputs)
     openvino = needed("openvino")
     with told("OpenVINO cannot run the exported network", "leave it out"):
-        core = openvino.Core()
+        core = openvino_core("export")
         compiled = core.compile_model(
             core.read_model(data),
             "CPU",

@@ -16,16 +16,16 @@ from secateur.graph.modules import map_tensors
 from secateur.runtime.exporters.calibration import Pieces
 from secateur.runtime.exporters.onnx import onnx_model
 from secateur.runtime.exporters.openvino import openvino_files
-from secateur.runtime.exporters.outside import needed, told
+from secateur.runtime.exporters.outside import needed, openvino_core, told
 from secateur.runtime.exporters.subject import Subject
 
 
 def quantise_openvino(subject: Subject, path: Path, pieces: Pieces) -> dict[Path, bytes]:
     """The bytes of both files."""
-    nncf, openvino = needed("nncf", "int8"), needed("openvino", "int8")
+    nncf, core = needed("nncf", "int8"), openvino_core("int8")
     data, _ = onnx_model(subject, "export.int8=[]")
     with told("NNCF cannot quantise the network", "leave openvino out of export.int8"):
-        model = openvino.Core().read_model(data)
+        model = core.read_model(data)
         names = [row.any_name for row in model.inputs]
         source = _Source(pieces, names)
         # all images, however many; those of a batch count as so many samples where the statistics can tell them apart

@@ -14,17 +14,17 @@ import torch
 
 from secateur.graph.modules import map_tensors
 from secateur.runtime.exporters.onnx import onnx_model
-from secateur.runtime.exporters.outside import needed, told
+from secateur.runtime.exporters.outside import needed, openvino_core, told
 from secateur.runtime.exporters.subject import Run, Subject
 
 
 def write_openvino(subject: Subject, path: Path) -> dict[str, Any]:
     """Write the representation in two files, the weights beside `path` with the ending .bin; says its "opset" too."""
-    openvino = needed("openvino", "openvino")
+    core = openvino_core()
     data, _ = onnx_model(subject, "export.openvino=false")
     with told("OpenVINO cannot run the exported network", "leave it out with export.openvino=false"):
-        files = openvino_files(openvino.Core().read_model(data), path)
-        model = openvino.Core().read_model(*files.values())
+        files = openvino_files(core.read_model(data), path)
+        model = core.read_model(*files.values())
         error = subject.error(openvino_runner(model))
         opset = max(int(name) for op in model.get_ops() if (name := op.get_type_info().version_id[5:]).isdigit())
     return subject.written(files, error, "OpenVINO", {"opset": opset})
@@ -32,7 +32,7 @@ def write_openvino(subject: Subject, path: Path) -> dict[str, Any]:
 
 def open_openvino(files: Sequence[bytes]) -> tuple[Run, bool]:
     """A function that runs the two files, and whether they take any batch size."""
-    model = needed("openvino", "openvino").Core().read_model(*files)
+    model = openvino_core().read_model(*files)
     shape = model.inputs[0].get_partial_shape()
     return openvino_runner(model), bool(len(shape)) and shape[0].is_dynamic
 
@@ -47,9 +47,8 @@ def openvino_files(model: Any, path: Path) -> dict[Path, bytes]:
 
 def openvino_runner(model: Any) -> Run:
     """A function from inputs to outputs, in the precision of the weights; OpenVINO would choose a coarser one."""
-    core = needed("openvino", "openvino").Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = core.compile_model(model, "CPU", settings)
+    compiled = openvino_core().compile_model(model, "CPU", settings)
 
     def run(inputs: Any) -> list[torch.Tensor]:
         flat: list[torch.Tensor] = []

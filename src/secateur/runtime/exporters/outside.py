@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import logging
@@ -20,6 +21,20 @@ def needed(package: str, extra: str = "export") -> Any:
             return importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise ConfigError(f'{error.name or package} is not installed: pip install "secateur[{extra}]"') from error
+
+
+def openvino_core(extra: str = "openvino") -> Any:
+    """OpenVINO's one Core of this process; ConfigError with the command that installs our extra where it is missing.
+
+    With each Core its CPU plugin gives the process another stack for signal handlers, and with its end the one before,
+    even where that is gone already: after several Cores the next signal, a Ctrl-C in training, ended the process.
+    """
+    return _core(needed("openvino", extra))
+
+
+@functools.cache
+def _core(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 @contextlib.contextmanager
