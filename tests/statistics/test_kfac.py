@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.errors import ConfigError, ModelError
+from secateur.errors import ConfigError, InputError, ModelError
 from secateur.statistics import Factors, Layer, kfac, patches
 from secateur.statistics.kfac import Batch
 from secateur.statistics.patches import Lattice, add_square, mirrored
@@ -309,8 +309,36 @@ def test_networks_without_layers_and_losses_without_numbers() -> None:
     with pytest.raises(ConfigError, match="one number"):
         found.update(net, [Batch.of(IMAGES.double(), LABELS)], lambda output, target: output)
     pair = Pair(net[0])
-    with pytest.raises(ConfigError, match="drawn"):
-        Factors(pair, IMAGES.double()).update(pair, [Batch.of(IMAGES.double())])
+    found = Factors(pair, IMAGES.double())
+    for target in (None, LABELS):
+        with pytest.raises(ConfigError, match=r"drawn from a tuple.*class scores in dimension 1.*; choose"):
+            found.update(pair, [Batch.of(IMAGES.double(), target)])
+    assert not found.gives_scores
+
+
+class Stacking(nn.Module):
+    """Takes a list of images."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Any) -> Any:
+        return self.inner(torch.stack(images))
+
+
+def test_images_may_come_as_a_list() -> None:
+    images = IMAGES.double()
+    net = network()
+    wanted, found = Factors(net, images), Factors(Stacking(net), (list(images),))
+    wanted.update(net, [Batch.of(images, LABELS)])
+    found.update(Stacking(net), [Batch.of((list(images),), LABELS)])
+    assert found.gives_scores
+    assert Batch.of((list(images),)).images == found.weight == len(images)
+    for name in wanted.layers:
+        torch.testing.assert_close(found.gradients(f"inner.{name}"), wanted.gradients(name))
+    with pytest.raises(InputError, match="no tensor among its inputs"):
+        found.update(Stacking(net), [Batch.of(("an image",))])
 
 
 class Pair(nn.Module):

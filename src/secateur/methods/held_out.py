@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.errors import ConfigError
 from secateur.graph.modules import as_call, map_tensors
-from secateur.statistics.gather import count, pair
+from secateur.statistics.gather import pair, rows
 
 #: One image in so many is held out.
 _EVERY = 8
@@ -35,7 +35,7 @@ class HeldOut:
         seen = 0
         for batch in batches:
             inputs, target = pair(batch, device)
-            images = count(inputs)
+            images = rows(inputs)
             held = (torch.arange(seen, seen + images, device=device) + 1) % _EVERY == 0
             held &= (held.cumsum(0) + self._images) <= self.most
             seen += images

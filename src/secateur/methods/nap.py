@@ -118,6 +118,11 @@ class NAP(Method):
             positions=s.positions,
             largest=s.largest,
         )
+        if s.fisher == "sampled" and not self.factors.gives_scores:
+            raise ModelError(
+                f"NAP draws targets from class scores, and {type(self.model).__name__} does not give one tensor "
+                "[samples, classes, ...]: choose another method."
+            )
         self._kept: Masks = {g.name: np.ones(g.width, dtype=np.bool_) for g in self.graph.groups}
         self._held: dict[str, torch.Tensor] = {}  # masks of parameters by name, to be multiplied with
         if s.mode == "weight":

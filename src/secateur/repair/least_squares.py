@@ -29,7 +29,7 @@ from torch import nn
 from secateur._hints import few
 from secateur._settings import Section
 from secateur.repair.base import Batches, Case, Reader, Repair, RepairRow
-from secateur.statistics.gather import count, pair
+from secateur.statistics.gather import pair, rows
 from secateur.statistics.lockstep import Stop, together, visits
 from secateur.statistics.samples import Moments, Sampler, answers, least_squares, patches
 from secateur.statistics.shortcuts import shortcuts
@@ -64,7 +64,7 @@ class LeastSquares(Repair):
             case.notes.append(f"Least squares leaves layers that do not run just once as they are: {few(left)}.")
         norms = {name: reader.norm for name, reader in readers.items()}
         held = shortcuts(case.dense, shown[0], readers, norms) if s.shortcuts else {}
-        sampler = Sampler([count(inputs) for inputs in shown], s.positions, s.seed)
+        sampler = Sampler([rows(inputs) for inputs in shown], s.positions, s.seed)
         for stop in together((case.dense, case.model), shown, readers, held):
             self._fit(case, readers[stop.layer], stop, sampler)
 
@@ -120,7 +120,7 @@ def limited(batches: Batches, images: int, device: torch.device) -> Iterator[tup
         if seen >= images:
             return
         inputs, target = pair(batch, device)
-        seen += count(inputs)
+        seen += rows(inputs)
         yield inputs, target
 
 

@@ -6,7 +6,7 @@ size and any number of processes come to the same. Memory is what its own docstr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
@@ -144,13 +144,30 @@ def pair(batch: Any, device: torch.device) -> tuple[Any, Any]:
 
 
 def count(inputs: Any) -> int:
-    """Samples in one batch of inputs: the length of the first tensor."""
+    """Samples in one batch of inputs: the length of the first tensor, or of the first list of tensors (detectors)."""
     args, keywords = as_call(inputs)
-    values: Mapping[Any, Any] = {**dict(enumerate(args)), **keywords}
-    first = next((value for value in values.values() if isinstance(value, torch.Tensor) and value.ndim), None)
-    if first is None:
-        raise InputError("A batch has no tensor among its inputs: give pairs (inputs, target).")
-    return len(first)
+    values = (*args, *keywords.values())
+    tensors = (value for value in values if isinstance(value, torch.Tensor) and value.ndim)
+    for value in (*tensors, *filter(listed, values)):
+        return len(value)
+    raise InputError("A batch has no tensor among its inputs: give pairs (inputs, target).")
+
+
+def rows(inputs: Any) -> int:
+    """Samples in one batch, for those that take it apart; InputError if they are a list of tensors."""
+    samples = count(inputs)
+    args, keywords = as_call(inputs)
+    if not any(isinstance(value, torch.Tensor) and value.ndim for value in (*args, *keywords.values())):
+        raise InputError(
+            "Samples are followed one by one here, along the first dimension of a tensor, and these inputs are a list "
+            "of tensors: choose another method, or the repairs compensation and batchnorm."
+        )
+    return samples
+
+
+def listed(value: Any) -> bool:
+    """Whether this is a list of tensors: one argument, of one tensor a sample, or several arguments."""
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, torch.Tensor) for each in value)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -25,6 +25,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from secateur._distributed import rank, world
 from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import as_call
+from secateur.statistics.gather import count
 from secateur.statistics.patches import Lattice, add_square, mirrored, patches, slopes
 
 #: Columns beyond which an A is kept as blocks on its diagonal.
@@ -48,9 +49,8 @@ class Batch:
 
     @property
     def images(self) -> int:
-        """Samples in it."""
-        found = next(v for v in (*self.args, *self.keywords.values()) if isinstance(v, torch.Tensor) and v.ndim)
-        return len(found)
+        """Samples in it; InputError if it holds neither a tensor nor a list of them."""
+        return count((*self.args, *self.keywords.values()))
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Factors(nn.Module):
         self.seed, self.positions = seed, positions
         self.layers: dict[str, Layer] = {}
         self._layer_of: dict[str, str] = {}  # module -> layer; two modules may share a weight
+        self.gives_scores = False  # whether the output is class scores, of which targets can be drawn
         self.weight = 0.0  # of all that was seen: images, discounted
         self.drawn = self.updates = 0
         self._discover(model, example_inputs, largest)
@@ -187,7 +188,7 @@ class Factors(nn.Module):
             if batch.target is None:
                 value = self._sampled(output)
             elif loss is None:
-                value = F.cross_entropy(output, batch.target) * batch.images
+                value = F.cross_entropy(_scores(output), batch.target) * batch.images
             else:
                 value = loss(output, batch.target) * batch.images  # per sample, not per batch
             if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
@@ -198,10 +199,7 @@ class Factors(nn.Module):
 
     def _sampled(self, logits: Any) -> torch.Tensor:
         """Σ_s -log p(y_s|x_s) with y_s drawn from p(·|x_s), the same for every division into batches."""
-        if not isinstance(logits, torch.Tensor) or logits.ndim < 2:
-            kind = type(logits).__name__
-            raise ConfigError(f"Targets cannot be drawn from a {kind}: class scores in dimension 1 are needed.")
-        scores = logits.float().movedim(1, -1).flatten(0, -2)
+        scores = _scores(logits).float().movedim(1, -1).flatten(0, -2)
         seed = np.random.SeedSequence((self.seed, rank())).generate_state(2, np.uint64)
         bits = np.random.PCG64(int(seed[0]))
         bits.advance(self.drawn)
@@ -260,12 +258,27 @@ class Factors(nn.Module):
         with _undisturbed(model) as tensors, _hooked(model, _watched(model), note):
             values = dict(tensors())
             weights.update((id(tensor), name) for name, tensor in values.items())
-            torch.func.functional_call(model, values, args, dict(keywords))
+            self.gives_scores = _are_scores(torch.func.functional_call(model, values, args, dict(keywords)))
         if not self.layers:
             raise ModelError(
                 f"{type(model).__name__} runs no linear or convolution layer, so its curvature cannot be had: choose "
                 "another method."
             )
+
+
+def _are_scores(output: Any) -> bool:
+    return isinstance(output, torch.Tensor) and output.ndim >= 2
+
+
+def _scores(output: Any) -> torch.Tensor:
+    """Class scores, in dimension 1; ConfigError if the output is something else."""
+    if not _are_scores(output):
+        raise ConfigError(
+            f"Targets cannot be drawn from a {type(output).__name__}, nor can it be held against labels: class scores "
+            "in dimension 1 are needed; choose a method that asks for none."
+        )
+    scores: torch.Tensor = output
+    return scores
 
 
 class _Watch:
