@@ -579,6 +579,32 @@ def test_groups_that_cannot_be_merged_stay_whole() -> None:
     assert method.merging < 1e-5
 
 
+class Casting(nn.Module):
+    """Casts what is not of single precision, so that it makes other calls in double precision; or counts on a size."""
+
+    def __init__(self, *, fixed: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.fixed = nn.Linear(6, 12), nn.Linear(12, 3), fixed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x).float().to(x.dtype)
+        if self.fixed:
+            hidden = hidden.view(-1, 6 + 6)
+        result: torch.Tensor = self.second(F.relu(hidden))
+        return result
+
+
+def test_code_that_casts_is_tried_in_its_own_precision() -> None:
+    graph = trace(Casting(), torch.randn(4, 6))
+    assert mergeable(graph, {"first": np.array([0] * 6 + list(range(1, 7)))})
+    CSGD(Casting(), torch.randn(4, 6), budget="flops=0.6").finish()
+
+
+def test_widths_that_do_not_fit_a_size_in_code_are_no_merge() -> None:
+    graph = trace(Casting(fixed=True), torch.randn(4, 6))
+    assert not mergeable(graph, {"first": np.array([0] * 6 + list(range(1, 7)))})
+
+
 def test_a_network_in_which_nothing_can_be_merged_is_refused() -> None:
     model = nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 3))
     with pytest.raises(ModelError, match="Merging equal channels changes"):

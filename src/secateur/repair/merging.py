@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from secateur._protocols import BoolArray, IntArray
-from secateur.graph import Graph
+from secateur.graph import Graph, SizeConflict
 from secateur.graph.channels import Member
 from secateur.graph.cut import alive_slots, cut
 from secateur.graph.modules import as_call, map_tensors, named_tensors, plain_kernels
@@ -101,8 +101,12 @@ def mergeable(graph: Graph, clusters: Clusters, *, seed: int = 0) -> bool:
     """
     try:
         return _merging_error(graph, clusters, seed, torch.float64) <= 1e-6
-    except RuntimeError:  # code that makes tensors of single precision
+    except (RuntimeError, SizeConflict):  # code that makes tensors of single precision, or casts those of another
+        pass
+    try:
         return _merging_error(graph, clusters, seed, None) <= 1e-3
+    except SizeConflict:  # these widths do not fit a size in code
+        return False
 
 
 def _merging_error(graph: Graph, clusters: Clusters, seed: int, dtype: torch.dtype | None) -> float:
