@@ -14,7 +14,7 @@ from secateur.budget import Budget
 from secateur.errors import BudgetError, ModelError
 from secateur.graph import Graph, SizeConflict, trace
 from secateur.graph.modules import clone_module, named_tensors
-from secateur.latency import align_of, price
+from secateur.latency import Watcher, align_of, price
 from secateur.methods.criteria import CRITERIA, score
 from secateur.plan import Plan
 from secateur.repair import Repair, mend, repairs
@@ -44,6 +44,7 @@ def prune(
     verify: bool = True,
     seed: int = 0,
     inplace: bool = False,
+    watch: Watcher | None = None,
 ) -> Result:
     """Remove the least important channels until the budget is met, and prove the result.
 
@@ -63,6 +64,7 @@ def prune(
         repair: names of `secateur.repair.REPAIRS`, or such objects: what is done to the surviving weights.
         verify: compare the result with the masked original. seed: of random scores and of the verification.
         inplace: narrow `model` itself instead of a copy.
+        watch: told (done, total, runtime) while layer shapes are measured for a latency budget.
 
     Raises:
         SecateurError: one sentence that names the cause and the remedy; `model` is then as it was.
@@ -73,7 +75,7 @@ def prune(
         raise ModelError(nothing_to_prune(graph))
     patterns = tuple([ignore] if isinstance(ignore, str) else ignore)
     bounds = None if budget is None else Budget.parse(budget)
-    constraints = price(graph, bounds, Constraints(patterns, min_channels, max_ratio, align_of(align)))
+    constraints = price(graph, bounds, Constraints(patterns, min_channels, max_ratio, align_of(align)), watch)
     before = graph.cost()
     mending = repairs(repair)
     needs_data = bool(mending) or any(row.name == criterion and row.needs_data for row in CRITERIA)

@@ -33,10 +33,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_what_is_known_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     counts, seen = counted(monkeypatch), []
     first = Table(Target("pytorch"))
-    first.measure([*LAYERS, LAYERS[0]], lambda done, total: seen.append((done, total)))
-    first.measure(LAYERS)
+    first.measure([*LAYERS, LAYERS[0]], lambda *told: seen.append(told))
+    first.measure(LAYERS, lambda *told: seen.append(told))
     assert counts == [3]
-    assert seen == [(3, 3)]
+    assert seen == [(0, 3, "pytorch"), (3, 3, "pytorch")]  # and nothing where nothing lacks
     again = Table(Target("pytorch"))
     assert again.times.keys() == first.times.keys()
     again.measure([*LAYERS, (CONV, 16, 8)])

@@ -108,10 +108,16 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what matt
 
 
 @contextlib.contextmanager
-def working(what: str, silent: bool) -> Iterator[None]:
-    """What models and libraries print goes to stderr, their warnings nowhere (unless debugging)."""
+def working(what: str, silent: bool, *, still: bool = False) -> Iterator[None]:
+    """What models and libraries print goes to stderr, their warnings nowhere (unless debugging).
+
+    still: nothing turns meanwhile, for it would take time from what is timed.
+    """
     console = Console(stderr=True)
-    busy = console.status(f"{what} ...") if console.is_terminal and not silent else contextlib.nullcontext()
+    shown = console.is_terminal and not silent
+    if shown and still:
+        print(f"{what} ...", file=sys.stderr)
+    busy = console.status(f"{what} ...") if shown and not still else contextlib.nullcontext()
     with warnings.catch_warnings(), busy, contextlib.redirect_stdout(sys.stderr):
         if not debugging():
             warnings.simplefilter("ignore")

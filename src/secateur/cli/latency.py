@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +93,7 @@ def latency(
         asked = {"--against": against, "--alone": alone, "--layers": layers}
         if ignored := [option for option, given in asked.items() if given]:
             raise ConfigError(f"--staircase times one layer, so {ignored[0]} has no meaning: leave one of them out.")
-        with _timing(quiet or as_json):
+        with working("Timing", quiet or as_json, still=True):
             document = _staircases(network(model, wish), stairs, runtime, batch, threads)
         _save(document, out)
         if as_json or not quiet:
@@ -106,7 +103,7 @@ def latency(
         raise ConfigError("--alone and --against are both given: use one of them.")
     names, skipped = _runtimes(runtime)
     settings: dict[str, Any] = {"batch_size": batch, "repeats": repeats, "threads": threads, "runtimes": names}
-    with _timing(quiet or as_json):
+    with working("Timing", quiet or as_json, still=True):
         subject = network(model, wish, dense=against)
         other = subject.before if against is None else opponent(against, subject, wish)
         if alone or other is None:
@@ -119,15 +116,6 @@ def latency(
     _save(document, out)
     if as_json or not quiet:
         emit(document, as_json, lambda: latency_tables(document, every=every))
-
-
-@contextlib.contextmanager
-def _timing(silent: bool) -> Iterator[None]:
-    """As `working`, but for what turns meanwhile: it would take time from what is timed."""
-    if sys.stderr.isatty() and not silent:
-        print("Timing ...", file=sys.stderr)
-    with working("Timing", silent=True):
-        yield
 
 
 def _staircases(subject: Named, layer: str, runtimes: str, batch: int, threads: int) -> dict[str, Any]:

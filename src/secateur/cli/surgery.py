@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -29,6 +30,7 @@ from secateur.cli._base import (
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
+    from secateur.latency import Watcher
     from secateur.references import Loaded
     from secateur.surgery import Result
 
@@ -140,7 +142,9 @@ def prune(
     multiple = align_of(align)
     Constraints(tuple(ignore), min_channels, max_ratio, multiple)
     _check_files(weights, out, plan_out)
-    with working("Pruning", quiet or as_json):
+    silent = quiet or as_json
+    timed = bounds is not None and bounds.target is not None
+    with working("Pruning", silent, still=timed), _measuring(silent) if timed else contextlib.nullcontext() as watch:
         loaded = load(model, arguments=model_arg, input_size=input_size, input_shapes=input_shape, seed=seed)
         if weights is not None:
             read_weights(loaded.model, weights)
@@ -160,6 +164,7 @@ def prune(
             attention=cast(Any, attention),  # checked there
             verify=not no_verify,
             seed=seed,
+            watch=watch,
         )
         result.plan.provenance["model"] = model
         files = _save(loaded, result, out, plan_out)
@@ -202,6 +207,18 @@ def apply(
         result = secateur.apply(loaded.model, loaded.inputs, saved, verify=not no_verify)
         files = _save(loaded, result, out, None)
     _tell("apply", loaded, result, files, every=every, as_json=as_json, quiet=quiet)
+
+
+@contextlib.contextmanager
+def _measuring(silent: bool) -> Iterator[Watcher]:
+    """What shows the layer shapes that are measured, as a run does."""
+    from secateur.training import make_progress
+
+    progress = make_progress(quiet=silent)
+    try:
+        yield progress.measured
+    finally:
+        progress.end_stage()  # a bar that an error or Ctrl-C has left
 
 
 def _check_criterion(name: str) -> None:

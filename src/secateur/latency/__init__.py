@@ -18,19 +18,21 @@ from secateur.graph import Graph
 from secateur.latency.benches import BENCHES
 from secateur.latency.prediction import Prediction, cuts_of, predict
 from secateur.latency.stairs import Staircase, staircase
-from secateur.latency.table import Table, cache_folder
+from secateur.latency.table import Table, Watcher, cache_folder
 
 __all__ = [
-    "AUTO", "BENCHES", "PRESETS", "Prediction", "Staircase", "Table", "Target", "align_of", "cache_folder", "predict",
-    "price", "staircase", "this_machine",
+    "AUTO", "BENCHES", "PRESETS", "Prediction", "Staircase", "Table", "Target", "Watcher", "align_of", "cache_folder",
+    "predict", "price", "staircase", "this_machine",
 ]  # fmt: skip
 
 
-def price(graph: Graph, budget: Budget | None, constraints: Constraints) -> Constraints:
+def price(graph: Graph, budget: Budget | None, constraints: Constraints, watch: Watcher | None = None) -> Constraints:
     """Where the budget bounds a latency, make it one of the graph's costs, and widths multiples of what pays there.
 
     The first process measures for all. Widths that are no multiple of a runtime's block cost what the next multiple
     costs, so `align` of 1, the default, becomes that block; any other stays as it is.
+
+    watch: told of layer shapes that are measured, in the process that does it.
 
     Returns:
         the constraints to plan with.
@@ -39,6 +41,6 @@ def price(graph: Graph, budget: Budget | None, constraints: Constraints) -> Cons
     if target is None:
         return constraints
     cuts_of(graph, PRESETS[this_machine()])  # all processes see the same groups
-    prediction = from_first(lambda: predict(graph, target))
+    prediction = from_first(lambda: predict(graph, target, watch))
     graph.attach(prediction)
     return replace(constraints, align=prediction.step) if constraints.align == 1 else constraints

@@ -29,8 +29,8 @@ from secateur.latency.benches import BENCHES, Layer, timed
 #: How a network's own times fit the table: three factors, and of every trial its layers, elements and microseconds.
 Fit = tuple[tuple[float, float, float], tuple[tuple[float, float, float], ...]]
 
-#: Told how many of how many layer shapes have been measured.
-Watcher = Callable[[int, int], None]
+#: Told how many of how many layer shapes have been measured, and on which runtime.
+Watcher = Callable[[int, int, str], None]
 
 _FORMAT, _VERSION = "secateur.layer-times", 1
 _AT_ONCE = 64  # shapes between two calls of the watcher
@@ -71,14 +71,19 @@ class Table:
         return PRESETS[this_machine()]
 
     def measure(self, layers: Iterable[Layer], watch: Watcher | None = None) -> None:
-        """Time the layers that are not in the table yet, and keep the file."""
+        """Time the layers that are not in the table yet, and keep the file.
+
+        layers: with their two widths. watch: told at the beginning and from time to time; not if nothing is lacking.
+        """
         lacking = sorted(set(layers) - self.times.keys())
+        if lacking and watch is not None:
+            watch(0, len(lacking), self.runtime)
         for begin in range(0, len(lacking), _AT_ONCE):
             part = lacking[begin : begin + _AT_ONCE]
             times = np.round(timed(self.runtime, part, self.threads), 2)  # as the file has them
             self.times.update(zip(part, times.tolist(), strict=True))
             if watch is not None:
-                watch(begin + len(part), len(lacking))
+                watch(begin + len(part), len(lacking), self.runtime)
         if lacking:
             self._write()
 

@@ -32,7 +32,7 @@ from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import SizeConflict, trace
 from secateur.graph.modules import clone_module, map_tensors
-from secateur.latency import price
+from secateur.latency import Watcher, price
 from secateur.plan import Plan, fingerprint
 from secateur.repair.base import Repair, mend
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
@@ -101,6 +101,7 @@ class Method(nn.Module):
         allocator: str = "global",
         normalise: str | None = None,
         attention: Literal["heads", "head_dim"] = "heads",
+        watch: Watcher | None = None,
         **settings: Any,
     ) -> None:
         """Trace the model and prepare it.
@@ -111,6 +112,7 @@ class Method(nn.Module):
             steps: optimiser steps there will be with the method at work. seed: of everything random.
             constraints: what no plan may do. allocator, normalise: from scores to plan; None: as the method has it.
             attention: prune whole "heads" or the features of every head. settings: the method's own.
+            watch: told (done, total, runtime) while layer shapes are measured for a latency budget.
 
         Raises:
             SecateurError: one sentence: the model cannot be pruned, the budget cannot be met, a setting is wrong.
@@ -131,7 +133,7 @@ class Method(nn.Module):
         self.result: Result | None = None
         check_weights(self.graph)
         self._settle()
-        self.constraints = price(self.graph, self.budget, self.constraints)
+        self.constraints = price(self.graph, self.budget, self.constraints, watch)
         self._architecture = fingerprint(self.graph)  # before anything is inserted
         self._check_reach()  # and while a refusal leaves the model as it was
         self.prepare()

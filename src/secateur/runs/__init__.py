@@ -53,7 +53,7 @@ def start(
         KeyboardInterrupt: after Ctrl-C; `resume` goes on from there.
     """
     refuse(folder)
-    prepared = prepare(recipe)
+    prepared = _prepared(recipe, progress)
     if opened is not None and rank() == 0:
         opened(prepared)
     if rank() == 0:
@@ -75,10 +75,18 @@ def resume(
     run = Folder.open(folder)
     if run.finished:
         return _outcome(folder, already=True)
-    prepared = prepare(run.recipe)
+    prepared = _prepared(run.recipe, progress)
     if opened is not None and rank() == 0:
         opened(prepared)
     return _go(prepared, run, progress, command)
+
+
+def _prepared(recipe: Recipe, progress: Progress | None) -> Prepared:
+    told = progress or Silent()
+    try:
+        return prepare(recipe, told.measured)
+    finally:
+        told.end_stage()  # a bar that an error or Ctrl-C has left
 
 
 def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: str) -> Outcome:

@@ -21,6 +21,7 @@ from secateur.allocate.presets import align_of
 from secateur.data import Data, open_data
 from secateur.errors import ConfigError, InputError, ModelError
 from secateur.graph import Cost
+from secateur.latency import Watcher
 from secateur.methods import Method, MethodRow, method
 from secateur.models import MODELS
 from secateur.recipe import Recipe
@@ -73,13 +74,15 @@ class Prepared:
         """The network with the weights it starts from, always the same."""
         return _network(self.recipe, self.arguments, self.shape)
 
-    def method(self, loaded: Loaded) -> Method:
-        """The method at work on such a network."""
-        return _method(self.recipe, self.row, loaded, self.steps)
+    def method(self, loaded: Loaded, watch: Watcher | None = None) -> Method:
+        """The method at work on such a network; `watch` is told of layer shapes that are measured."""
+        return _method(self.recipe, self.row, loaded, self.steps, watch)
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
     """Try everything a recipe names.
+
+    watch: told of layer shapes that are measured, where the budget bounds a latency.
 
     Raises:
         SecateurError: one sentence for the first thing that cannot be.
@@ -102,7 +105,7 @@ def prepare(recipe: Recipe) -> Prepared:
     engine = Engine(data, recipe.engine, seed=recipe.seed, batch_size=recipe.data.batch_size)
     steps = engine.steps(recipe.train) if recipe.train is not None and row.acts == "while training" else None
     name = type(loaded.model).__name__
-    made = _method(recipe, row, loaded, steps)
+    made = _method(recipe, row, loaded, steps, watch)
     made.check_repairs(asked)
     return Prepared(recipe, data, row, arguments, name, made.graph.cost(), steps)
 
@@ -191,7 +194,7 @@ def _network(recipe: Recipe, arguments: Mapping[str, Any], shape: tuple[int, ...
     return loaded
 
 
-def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None) -> Method:
+def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None, watch: Watcher | None) -> Method:
     made = row.factory(
         loaded.model,
         loaded.inputs,
@@ -201,6 +204,7 @@ def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None) -
         constraints=Constraints(**{**recipe.constraints.model_dump(), "align": align_of(recipe.constraints.align)}),
         allocator=recipe.allocator,
         normalise=recipe.normalise,
+        watch=watch,
         **recipe.method.settings,
     )
     assert isinstance(made, Method)

@@ -86,7 +86,7 @@ class Stages:
         return values | {"accuracy": {"dense": self._test(loaded.model)}}, []
 
     def _train_with_method(self) -> Done:
-        method = self.prepared.method(self._start())
+        method = self._method(self._start())
         values = self._fit("train", method, method=method)
         accuracy: dict[str, float | None] = {}
         if self.recipe.pretrain is None and self.prepared.begins_trained:
@@ -153,13 +153,20 @@ class Stages:
         """The method on the network as training left it."""
         loaded = self._start()
         if self.prepared.row.acts == "while training":
-            method = self.prepared.method(loaded)
+            method = self._method(loaded)
             self._fit("train", method, method=method)  # which has ended: the method gets what it ended with
             return method.to("cpu")
         if self.prepared.row.acts == "after training" and self.recipe.train is not None:
             self._fit("train", loaded.model)
             loaded.model.to("cpu")
-        return self.prepared.method(loaded)
+        return self._method(loaded)
+
+    def _method(self, loaded: Loaded) -> Method:
+        """The method on a network; what its table of layer times lacks, where that could not be kept, is shown."""
+        try:
+            return self.prepared.method(loaded, self.engine.progress.measured)
+        finally:
+            self.engine.progress.end_stage()
 
     def _plain(self, method: Method) -> nn.Module:
         """The dense network the narrow one is compared with, and learns from.

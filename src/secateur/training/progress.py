@@ -11,6 +11,7 @@ from typing import Any, Protocol, TextIO
 from secateur.training.metrics import strict
 
 Row = Mapping[str, Any]
+_MEASURING = "measuring layer shapes"
 
 
 class Progress(Protocol):
@@ -27,7 +28,11 @@ class Progress(Protocol):
 
     def say(self, sentence: str) -> None: ...
 
-    def end_stage(self) -> None: ...
+    def measured(self, done: int, total: int, runtime: str) -> None:
+        """Follow layer shapes that are timed for a latency budget; no stage is under way."""
+
+    def end_stage(self) -> None:
+        """Nothing is under way any longer, whether a stage has begun or not."""
 
 
 def make_progress(*, quiet: bool = False, json: bool = False, stream: TextIO | None = None) -> Progress:
@@ -59,6 +64,9 @@ class Silent:
     def say(self, sentence: str) -> None:
         """Say nothing."""
 
+    def measured(self, done: int, total: int, runtime: str) -> None:
+        """Say nothing."""
+
     def end_stage(self) -> None:
         """Say nothing."""
 
@@ -75,12 +83,15 @@ class Lines(Silent):
     def epoch(self, row: Row) -> None:
         self.say(describe(row, self._epochs))
 
+    def measured(self, done: int, total: int, runtime: str) -> None:
+        self.say(f"{_MEASURING} {done} of {total} on {runtime}")
+
     def say(self, sentence: str) -> None:
         print(sentence, file=self._stream, flush=True)
 
 
 class JsonLines(Silent):
-    """One JSON object a line: {"event": "stage" | "epoch" | "note" | "end", ...}."""
+    """One JSON object a line: {"event": "stage" | "epoch" | "measured" | "note" | "end", ...}."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._stage = stream, ""
@@ -95,8 +106,13 @@ class JsonLines(Silent):
     def say(self, sentence: str) -> None:
         self._write("note", {"text": sentence})
 
+    def measured(self, done: int, total: int, runtime: str) -> None:
+        self._write("measured", {"done": done, "total": total, "runtime": runtime})
+
     def end_stage(self) -> None:
-        self._write("end", {"stage": self._stage})
+        if self._stage:
+            self._write("end", {"stage": self._stage})
+        self._stage = ""
 
     def _write(self, event: str, values: Mapping[str, Any]) -> None:
         line = json.dumps({"event": event, **strict(values)}, allow_nan=False, ensure_ascii=False)
@@ -151,6 +167,17 @@ class Bars:
 
     def epoch(self, row: Row) -> None:
         self.say(describe(row, self._epochs))
+
+    def measured(self, done: int, total: int, runtime: str) -> None:
+        if done == 0 or self._bars is None:
+            self.end_stage()
+            # nothing that turns by itself: it would take time from what is timed
+            self._bars = self._rich(*self._columns[:2], self._columns[3], console=self._console, auto_refresh=False)
+            self._task = self._bars.add_task(_MEASURING, total=total, said="")
+            self._bars.start()
+        self._bars.update(self._task, completed=done, said=f"{done} of {total} on {runtime}", refresh=True)
+        if done == total:
+            self.end_stage()
 
     def say(self, sentence: str) -> None:
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
