@@ -90,12 +90,18 @@ def _settled(plan: Plan, graph: Graph) -> list[SizeConflict]:
     return found
 
 
-def remember(graph: Graph, plan: Plan) -> None:
-    """Note in the plan what a fresh trace must be told to have the same groups."""
+def remember(graph: Graph, plan: Plan) -> list[str]:
+    """Note in the plan what a fresh trace must be told to have the same groups, and what its latency was taken for.
+
+    Returns:
+        sentences to tell the user.
+    """
     plan.provenance["attention"] = graph.attention
     plan.provenance["settled"] = [conflict.as_json() for conflict in graph.settled]
     if graph.timing is not None:
-        plan.provenance["latency"] = graph.timing.about()
+        said = plan.provenance["latency"] = graph.timing.about(graph, plan)
+        return [said["note"]] if "note" in said else []
+    return []
 
 
 def check_weights(graph: Graph) -> None:

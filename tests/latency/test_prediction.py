@@ -78,9 +78,9 @@ def test_a_network_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = latency.predict(secateur.trace(create("resnet8"), IMAGE), Target("pytorch"))
     monkeypatch.setattr("secateur.latency.prediction.times_of", None)
     again = latency.predict(secateur.trace(create("resnet8"), IMAGE), Target("pytorch"))
-    assert again.about() == first.about()
+    assert (again.factors, again.trials) == (first.factors, first.trials)
     with pytest.raises(TypeError):  # another network is timed
-        latency.predict(secateur.trace(create("resnet8", classes=7), IMAGE), Target("pytorch"))
+        latency.predict(secateur.trace(create("resnet8", num_classes=7), IMAGE), Target("pytorch"))
 
 
 @pytest.mark.usefixtures("made_up")
@@ -118,6 +118,8 @@ def test_prune_to_a_latency(allocator: str) -> None:
     said = result.plan.provenance["latency"]
     assert said["target"] == "pytorch"
     assert said["median_error"] < 0.02
+    assert said["expected_us"] == said["counted_us"]
+    assert "note" not in said
     assert result.plan.provenance["budget"] == {"latency": "0.6@pytorch"}
 
 
@@ -138,6 +140,13 @@ def test_an_alignment_of_ones_own_stays() -> None:
     result = secateur.prune(create("resnet20"), IMAGE, budget="latency=0.6@pytorch", align=2)
     assert any(width % _made_up.STEP for width in result.plan.widths.values())
     assert result.reached("latency") <= 0.6
+    said = result.plan.provenance["latency"]
+    assert said["counted_us"] == pytest.approx(result.after.latency, rel=1e-3)
+    assert said["expected_us"] > 1.03 * said["counted_us"]
+    assert f"widths are no multiples of {_made_up.STEP}: with align={_made_up.STEP} they are." in said["note"]
+    pruner = method("l1").factory(create("resnet8"), IMAGE, budget="latency=0.6@pytorch", align=2)
+    pruner.finish()
+    assert any("with align=" in note for note in pruner.notes)
 
 
 @pytest.mark.usefixtures("made_up")

@@ -51,7 +51,7 @@ def test_what_is_known_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, ow
     [
         lambda text: text[: len(text) // 2],
         lambda text: text.replace('"conv"', '"con"'),
-        lambda text: text.replace('"version": 1', '"version": 2'),
+        lambda text: text.replace('"version": 2', '"version": 1'),
         lambda text: text.replace('"threads": 1', '"threads": 4'),
         lambda text: json.dumps({**json.loads(text), "layers": [["conv", 1, [6]]]}),
         lambda text: json.dumps({**json.loads(text), "layers": 3}),

@@ -32,8 +32,8 @@ class Masks(Protocol):
 class Timing(Protocol):
     """Something that predicts latencies: a `secateur.latency.Prediction`."""
 
-    def about(self) -> dict[str, Any]:
-        """What a plan should say about the predictions it was made with, as JSON."""
+    def about(self, graph: Graph, plan: Masks) -> dict[str, Any]:
+        """What a plan should say about the predictions it was made with, as JSON; "note": what to tell, if any."""
 
     def bind(self, graph: Graph) -> Callable[[Floats], Floats]:
         """The function from widths [..., groups] of this graph to microseconds [...], monotone in every width."""

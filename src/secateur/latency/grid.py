@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur._protocols import BoolArray, FloatArray, IntArray
+from secateur._protocols import FloatArray, IntArray
 
 _SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+_FOUR = 4  # multiples of it are better to many runtimes than odd widths are, though no multiples of their step
+_LEAST = 0.5  # of the next multiple: an odd width takes no less, however noisy the times
 _MOST_WHOLE = 6  # widths that are measured as they are, along one side
 
 
@@ -24,25 +26,60 @@ def points(widths: Iterable[int], step: int, *, prunable: bool) -> tuple[int, ..
 
 
 @dataclass(frozen=True)
+class Odd:
+    """What a layer takes whose outputs, or inputs, are no multiple of the step.
+
+    Runtimes may compute such a layer in another way, which need not pad, and may change layouts in front of it:
+
+        microseconds = a + b · outputs + c · inputs + d · outputs · inputs
+
+    At multiples of `_FOUR` that way is not needed, and what is measured there is how many times as long they take as
+    the step's next multiple.
+    """
+
+    surface: tuple[float, float, float, float] | None = None
+    four: float = 1.0
+
+    @classmethod
+    def of(cls, times: Mapping[tuple[int, int], float], four: float = 1.0) -> Odd:
+        """From microseconds at (outputs, inputs), none or few; sides that do not vary there have no terms."""
+        if not times:
+            return cls(four=four)
+        out, into = np.array(list(times), dtype=np.float64).T
+        terms = _terms(out, into)
+        outs, ins = np.ptp(out) > 0, np.ptp(into) > 0
+        kept = np.array([True, outs, ins, outs and ins])
+        found = np.zeros(4)
+        found[kept] = np.linalg.lstsq(terms[:, kept], np.array(list(times.values())))[0]
+        a, b, c, d = found.tolist()
+        return cls((a, b, c, d), four)
+
+    def factor(self, widths: FloatArray, out: FloatArray, into: FloatArray, padded: FloatArray) -> FloatArray:
+        """How many times `padded`, the microseconds of the next multiples, a layer takes; widths: of the odd side."""
+        odd = padded if self.surface is None else _terms(out, into) @ np.array(self.surface)
+        found: FloatArray = np.where(widths % _FOUR == 0, self.four, np.maximum(odd / padded, _LEAST))
+        return found
+
+
+@dataclass(frozen=True)
 class Grid:
     """Microseconds [outs, ins] at these widths, rising with both.
 
-    step: runtimes pad a width up to its next multiple. penalty: how much longer a layer takes whose outputs, or inputs,
-    are no multiple, beyond what the padding costs; 1 at the widths that were measured.
+    step: runtimes pad a width up to its next multiple. odd: outputs, and inputs, that are no multiple.
     """
 
     outs: FloatArray
     ins: FloatArray
     times: FloatArray
     step: int
-    penalty: tuple[float, float] = (1.0, 1.0)
+    odd: tuple[Odd, Odd] = (Odd(), Odd())
 
     @classmethod
-    def of(cls, times: Mapping[tuple[int, int], float], step: int, penalty: tuple[float, float]) -> Grid:
+    def of(cls, times: Mapping[tuple[int, int], float], step: int, odd: tuple[Odd, Odd] = (Odd(), Odd())) -> Grid:
         """From the time at every pair of an output and an input width."""
         outs, ins = (np.array(sorted({pair[k] for pair in times}), dtype=np.float64) for k in (0, 1))
         table = np.array([[times[int(a), int(b)] for b in ins] for a in outs], dtype=np.float64)
-        return cls(outs, ins, rising(table), step, penalty)
+        return cls(outs, ins, rising(table), step, odd)
 
     def at(self, out: FloatArray, into: FloatArray) -> FloatArray:
         """Microseconds at these widths [...], never less where a layer is wider: what an allocator may count on."""
@@ -55,10 +92,12 @@ class Grid:
         return found
 
     def expected(self, out: FloatArray, into: FloatArray) -> FloatArray:
-        """Microseconds at these widths, with the penalty for odd ones: what to expect of a plan."""
-        odd = [_odd(self.outs, out, self.step), _odd(self.ins, into, self.step)]
-        factor = np.where(odd[0], self.penalty[0], 1.0) * np.where(odd[1], self.penalty[1], 1.0)
-        found: FloatArray = self.at(out, into) * factor
+        """Microseconds at these widths, odd ones as they are: what to expect of a plan."""
+        padded = self.at(out, into)
+        found = padded
+        for measured, widths, odd in ((self.outs, out, self.odd[0]), (self.ins, into, self.odd[1])):
+            short = _padded(measured, widths, self.step) > widths
+            found = found * np.where(short, odd.factor(widths, out, into, padded), 1.0)
         return found
 
 
@@ -72,16 +111,15 @@ def rising(table: FloatArray) -> FloatArray:
     return np.maximum.accumulate(np.maximum.accumulate(table, 0), 1)
 
 
+def _terms(out: FloatArray, into: FloatArray) -> FloatArray:
+    return np.stack([np.ones_like(out), out, into, out * into], axis=-1)
+
+
 def _padded(measured: FloatArray, widths: FloatArray, step: int) -> FloatArray:
     """The widths a runtime computes: up to the next multiple, or to a width that was measured as it is."""
     following = measured[np.minimum(np.searchsorted(measured, widths), len(measured) - 1)]
     padded: FloatArray = np.minimum(np.ceil(widths / step) * step, following)
     return padded
-
-
-def _odd(measured: FloatArray, widths: FloatArray, step: int) -> BoolArray:
-    odd: BoolArray = (widths % step != 0) & ~np.isin(widths, measured)
-    return odd
 
 
 def _place(measured: FloatArray, widths: FloatArray) -> tuple[IntArray, FloatArray]:

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,17 +25,19 @@ from secateur.budget import Target
 from secateur.graph import Graph, SizeConflict
 from secateur.graph.forms import Form
 from secateur.graph.modules import map_tensors
+from secateur.graph.trace import Masks
 from secateur.latency.benches import Layer
-from secateur.latency.grid import Grid, points
+from secateur.latency.grid import Grid, Odd, points
 from secateur.latency.table import Table, Watcher
 from secateur.plan import Plan, fingerprint
 
 #: Shares of every group in the networks that are timed whole: first and last groups of the network, linear between.
 _SHAPES = ((1.0, 1.0), (0.75, 0.75), (0.5, 0.5), (0.25, 0.25), (0.35, 0.8), (0.8, 0.35))
 _ROUNDS, _WARM = 25, 3
+_TOLD = 1.03  # times what was counted, from which on users are told of odd widths
 _OTHER = Form("linear", 1, (64,))  # what one multiply-accumulate costs where there is no layer
 _OTHER_WIDTH = 256
-_ODD = 3  # channels below a multiple
+_FOUR = 4  # channels below a multiple of the step
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,16 @@ class Prediction:
         each = [abs(a * t.layers + b * t.elements + c - t.measured) / t.measured for t in self.trials]
         return statistics.median(each) if each else 0.0
 
-    def about(self) -> dict[str, Any]:
-        """What a plan should say about the prediction it was made with, as JSON."""
+    def about(self, graph: Graph, plan: Masks) -> dict[str, Any]:
+        """What a plan should say about the prediction it was made with, as JSON; "note": what its user should know."""
         a, b, c = self.factors
+        widths = graph.widths(plan)
+        counted, expected = float(self.bind(graph)(widths.astype(np.float64))), float(self.expect(graph, widths))
+        odd = (
+            f"{expected:,.0f} microseconds are to be expected, not the {counted:,.0f} that were counted, because many "
+            f"widths are no multiples of {self.step}: with align={self.step} they are."
+        )
+        note = " ".join([self.note] * bool(self.note) + [odd] * (expected > _TOLD * counted))
         return {
             "target": str(self.target),
             "align": self.step,
@@ -87,8 +96,10 @@ class Prediction:
             "fixed_us": round(c, 2),
             "median_error": round(self.error, 4),
             "trials": [[round(t.measured, 1), round(a * t.layers + b * t.elements + c, 1)] for t in self.trials],
+            "counted_us": round(counted, 1),
+            "expected_us": round(expected, 1),
             "conditions": dict(self.conditions),
-            **({"note": self.note} if self.note else {}),
+            **({"note": note} if note else {}),
         }
 
 
@@ -198,19 +209,42 @@ class _Wanted:
     form: Form
     outs: tuple[int, ...]
     ins: tuple[int, ...]
-    odd: tuple[tuple[int, int], ...]  # a pair of multiples, the same with odd outputs, the same with odd inputs
+    below: tuple[_Below, ...]
 
     @property
     def measured(self) -> Iterator[Layer]:
         """All layers to time."""
-        for pair in [*((out, into) for out in self.outs for into in self.ins), *self.odd]:
+        for pair in [*((out, into) for out in self.outs for into in self.ins), *(row.pair for row in self.below)]:
             yield self.form, *pair
 
     def grid(self, times: Mapping[Layer, float], step: int) -> Grid:
         """The grid, once all is measured."""
         pairs = {(out, into): times[self.form, out, into] for out in self.outs for into in self.ins}
-        even, outs, ins = (times[(self.form, *pair)] for pair in self.odd) if self.odd else (1.0, 1.0, 1.0)
-        return Grid.of(pairs, step, (max(1.0, outs / even), max(1.0, ins / even)))
+        return Grid.of(pairs, step, (self._odd(times, 0), self._odd(times, 1)))
+
+    def _odd(self, times: Mapping[Layer, float], side: int) -> Odd:
+        odd, four = {}, 1.0
+        for row in self.below:
+            time = times[(self.form, *row.pair)]
+            if row.side == side and row.lacking % _FOUR == 0:
+                four = time / times[(self.form, *row.even)]
+            elif row.side == side:
+                odd[row.pair] = time
+        return Odd.of(odd, four)
+
+
+class _Below(NamedTuple):
+    """A pair of widths of the grid, and so many channels less on one side (0: outputs, 1: inputs)."""
+
+    side: int
+    even: tuple[int, int]
+    lacking: int
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """The widths to measure."""
+        out, into = self.even
+        return (out - self.lacking, into) if self.side == 0 else (out, into - self.lacking)
 
 
 def _wanted(graph: Graph, target: Target, step: int) -> list[_Wanted]:
@@ -224,21 +258,30 @@ def _wanted(graph: Graph, target: Target, step: int) -> list[_Wanted]:
             steps = points([int(n) // unit for n in full[places, k]], max(1, step // unit), prunable=prunable)
             sides.append(tuple(unit * n for n in steps))
         outs, ins = sides
-        result.append(_Wanted(form, outs, ins, _odd_pairs(form, outs, ins, step)))
+        result.append(_Wanted(form, outs, ins, _below(form, outs, ins, step)))
     return result
 
 
-def _odd_pairs(form: Form, outs: Sequence[int], ins: Sequence[int], step: int) -> tuple[tuple[int, int], ...]:
-    """A pair of multiples in the middle, and three channels less on either side; none where there is none."""
-    if form.groups > 1:
+def _below(form: Form, outs: Sequence[int], ins: Sequence[int], step: int) -> tuple[_Below, ...]:
+    """Where to measure what widths below a multiple cost, for outputs and for inputs: few and many of both.
+
+    Each halfway to the multiple before, and many of both also at a multiple of four. Few are not the fewest: runtimes
+    tell microseconds as whole numbers.
+    """
+    if form.groups > 1 or step < _FOUR:
         return ()
-    halves = (reversed(side[: -(-len(side) // 2)]) for side in (outs, ins))
-    out, into = (next((n for n in half if n % step == 0 and n > _ODD), None) for half in halves)
-    if out is None:
-        return ()
-    if into is None:
-        return (out, ins[-1]), (out - _ODD, ins[-1]), (out, ins[-1])
-    return (out, into), (out - _ODD, into), (out, into - _ODD)
+    result = []
+    multiples = [[n for n in side if n % step == 0] for side in (outs, ins)]
+    for side in (0, 1):
+        sides = [multiples[k] if k == side else list((outs, ins)[k]) for k in (0, 1)]
+        if not sides[side]:
+            continue
+        few_many = [dict.fromkeys((each[len(each) // 3], each[-1])) for each in sides]
+        pairs = [(out, into) for out in few_many[0] for into in few_many[1]]
+        result += [_Below(side, pair, step // 2 - 1) for pair in pairs]
+        if step > _FOUR:
+            result.append(_Below(side, pairs[-1], _FOUR))
+    return tuple(result)
 
 
 # ------------------------------------------------------------------------------------------------------- whole networks

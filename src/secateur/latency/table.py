@@ -32,7 +32,7 @@ Fit = tuple[tuple[float, float, float], tuple[tuple[float, float, float], ...]]
 #: Told how many of how many layer shapes have been measured, and on which runtime.
 Watcher = Callable[[int, int, str], None]
 
-_FORMAT, _VERSION = "secateur.layer-times", 1
+_FORMAT, _VERSION = "secateur.layer-times", 2
 _AT_ONCE = 64  # shapes between two calls of the watcher
 _NUMBERS = ("size", "kernel", "stride", "padding", "dilation")
 

@@ -232,7 +232,7 @@ class Method(nn.Module):
         plan.architecture = self._architecture
         settings = self.settings.model_dump(mode="json")
         plan.provenance.update({"method": self.name, "seed": self.seed, "settings": settings})
-        remember(self.graph, plan)
+        self.notes += [note for note in remember(self.graph, plan) if note not in self.notes]
         timing = self.graph.timing
         plain = self.plain()
         self.repair(plain, plan)

@@ -63,6 +63,7 @@ def result_tables(loaded: Loaded, result: Result, files: Mapping[str, str], *, e
         _title(loaded),
         _before_after(result),
         *_budget(result),
+        *_latency(result),
         *_widths(result, every=every),
         *(_proof(result.verification)),
         *_lines("Settled (a size written in code): ", result.settled),
@@ -138,6 +139,12 @@ def _budget(result: Result) -> list[RenderableType]:
         for key, bound in known.items()
     ]
     return [Text(f"Budget: {', '.join(told)}.", "bold")] if told else []
+
+
+def _latency(result: Result) -> list[RenderableType]:
+    """What is to be known of a latency that was predicted."""
+    said = result.plan.provenance.get("latency")
+    return [Text(str(said["note"]), "yellow")] if isinstance(said, dict) and "note" in said else []
 
 
 def _widths(result: Result, *, every: bool) -> list[RenderableType]:
