@@ -136,15 +136,18 @@ def test_milliseconds_and_other_bounds_together() -> None:
 
 
 @pytest.mark.usefixtures("made_up")
-def test_an_alignment_of_ones_own_stays() -> None:
-    result = secateur.prune(create("resnet20"), IMAGE, budget="latency=0.6@pytorch", align=2)
+def test_an_alignment_of_ones_own_stays_and_is_told_what_it_costs() -> None:
+    torch.manual_seed(0)
+    result = secateur.prune(create("resnet20"), IMAGE, budget="latency=0.6@pytorch", align=3)
     assert any(width % _made_up.STEP for width in result.plan.widths.values())
     assert result.reached("latency") <= 0.6
     said = result.plan.provenance["latency"]
     assert said["counted_us"] == pytest.approx(result.after.latency, rel=1e-3)
     assert said["expected_us"] > 1.03 * said["counted_us"]
     assert f"widths are no multiples of {_made_up.STEP}: with align={_made_up.STEP} they are." in said["note"]
-    pruner = method("l1").factory(create("resnet8"), IMAGE, budget="latency=0.6@pytorch", align=2)
+    pruner = method("l1").factory(
+        create("resnet20"), IMAGE, budget="latency=0.6@pytorch", constraints=Constraints(align=3)
+    )
     pruner.finish()
     assert any("with align=" in note for note in pruner.notes)
 
