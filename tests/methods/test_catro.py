@@ -23,6 +23,7 @@ from secateur.methods.catro import CATRO, alive, fisher, places, ranked_by_ratio
 from secateur.models import create
 from secateur.statistics.class_scatter import ClassScatter, Sample, scatter
 from secateur.statistics.gather import gather
+from secateur.testing import NETWORKS
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -538,3 +539,22 @@ def test_a_residual_network() -> None:
     for name_, score in one.score().items():
         mask = one.plan().masks[name_]
         assert score[mask].min() >= score[~mask].max(initial=-np.inf)
+
+
+def test_streams_stay_whole_while_the_budget_allows() -> None:
+    network = NETWORKS[0]
+
+    def kept(budget: str, **settings: Any) -> tuple[int, str]:
+        method = CATRO(network.make(), network.inputs(), budget=budget, **settings)
+        method.collect(network.batches(2), F.cross_entropy)
+        return method.plan().widths["stem.0"], " ".join(method.notes)
+
+    width, said = kept("flops=0.7")
+    assert width == 24
+    assert "Channels that several layers make together stay whole: stem.0" in said
+    width, said = kept("flops=0.1")
+    assert width < 24
+    assert "cannot be met with residual streams whole" in said
+    width, said = kept("flops=0.7", streams=True)
+    assert width < 24
+    assert "together" not in said

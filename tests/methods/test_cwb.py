@@ -145,7 +145,7 @@ def test_draws_are_fresh_and_repeatable() -> None:
 
 def test_all_who_read_a_channel_see_one_gate() -> None:
     network = NETWORKS[0]
-    one = CWB(network.make(), network.inputs(), budget="flops=0.5")
+    one = CWB(network.make(), network.inputs(), budget="flops=0.5", units="all")
     inputs: dict[str, list[torch.Tensor]] = {}
     for name in one.gates._tables:
         one.model.get_submodule(name).register_forward_pre_hook(
@@ -372,11 +372,16 @@ def test_masks_alone() -> None:
 
 def test_streams_may_stay_whole() -> None:
     network = NETWORKS[0]
-    inside = moved(CWB(network.make(), network.inputs(), budget="flops=0.7", units="inside"))
+    inside = moved(CWB(network.make(), network.inputs(), budget="flops=0.7"))
     kept = inside.plan().widths
     assert kept["stem.0"] == 24
     assert any("stay whole" in note for note in inside.notes)
-    assert moved(CWB(network.make(), network.inputs(), budget="flops=0.7")).plan().widths["stem.0"] < 24
+    every = moved(CWB(network.make(), network.inputs(), budget="flops=0.7", units="all"))
+    assert every.plan().widths["stem.0"] < 24
+    assert not any("stay whole" in note for note in every.notes)
+    beyond = moved(CWB(network.make(), network.inputs(), budget="flops=0.3"))
+    assert beyond.plan().widths["stem.0"] < 24
+    assert any("cannot be met with residual streams whole" in note for note in beyond.notes)
 
 
 def test_what_is_refused() -> None:

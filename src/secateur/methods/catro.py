@@ -19,8 +19,10 @@ features, the utility of the first stage (see `secateur.allocate.submodular`) an
 unverified.
 
 Where this differs from the reconstruction, and why:
-    Sums of several layers are looked at wherever they are read, so that one tensor counts once; shares of the whole
-        scatter are added, as advised for members of different sizes.
+    Residual streams stay whole unless the budget is out of reach, its "safest reading". With `streams` they are looked
+        at wherever they are read, so that one tensor counts once, and shares of the whole scatter are added, as advised
+        for members of different sizes. The utility counts a channel of a stream as it counts one of a block, though a
+        stream's costs many times as much and is read by all that follow, so that almost only streams went.
     Features of later layers are taken anew `refresh` times on the way through the network (`null`: for every group),
         as a pass for each group costs more than the training of some networks.
     Classes with a single sample are left out: nothing scatters within them.
@@ -45,7 +47,7 @@ from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph
 from secateur.graph.channels import module_of
 from secateur.methods.base import Loss, Method, MethodRow, Settings
-from secateur.methods.floors import leave
+from secateur.methods.floors import keep_streams, leave
 from secateur.methods.sample_gates import readers
 from secateur.plan import Plan
 from secateur.statistics.class_scatter import ClassScatter, Sample
@@ -65,6 +67,7 @@ class CATROSettings(Settings):
         ge=1,
         description="parts of the network whose features are taken behind the pruned parts before; null: groups",
     )
+    streams: bool = Field(False, description="prune residual streams too; else only if the budget is out of reach")
     sweeps: int = Field(1, ge=1, le=5, description="how often the sets of all groups are chosen, one after the other")
     classes: list[int] | None = Field(None, description="whose samples count, to prune for these alone; null: all")
 
@@ -176,6 +179,8 @@ class CATRO(Method):
                 "is read by more than convolutions and linear layers; choose another method."
             )
         leave(self, self.settings.r_min, "r_min")
+        if not self.settings.streams:
+            keep_streams(self)
         self._masks: dict[str, BoolArray] = {}
 
     def collect(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:

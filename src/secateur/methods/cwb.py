@@ -15,8 +15,8 @@ Where this differs from the code, and why:
     Gates stand in front of the layers that read a channel, where what they do is just what the cut does, with any sum,
         concatenation or norm in between: behind the activation, as in the code's VGG, ResNet-50 and MobileNetV2. Its
         ResNet-56 gates in front of a batch norm, which takes a constant gate away again.
-    All who read a channel share its gate, and in one forward pass its draw. Residual streams are gated like this too,
-        never on the identity path; `units: inside` leaves them whole, as in the code.
+    All who read a channel share its gate, and in one forward pass its draw. Residual streams stay whole, as in the
+        code, unless the budget is out of reach; `units: all` gates them like this too, never on the identity path.
     g is divided by (K + 1) / 2, its mean at first: nothing changes in front of a norm, and a network without one, or
         of 1000 classes in half precision, does not overflow; `scaled: false` is the code's way.
     The mean gate, S / 2 (1 + 1 / K) with S = sum_k M[k], is folded into the weights that read the channel, which is
@@ -51,8 +51,8 @@ from secateur.errors import ConfigError, ModelError, VerificationError
 from secateur.graph.modules import as_call, map_tensors, output_tensors
 from secateur.methods.base import Loss, Method, MethodRow, Settings
 from secateur.methods.class_gates import ClassGates, class_weights, expected, gate
-from secateur.methods.floors import leave
-from secateur.methods.sample_gates import readers, summed
+from secateur.methods.floors import keep_streams, leave
+from secateur.methods.sample_gates import readers
 from secateur.plan import Plan
 from secateur.statistics.gather import pair, replayable, untouched
 from secateur.surgery import Result
@@ -73,7 +73,7 @@ class CWBSettings(Settings):
     )
     scaled: bool = Field(True, description="divide gates by their mean at first, (K + 1) / 2")
     units: Literal["all", "inside"] = Field(
-        "all", description="inside: channels that several layers make together (residual streams) stay whole"
+        "inside", description="all: residual streams too; inside: those only if the budget is out of reach"
     )
     step: float | None = Field(
         None, gt=0, lt=0.9, description="of the share kept, until the budget is met; null: vote by vote, used up"
@@ -103,6 +103,8 @@ class CWB(Method):
         self.classes = self._count_classes()
         tables = self._keep_whole()
         leave(self, s.min_preserve, "min_preserve")
+        if s.units == "inside":
+            keep_streams(self)
         floors, widths = self.constraints.floors(self.graph), self.graph.widths()
         free = floors < widths
         if not free.any():
@@ -142,10 +144,6 @@ class CWB(Method):
             self.notes.append(
                 f"Groups that are read by more than convolutions and linear layers stay whole: {few(others)}."
             )
-        streams = [g.name for g, stream in zip(self.graph.groups, summed(self.graph), strict=True) if stream]
-        if self.settings.units == "inside" and streams:
-            self.notes.append(f"Channels that several layers make together stay whole: {len(streams)} groups.")
-            others += streams
         self.constraints = self.constraints.keeping(others)
         return tables
 

@@ -1,11 +1,13 @@
-"""A share of every group that stays whatever its scores, as several methods have it."""
+"""What stays whatever its scores, as several methods have it: a share of every group, residual streams."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from secateur._hints import few
 from secateur.errors import BudgetError
 from secateur.methods.base import Method
+from secateur.methods.sample_gates import summed
 
 
 def leave(method: Method, share: float, setting: str) -> None:
@@ -18,3 +20,18 @@ def leave(method: Method, share: float, setting: str) -> None:
         method._check_reach()
     except BudgetError as error:
         raise BudgetError(f"With {setting}={share:g}, t{str(error).removeprefix('T')}") from None
+
+
+def keep_streams(method: Method) -> None:
+    """Keep what several layers make together by a sum, residual streams, whole, unless the budget is out of reach."""
+    streams = [g.name for g, several in zip(method.graph.groups, summed(method.graph), strict=True) if several]
+    if not streams:
+        return
+    given, method.constraints = method.constraints, method.constraints.keeping(streams)
+    note = f"Channels that several layers make together stay whole: {few(streams)}."
+    try:
+        method._check_reach()
+    except BudgetError:
+        method.constraints = given
+        note = f"The budget cannot be met with residual streams whole, so they are pruned: {few(streams)}."
+    method.notes.append(note)

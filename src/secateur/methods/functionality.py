@@ -43,14 +43,15 @@ from secateur._distributed import global_sum, rank, world
 from secateur._hints import few
 from secateur._protocols import BoolArray, FloatArray, IntArray
 from secateur.allocate import allocate
-from secateur.errors import BudgetError, ConfigError, ModelError
+from secateur.errors import ConfigError, ModelError
 from secateur.graph import Group
 from secateur.graph.channels import module_of
 from secateur.graph.modules import as_call, named_tensors
 from secateur.methods.absorbing import absorb, heirs, inexact, places
 from secateur.methods.base import Loss, Method, MethodRow, Settings
 from secateur.methods.clustering import kmeans, ordered
-from secateur.methods.sample_gates import readers, summed
+from secateur.methods.floors import keep_streams
+from secateur.methods.sample_gates import readers
 from secateur.plan import Plan
 from secateur.repair.base import Repair
 from secateur.statistics.gather import count, gather
@@ -125,7 +126,7 @@ class Functionality(Method):
             self.constraints = self.constraints.keeping(unseen)
         if self.settings.wrt == "weight":
             self._keep_without_kernels()
-        self._keep_streams()
+        keep_streams(self)
         self._likeness: Likeness | None = None
         self._merged: list[str] = self._mergers() if self.settings.merge else []
         if self.normalise != "none":
@@ -193,20 +194,6 @@ class Functionality(Method):
         if bad:
             self.notes.append(f"Groups in which merging equal channels is not exact are not merged: {few(bad)}.")
         return [name for name in names if name not in bad]
-
-    def _keep_streams(self) -> None:
-        streams = [g.name for g, several in zip(self.graph.groups, summed(self.graph), strict=True) if several]
-        if not streams:
-            return
-        given = self.constraints
-        self.constraints = given.keeping(streams)
-        named = ", ".join(streams[:3])
-        try:
-            self._check_reach()
-            self.notes.append(f"Channels that several layers make together stay whole: {named}.")
-        except BudgetError:
-            self.constraints = given
-            self.notes.append(f"The budget cannot be met with residual streams whole, so they are pruned: {named}.")
 
     # ------------------------------------------------------------------------------------------------- from data
 

@@ -20,11 +20,12 @@ from torch import nn
 from secateur._hints import few
 from secateur._protocols import BoolArray, IntArray
 from secateur.allocate.shares import proportional
-from secateur.errors import BudgetError, ConfigError, ModelError
+from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import clone_module
 from secateur.graph.norms import sources
 from secateur.methods.base import Loss, Method, Settings
-from secateur.methods.sample_gates import readers, summed
+from secateur.methods.floors import keep_streams
+from secateur.methods.sample_gates import readers
 from secateur.plan import Plan
 from secateur.repair.base import Case, Reader
 from secateur.repair.least_squares import limited, samples
@@ -100,15 +101,8 @@ class Layerwise(Method):
         if others:
             self.notes.append(f"Groups that something else reads as well stay whole: {few(others)}.")
             self.constraints = self.constraints.keeping(others)
-        whole = [g.name for g, stream in zip(self.graph.groups, summed(self.graph), strict=True) if stream]
-        if self.settings.streams or not whole:
-            return
-        given, self.constraints = self.constraints, self.constraints.keeping(whole)
-        try:
-            self._check_reach()
-        except BudgetError:
-            self.constraints = given
-            self.notes.append("The budget cannot be met with residual streams whole, so they are cut too.")
+        if not self.settings.streams:
+            keep_streams(self)
 
     def _widths(self) -> dict[str, int]:
         return proportional(self.graph, self.graph.cost(), self.budget, self.constraints, self.settings.shares)
