@@ -470,7 +470,7 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 def _process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     everything = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(
-        [sys.executable, "-m", "secateur.cli", *arguments], capture_output=True, text=True, env=everything, timeout=120
+        [sys.executable, "-m", "secateur", *arguments], capture_output=True, text=True, env=everything, timeout=120
     )
 
 

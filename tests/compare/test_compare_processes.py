@@ -79,7 +79,7 @@ def test_a_process_that_dies_is_a_failed_run_that_can_go_on(tmp_path: Path) -> N
 
 
 def begin(folder: Path, file: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "secateur.cli", "compare", str(file), "--methods", ",".join(METHODS)]
+    command = [sys.executable, "-m", "secateur", "compare", str(file), "--methods", ",".join(METHODS)]
     command += ["--seeds", "1", "--jobs", "2", "--out", str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 

@@ -65,12 +65,12 @@ def test_command_exists(place: str, call: str) -> None:
         _understood(arguments)
     elif program == "accelerate":
         assert arguments[0] == "launch"
-        if "secateur.cli" in arguments:
-            _understood(arguments[arguments.index("secateur.cli") + 1 :])
+        if "-m" in arguments:
+            _understood(arguments[arguments.index("-m") + 2 :])
         else:
             _exists([word for word in arguments if word.endswith(".py")])
     elif program == "python":
-        _understood(arguments[2:]) if arguments[:2] == ["-m", "secateur.cli"] else _exists(arguments[:1])
+        _understood(arguments[2:]) if arguments[:2] == ["-m", "secateur"] else _exists(arguments[:1])
     elif program == "make":
         made = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert {word for word in arguments if "=" not in word} <= set(made)

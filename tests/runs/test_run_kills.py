@@ -43,7 +43,7 @@ def test_killed_again_and_again_is_as_if_never_killed(chains: dict[str, Any], na
 
 
 def _secateur(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "secateur.cli", *arguments]
+    command = [sys.executable, "-m", "secateur", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
