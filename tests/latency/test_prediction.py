@@ -144,7 +144,7 @@ def test_an_alignment_of_ones_own_stays_and_is_told_what_it_costs(monkeypatch: p
     assert any(width % _made_up.STEP for width in result.plan.widths.values())
     assert result.reached("latency") <= 0.6
     said = result.plan.provenance["latency"]
-    assert said["counted_us"] == pytest.approx(result.after.latency, rel=1e-3)
+    assert said["counted_us"] == pytest.approx(result.after.latency, abs=1.0)
     assert said["expected_us"] > 1.001 * said["counted_us"]
     assert f"widths are no multiples of {_made_up.STEP}: with align={_made_up.STEP} they are." in said["note"]
     pruner = method("l1").factory(

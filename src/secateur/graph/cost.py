@@ -88,9 +88,10 @@ class CostModel:
         return self._macs.evaluate(self._counts(widths))
 
     def cost(self, widths: ArrayLike) -> Cost:
-        """The cost of one plan's widths."""
+        """The cost of one plan's widths; a latency in whole microseconds below it, so that bounds still hold."""
         found = self.evaluate(np.asarray(widths, dtype=np.float64))
-        return Cost(**{name: round(float(figure)) for name, figure in found.items()})
+        latency = {"latency": int(found.pop("latency"))} if "latency" in found else {}
+        return Cost(**{name: round(float(figure)) for name, figure in found.items()}, **latency)
 
     def written(self, widths: ArrayLike) -> Floats:
         """Elements written by all operators [...]: the cost "activations" alone."""
