@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 from secateur.errors import InputError
 from secateur.statistics.lockstep import together, visits
-from secateur.statistics.samples import Moments, Sampler, answers, least_squares, patches
+from secateur.statistics.patches import BLOCK
+from secateur.statistics.samples import Moments, Sampler, answers, least_squares, patches, ridge_for
 from secateur.statistics.shortcuts import shortcuts
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -185,3 +187,72 @@ def test_shortcuts_that_are_there_before_their_branch() -> None:
         assert held is not None
         wanted = F.relu(net.stem(x)) if stop.layer == "one" else net.two(stop.inputs[0][0])
         torch.testing.assert_close(held, wanted)
+
+
+# ------------------------------------------------------------------------------------------------------- few samples
+
+
+def test_few_samples_are_looked_at_in_more_places() -> None:
+    layer, small = nn.Conv2d(2, 3, 3), nn.Conv2d(1, 3, 1)  # 18 columns and one
+    x = torch.randn(6, 2, 9, 9)
+    sampler = Sampler([4, 2], 3, 0, per_column=10, layers=[layer, small])
+    assert sampler.few(layer, x) == 30  # of 49
+    assert sampler.few(small, x[:, :1]) == 0
+    assert sampler.places(layer, 0, x[:4]).axes[0].shape == (4, 30)
+    assert sampler.places(small, 0, x[:4, :1]).axes[0].shape == (4, 3)
+    assert Sampler([4, 2], 3, 0, per_column=20, layers=[layer]).few(layer, x) == 49  # all there are
+    plain = Sampler([6], 30, 0)
+    assert plain.few(layer, x) == 0
+    assert torch.equal(sampler.places(layer, 0, x[:4]).axes[0], plain.places(layer, 0, x).axes[0][:4])
+
+
+@pytest.mark.parametrize("sizes", [[6], [1, 3, 2]])
+def test_halves_are_every_other_sample_however_batched(sizes: list[int]) -> None:
+    layer = nn.Conv2d(2, 3, 3).double()
+    x = torch.randn(6, 2, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sampler = Sampler(sizes, 3, 0, per_column=10, layers=[layer])
+
+    def blocks(images: torch.Tensor, batches: list[int], drawn: Sampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number, part in enumerate(images.split(batches)):
+            seen = patches(layer, part, drawn.places(layer, number, part))
+            yield seen, answers(layer, seen, layer.weight, layer.bias)
+
+    found = Moments.of(blocks(x, sizes, sampler), sampler.few(layer, x))
+    assert found.halves is not None
+    all_at_once = next(blocks(x, [6], Sampler([6], 3, 0, per_column=10, layers=[layer])))
+    for parity, half in enumerate(found.halves):
+        mine = (torch.arange(180) // 30) % 2 == parity
+        wanted = Moments.of([(all_at_once[0][mine], all_at_once[1][mine])])
+        assert half.count == 90
+        torch.testing.assert_close(half.xx, wanted.xx)
+        torch.testing.assert_close(half.xy, wanted.xy)
+    torch.testing.assert_close(found.xx, found.halves[0].xx + found.halves[1].xx)
+    assert Moments.of(blocks(x, sizes, sampler)).halves is None
+
+
+def test_the_pull_is_strong_where_halves_disagree() -> None:
+    torch.manual_seed(0)
+    weight, kept = torch.randn(2, 8, dtype=torch.float64), torch.ones(8, dtype=torch.bool)
+    x = torch.randn(40, 8, dtype=torch.float64)
+    noise = 10 * torch.randn(40, 2, dtype=torch.float64)
+
+    def chosen(wanted: torch.Tensor, each: int = 1) -> float:
+        moments = Moments.of([(x[:, None], wanted)], each)
+        return ridge_for(moments, weight, kept, ridge=1e-6, constant=False)
+
+    assert chosen(x @ weight.T + noise) == 1.0
+    assert chosen(x @ weight.T + noise, 0) == 1e-6  # samples are not few
+    assert chosen(x @ torch.randn(8, 2, dtype=torch.float64)) == 1e-6  # far from the weights as they are, and certain
+
+
+def test_parts_are_the_whole() -> None:
+    layer = nn.Conv2d(2, 3, 3)
+    x = torch.randn(5, 2, 9, 9)
+    places = Sampler([5], 7, 0).places(layer, 0, x)
+    each = BLOCK // 7 // 2 + 1  # a patch of so many numbers: one row at a time
+    assert [(part.start, part.stop, some.rows) for part, some in places.parts(each)] == [
+        (k, k + 1, 1) for k in range(5)
+    ]
+    assert [part for part, _ in places.parts(1)] == [slice(0, 5)]
+    found = torch.cat([patches(layer, x[part], some) for part, some in places.parts(each)])
+    assert torch.equal(found, patches(layer, x, places))

@@ -31,7 +31,7 @@ from secateur.repair.base import Case, Reader
 from secateur.repair.least_squares import limited, samples
 from secateur.statistics.gather import count
 from secateur.statistics.lockstep import Stop, together
-from secateur.statistics.samples import Moments, Sampler, least_squares, readable
+from secateur.statistics.samples import Moments, Sampler, least_squares, readable, ridge_for
 from secateur.statistics.shortcuts import shortcuts
 
 #: Bytes that activations of all images may take at once; of more images the first are used.
@@ -43,6 +43,7 @@ class LayerwiseSettings(Settings):
 
     images: int = Field(5000, ge=1, description="most calibration images used")
     positions: int = Field(10, ge=1, description="random output positions of each, for each layer")
+    per_column: int = Field(10, ge=0, description="samples for each weight of a filter, if need be of more positions")
     ridge: float = Field(1e-6, ge=0, le=1, description="pull towards the weights as they were, over the mean diagonal")
     shortcuts: bool = Field(True, description="also make up for what happened to the shortcut added to an answer")
     streams: bool = Field(False, description="cut residual streams too; else only if the budget is out of reach")
@@ -132,7 +133,9 @@ class Layerwise(Method):
         shown = [inputs for inputs, _ in pairs]
         case = Case(self._copy(), self._copy, self.graph, Plan({}))
         case.model.eval()
-        sampler = Sampler([count(inputs) for inputs in shown], self.settings.positions, self.seed)
+        layers = [case.dense.get_submodule(name) for name in self._tables]
+        samples, s = [count(inputs) for inputs in shown], self.settings
+        sampler = Sampler(samples, s.positions, self.seed, per_column=s.per_column, layers=layers)
         return Work(case, shown, [target for _, target in pairs], loss, sampler, self._widths())
 
     def _copy(self) -> nn.Module:
@@ -162,7 +165,9 @@ class Layerwise(Method):
         self._fit(work, stop, moments, anew=bool(fresh))
 
     def _moments(self, work: Work, stop: Stop) -> Moments:
-        return Moments.of(samples(work.case.dense, work.case.model, stop, work.sampler, self._norms.get(stop.layer)))
+        each = work.sampler.few(work.case.dense.get_submodule(stop.layer), stop.inputs[0][0])
+        blocks = samples(work.case.dense, work.case.model, stop, work.sampler, self._norms.get(stop.layer))
+        return Moments.of(blocks, each)
 
     def _table(self, stop: Stop) -> IntArray:
         return self._tables[stop.layer]
@@ -171,8 +176,9 @@ class Layerwise(Method):
         """Least squares on what stays. anew: channels have been chosen just now."""
         layer: Any = work.case.model.get_submodule(stop.layer)
         constant = self._has_constant(stop.layer)
-        kept, ridge = self._columns(layer, self._table(stop)), self.settings.ridge
-        fitted, amount = least_squares(moments, layer.weight.flatten(1), kept, ridge=ridge, constant=constant)
+        kept, weight = self._columns(layer, self._table(stop)), layer.weight.flatten(1)
+        ridge = ridge_for(moments, weight, kept, ridge=self.settings.ridge, constant=constant)
+        fitted, amount = least_squares(moments, weight, kept, ridge=ridge, constant=constant)
         layer.weight.copy_(fitted.to(layer.weight).view_as(layer.weight))
         if constant:
             self._shift(work.case, stop.layer, amount)

@@ -31,7 +31,7 @@ from secateur._settings import Section
 from secateur.repair.base import Batches, Case, Reader, Repair, RepairRow
 from secateur.statistics.gather import pair, rows
 from secateur.statistics.lockstep import Stop, together, visits
-from secateur.statistics.samples import Moments, Sampler, answers, least_squares, patches
+from secateur.statistics.samples import Moments, Sampler, answers, least_squares, patches, ridge_for
 from secateur.statistics.shortcuts import shortcuts
 
 
@@ -40,6 +40,7 @@ class LeastSquaresSettings(Section):
 
     images: int = Field(5000, ge=1, description="most images looked at")
     positions: int = Field(10, ge=1, description="random output positions of each, for each layer")
+    per_column: int = Field(10, ge=0, description="samples for each weight of a filter, if need be of more positions")
     ridge: float = Field(1e-6, ge=0, le=1, description="pull towards the weights as they were, over the mean diagonal")
     shortcuts: bool = Field(True, description="also make up for what happened to the shortcut added to an answer")
     seed: int = Field(0, ge=0, description="of the positions")
@@ -64,17 +65,21 @@ class LeastSquares(Repair):
             case.notes.append(f"Least squares leaves layers that do not run just once as they are: {few(left)}.")
         norms = {name: reader.norm for name, reader in readers.items()}
         held = shortcuts(case.dense, shown[0], readers, norms) if s.shortcuts else {}
-        sampler = Sampler([rows(inputs) for inputs in shown], s.positions, s.seed)
+        fitted = [case.dense.get_submodule(name) for name in readers]
+        samples = [rows(inputs) for inputs in shown]
+        sampler = Sampler(samples, s.positions, s.seed, per_column=s.per_column, layers=fitted)
         for stop in together((case.dense, case.model), shown, readers, held):
             self._fit(case, readers[stop.layer], stop, sampler)
 
     def _fit(self, case: Case, reader: Reader, stop: Stop, sampler: Sampler) -> None:
         layer: Any = case.model.get_submodule(reader.name)
         has_constant = case.add_constant(reader, torch.zeros(len(layer.weight), device=layer.weight.device))
-        moments = Moments.of(samples(case.dense, case.model, stop, sampler, reader.norm))
+        each = sampler.few(case.dense.get_submodule(reader.name), stop.inputs[0][0])
+        moments = Moments.of(samples(case.dense, case.model, stop, sampler, reader.norm), each)
         weight = layer.weight.flatten(1)
         kept = reader.columns(layer.weight)
-        fitted, constant = least_squares(moments, weight, kept, ridge=self.settings.ridge, constant=has_constant)
+        ridge = ridge_for(moments, weight, kept, ridge=self.settings.ridge, constant=has_constant)
+        fitted, constant = least_squares(moments, weight, kept, ridge=ridge, constant=has_constant)
         layer.weight.copy_(fitted.to(layer.weight).view_as(layer.weight))
         if has_constant:
             case.add_constant(reader, constant)
@@ -88,16 +93,19 @@ def samples(
     now: Any = model.get_submodule(stop.layer)
     scale = norm_scale(None if norm is None else model.get_submodule(norm))
     for number, (whole, x) in enumerate(zip(stop.inputs[0], stop.inputs[1], strict=True)):
-        places = sampler.places(before, number, whole)
-        wanted = answers(before, patches(before, whole, places), before.weight, before.bias)
         first, second = stop.held[0][number], stop.held[1][number]
-        if first is not None and second is not None:
-            last = isinstance(before, nn.Linear)
-            missing = places.values(first, channels_last=last) - places.values(second, channels_last=last)
-            wanted = wanted + missing * scale
-        if now.bias is not None:
-            wanted = wanted - now.bias
-        yield patches(now, x, places), wanted
+        numbers = before.weight[0].numel() * getattr(before, "groups", 1)
+        for part, places in sampler.places(before, number, whole).parts(numbers):
+            wanted = answers(before, patches(before, whole[part], places), before.weight, before.bias)
+            if first is not None and second is not None:
+                last = isinstance(before, nn.Linear)
+                missing = places.values(first[part], channels_last=last) - places.values(
+                    second[part], channels_last=last
+                )
+                wanted = wanted + missing * scale
+            if now.bias is not None:
+                wanted = wanted - now.bias
+            yield patches(now, x[part], places), wanted
 
 
 def norm_scale(norm: Any) -> torch.Tensor | float:

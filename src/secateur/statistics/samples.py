@@ -1,19 +1,22 @@
 """A few random places of what layers read and answer, and the least squares that fits a layer to given answers.
 
-    patches X [N, groups, columns], answers Y [N, outputs]       at `positions` places of every sample
+    patches X [N, groups, columns], answers Y [N, outputs]       at `positions` places of every sample, or more
     moments   XᵀX, XᵀY, ΣX, ΣY, ΣY²                              sums in double precision
     W + D     D = argmin |Y - X(W + D)ᵀ - c|² / N + r |D|²       on the columns that stay; c is a constant
 
 Places are drawn with replacement for every sample from (seed, number of the sample), the same shares of height and
 width at every layer, so that no batch size matters; a map that has no more of them is seen whole.
+Of few samples more places are drawn, until there are `per_column` patches for each column of a layer: fewer than one
+fit any answer, and nothing else. As patches of one sample are alike, the pull r is then chosen, too: the one with which
+what every other sample fits is best for the others.
 Memory: the moments of one layer, 8 · columns² bytes (170 MB for 512 channels and a 3x3 kernel), and the patches of one
-batch.
+batch, or of as many of its samples as make `BLOCK` numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +26,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.errors import InputError
-from secateur.statistics.patches import padded
+from secateur.statistics.patches import BLOCK, padded
 
+#: Pulls that are tried on halves of few samples, besides the one that is set.
+_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 #: Columns up to which products are made in double precision; wider ones are summed in it, batch by batch.
 _EXACT = 1024
 
@@ -41,6 +46,13 @@ class Places:
     axes: tuple[torch.Tensor, ...]
     rows: int
 
+    def parts(self, numbers: int) -> Iterator[tuple[slice, Places]]:
+        """So many rows at a time that their patches make up `BLOCK` numbers or less. numbers: of one patch."""
+        each = max(1, BLOCK // (numbers * math.prod(self.axes[0].shape[1:] if self.axes else ())))
+        for begin in range(0, self.rows, each):
+            part = slice(begin, min(begin + each, self.rows))
+            yield part, Places(tuple(axis[part] for axis in self.axes), part.stop - begin)
+
     def values(self, output: torch.Tensor, *, channels_last: bool) -> torch.Tensor:
         """The values [rows · places, channels] there of a tensor of the output's shape."""
         if not self.axes:
@@ -53,13 +65,33 @@ class Places:
 class Sampler:
     """Draws places for one layer after another, the same for every model.
 
-    samples: in each batch. positions: places of one sample.
+    samples: in each batch. positions: places of one sample, at least. per_column: patches for each column of a layer,
+    if maps have so many places. layers: all that will be looked at.
     """
 
-    def __init__(self, samples: Sequence[int], positions: int, seed: int) -> None:
+    def __init__(
+        self,
+        samples: Sequence[int],
+        positions: int,
+        seed: int,
+        *,
+        per_column: int = 0,
+        layers: Iterable[nn.Module] = (),
+    ) -> None:
         generator = np.random.default_rng(seed)  # numbers come sample by sample, however these are batched
-        self.positions = positions
-        self._drawn = [torch.from_numpy(generator.random((count, positions, 3))) for count in samples]
+        self.positions, self._share = positions, per_column / max(sum(samples), 1)
+        most = max((self._wanted(layer) for layer in layers), default=positions)
+        self._drawn = [torch.from_numpy(generator.random((count, most, 3))) for count in samples]
+
+    def few(self, layer: Any, x: torch.Tensor) -> int:
+        """Patches of every row of `x`, which this layer reads, if samples are few for its columns; else 0."""
+        wanted = self._wanted(layer)
+        return min(wanted, math.prod(_sizes(layer, x))) if wanted > self.positions else 0
+
+    def _wanted(self, layer: Any) -> int:
+        """Places of every sample for this layer."""
+        columns: int = layer.weight[0].numel()
+        return max(self.positions, math.ceil(self._share * columns))
 
     def places(self, layer: nn.Module, batch: int, x: torch.Tensor) -> Places:
         """The places of one batch for a layer that reads `x`."""
@@ -67,10 +99,11 @@ class Sampler:
         total, rows = math.prod(sizes), len(x)
         if not sizes:
             return Places((), rows)
-        if total <= self.positions:
+        count = self._wanted(layer)
+        if total <= count:
             grid = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).view(total, len(sizes))
             return Places(tuple(axis.expand(rows, -1).to(x.device) for axis in grid.unbind(1)), rows)
-        drawn = self._drawn[batch]
+        drawn = self._drawn[batch][:, :count]
         owner = torch.arange(rows) * len(drawn) // rows  # windows or tokens in rows of their own: sample by sample
         axes = [(drawn[owner, :, k] * size).long().to(x.device) for k, size in enumerate(sizes)]
         return Places(tuple(axes), rows)
@@ -125,6 +158,7 @@ class Moments:
         self.y = zeros(groups, outputs // groups)
         self.yy = 0.0
         self.count = 0
+        self.halves: tuple[Moments, Moments] | None = None  # of every other sample, where they are few
 
     def add(self, seen: torch.Tensor, wanted: torch.Tensor) -> None:
         """Follow patches [N, groups, columns] and answers [N, outputs]."""
@@ -139,13 +173,20 @@ class Moments:
         self.count += x.shape[1]
 
     @classmethod
-    def of(cls, blocks: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
-        """The moments of patches and answers, block after block."""
+    def of(cls, blocks: Iterable[tuple[torch.Tensor, torch.Tensor]], each: int = 0) -> Moments:
+        """The moments of patches and answers, block after block. each: patches of a sample, for `halves`; 0: none."""
         found: Moments | None = None
+        before = 0  # samples
         for seen, wanted in blocks:
             if found is None:
-                found = cls(seen.shape[1], seen.shape[2], wanted.shape[1], seen.device)
+                shape = (seen.shape[1], seen.shape[2], wanted.shape[1], seen.device)
+                found = cls(*shape)
+                found.halves = (cls(*shape), cls(*shape)) if each else None
             found.add(seen, wanted)
+            for parity, half in enumerate(found.halves or ()):
+                mine = (before + torch.arange(len(seen), device=seen.device) // each) % 2 == parity
+                half.add(seen[mine], wanted[mine])
+            before += len(seen) // each if each else 0
         assert found is not None  # there is no stop without a batch
         if not math.isfinite(found.yy) or not bool(torch.isfinite(found.xx.sum())):
             raise InputError("What a layer reads or answers is not finite: check the images and the weights.")
@@ -203,6 +244,22 @@ def least_squares(
     if constant:
         shift = (moments.y - torch.einsum("goc,gc->go", result, moments.x)) / moments.count
     return result.flatten(0, 1), shift.flatten()
+
+
+def ridge_for(moments: Moments, weight: torch.Tensor, kept: torch.Tensor, *, ridge: float, constant: bool) -> float:
+    """The ridge as it is set; where samples are few, that of several with which one half of them fits the other best.
+
+    As `least_squares`.
+    """
+    if moments.halves is None or not all(half.count for half in moments.halves):
+        return ridge
+    shown, held = moments.halves
+
+    def error(tried: float) -> float:
+        fitted, shift = least_squares(shown, weight, kept, ridge=tried, constant=constant)
+        return held.error(fitted, shift if constant else None)
+
+    return min((ridge, *(one for one in _RIDGES if one > ridge)), key=error)
 
 
 def _solved(square: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Tensor:
