@@ -172,6 +172,13 @@ class Moments:
         self.yy += float(y.square().sum(dtype=torch.float64))
         self.count += x.shape[1]
 
+    def merge(self, other: Moments) -> None:
+        """Follow all that another has seen."""
+        for mine, theirs in ((self.xx, other.xx), (self.xy, other.xy), (self.x, other.x), (self.y, other.y)):
+            mine += theirs
+        self.yy += other.yy
+        self.count += other.count
+
     @classmethod
     def of(cls, blocks: Iterable[tuple[torch.Tensor, torch.Tensor]], each: int = 0) -> Moments:
         """The moments of patches and answers, block after block. each: patches of a sample, for `halves`; 0: none."""
@@ -182,12 +189,16 @@ class Moments:
                 shape = (seen.shape[1], seen.shape[2], wanted.shape[1], seen.device)
                 found = cls(*shape)
                 found.halves = (cls(*shape), cls(*shape)) if each else None
-            found.add(seen, wanted)
-            for parity, half in enumerate(found.halves or ()):
+            if found.halves is None:
+                found.add(seen, wanted)
+                continue
+            for parity, half in enumerate(found.halves):
                 mine = (before + torch.arange(len(seen), device=seen.device) // each) % 2 == parity
                 half.add(seen[mine], wanted[mine])
-            before += len(seen) // each if each else 0
+            before += len(seen) // each
         assert found is not None  # there is no stop without a batch
+        for half in found.halves or ():
+            found.merge(half)
         if not math.isfinite(found.yy) or not bool(torch.isfinite(found.xx.sum())):
             raise InputError("What a layer reads or answers is not finite: check the images and the weights.")
         return found
