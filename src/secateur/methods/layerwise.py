@@ -134,8 +134,8 @@ class Layerwise(Method):
         case = Case(self._copy(), self._copy, self.graph, Plan({}))
         case.model.eval()
         layers = [case.dense.get_submodule(name) for name in self._tables]
-        samples, s = [count(inputs) for inputs in shown], self.settings
-        sampler = Sampler(samples, s.positions, self.seed, per_column=s.per_column, layers=layers)
+        counts, s = [count(inputs) for inputs in shown], self.settings
+        sampler = Sampler(counts, s.positions, self.seed, per_column=s.per_column, layers=layers)
         return Work(case, shown, [target for _, target in pairs], loss, sampler, self._widths())
 
     def _copy(self) -> nn.Module:

@@ -65,9 +65,9 @@ class LeastSquares(Repair):
             case.notes.append(f"Least squares leaves layers that do not run just once as they are: {few(left)}.")
         norms = {name: reader.norm for name, reader in readers.items()}
         held = shortcuts(case.dense, shown[0], readers, norms) if s.shortcuts else {}
-        fitted = [case.dense.get_submodule(name) for name in readers]
-        samples = [rows(inputs) for inputs in shown]
-        sampler = Sampler(samples, s.positions, s.seed, per_column=s.per_column, layers=fitted)
+        layers = [case.dense.get_submodule(name) for name in readers]
+        counts = [rows(inputs) for inputs in shown]
+        sampler = Sampler(counts, s.positions, s.seed, per_column=s.per_column, layers=layers)
         for stop in together((case.dense, case.model), shown, readers, held):
             self._fit(case, readers[stop.layer], stop, sampler)
 
@@ -99,10 +99,8 @@ def samples(
             wanted = answers(before, patches(before, whole[part], places), before.weight, before.bias)
             if first is not None and second is not None:
                 last = isinstance(before, nn.Linear)
-                missing = places.values(first[part], channels_last=last) - places.values(
-                    second[part], channels_last=last
-                )
-                wanted = wanted + missing * scale
+                was, became = (places.values(held[part], channels_last=last) for held in (first, second))
+                wanted = wanted + (was - became) * scale
             if now.bias is not None:
                 wanted = wanted - now.bias
             yield patches(now, x[part], places), wanted

@@ -9,8 +9,8 @@ width at every layer, so that no batch size matters; a map that has no more of t
 Of few samples more places are drawn, until there are `per_column` patches for each column of a layer: fewer than one
 fit any answer, and nothing else. As patches of one sample are alike, the pull r is then chosen, too: the one with which
 what every other sample fits is best for the others.
-Memory: the moments of one layer, 8 · columns² bytes (170 MB for 512 channels and a 3x3 kernel), and the patches of one
-batch, or of as many of its samples as make `BLOCK` numbers.
+Memory: the moments of one layer, 8 · columns² bytes (170 MB for 512 channels and a 3x3 kernel), three times that of few
+samples, and the patches of one batch, or of as many of its samples as make `BLOCK` numbers.
 """
 
 from __future__ import annotations
