@@ -40,8 +40,15 @@ class LeastSquaresSettings(Section):
 
     images: int = Field(5000, ge=1, description="most images looked at")
     positions: int = Field(10, ge=1, description="random output positions of each, for each layer")
-    per_column: int = Field(10, ge=0, description="samples for each weight of a filter, if need be of more positions")
-    ridge: float = Field(1e-6, ge=0, le=1, description="pull towards the weights as they were, over the mean diagonal")
+    per_column: int = Field(
+        10, ge=0, description="patches for each weight of a filter, at least: more positions of few images"
+    )
+    ridge: float = Field(
+        1e-6,
+        ge=0,
+        le=1,
+        description="pull towards the weights as they were, over the mean diagonal; more if images are few",
+    )
     shortcuts: bool = Field(True, description="also make up for what happened to the shortcut added to an answer")
     seed: int = Field(0, ge=0, description="of the positions")
 
