@@ -18,7 +18,7 @@ Where this differs from the paper, and why:
     network. One channel a round takes thousands of passes; `rounds` rounds add as many each (`rounds: null`: one).
     After each round |Y - X * V|² is brought to its minimum from second moments at `positions` places of every image
     (an exact fit), then `epochs` of SGD on the joint loss follow; the paper has SGD alone, and no constant.
-    Of few images more positions are taken; the pull that `ridge` names is then chosen only for layers nothing returns to.
+    Of few images more positions are taken; the pull (`ridge`) is then chosen only for layers nothing returns to.
     Passes begin at the layer, with all before it remembered. Only 2048 images are looked at unless told otherwise.
     Blocks, behind which classifiers stand, are stretches between layers whose last result is all that follows depends
     on. Where several layers read a channel, the first is reconstructed and the others' gradients are added, each over
