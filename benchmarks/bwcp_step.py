@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur
-from secateur.methods import BWCP, whitening
-from secateur.methods.gates import WhitenedNorm
+from secateur.methods.bwcp import BWCP, whitening
+from secateur.methods.bwcp.gates import WhitenedNorm
 
 
 class AsWritten(WhitenedNorm):

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur
-from secateur.methods import CSGD
+from secateur.methods.csgd import CSGD
 
 BAR = 1.1
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur
-from secateur.methods.dcpcac import DCPCAC
+from secateur.methods.dcpcac.method import DCPCAC
 
 Step = Callable[[], None]
 

@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.graph import trace
-from secateur.methods.importance import Importance
-from secateur.statistics.kfac import Batch
+from secateur.methods.nap.importance import Importance
+from secateur.methods.nap.kfac import Batch
 
 BARS = {"exact": 3.0, "sampled": 1.5}
 

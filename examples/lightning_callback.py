@@ -58,7 +58,7 @@ fit(model, EPOCHS // 2)
 before = accuracy(model)
 
 # another one with the method at work; the pruner stands for the model, and the callback does the rest
-pruner = secateur.methods.BWCP(model, images[:1], budget="flops=0.5", steps=EPOCHS * len(loader))
+pruner = secateur.methods.create("bwcp", model, images[:1], budget="flops=0.5", steps=EPOCHS * len(loader))
 pruning = PruningCallback()
 fit(pruner, EPOCHS, pruning)
 small, result = pruning.network, pruner.result  # an ordinary ResNet, folded, cut, verified

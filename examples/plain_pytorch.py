@@ -39,7 +39,7 @@ for _ in range(EPOCHS // 2):
 before = accuracy(model)
 
 # another one with the method at work; the pruner stands for the model, and trains the model's own parameters
-pruner = secateur.methods.BWCP(model, images[:1], budget="flops=0.5", steps=EPOCHS * len(loader))
+pruner = secateur.methods.create("bwcp", model, images[:1], budget="flops=0.5", steps=EPOCHS * len(loader))
 optimizer = torch.optim.SGD(pruner.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
 for _ in range(EPOCHS):

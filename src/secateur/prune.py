@@ -15,7 +15,7 @@ from secateur.errors import BudgetError, ModelError
 from secateur.graph import Graph, SizeConflict, trace
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.latency import Watcher, align_of, price
-from secateur.methods.criteria import CRITERIA, score
+from secateur.methods.baselines.criteria import CRITERIA, score
 from secateur.plan import Plan
 from secateur.repair import Repair, mend, repairs
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember

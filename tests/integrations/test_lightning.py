@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import ConfigError
-from secateur.methods import BWCP, METHODS, Method, MethodRow
+from secateur.methods import METHODS, Method, MethodRow
+from secateur.methods.bwcp import BWCP
 from secateur.testing import NETWORKS
 
 lightning = pytest.importorskip("lightning.pytorch")

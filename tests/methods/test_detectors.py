@@ -18,8 +18,8 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from secateur.errors import ConfigError, SecateurError
 from secateur.methods import METHODS, MethodRow
-from secateur.methods.csgd import CSGD
-from secateur.methods.nap import NAP
+from secateur.methods.csgd.method import CSGD
+from secateur.methods.nap.method import NAP
 
 IMAGES = ([torch.rand(3, 320, 320, generator=torch.Generator().manual_seed(0))],)
 #: What a method says that cannot prune a detector; all others can.

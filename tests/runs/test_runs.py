@@ -23,7 +23,7 @@ from _small import GATED, outcome, recipe
 import secateur
 from secateur import methods, runs
 from secateur.errors import RunError, SecateurError
-from secateur.methods.base import Method, MethodRow, Settings
+from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.models import create
 from secateur.plan import Plan
 from secateur.runs.folder import Folder, locked

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.methods.narrowing import NarrowingMethod
+from secateur.methods.dcpcac.narrowing import NarrowingMethod
 from secateur.plan import Plan
 from secateur.recipe import EngineConfig, Training
 from secateur.training import Engine

@@ -22,13 +22,13 @@ from secateur import models
 from secateur._distributed import global_mean, rank, world
 from secateur.data import open_data
 from secateur.errors import RunError
+from secateur.methods.catro.class_scatter import ClassScatter
+from secateur.methods.functionality.images import Extremes
+from secateur.methods.group_fisher.gate_gradients import Fisher
+from secateur.methods.pfp.sensitivity import Sensitivities
 from secateur.recipe import DataConfig, EngineConfig, Training
 from secateur.statistics import gather
-from secateur.statistics.class_scatter import ClassScatter
-from secateur.statistics.gate_gradients import Fisher
-from secateur.statistics.maximisation import Extremes
 from secateur.statistics.moments import Moments
-from secateur.statistics.sensitivity import Sensitivities
 from secateur.training import Engine, stage
 from secateur.training.checkpoints import Store
 from secateur.training.sync_norm import synchronised
@@ -64,7 +64,7 @@ def whitened(folder: Path) -> None:
     net = models.create("resnet8", num_classes=10, in_channels=1, width=0.5)
     # without the controller, whose comparisons turn the last bit of a sum into another strength
     settings = {"budget": "flops=0.6", "steps": engine.steps(training), "controller": False, "lambda1": 1e-3}
-    method = secateur.methods.BWCP(net, torch.zeros(2, 1, 8, 8), **settings)
+    method = secateur.methods.create("bwcp", net, torch.zeros(2, 1, 8, 8), **settings)
     engine.fit("train", method, training, method=method)
     keep(folder, "whitened", method, {"masks": {name: mask.tolist() for name, mask in method.plan().masks.items()}})
 

@@ -240,7 +240,7 @@ def test_a_real_method_trains_resumes_and_finishes(tmp_path: Path) -> None:
             nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
             nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
         )  # fmt: skip
-        return secateur.methods.BWCP(net, torch.zeros(1, 2, 6, 6), budget="flops=0.6", steps=30, seed=1)
+        return secateur.methods.create("bwcp", net, torch.zeros(1, 2, 6, 6), budget="flops=0.6", steps=30, seed=1)
 
     whole, halves = method(), method()
     make_engine().fit("train", whole, short(epochs=6), method=whole)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import RunError
-from secateur.methods.base import Method
+from secateur.methods.contract import Method
 from secateur.recipe import EngineConfig
 
 EVERY_STEP = EngineConfig(device="cpu", checkpoint_minutes=1e-9)

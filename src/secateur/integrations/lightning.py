@@ -1,6 +1,6 @@
 """Lightning: any LightningModule in which a pruner stands for the network is trained with the method at work.
 
-pruner = secateur.methods.BWCP(network, images, budget="flops=0.5", steps=epochs * len(loader))
+pruner = secateur.methods.create("bwcp", network, images, budget="flops=0.5", steps=epochs * len(loader))
 pruning = PruningCallback()
 Trainer(max_epochs=epochs, callbacks=[pruning]).fit(MyLightningModule(pruner), loader)
 small = pruning.network
@@ -134,7 +134,7 @@ def _pruner(module: nn.Module) -> Method:
     if len(found) != 1:
         raise ConfigError(
             f"{type(module).__name__} holds {len(found) or 'no'} pruner{'s' if found else ''}, and PruningCallback "
-            "serves one: give it, such as secateur.methods.BWCP(network, ...), where it would have the network."
+            'serves one: give it, such as secateur.methods.create("bwcp", network, ...), in place of the network.'
         )
     return found[0]
 

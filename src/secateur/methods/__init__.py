@@ -1,9 +1,14 @@
-"""Pruning methods, one file each behind one contract, and the criteria they and `secateur.prune` score with."""
+"""Pruning methods: a room each, behind one contract, and the registry from which lists, docs and tests are made."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
 from secateur._hints import choose
 from secateur.methods import (
+    baselines,
     bwcp,
     cap,
     catro,
@@ -17,44 +22,30 @@ from secateur.methods import (
     functionality,
     group_fisher,
     nap,
-    one_shot,
     pfp,
     prunenet,
-    scratch,
 )
-from secateur.methods.base import Method, MethodRow, Settings
-from secateur.methods.bwcp import BWCP
-from secateur.methods.criteria import CRITERIA, Criterion, criteria, score
-from secateur.methods.csgd import CSGD
-from secateur.methods.dcpcac import DCPCAC
-from secateur.methods.gradients import accumulate_gradients
-from secateur.methods.scores import Scores
+from secateur.methods.baselines import CRITERIA, Criterion, accumulate_gradients, criteria, score
+from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.kit.scores import Scores
 
 __all__ = [
-    "BWCP", "CRITERIA", "CSGD", "DCPCAC", "METHODS", "Criterion", "Method", "MethodRow", "Scores", "Settings",
-    "accumulate_gradients", "criteria", "method", "score",
+    "CRITERIA", "METHODS", "Criterion", "Method", "MethodRow", "Scores", "Settings", "accumulate_gradients", "create",
+    "criteria", "method", "score",
 ]  # fmt: skip
 
+_ROOMS = (
+    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher, nap, pfp,
+    prunenet,
+)  # fmt: skip
+
 #: One frozen row a method: the command line, the docs and the test matrix are made from these.
-METHODS: tuple[MethodRow, ...] = (
-    bwcp.ROW,
-    cap.ROW,
-    catro.ROW,
-    cp.ROW,
-    cpmc.ROW,
-    csgd.ROW,
-    cwb.ROW,
-    dcp.ROW,
-    dcpcac.ROW,
-    feature_relevance.ROW,
-    functionality.ROW,
-    group_fisher.ROW,
-    nap.ROW,
-    pfp.ROW,
-    *one_shot.ROWS,
-    prunenet.ROW,
-    scratch.ROW,
-)
+METHODS: tuple[MethodRow, ...] = (*(room.ROW for room in _ROOMS), *baselines.ROWS)
+
+
+def create(name: str, model: nn.Module, example_inputs: Any, **options: Any) -> Method:
+    """The method of this name at work on `model`, for a training loop of one's own; see `Method` for the options."""
+    return method(name).factory(model, example_inputs, **options)
 
 
 def method(name: str) -> MethodRow:

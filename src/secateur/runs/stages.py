@@ -20,7 +20,7 @@ from secateur import runtime
 from secateur._files import write_json
 from secateur.errors import RunError
 from secateur.methods import Method
-from secateur.methods.sparse import keep_zeros
+from secateur.methods.kit.sparse import keep_zeros
 from secateur.plan import Plan
 from secateur.recipe import Training
 from secateur.references import Loaded

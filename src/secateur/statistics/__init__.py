@@ -1,7 +1,5 @@
-"""Statistics of a network on data, gathered in one pass and shared by methods."""
+"""Statistics of a network on data, gathered in one pass, as several methods and repairs use them."""
 
-from secateur.statistics.curvature import Curvature
 from secateur.statistics.gather import Collector, gather, replayable
-from secateur.statistics.kfac import Factors, Layer
 
-__all__ = ["Collector", "Curvature", "Factors", "Layer", "gather", "replayable"]
+__all__ = ["Collector", "gather", "replayable"]

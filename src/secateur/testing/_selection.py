@@ -9,7 +9,7 @@ import numpy as np
 from secateur.allocate import Constraints
 from secateur.budget import Budget
 from secateur.errors import BudgetError, PlanError
-from secateur.methods.base import Method
+from secateur.methods.contract import Method
 from secateur.plan import Plan
 from secateur.testing._promises import Broken, require
 from secateur.testing._subject import STEPS, Subject, require_same_plan, train

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import ModelError
-from secateur.methods.base import Method, MethodRow
+from secateur.methods.contract import Method, MethodRow
 from secateur.plan import Plan
 from secateur.surgery import Result
 from secateur.testing._promises import Broken, require, require_sentence

@@ -10,7 +10,7 @@ from unittest import SkipTest
 import torch
 from torch.nn import functional as F
 
-from secateur.methods.base import Method
+from secateur.methods.contract import Method
 from secateur.testing._construction import require_outputs
 from secateur.testing._promises import Broken, require, require_finite, require_number
 from secateur.testing._snapshots import Snapshot, first_difference, named_tensors, same

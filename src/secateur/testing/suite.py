@@ -10,7 +10,7 @@ from unittest import SkipTest
 
 from secateur.errors import ConfigError
 from secateur.methods import METHODS
-from secateur.methods.base import Method, MethodRow, Settings
+from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.testing import _construction, _cutting, _selection, _training
 from secateur.testing._promises import Broken, Check
 from secateur.testing._subject import Subject

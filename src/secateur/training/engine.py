@@ -32,7 +32,7 @@ from secateur.training.randomness import preserved
 from secateur.training.stage import Stage
 
 if TYPE_CHECKING:
-    from secateur.methods.base import Method
+    from secateur.methods.contract import Method
 
 _LOST = ("gloo", "nccl", "connection", "socket", "peer", "rendezvous")  # words of a process that is gone
 

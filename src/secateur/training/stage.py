@@ -30,7 +30,7 @@ from secateur.training.sync_norm import synchronised
 from secateur.training.tally import Tally
 
 if TYPE_CHECKING:
-    from secateur.methods.base import Method
+    from secateur.methods.contract import Method
     from secateur.training.engine import Engine
 
 #: With a method at work the best weights are looked for in the last part of the stage only: before that the network

@@ -1,0 +1,303 @@
+"""Pruning with compensation: channels go whose part the others can take over, and the others take it over.
+
+Xie, Fu, Tian, Zhou, Chen: Pruning with Compensation: Efficient Channel Pruning for Deep Convolutional Neural Networks
+(arXiv:2108.13728). No retraining. With the mean mu and the covariance Sigma of a layer's input patches, S the columns
+that stay:
+
+    W' = W Sigma_{*S} Sigma_SS^-1        b' = b + W mu - W' mu_S                                         (compensation)
+    loss(S) = tr(W Sigma W^T) - tr((W Sigma_{*S}) Sigma_SS^-1 (W Sigma_{*S})^T)                        (what it leaves)
+
+    ranking:  S = {}; again and again the channel joins that lowers loss(S) most; never-changing ones come last
+    search:   unit by unit in order of execution, bar -= step; the largest share of the ranking's tail is found by
+              halving at which the network, with all units before already cut, reaches the bar on images held out
+
+Where this differs from the paper, and why:
+    A unit is a group of channels and not the inputs of one layer: what nobody reads any more can go. Of several layers
+        that read a group the gains are summed, each divided by its tr(W Sigma W^T); layers that read several groups
+        at once (a concatenation) tie them into one unit. This is the advice of the specification.
+    The step follows from the budget: it is bisected until the search just does not meet the budget, and the rest goes
+        along the ranking, first where the loss of the whole tail, as a share, is least. `drop` gives the search its
+        own tolerance, as in the paper; the budget then decides how far the ranking is followed from there.
+    Sigma_SS gets a small ridge, and of large maps only `positions` are looked at. Only a part of the images shown is
+        held out, and `check` bounds it, so that the search ends in seconds.
+    Repairing layers on their inputs in the pruned network is left to the repair (`recollect`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from secateur._protocols import IntArray
+from secateur.errors import BudgetError, ConfigError
+from secateur.graph.modules import clone_module
+from secateur.methods.cap.forward_selection import Selection, forward_order
+from secateur.methods.cap.held_out import HeldOut
+from secateur.methods.cap.structural_search import StructuralSearch
+from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.kit.aim import Aim
+from secateur.methods.kit.reading import Family, Reading, families, unread
+from secateur.methods.kit.scores import Scores
+from secateur.plan import Plan
+from secateur.repair.base import Case
+from secateur.repair.compensation import compensate, has_place
+from secateur.statistics.gather import gather, untouched
+from secateur.statistics.moments import Moments
+
+
+class CapSettings(Settings):
+    """The search of the paper has no fixed values; `check` and `positions` are ours, for speed."""
+
+    max_sparsity: float = Field(0.9, gt=0, lt=1, description="largest share of a unit that may go")
+    halvings: int = Field(5, ge=1, le=20, description="binary search steps for every unit")
+    drop: float | None = Field(
+        None, ge=0, le=1, description="accuracy the search may lose in all; null: as much as the budget asks for"
+    )
+    rounds: int = Field(5, ge=1, le=30, description="searches until the step fits the budget, with drop: null")
+    check: int = Field(256, ge=1, description="one image in eight is held out to measure accuracy, at most so many")
+    rescale: Literal["norm", "always", "never"] = Field(
+        "norm", description="outputs get their variance back in front of a batch norm, everywhere, or never"
+    )
+    positions: int | None = Field(
+        256, ge=1, description="output positions of an image looked at, at most (the paper: all, null)"
+    )
+    ridge: float = Field(1e-6, ge=0, le=1, description="relative to each input's variance")
+
+
+class Ranked:
+    """A family with its channels in order, and what its layers become for any number of them.
+
+    order, gains: of `forward_order`. removable: how many channels may go.
+    """
+
+    def __init__(
+        self, family: Family, model: nn.Module, moments: Moments, floors: Sequence[int], s: CapSettings
+    ) -> None:
+        """Rank the channels by forward selection; `floors` of each group are moved to the front."""
+        self.family = family
+        self.readings = [reading for reading in family.readings if reading.layer in moments]
+        self._rescale = [
+            s.rescale == "always" or (s.rescale == "norm" and reading.norm is not None) for reading in self.readings
+        ]
+        self._place = [has_place(model, reading.layer, reading.norm) for reading in self.readings]
+        self._moments = moments
+        self._selections = self._select(model, s.ridge)
+        order, gains = forward_order(self._selections, family.width)
+        first = np.concatenate([[True] * 0, *self._firsts(order, floors)])
+        if not first[order[: int(first.sum())]].all():  # the least widths come first in every group
+            self._selections = self._select(model, s.ridge)
+            order, gains = forward_order(self._selections, family.width, first)
+        self.order, self.gains = order, gains
+        self.removable = family.width - int(first.sum())
+
+    def _firsts(self, order: IntArray, floors: Sequence[int]) -> Iterator[Any]:
+        place = np.argsort(order, kind="stable")
+        for places, floor in zip(self.family.split(place).values(), floors, strict=True):
+            yield np.argsort(np.argsort(places)) < floor
+
+    def _select(self, model: nn.Module, ridge: float) -> list[Selection]:
+        result = []
+        for reading, place in zip(self.readings, self._place, strict=True):
+            moment = self._moments[reading.layer]
+            sigma, mean = moment.covariance[reading.block], moment.mean[reading.block]
+            if not place:
+                sigma = sigma + torch.outer(mean, mean)  # without a constant there is no other centre than zero
+            weight = reading.matrix(model).to(sigma)
+            result.append(Selection(weight, sigma, reading.parts, reading.fixed, ridge=ridge))
+        return result
+
+    def tails(self) -> np.ndarray:
+        """For each channel, from 0 to 1 and falling in their order: what is lost with it and all behind it."""
+        tail = np.cumsum(self.gains[::-1])[::-1]
+        tail = tail + 1e-12 * np.arange(len(tail), 0, -1) / len(tail)
+        result = np.empty(len(tail))
+        result[self.order] = tail / (1.0 + tail)
+        return result
+
+    @torch.no_grad()
+    def write(self, model: Any, dense: Any, removed: int) -> None:
+        """Give the layers of `model` the weights they have when the last `removed` channels go."""
+        stay = self.family.width - removed
+        for reading, selection, scaled, place in zip(
+            self.readings, self._selections, self._rescale, self._place, strict=True
+        ):
+            columns = selection.ends[stay]
+            weight = selection.corrected(columns)
+            if scaled and removed:
+                weight = weight * _growth(selection, weight, columns)[:, None]
+            layer, origin = model.get_submodule(reading.layer), dense.get_submodule(reading.layer)
+            layer.weight[reading.rows] = weight.view_as(layer.weight[reading.rows]).to(layer.weight)
+            if place:
+                mean = self._moments[reading.layer].mean[reading.block]
+                _add(model, dense, reading, layer, origin, (selection.weight - weight) @ mean)
+
+
+def _growth(selection: Selection, weight: torch.Tensor, columns: int) -> torch.Tensor:
+    before, after = selection.outputs(selection.weight), selection.outputs(weight, columns)
+    usable = after > 1e-12 * before
+    return torch.where(usable, before / torch.where(usable, after, 1.0), 1.0).sqrt()
+
+
+def _add(model: Any, dense: Any, reading: Reading, layer: Any, origin: Any, added: torch.Tensor) -> None:
+    if layer.bias is not None:
+        layer.bias[reading.rows] = origin.bias[reading.rows] + added.to(layer.bias)
+        return
+    norm, was = model.get_submodule(reading.norm), dense.get_submodule(reading.norm)
+    norm.running_mean[reading.rows] = was.running_mean[reading.rows] - added.to(norm.running_mean)
+
+
+class _Trials:
+    """A twin of the network in which units lose channels, and its accuracy, measured once for every state."""
+
+    def __init__(self, model: nn.Module, ranked: Sequence[Ranked], held: HeldOut) -> None:
+        self._dense, self._ranked, self._held = model, ranked, held
+        self._twin = clone_module(model, lambda tensor: tensor.detach().clone()).eval()
+        self._now = [0] * len(ranked)
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def removed(self, shares: Sequence[float]) -> list[int]:
+        """Channels that go from every unit."""
+        wanted = [int(unit.family.width * share) for unit, share in zip(self._ranked, shares, strict=False)]
+        counts = [min(count, unit.removable) for count, unit in zip(wanted, self._ranked, strict=False)]
+        return counts + [0] * (len(self._ranked) - len(counts))
+
+    def accuracy(self, shares: Sequence[float]) -> float:
+        """Of the twin, with these shares of the units gone."""
+        counts = self.removed(shares)
+        if tuple(counts) not in self._known:
+            for number, (unit, now, count) in enumerate(zip(self._ranked, self._now, counts, strict=True)):
+                if now != count:
+                    unit.write(self._twin, self._dense, count)
+                    self._now[number] = count
+            self._known[tuple(counts)] = self._held.accuracy(self._twin)
+        return self._known[tuple(counts)]
+
+    def widths(self, shares: Sequence[float]) -> dict[str, float]:
+        """What is left of every group."""
+        result: dict[str, float] = {}
+        for unit, count in zip(self._ranked, self.removed(shares), strict=True):
+            kept = np.zeros(unit.family.width, dtype=np.bool_)
+            kept[unit.order[: unit.family.width - count]] = True
+            result.update({name: float(mask.sum()) for name, mask in unit.family.split(kept).items()})
+        return result
+
+
+class Cap(Method):
+    """Rank by what the rest cannot take over, search widths by measured accuracy, compensate."""
+
+    name = "cap"
+    Config = CapSettings
+    settings: CapSettings
+    comparable = "none"
+
+    def prepare(self) -> None:
+        """Keep whole what no layer weighs, and say which options have no use here."""
+        self._moments: Moments | None = None
+        self._scores: Scores | None = None
+        if self.normalise != "none":
+            self.notes.append(f"CaP's scores are shares of one loss, so normalise={self.normalise!r} was not applied.")
+            self.normalise = "none"
+        whole = unread(self.graph)
+        if whole:
+            self.notes.append(
+                f"Read by something else than convolutions and linear layers, and so kept whole: {', '.join(whole)}."
+            )
+            self.constraints = self.constraints.keeping(whole)
+        if self.settings.max_sparsity < self.constraints.max_ratio:
+            self.constraints = replace(self.constraints, max_ratio=self.settings.max_sparsity)
+            try:
+                self._check_reach()
+            except BudgetError as error:
+                said = str(error).removeprefix("T")
+                raise BudgetError(f"With max_sparsity={self.settings.max_sparsity:g}, t{said}") from None
+
+    def collect(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
+        """Moments of what layers read, ranking and search; targets are looked at to measure accuracy only."""
+        found = self._families()
+        held = HeldOut(self.settings.check)
+        moments = Moments([reading.layer for family in found for reading in family.readings],
+                          positions=self.settings.positions, seed=self.seed)  # fmt: skip
+        gather(self.model, held.rest(batches, self.device), [moments])
+        held.require()
+        with untouched(self.model), torch.no_grad():
+            self._scores = self._search(found, moments, held)
+        self._moments = moments
+
+    def _families(self) -> list[Family]:
+        floors = dict(zip(self.graph.groups, self.constraints.floors(self.graph).tolist(), strict=True))
+        return families(self.graph, {group.name for group, floor in floors.items() if floor == group.width})
+
+    def _search(self, found: Sequence[Family], moments: Moments, held: HeldOut) -> Scores:
+        groups = self.graph.groups
+        floors = dict(zip((g.name for g in groups), self.constraints.floors(self.graph).tolist(), strict=True))
+        ranked = [
+            Ranked(family, self.model, moments, [floors[name] for name in family.groups], self.settings)
+            for family in found
+        ]
+        scores = {group.name: np.full(group.width, 2.0) for group in groups}
+        for unit in ranked:
+            scores.update(unit.family.split(unit.tails()))
+        story: dict[str, Any] = {"criterion": "cap"}
+        if self.allocator == "global":
+            trials = _Trials(self.model, ranked, held)
+            shares, story["search"] = self._shares(trials, held, len(ranked))
+            for unit, count in zip(ranked, trials.removed(shares), strict=True):
+                kept = np.zeros(unit.family.width)
+                kept[unit.order[: unit.family.width - count]] = 1.0
+                for name, more in unit.family.split(kept).items():
+                    scores[name] = scores[name] + more  # what the search keeps, before all it lets go
+        return Scores(scores, story)
+
+    def _shares(self, trials: _Trials, held: HeldOut, units: int) -> tuple[Sequence[float], dict[str, Any]]:
+        aim, start, s = Aim(self.graph, self.budget), trials.accuracy(()), self.settings
+        search = StructuralSearch(units, trials.accuracy, start, s.max_sparsity, s.halvings)
+        if s.drop is not None:
+            step = s.drop / max(units, 1)
+            shares = search.run(step)
+        else:
+            shares, step = search.toward(lambda shares: aim.met(trials.widths(shares)), s.rounds)
+        return shares, {
+            "images": len(held),
+            "accuracy": start,
+            "step": step,
+            "accuracy_after": trials.accuracy(shares),
+            "shares": [float(share) for share in shares],
+        }
+
+    def score(self) -> Scores:
+        """What is lost with a channel and all behind it in the ranking; 1 more if the search keeps it."""
+        if self._scores is None:
+            raise ConfigError("The method 'cap' has seen no data: call collect(batches, loss) before finish().")
+        return self._scores
+
+    def repair(self, model: nn.Module, plan: Plan) -> None:
+        """Compensate every layer that loses inputs."""
+        if self._moments is None:
+            raise ConfigError("The method 'cap' has seen no data: call collect(batches, loss) before finish().")
+        case = Case(model, self.plain, self.graph, plan)
+        compensate(case, self._moments, rescale=self.settings.rescale, ridge=self.settings.ridge)
+        case.clear()
+        self.notes += [note for note in case.notes if note not in self.notes]
+
+
+ROW = MethodRow(
+    name="cap",
+    summary="channels whose part others take over, ranked and compensated in closed form",
+    paper="Pruning with Compensation: Efficient Channel Pruning for Deep Convolutional Neural Networks",
+    year=2021,
+    arxiv="2108.13728",
+    needs="calibration",
+    acts="after training",
+    granularity="channel",
+    fidelity="abstract and both repositories of the authors were read (statistics, compensation, ranking, search), not "
+    "the body of the paper; groups of channels in place of a layer's inputs with summed gains, and the step that "
+    "follows from the budget, are ours; at most 256 positions of an image and 256 images to measure, for speed",
+    factory=Cap,
+    settings=CapSettings,
+)

@@ -1,0 +1,292 @@
+"""The contract every pruning method keeps, and nothing about any one of them.
+
+A method wraps a model, may watch and change its training, and in the end says which channels stay. The training
+engine drives it, and so can any loop of one's own:
+
+    pruner = SomeMethod(model, example_inputs, budget="flops=0.5", steps=len(loader) * epochs)
+    for x, y in loader:
+        pruner.before_forward(y)
+        output = pruner(x)
+        pruner.after_forward(output, y)
+        loss = criterion(output, y) + pruner.loss()
+        loss.backward(); pruner.after_backward(); optimizer.step(); pruner.after_step()
+    small = pruner.finish()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur._hints import choose
+from secateur._protocols import IntArray
+from secateur._settings import Section, validated
+from secateur.allocate import ALLOCATORS, NORMALISATIONS, Constraints, allocate
+from secateur.budget import Budget
+from secateur.errors import ConfigError, ModelError
+from secateur.graph import SizeConflict, trace
+from secateur.graph.modules import clone_module, map_tensors
+from secateur.latency import Watcher, price
+from secateur.plan import Plan, fingerprint
+from secateur.repair.base import Repair, mend
+from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
+
+Needs = Literal["nothing", "calibration", "training"]
+Acts = Literal["before training", "while training", "after training"]
+Begins = Literal["weights", "new", "narrow"]
+Loss = Callable[[Any, Any], torch.Tensor]
+#: Told that tensors got narrower: indices kept along every dimension (None: all), by name in the method's state_dict.
+Follower = Callable[[Mapping[str, tuple[IntArray | None, ...]]], None]
+
+#: Steps a method plans for when nobody says how many there will be.
+STEPS = 10_000
+
+
+class Settings(Section):
+    """Base of every method's settings: unknown names and impossible values are refused; defaults are the paper's."""
+
+    def model_arguments(self, reference: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a recipe's arguments of the model's factory become, where the method begins with another network."""
+        return dict(given)
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method for lists, documentation and the test matrix; all that is known of it outside its own file."""
+
+    name: str
+    summary: str
+    paper: str
+    year: int
+    arxiv: str  # number of the preprint; empty where there is none
+    needs: Needs  # nothing, calibration batches, or training
+    acts: Acts
+    granularity: str  # what is removed: "channel"
+    fidelity: str  # how close this is to the paper, and what was reconstructed
+    factory: Callable[..., Method]
+    settings: type[Settings]
+    begins: Begins = "weights"  # trained weights, a new network, or a new one that is narrow from the start
+    finetunes: bool = True  # whether its paper trains on after the cut
+
+
+class Method(nn.Module):
+    """One method at work on one model; a subclass overrides the hooks it has a use for.
+
+    The method trains `model` itself: its parameters are the model's. `finish` gives a narrower copy and leaves the
+    method as it is, so that it may be asked at any time.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Settings]] = Settings
+    #: Whether the model gets narrower while it is trained, as with `secateur.methods.dcpcac.narrowing.NarrowingMethod`.
+    narrows: ClassVar[bool] = False
+    #: How scores of different groups are made comparable if nobody says; "none" where they are in one unit.
+    comparable: ClassVar[str] = "mean"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        budget: str | Mapping[str, float | str] | Budget,
+        steps: int | None = None,
+        seed: int = 0,
+        constraints: Constraints | None = None,
+        allocator: str = "global",
+        normalise: str | None = None,
+        attention: Literal["heads", "head_dim"] = "heads",
+        watch: Watcher | None = None,
+        **settings: Any,
+    ) -> None:
+        """Trace the model and prepare it.
+
+        Args:
+            model: any `torch.nn.Module`. example_inputs: what it runs with; see `secateur.trace`.
+            budget: what may remain, such as "flops=0.5" or "latency=0.6@onnxruntime".
+            steps: optimiser steps there will be with the method at work. seed: of everything random.
+            constraints: what no plan may do. allocator, normalise: from scores to plan; None: as the method has it.
+            attention: prune whole "heads" or the features of every head. settings: the method's own.
+            watch: told (done, total, runtime) while layer shapes are measured for a latency budget.
+
+        Raises:
+            SecateurError: one sentence: the model cannot be pruned, the budget cannot be met, a setting is wrong.
+        """
+        super().__init__()
+        self.settings = validated(self.Config, settings, "method")
+        self.budget = Budget.parse(budget)
+        self.steps = _steps(steps)
+        self.seed, self.constraints = seed, constraints or Constraints()
+        self.allocator = choose(allocator, [a for a in ALLOCATORS if a != "ratios"], "allocator")
+        self.normalise = choose(normalise or self.comparable, NORMALISATIONS, "normalisation")
+        self.example_inputs = example_inputs
+        self.graph = trace(model, example_inputs, attention=attention)
+        self.model: nn.Module = self.graph.model
+        self.step = 0  # optimiser steps taken so far
+        self.notes: list[str] = []  # sentences for the report
+        self.followers: list[Follower] = []  # whoever holds tensors of the parameters' shapes, save optimisers
+        self.result: Result | None = None
+        check_weights(self.graph)
+        self._settle()
+        self.constraints = price(self.graph, self.budget, self.constraints, watch)
+        self._architecture = fingerprint(self.graph)  # before anything is inserted
+        self._check_reach()  # and while a refusal leaves the model as it was
+        self.prepare()
+        self._check_reach()  # of what the method's own constraints leave
+
+    # ------------------------------------------------------------------------------------------------- hooks
+
+    def prepare(self) -> None:
+        """Insert gates, hooks and collectors into `self.model`; `self.graph` is there."""
+
+    def before_forward(self, target: Any) -> None:
+        """Know what will be asked for in the next forward pass in training, for gates that depend on it.
+
+        target: as in `after_forward`, save that class probabilities are of the classes of the data.
+        """
+
+    def after_forward(self, output: Any, target: Any) -> None:
+        """See what the model answered to one micro-batch in training, and what was asked for, before `backward`.
+
+        target: as a loss function of PyTorch's takes it: class numbers, or class probabilities of mixed images.
+        """
+
+    def loss(self) -> torch.Tensor:
+        """What is added to the task's loss in this step."""
+        return torch.zeros((), device=self.device)
+
+    def after_backward(self) -> None:
+        """Change gradients, after those of one micro-batch are there."""
+
+    def after_step(self) -> None:
+        """Follow one optimiser step; a subclass that overrides this calls it."""
+        self.step += 1
+
+    def after_epoch(self) -> None:
+        """Follow one epoch."""
+
+    def collect(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
+        """Learn what the scores need from batches (inputs, target) and loss(output, target).
+
+        Batches may be read once only, unless they come through `secateur.statistics.replayable`.
+        """
+
+    def score(self) -> Mapping[str, Any]:
+        """Importance of every channel, {group: [width]}, higher = keep."""
+        raise ConfigError(f"The method {self.name!r} gives no scores and no plan of its own: override one of them.")
+
+    def plan(self) -> Plan:
+        """Which channels stay, within the budget."""
+        return self._allocate(self.score())
+
+    def repair(self, model: nn.Module, plan: Plan) -> None:
+        """Change the weights of `model` (a plain copy, not yet cut) so that the cut hurts less."""
+
+    def plain(self) -> nn.Module:
+        """An ordinary copy of the model as it stands, whatever was inserted taken out or folded away."""
+        return clone_module(self.model, lambda tensor: tensor.detach().clone())
+
+    def metrics(self) -> dict[str, float]:
+        """What is worth watching in this moment, cheap to say."""
+        return {}
+
+    def evaluation_modes(self) -> dict[str, AbstractContextManager[None]]:
+        """Ways of evaluating the model that are worth comparing: "soft" gates with "hard" ones."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What must be saved besides parameters and buffers; JSON values."""
+        return {"step": self.step}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.step = int(state["step"])
+
+    def check_repairs(self, repairs: Sequence[Repair]) -> None:
+        """Raise ConfigError where a repair would undo what this method makes; asked before training, too."""
+
+    def check(self, result: Result) -> None:
+        """Raise VerificationError unless the narrow network computes what this method's own model computes."""
+
+    # -------------------------------------------------------------------------------------------- for everybody
+
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        """The model's output, with the method at work."""
+        return self.model(*args, **keywords)
+
+    @torch.no_grad()
+    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
+        """A narrower network of the same class, cut and verified; `result` then holds plan, costs and proof.
+
+        Args:
+            repairs: applied one after the other behind the method's own, before the cut; see `secateur.repair`.
+            batches: what they learn from, (inputs, target); targets are not looked at.
+        """
+        self.check_repairs(repairs)
+        plan = self.plan()
+        plan.architecture = self._architecture
+        settings = self.settings.model_dump(mode="json")
+        plan.provenance.update({"method": self.name, "seed": self.seed, "settings": settings})
+        self.notes += [note for note in remember(self.graph, plan) if note not in self.notes]
+        timing = self.graph.timing
+        plain = self.plain()
+        self.repair(plain, plan)
+        inputs = _moved(self.example_inputs, self.device)
+        result = apply(plain, inputs, plan, timing=timing)
+        self.check(result)  # before anything is repaired, for then the two should differ
+        if repairs:
+            said = mend(plain, self.plain, self.graph, plan, repairs, batches)
+            self.notes += [note for note in said if note not in self.notes]  # once, however often it is asked
+            result = apply(plain, inputs, plan, timing=timing)
+        self.result = result
+        self.result.model.train(self.model.training)
+        return self.result.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def progress(self) -> float:
+        """The share of the planned steps that has been taken, from 0 to 1."""
+        return min(self.step / self.steps, 1.0)
+
+    def _allocate(self, scores: Mapping[str, Any]) -> Plan:
+        return allocate(
+            scores, self.graph, self.budget, self.constraints, allocator=self.allocator, normalise=self.normalise
+        )
+
+    def _check_reach(self) -> None:
+        """BudgetError where not even the narrowest network meets the budget."""
+        self._allocate({group.name: np.ones(group.width) for group in self.graph.groups})
+
+    def _settle(self) -> None:
+        """Find sizes written in the model's code now, with a trial cut, and not after hours of training."""
+        generator = np.random.default_rng(self.seed)
+        while True:
+            if not self.graph.groups:
+                raise ModelError(nothing_to_prune(self.graph))
+            masks = {g.name: generator.permutation(g.width) < -(-g.width // 2) for g in self.graph.groups}
+            try:
+                self.graph.cut(Plan(masks))
+                return
+            except SizeConflict as conflict:
+                self.notes.append(self.graph.settle(conflict))
+
+
+def _steps(steps: int | None) -> int:
+    if steps is None:
+        return STEPS
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
+        raise ConfigError(f"steps={steps!r} is not a positive whole number: give the number of optimiser steps.")
+    return int(steps)
+
+
+def _moved(inputs: Any, device: torch.device) -> Any:
+    return map_tensors(inputs, lambda tensor: tensor.to(device))

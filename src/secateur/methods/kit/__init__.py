@@ -1,0 +1,1 @@
+"""What several methods share, and nothing that only one of them uses."""

@@ -1,0 +1,37 @@
+"""What stays whatever its scores, as several methods have it: a share of every group, residual streams."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from secateur._hints import few
+from secateur.errors import BudgetError
+from secateur.graph.readers import summed
+from secateur.methods.contract import Method
+
+
+def leave(method: Method, share: float, setting: str) -> None:
+    """Let every plan of the method keep this share of every group; BudgetError naming the setting if it cannot be."""
+    ratio = 1.0 - share
+    if ratio >= method.constraints.max_ratio:
+        return
+    method.constraints = replace(method.constraints, max_ratio=ratio)
+    try:
+        method._check_reach()
+    except BudgetError as error:
+        raise BudgetError(f"With {setting}={share:g}, t{str(error).removeprefix('T')}") from None
+
+
+def keep_streams(method: Method) -> None:
+    """Keep what several layers make together by a sum, residual streams, whole, unless the budget is out of reach."""
+    streams = [g.name for g, several in zip(method.graph.groups, summed(method.graph), strict=True) if several]
+    if not streams:
+        return
+    given, method.constraints = method.constraints, method.constraints.keeping(streams)
+    note = f"Channels that several layers make together stay whole: {few(streams)}."
+    try:
+        method._check_reach()
+    except BudgetError:
+        method.constraints = given
+        note = f"The budget cannot be met with residual streams whole, so they are pruned: {few(streams)}."
+    method.notes.append(note)

@@ -1,0 +1,5 @@
+"""Provable filter pruning: PFP."""
+
+from secateur.methods.pfp.method import PFP, ROW
+
+__all__ = ["PFP", "ROW"]

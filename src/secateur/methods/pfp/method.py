@@ -1,0 +1,289 @@
+"""Provable filter pruning: PFP.
+
+Liebenwein, Baykal, Lang, Feldman, Rus: Provable Filter Pruning for Efficient Neural Networks, ICLR 2020
+(arXiv:1911.07412). Channel j of what a layer reads has the empirical sensitivity
+
+    s_j = max over images, filters i, positions p, signs of  W_ij a_jp / Σ_k W_ik a_kp ,     S = Σ s_j ,  q_j = s_j / S
+
+on a few hundred images without labels: the largest share it has in any output. Drawn with probabilities q and weighted
+by 1 / (m q_j), m(ε) = ⌈K (6 + 2ε) α S / ε²⌉ channels give every output within a relative error ε with high probability.
+One ε for all layers, the smallest for which the network is within its budget, says how many channels stay where.
+
+    variant det    the most sensitive ones stay as they are            (the default of the paper's experiments)
+    variant rand   channels are drawn; what reads j is multiplied by n_j / (m q_j), n_j times drawn
+    variant top    channels with q_j >= 1/m stay, the others of the number are drawn from the rest and weighted
+
+Where this differs from the paper, and why:
+    The paper treats each layer's inputs by themselves, and assumes a chain when it counts weights. Here the graph's
+        groups have one width each: s_j is the largest over all layers that read channel j (still an upper bound), α
+        that of the most demanding of them, and the budget is of any cost, by the exact cost model.
+    What one ε leaves of the budget is used up; a group is spared where that brings the plan within 1% of the budget.
+    `rand` and `top` draw until as many different channels are drawn as ε asks for, instead of a number of draws fixed
+        before, or budgets would be met on average only. This makes the weights slightly biased. A channel is drawn once
+        for all its readers.
+    A channel's share is that of all its weights in a filter (`kernel: sum`, which the theory needs); the authors' code
+        takes the largest single product (`kernel: max`).
+    Grouped convolutions, which the authors skip, are treated group by group; depthwise ones are looked through.
+        Transposed convolutions are not scored, and groups that nothing else reads stay whole.
+    The cascade of prunings and retrainings is out of scope here: this is one step of it. Prune again the network that a
+        run has left, with a smaller budget; cut channels cannot come back, so that no masks need to be enforced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from secateur._hints import few
+from secateur._protocols import FloatArray
+from secateur.errors import ConfigError, ModelError
+from secateur.graph import Graph
+from secateur.graph.modules import map_tensors
+from secateur.graph.readers import readers
+from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.kit.aim import Aim
+from secateur.methods.kit.ranking import Goal, Rules, lower
+from secateur.methods.pfp.by_error import DELTA, C, asked, difficulty, needed
+from secateur.methods.pfp.sensitivity import Sensitivities
+from secateur.plan import Plan
+from secateur.statistics.gather import count, gather, pair
+
+#: How much of the budget is used, if channels allow.
+CLOSE = 0.99
+
+
+class PFPSettings(Settings):
+    """The paper's values."""
+
+    variant: Literal["det", "rand", "top"] = Field(
+        "det", description="keep the most sensitive channels; draw them with weights; keep some and draw the rest"
+    )
+    kernel: Literal["sum", "max"] = Field(
+        "sum", description="a channel's share is that of all its weights in a filter, or the largest single product"
+    )
+    images: int | None = Field(None, ge=1, description="images looked at; null: as the paper's formula has it")
+    positions: int | None = Field(None, ge=1, description="output positions of an image looked at; null: all")
+    delta: float = Field(DELTA, gt=0, lt=1, description="probability that the bound fails, in the constants of layers")
+
+
+class PFP(Method):
+    """Score once by the largest share in any output; one relative error says how many channels stay where."""
+
+    name = "pfp"
+    Config = PFPSettings
+    settings: PFPSettings
+    comparable = "none"
+
+    def prepare(self) -> None:
+        """See which channels have readers whose sums can be looked into."""
+        tables, _ = readers(self.graph)
+        modules = dict(self.graph.model.named_modules())
+        self._tables = {n: table for n, table in tables.items() if not isinstance(modules[n], _ConvTransposeNd)}
+        ends = np.cumsum([0, *(group.width for group in self.graph.groups)])
+        seen = np.unique(np.concatenate([np.zeros(0, np.int64), *self._tables.values()]))
+        whole = [g.name for g, first in zip(self.graph.groups, ends, strict=False) if first not in seen]
+        self._ends, self._all_tables = ends[1:], tables
+        if set(whole) == {group.name for group in self.graph.groups}:
+            raise ModelError(
+                f"Nothing that reads channels in {type(self.model).__name__} is a convolution or linear layer, so that "
+                "there are no shares: choose another method."
+            )
+        if whole:
+            self.notes.append(
+                f"Groups that are not read by convolutions and linear layers alone stay whole: {few(whole)}."
+            )
+            self.constraints = self.constraints.keeping(whole)
+        if self.normalise != "none":
+            self.notes.append(f"PFP has one error for all layers, so normalise={self.normalise!r} was not applied.")
+        self.sensitivities: Sensitivities | None = None
+        self._scores: dict[str, FloatArray] = {}  # once they were asked for
+
+    # --------------------------------------------------------------------------------------------------- the scores
+
+    def collect(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
+        """Sensitivities of the first images; targets and loss are not looked at."""
+        s = self.settings
+        draw = float(np.random.default_rng(self.seed).random())
+        self.sensitivities, self._scores = None, {}
+        found = Sensitivities(self._tables, kernel=s.kernel, positions=s.positions, draw=draw)
+        wanted = images(self.graph) if s.images is None else s.images
+        shown = gather(self.model, _first(batches, wanted, self.device), [found])
+        self.sensitivities = found
+        note = f"PFP was to look at {wanted} images and was shown {shown}."
+        if shown < wanted and note not in self.notes:
+            self.notes.append(note)
+
+    def _shares(self) -> dict[str, FloatArray]:
+        """s_j by group."""
+        if self.sensitivities is None:
+            raise ConfigError("The method 'pfp' has seen no data: call collect(batches, loss) before finish().")
+        parts = np.split(self.sensitivities.channels(int(self._ends[-1])), self._ends[:-1])
+        return {group.name: part for group, part in zip(self.graph.groups, parts, strict=True)}
+
+    def score(self) -> dict[str, FloatArray]:
+        """log ε of every channel: the largest error that still asks for it."""
+        if not self._scores:
+            shares, alphas = self._shares(), self._alphas()
+            self._scores = {name: asked(values, alphas[name]) for name, values in shares.items()}
+        return dict(self._scores)
+
+    def _alphas(self) -> dict[str, float]:
+        """α of every group: the largest of its readers'."""
+        assert self.sensitivities is not None
+        result = dict.fromkeys((group.name for group in self.graph.groups), difficulty(1, 1, self.settings.delta))
+        number = np.repeat(np.arange(len(result)), [group.width for group in self.graph.groups])
+        names = list(result)
+        for name, positions in self.sensitivities.positions.items():
+            table, layer = self._tables[name], cast(Any, self.model.get_submodule(name))
+            inside = table[table >= 0]
+            kernel = layer.weight[0, 0].numel() * len(inside) // len(np.unique(inside)) // getattr(layer, "groups", 1)
+            alpha = difficulty(positions, max(kernel, 1), self.settings.delta)
+            for k in np.unique(number[inside]):
+                result[names[k]] = max(result[names[k]], alpha)
+        return result
+
+    # ------------------------------------------------------------------------------------------------ the result
+
+    def plan(self) -> Plan:
+        """As many channels of every group as one error asks for."""
+        aim = Aim(self.graph, self.budget)
+        floors = dict(zip(aim.groups, self.constraints.floors(self.graph).tolist(), strict=True))
+        scores = self.score()
+        whole = {group.name: np.ones(group.width, dtype=np.bool_) for group in self.graph.groups}
+        goal, rules = (
+            Goal(self.graph.costs, aim.full, aim.limits),
+            Rules(floors, 1.0, {}, self.constraints.align, CLOSE),
+        )
+        masks = lower(self.graph, whole, scores, [goal], rules, self.allocator)
+        asking = [scores[name][~mask].max() for name, mask in masks.items() if not mask.all()]  # for more than is left
+        said = {"criterion": self.name, "budget": self.budget.as_dict(), "allocator": self.allocator}
+        provenance = said | {"log_error": float(max(asking))} if asking else said
+        if self.settings.variant != "det":
+            masks = {name: self._drawn(name, int(mask.sum()))[0] > 0 for name, mask in masks.items()}
+        return Plan(masks, provenance)
+
+    def _drawn(self, name: str, width: int) -> tuple[FloatArray, FloatArray]:
+        """Weights of one group's channels, `width` of which are not zero, and their sensitivities."""
+        values = self._shares()[name]
+        number = next(k for k, group in enumerate(self.graph.groups) if group.name == name)
+        generator = np.random.default_rng((self.seed, number))
+        return draw(values, width, self.settings.variant, generator), values
+
+    @torch.no_grad()
+    def repair(self, model: nn.Module, plan: Plan) -> None:
+        """Multiply what reads a drawn channel by its weight."""
+        if self.settings.variant == "det":
+            return
+        parts = [self._drawn(group.name, int(plan.masks[group.name].sum()))[0] for group in self.graph.groups]
+        factors = np.append(np.concatenate(parts), 1.0)  # the last one for inputs that are of no channel
+        for name, table in self._all_tables.items():
+            layer: Any = model.get_submodule(name)
+            factor = torch.from_numpy(factors[table]).to(layer.weight)
+            groups = getattr(layer, "groups", 1)
+            if isinstance(layer, _ConvTransposeNd):
+                layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.dim() - 1)))
+            else:
+                rows = layer.weight.view(groups, -1, *layer.weight.shape[1:])
+                rows.mul_(factor.view(groups, 1, -1, *[1] * (layer.weight.dim() - 2)))
+
+
+def draw(values: FloatArray, width: int, variant: str, generator: np.random.Generator) -> FloatArray:
+    """Weights [channels] of which `width` are positive: n_j / (m q_j) of the channels drawn, 1 of those kept for sure.
+
+    values: s_j. variant: "rand", or "top", which keeps what is expected to be drawn anyway. Where no choice is left, or
+    no channel that contributes, the weights are 1.
+    """
+    able = int(np.count_nonzero(values))
+    result = np.zeros(len(values))
+    order = np.argsort(-values, kind="stable")
+    if width >= able:
+        result[order[:width]] = 1.0
+        return result
+    shares = values / values.sum()
+    sure = order[:0]
+    if variant == "top":
+        times = float(needed(shares, np.array([width - 0.5]))[0])  # the draws that give so many different ones
+        sure = order[: min(width, int(np.count_nonzero(shares >= 1.0 / times)))]
+        result[sure] = 1.0
+        shares = shares.copy()
+        shares[sure] = 0.0
+        if width == len(sure):
+            return result
+        shares = shares / shares.sum()
+    return result + drawn(shares, width - len(sure), generator)
+
+
+def drawn(shares: FloatArray, different: int, generator: np.random.Generator) -> FloatArray:
+    """n_j / (m q_j) after as many draws with probabilities q as it takes for so many different channels.
+
+    The draws are the events of independent Poisson processes with the rates q, and end with the first event of the last
+    channel that is needed: the same in distribution, however small q is.
+    """
+    inside = np.flatnonzero(shares > 0)
+    rates = shares[inside]
+    first = generator.exponential(size=len(inside)) / rates
+    end = np.sort(first)[different - 1]
+    counts = np.where(first <= end, 1.0 + generator.poisson(rates * np.maximum(end - first, 0.0)), 0.0)
+    result = np.zeros(len(shares))
+    result[inside] = counts / (counts.sum() * rates)
+    return result
+
+
+def images(graph: Graph) -> int:
+    """⌈c ln(8 η η* / δ)⌉: η outputs of all layers for one image, η* of the largest, δ = 1e-16."""
+    first = next(iter(_tensors(graph.example_inputs)))
+    outputs = [
+        math.prod(shape) / max(len(first), 1)
+        for call in graph.recording.calls
+        if call.weight is not None
+        for shape in call.shapes
+    ]
+    return math.ceil(C * (math.log(8) + math.log(max(outputs)) + math.log(sum(outputs)) - math.log(DELTA)))
+
+
+def _tensors(inputs: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    map_tensors(inputs, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+def _shorter(inputs: Any, size: int, left: int) -> Any:
+    return map_tensors(inputs, lambda tensor: tensor[:left] if tensor.dim() and len(tensor) == size else tensor)
+
+
+def _first(batches: Iterable[tuple[Any, Any]], most: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """The batches, until so many images were shown; the last one may get shorter."""
+    left = most
+    for batch in batches:
+        inputs, target = pair(batch, device)
+        size = count(inputs)
+        if size > left:
+            inputs = _shorter(inputs, size, left)
+        yield inputs, target
+        left -= size
+        if left <= 0:
+            return
+
+
+ROW = MethodRow(
+    name="pfp",
+    summary="the largest share a channel has in any output, and one relative error for all layers",
+    paper="Provable Filter Pruning for Efficient Neural Networks",
+    year=2020,
+    arxiv="1911.07412",
+    needs="calibration",
+    acts="after training",
+    granularity="channel",
+    fidelity="the authors' code and the abstract were read, the theory's constants recalled, unverified (a budget "
+    "makes them irrelevant but for their ratio between layers); coupled channels by their largest sensitivity, costs "
+    "by the graph and draws until a width is reached are ours; one step of the paper's cascade",
+    factory=PFP,
+    settings=PFPSettings,
+)

@@ -1,0 +1,411 @@
+"""DCP: greedy selection with its worked numbers, classifiers inside, passes that begin at a layer, single kernels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from secateur.allocate import Constraints
+from secateur.errors import ConfigError, ModelError
+from secateur.methods.dcp.greedy import Part, Reconstruction, Rules, Selection, columns_of, kernels_of
+from secateur.methods.dcp.heads import learn, pivots, pooled
+from secateur.methods.dcp.method import DCP
+from secateur.methods.dcp.replay import Replay, cut_points
+from secateur.methods.dcp.stopping import decreases, rounds, survival
+from secateur.repair import repairs
+from secateur.statistics.samples import Moments
+from secateur.testing.networks import NETWORKS, Network
+
+
+def _network(name: str) -> Network:
+    return next(n for n in NETWORKS if n.name == name)
+
+
+def _seen(network: Network) -> nn.Module:
+    model = network.make()
+    with torch.no_grad():
+        for images, _ in network.batches(20):
+            model(images)
+    return model.eval()
+
+
+def _draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Bench:
+    """A 1x1 layer that is to answer `y` to `x`, with no loss further on unless one is given."""
+
+    def __init__(self, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor | None = None, **rules: Any) -> None:
+        self.x, self.former = x, weight.clone()
+        self.layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False).double()
+        self.layer.weight.requires_grad_(False).copy_(weight)
+        self.y = x @ weight.T if y is None else y
+        goal = Reconstruction(Moments.of([(x[:, None], self.y)]), constant=False)
+        units = columns_of(self.layer, np.arange(weight.shape[1]), np.arange(weight.shape[1]), np.zeros(1, np.bool_))
+        self.part = Part("layer", self.layer, units, self.former)
+        further = rules.pop("further", lambda number: torch.zeros((), dtype=torch.float64))
+        given = {"norm": "sum", "epochs": 0, "rate": 0.01, "ridge": 0.0, "batches": 1} | rules
+        given["weight"] = given.pop("strength", 0.0)
+        self.selection = Selection([self.part], weight.shape[1], goal, further, lambda amount: None, Rules(**given))
+        self.goal = goal
+
+    def loss(self) -> float:
+        return float((self.y - self.x @ self.layer.weight.T).square().sum()) / (2 * self.y.numel())
+
+
+# ------------------------------------------------------------------------------------------------- greedy selection
+
+
+def test_orthogonal_inputs_come_back_by_energy_times_norm() -> None:
+    q, _ = torch.linalg.qr(_draw(40, 6))
+    x = q * torch.tensor([3.0, 1.0, 2.0, 5.0, 0.5, 4.0], dtype=torch.float64)
+    bench = Bench(x, _draw(4, 6, seed=1))
+    empty = bench.goal.gradient(torch.zeros_like(bench.former))
+    torch.testing.assert_close(empty, -(bench.y.T @ x) / bench.y.numel())  # G[:, k] = -X_kᵀ Y / Q
+    bench.selection.run(6, 1)
+    worth = x.square().sum(0) * bench.former.norm(dim=0)
+    assert np.argsort(bench.selection.added).tolist() == torch.argsort(worth, descending=True).tolist()
+    assert (np.diff(bench.selection.losses) < 0).all()
+    assert bench.selection.losses[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_after_an_exact_fit_chosen_channels_ask_for_nothing() -> None:
+    bench = Bench(_draw(60, 7) @ _draw(7, 7, seed=5), _draw(3, 7, seed=1))
+    kept = bench.selection.run(3, 1)
+    gradient = bench.goal.gradient(bench.layer.weight)
+    assert float(gradient[:, kept].abs().max()) < 1e-9 < float(gradient[:, ~kept].abs().max())
+    assert not bench.layer.weight[:, ~kept].any()
+    assert bench.selection.losses[-1] == pytest.approx(bench.loss())
+
+
+def test_a_twin_comes_last() -> None:
+    x = _draw(80, 5)
+    x[:, 1] = x[:, 0]
+    weight = _draw(4, 5, seed=1)
+    weight[:, :2] = 10.0  # both large: a norm of weights would keep both
+    bench = Bench(x, weight)
+    bench.selection.run(5, 1)
+    first, second = sorted(bench.selection.added[:2].tolist())
+    assert (first, second) == (1, 5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_what_is_not_chosen_stays_zero_and_all_give_the_layer_back(weight: float) -> None:
+    images, target = _draw(30, 6), _draw(30, 4, seed=2)
+    bench = Bench(
+        images, _draw(4, 6, seed=1), strength=weight, epochs=2, batches=2, rate=0.05,
+        further=lambda n: (bench.layer(images[n::2]) - target[n::2]).square().mean(),
+    )  # fmt: skip
+    seen = []
+    steps = bench.selection._steps
+
+    def watched() -> None:
+        steps()
+        gone = ~bench.selection.kept
+        seen.append(bool(bench.layer.weight[:, gone].any()))
+
+    bench.selection._steps = watched  # type: ignore[method-assign]
+    bench.selection.run(3, 2)
+    assert bench.selection.added.max() == 2  # two, then one
+    assert bool(seen) == bool(weight)
+    assert not any(seen)
+    assert not bench.layer.weight[:, ~bench.selection.kept].any()
+    if not weight:
+        everything = Bench(images, _draw(4, 6, seed=1))
+        everything.selection.run(6, 6)
+        torch.testing.assert_close(everything.layer.weight, everything.former)  # LM = 0 with all of them
+
+
+def test_sgd_that_would_raise_the_loss_is_taken_back() -> None:
+    images, target = _draw(30, 6), _draw(30, 4, seed=2)
+    bench = Bench(
+        images, _draw(4, 6, seed=1), strength=1.0, epochs=20, rate=1e6,
+        further=lambda n: (bench.layer(images) - target).square().mean(),
+    )  # fmt: skip
+    bench.selection.run(4, 1)
+    assert np.isfinite(bench.selection.losses).all()
+    assert bench.selection.losses[-1] <= bench.selection.losses[0]
+    other = Bench(images, _draw(4, 6, seed=1), strength=1.0, epochs=20, rate=0.05, further=lambda n: (
+        other.layer(images) - target).square().mean())  # fmt: skip
+    plain = Bench(images, _draw(4, 6, seed=1), strength=1.0, further=lambda n: (
+        plain.layer(images) - target).square().mean())  # fmt: skip
+    other.selection.run(4, 4)
+    plain.selection.run(4, 4)
+    assert other.selection.losses[-1] < plain.selection.losses[-1]  # where it works, it helps the joint loss
+
+
+def test_two_norms_of_a_gradient() -> None:
+    layer = nn.Conv2d(2, 2, 1, bias=False)
+    part = Part("layer", layer, columns_of(layer, np.arange(2), np.arange(2), np.zeros(1, np.bool_)), layer.weight)
+
+    def scores(values: list[list[float]], how: str) -> list[float]:
+        return part.scores(torch.tensor(values).T.reshape(2, 2, 1, 1), 2, how).tolist()
+
+    assert scores([[5, 0], [50**0.5, 5]], "sum") == pytest.approx([5, 12.07], abs=0.01)
+    assert scores([[5, 0], [50**0.5, 5]], "frobenius") == pytest.approx([5, 8.66], abs=0.01)
+    assert scores([[5, 0], [3, 3]], "sum") == pytest.approx([5, 6])
+    assert scores([[5, 0], [3, 3]], "frobenius") == pytest.approx([5, 4.243], abs=0.001)
+
+
+def test_units_of_grouped_layers_and_what_went_before() -> None:
+    grouped = nn.Conv2d(4, 6, 3, groups=2)
+    units = columns_of(grouped, np.array([7, 8, 9, -1]), np.array([7, 8, 9]), np.zeros(4, np.bool_))
+    assert units.tolist() == [[0, 1]] * 3 + [[2, -1]] * 3
+    part = Part("layer", grouped, units, grouped.weight.detach())
+    assert part.open(torch.tensor([True, False, False]))[:, :, 0, 0].tolist() == [[1, 0]] * 3 + [[0, 1]] * 3
+    gone = columns_of(grouped, np.array([7, 8, 3, -1]), np.array([7, 8]), np.array([False, False, True, False]))
+    assert gone.tolist() == [[0, 1]] * 3 + [[-2, -1]] * 3
+    closed = Part("layer", grouped, gone, grouped.weight.detach()).open(torch.tensor([True, True]))
+    assert closed[:, :, 0, 0].tolist() == [[1, 1]] * 3 + [[0, 1]] * 3
+    assert kernels_of(grouped).tolist() == [[2 * k, 2 * k + 1] for k in range(6)]
+
+
+def test_rows_with_kernels_of_their_own() -> None:
+    x, weight = _draw(60, 6) @ _draw(6, 6, seed=4), _draw(3, 6, seed=1)
+    bench = Bench(x, weight)
+    kept = torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    found = bench.goal.single(weight, kept)
+    for row in range(3):
+        wanted = torch.linalg.lstsq(x[:, kept[row]], bench.y[:, row]).solution
+        torch.testing.assert_close(found[row, kept[row]], wanted, rtol=1e-4, atol=1e-5)
+    assert not found[~kept].any()
+
+
+# ------------------------------------------------------------------------------------------------------ when it stops
+
+
+def test_stopping_rules() -> None:
+    losses = [10.0, 6.0, 3.0, 2.9, 2.9, 3.4]
+    np.testing.assert_allclose(decreases(losses), [0.4, 0.3, 0.01, 0.0, 0.05])
+    assert [rounds(losses, e) for e in (0.0, 0.005, 0.011, 0.31, 0.35, 1.0)] == [4, 4, 3, 2, 2, 1]
+    assert rounds([4.0, 3.0, 2.0], 0.0) == 2  # selects on while anything improves
+    assert rounds([4.0, 8.0, 2.0], 1.0) == 1  # whenever L_1 <= 2 L_0
+    assert rounds([4.0, 9.0, 2.0], 1.0) == 2  # the absolute value keeps going
+    assert decreases([0.0, 0.0]).tolist() == [0.0]
+
+
+def test_a_tolerance_for_the_network_is_the_rule_of_every_layer() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        losses = generator.random(7) + 0.5
+        added = generator.permutation(np.repeat(np.arange(1, 7), 2))
+        scores = survival(losses.tolist(), added)
+        for epsilon in (0.0, 0.05, 0.2, 0.5, 1.0):
+            assert ((scores > epsilon) == (added <= rounds(losses.tolist(), epsilon))).all()
+
+
+@pytest.mark.parametrize(("width", "eta", "kept"), [(16, 0.3, 12), (16, 0.7, 5), (64, 0.3, 45), (10, 0.7, 3)])
+def test_counts_of_a_share(width: int, eta: float, kept: int) -> None:
+    assert Constraints(max_ratio=eta).floor(width) == kept
+
+
+# ------------------------------------------------------------------------------------------------ classifiers, passes
+
+
+def test_places_of_classifiers() -> None:
+    assert pivots(3, 27) == [7, 14, 21]
+    assert pivots(2, 8) == [3, 6]
+    assert pivots(3, 16) == [5, 10, 15]
+
+
+class Blocks(nn.Module):
+    """Two residual blocks, an activation without a module, one that writes in place and is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True))
+        self.one, self.two = self._block(), self._block()
+        self.act = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(6, 5)
+
+    def _block(self) -> nn.Module:
+        return nn.ModuleDict({"a": nn.Conv2d(6, 8, 3, padding=1), "b": nn.Conv2d(8, 6, 3, padding=1)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in (self.one, self.two):
+            x = self.act(x + block["b"](F.relu(block["a"](x))))
+        result: torch.Tensor = self.fc(x.mean((2, 3)))
+        return result
+
+
+def _reached(net: nn.Module, end: str | None, x: torch.Tensor) -> torch.Tensor:
+    found: list[torch.Tensor] = []
+    hook = net.get_submodule(end or "").register_forward_hook(lambda module, inputs, output: found.append(output))
+    net(x)
+    hook.remove()
+    return found[0]
+
+
+def test_passes_that_begin_at_a_layer() -> None:
+    torch.manual_seed(0)
+    net, batches = Blocks().eval(), [torch.randn(3, 3, 6, 6), torch.randn(2, 3, 6, 6)]
+    before = copy.deepcopy(net.state_dict())
+    with torch.no_grad():
+        for layer, end, done in (("one.b", None, "one.a"), ("two.a", "two.b", "stem.0"), ("fc", None, "two.b")):
+            replay = Replay(net, batches, layer, end)
+            assert replay.skips
+            net.get_submodule(layer).weight.mul_(2)  # what lies behind is run as it is now
+            wanted = [_reached(net, end, x) for x in batches]
+            net.get_submodule(done).weight.fill_(float("nan"))  # and what lies before not at all
+            for number in (1, 0, 1):
+                torch.testing.assert_close(replay.run(number), wanted[number])
+            net.load_state_dict(before)
+    assert "forward" not in vars(net.stem)
+
+
+def test_a_module_shared_between_places_is_run_again() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.Tanh()
+            self.one = nn.Sequential(nn.Conv2d(3, 3, 1), self.act)
+            self.two = nn.ModuleList([nn.Conv2d(3, 3, 1), self.act])
+            self.last = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.one(x)
+            x = self.act(self.two[0](x))
+            result: torch.Tensor = self.last(x)
+            return result
+
+    torch.manual_seed(0)
+    net, x = Shared().eval(), torch.randn(2, 3, 4, 4)
+    replay = Replay(net, [x], "last", None)
+    with torch.no_grad():
+        torch.testing.assert_close(replay.run(0), net(x))
+
+
+def test_where_classifiers_can_stand() -> None:
+    net = Blocks().eval()
+    assert cut_points(net, torch.randn(2, 3, 6, 6)) == ["stem", "act", "act"]
+    assert cut_points(_network("no norm").make(), torch.randn(2, 3, 8, 8)) == ["1", "3"]
+    assert cut_points(_network("concatenation").make(), torch.randn(2, 3, 8, 8)) == ["stem"]
+
+
+def test_classifiers_learn_what_features_tell() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Conv2d(12, 4, 1))
+    with torch.no_grad():
+        net[0].weight[0] = 0  # a channel that never moves must not be blown up
+    labels = torch.arange(60) % 3
+    images = torch.randn(60, 3, 4, 4) * 0.1 + 2 * F.one_hot(labels, 3)[:, :, None, None]
+    batches = list(zip(images.split(20), labels.split(20), strict=True))
+    before = copy.deepcopy(net.state_dict())
+    head = learn(net, batches, ["1"], 3, F.cross_entropy, epochs=60)[0]
+    with torch.no_grad():
+        assert (head(net[:2](images)).argmax(1) == labels).all()
+    assert float(head.deviation.min()) > 0.02 * float(head.deviation.max())
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
+    x = torch.tensor([[[[1.0, 3.0]], [[0.0, 8.0]]]])
+    assert pooled(x, torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0])).tolist() == [[0.5, 1.0]]
+
+
+# --------------------------------------------------------------------------------------------------- through a network
+
+
+def _collected(network: Network, count: int = 6, **settings: Any) -> DCP:
+    method = DCP(_seen(network), network.inputs(), budget=settings.pop("budget", "flops=0.5"), **settings)
+    method.collect(network.batches(count), F.cross_entropy)
+    return method
+
+
+def test_reconstruction_alone_needs_no_labels() -> None:
+    network = _network("residual")
+    method = DCP(_seen(network), network.inputs(), budget="flops=0.5", weight=0.0)
+    method.collect(((x, None) for x, _ in network.batches(6)), F.cross_entropy)
+    other = _collected(network, weight=0.0)
+    assert method.plan() == other.plan()
+    assert not method._heads
+
+
+def test_classifiers_change_what_stays() -> None:
+    network = _network("grouped")
+    with_heads, without = _collected(network, heads=2, weight=50.0), _collected(network, weight=0.0)
+    assert [head.module for head in with_heads._heads] == ["1"]
+    assert with_heads.plan() != without.plan()
+    assert with_heads.plan().widths == without.plan().widths
+    assert _collected(network, heads=0)._heads == []
+
+
+def test_a_tolerance_finds_widths_of_its_own() -> None:
+    network = _network("residual")
+    share, tolerance = _collected(network, weight=0.0), _collected(network, weight=0.0, stop="tolerance")
+    assert share.plan().widths != tolerance.plan().widths
+    for method in (share, tolerance):
+        method.finish()
+        assert method.result is not None
+        assert 0.98 <= method.result.reached("flops") / 0.5 <= 1
+
+
+def test_one_channel_a_round_and_several_readers() -> None:
+    network = _network("concatenation")
+    method = _collected(network, rounds=None, epochs=0, count=2)
+    assert method.plan().widths["stem.0"] < 16  # three layers read it
+    method.finish()
+
+
+def test_single_kernels() -> None:
+    network = _network("residual")
+    method = _collected(network, unit="kernel", budget="params=0.4", weight=0.0, rounds=4)
+    small = method.finish()
+    weights = {name: small.get_parameter(f"{name}.weight") for name in method._layers}
+    assert "stem.0" not in weights
+    kernels = {name: (w.flatten(2) != 0).any(2) for name, w in weights.items()}
+    shares = [float(k.float().mean()) for k in kernels.values()]
+    assert max(shares) - min(shares) < 0.02
+    assert not kernels["first.0"].all(1).any()  # irregular inside a filter
+    kept = sum(int(w.count_nonzero()) for w in weights.values()) / sum(w.numel() for w in weights.values())
+    assert 0.99 * 0.4 <= kept <= 0.4
+    assert method.result.plan.provenance["sparse"]["names"] == [f"{name}.weight" for name in method._layers]
+    assert all(mask.all() for mask in method.plan().masks.values())
+    with pytest.raises(ConfigError, match="would fill zeros that unit=kernel has made"):
+        method.finish(repairs("batchnorm"), list(network.batches(1)))
+    whole = _collected(network, unit="kernel", budget="params=0.6", weight=0.0, rounds=1, count=2,
+                       constraints=Constraints(ignore=("first.0",)))  # fmt: skip
+    assert (whole.finish().first[0].weight != 0).all()
+
+
+def test_depthwise_kernels_are_no_choice() -> None:
+    network = _network("depthwise")
+    method = DCP(network.make(), network.inputs(), budget="params=0.5", unit="kernel")
+    assert method._layers == ["body.0", "body.6"]
+
+
+def test_refusals() -> None:
+    network = _network("residual")
+    with pytest.raises(ConfigError, match="leave them out with unit: kernel"):
+        DCP(network.make(), network.inputs(), budget="params=0.5", unit="kernel", streams=True)
+    with pytest.raises(ConfigError, match="what stop: share goes by"):
+        DCP(network.make(), network.inputs(), budget="flops=0.5", stop="tolerance", shares={"first.0": 2.0})
+    linear = Network("linear", lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Linear(8, 5)))
+    with pytest.raises(ModelError, match="DKP chooses kernels of convolutions behind the first"):
+        DCP(linear.make(), linear.inputs(), budget="params=0.5", unit="kernel")
+    method = DCP(_seen(network), network.inputs(), budget="flops=0.5")
+    with pytest.raises(ConfigError, match="has seen no data"):
+        method.finish()
+    with pytest.raises(ConfigError, match="The loss is nan"):
+        method.collect(network.batches(1), lambda output, target: output.sum() * float("nan"))
+
+
+def test_better_than_the_same_widths_by_chance() -> None:
+    network = _network("projection")
+    model = _seen(network)
+    images = torch.cat([images for images, _ in network.batches(10, seed=9)])
+
+    def error(weights: nn.Module) -> float:
+        with torch.no_grad():
+            return float((model(images) - weights.eval()(images)).square().mean())
+
+    good = _collected(network)
+    worse = copy.deepcopy(good)
+    generator = np.random.default_rng(0)
+    worse._masks = {name: generator.permutation(mask) for name, mask in worse._masks.items()}
+    assert error(good.finish()) < error(worse.finish())
