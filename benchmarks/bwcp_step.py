@@ -28,7 +28,9 @@ class AsWritten(WhitenedNorm):
     """The training pass in the paper's steps; for this comparison only."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        whitened, root = whitening.reference(x, self.weight, self.bias, self.size, self.newton_steps, self.eps)
+        whitened, root = whitening.whitening_reference(
+            x, self.weight, self.bias, self.size, self.newton_steps, self.eps
+        )
         with torch.no_grad():
             self.whitening.lerp_(root, self.root_momentum)
         mask = self.gates.mask(self, root)

@@ -59,7 +59,7 @@ def _docstring(row: MethodRow) -> str:
 
 
 def _settings(row: MethodRow, table: Table) -> str:
-    rows = [(f"`{s.path}`", s.allowed, f"`{s.default}`", s.meaning) for s in settings(row.settings)]
+    rows = [(f"`{s.path}`", s.allowed, f"`{s.default}`", s.meaning) for s in settings(row.config)]
     return table(("setting", "may be", "default", "meaning"), rows) if rows else "It has none."
 
 

@@ -257,10 +257,10 @@ def test_methods_are_the_registry() -> None:
 @pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
 def test_a_method_and_its_settings(row: Any) -> None:
     said = succeed("methods", row.name)
-    assert all(name in said for name in row.settings.model_fields)
+    assert all(name in said for name in row.config.model_fields)
     assert max(map(len, said.splitlines())) <= 80
     found = json.loads(succeed("methods", row.name, "--json"))
-    assert [s["name"] for s in found["settings"]] == list(row.settings.model_fields)
+    assert [s["name"] for s in found["settings"]] == list(row.config.model_fields)
     assert all(s["meaning"] and s["default"] and s["allowed"] for s in found["settings"])
 
 

@@ -25,7 +25,7 @@ DATA = list(NETWORK.batches(3, seed=3))
 BUDGET = "flops=0.5"
 #: Less work for methods that take seconds with their defaults; any other row is found and used as it is.
 QUICK: dict[str, dict[str, Any]] = {
-    "functionality": {"steps": 1, "restarts": 1, "size": 4},
+    "functionality": {"ascent_steps": 1, "restarts": 1, "size": 4},
     "prunenet": {"rounds": 6, "sweeps": 10},
 }
 AFTER = [row for row in METHODS if row.acts == "after training"]

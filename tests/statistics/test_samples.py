@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from secateur.errors import InputError
 from secateur.statistics.lockstep import together, visits
 from secateur.statistics.patches import BLOCK
-from secateur.statistics.samples import Moments, Sampler, answers, least_squares, patches, ridge_for
+from secateur.statistics.samples import PatchSums, Sampler, answers, least_squares, patches_at, ridge_for
 from secateur.statistics.shortcuts import shortcuts
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -35,7 +35,7 @@ def test_patches_give_what_the_layer_answers(name: str, positions: int) -> None:
     layer, shape = LAYERS[name]
     x = torch.randn(4, *shape)
     places = Sampler([4], positions, 0).places(layer, 0, x)
-    seen = patches(layer, x, places)
+    seen = patches_at(layer, x, places)
     last = isinstance(layer, nn.Linear)
     wanted = places.values(layer(x), channels_last=last)
     torch.testing.assert_close(answers(layer, seen, layer.weight, layer.bias), wanted)
@@ -48,15 +48,15 @@ def test_batches_do_not_matter_and_seeds_do() -> None:
 
     def drawn(sizes: list[int], seed: int) -> torch.Tensor:
         sampler, parts = Sampler(sizes, 4, seed), x.split(sizes)
-        found = [patches(layer, part, sampler.places(layer, k, part)) for k, part in enumerate(parts)]
+        found = [patches_at(layer, part, sampler.places(layer, k, part)) for k, part in enumerate(parts)]
         return torch.cat(found)
 
     assert torch.equal(drawn([6], 3), drawn([1, 3, 2], 3))
     assert not torch.equal(drawn([6], 3), drawn([6], 4))
 
 
-def _moments(x: torch.Tensor, y: torch.Tensor) -> Moments:
-    return Moments.of((a[:, None], b) for a, b in zip(x.split(7), y.split(7), strict=True))
+def _moments(x: torch.Tensor, y: torch.Tensor) -> PatchSums:
+    return PatchSums.of((a[:, None], b) for a, b in zip(x.split(7), y.split(7), strict=True))
 
 
 def test_least_squares_is_the_textbooks() -> None:
@@ -110,7 +110,7 @@ def test_images_that_are_not_numbers() -> None:
     x = torch.ones(4, 2)
     x[1, 1] = float("nan")
     with pytest.raises(InputError, match="not finite"):
-        Moments.of([(x[:, None], torch.ones(4, 1))])
+        PatchSums.of([(x[:, None], torch.ones(4, 1))])
 
 
 def test_what_the_data_say_nothing_about_stays() -> None:
@@ -214,20 +214,20 @@ def test_halves_are_every_other_sample_however_batched(sizes: list[int]) -> None
 
     def blocks(images: torch.Tensor, batches: list[int], drawn: Sampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for number, part in enumerate(images.split(batches)):
-            seen = patches(layer, part, drawn.places(layer, number, part))
+            seen = patches_at(layer, part, drawn.places(layer, number, part))
             yield seen, answers(layer, seen, layer.weight, layer.bias)
 
-    found = Moments.of(blocks(x, sizes, sampler), sampler.few(layer, x))
+    found = PatchSums.of(blocks(x, sizes, sampler), sampler.few(layer, x))
     assert found.halves is not None
     all_at_once = next(blocks(x, [6], Sampler([6], 3, 0, per_column=10, layers=[layer])))
     for parity, half in enumerate(found.halves):
         mine = (torch.arange(180) // 30) % 2 == parity
-        wanted = Moments.of([(all_at_once[0][mine], all_at_once[1][mine])])
+        wanted = PatchSums.of([(all_at_once[0][mine], all_at_once[1][mine])])
         assert half.count == 90
         torch.testing.assert_close(half.xx, wanted.xx)
         torch.testing.assert_close(half.xy, wanted.xy)
     torch.testing.assert_close(found.xx, found.halves[0].xx + found.halves[1].xx)
-    assert Moments.of(blocks(x, sizes, sampler)).halves is None
+    assert PatchSums.of(blocks(x, sizes, sampler)).halves is None
 
 
 def test_the_pull_is_strong_where_halves_disagree() -> None:
@@ -237,7 +237,7 @@ def test_the_pull_is_strong_where_halves_disagree() -> None:
     noise = 10 * torch.randn(40, 2, dtype=torch.float64)
 
     def chosen(wanted: torch.Tensor, each: int = 1) -> float:
-        moments = Moments.of([(x[:, None], wanted)], each)
+        moments = PatchSums.of([(x[:, None], wanted)], each)
         return ridge_for(moments, weight, kept, ridge=1e-6, constant=False)
 
     assert chosen(x @ weight.T + noise) == 1.0
@@ -254,5 +254,5 @@ def test_parts_are_the_whole() -> None:
         (k, k + 1, 1) for k in range(5)
     ]
     assert [part for part, _ in places.parts(1)] == [slice(0, 5)]
-    found = torch.cat([patches(layer, x[part], some) for part, some in places.parts(each)])
-    assert torch.equal(found, patches(layer, x, places))
+    found = torch.cat([patches_at(layer, x[part], some) for part, some in places.parts(each)])
+    assert torch.equal(found, patches_at(layer, x, places))

@@ -47,7 +47,7 @@ def none(scores: FloatArray) -> FloatArray:
     return scores
 
 
-def lamp(scores: FloatArray) -> FloatArray:
+def lamp_shares(scores: FloatArray) -> FloatArray:
     """Divide each score by the sum of those of its group that are not smaller (Lee et al. 2021, equation 2).
 
     The paper breaks ties by index; here equal scores get equal values.
@@ -68,7 +68,7 @@ NORMALISATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "standard": standard,
     "gauss": gauss,
     "none": none,
-    "lamp": lamp,
+    "lamp": lamp_shares,
 }
 
 

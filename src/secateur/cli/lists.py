@@ -94,7 +94,7 @@ def methods(
 
     if name is not None:
         row = method(name)
-        settings = _settings(row.settings)
+        settings = _settings(row.config)
         if quiet and not as_json:
             return show("\n".join(s["name"] for s in settings))
         return emit(_method(row) | {"settings": settings}, as_json, lambda: _method_table(row, settings))

@@ -137,7 +137,7 @@ def check_settings(cells: Sequence[Cell], settings: Settings) -> None:
                 f"A setting of {name} is given, which is not compared: name it in --methods, or leave it."
             )
         if any(cell.method == name for cell in cells):
-            validated(method(name).settings, given, name)
+            validated(method(name).config, given, name)
         else:
             repair(name, **given)
 

@@ -11,14 +11,20 @@ engine drives it, and so can any loop of one's own:
         loss = criterion(output, y) + pruner.loss()
         loss.backward(); pruner.after_backward(); optimizer.step(); pruner.after_step()
     small = pruner.finish()
+
+The model is trained in place, with what the method has inserted into it, also after `finish`, which may be asked at any
+time; `pruner.plain()` is an ordinary copy of it as it stands.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -58,21 +64,34 @@ class Settings(Section):
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One method for lists, documentation and the test matrix; all that is known of it outside its own file."""
+    """One method for lists, documentation and the test matrix; all that is known of it outside its own room.
+
+    A name, a factory and a summary are enough for a method of one's own that scores a trained network.
+    """
 
     name: str
-    summary: str
-    paper: str
-    year: int
-    arxiv: str  # number of the preprint; empty where there is none
-    needs: Needs  # nothing, calibration batches, or training
-    acts: Acts
-    granularity: str  # what is removed: "channel"
-    fidelity: str  # how close this is to the paper, and what was reconstructed
     factory: Callable[..., Method]
-    settings: type[Settings]
+    summary: str
+    paper: str = ""
+    year: int | None = None
+    arxiv: str = ""  # number of the preprint; empty where there is none
+    needs: Needs = "nothing"  # nothing, calibration batches, or training
+    acts: Acts = "after training"
+    granularity: str = "channel"  # what is removed
+    fidelity: str = "not from a paper"  # how close this is to the paper, and what was reconstructed
+    settings: type[Settings] | None = None  # None: the factory's Config
     begins: Begins = "weights"  # trained weights, a new network, or a new one that is narrow from the start
     finetunes: bool = True  # whether its paper trains on after the cut
+    acting: float | None = None  # share of all epochs in which its paper has the method at work; None: not said
+    variants: tuple[Mapping[str, Any], ...] = ()  # settings that take another way, which the contract suite also runs
+    chance: str = ""  # what is drawn by the number of a channel, so that a plan does not follow its channels
+
+    @property
+    def config(self) -> type[Settings]:
+        """The class of its settings."""
+        found: Any = self.settings or getattr(self.factory, "Config", Settings)
+        kind: type[Settings] = found
+        return kind
 
 
 class Method(nn.Module):
@@ -131,13 +150,30 @@ class Method(nn.Module):
         self.notes: list[str] = []  # sentences for the report
         self.followers: list[Follower] = []  # whoever holds tensors of the parameters' shapes, save optimisers
         self.result: Result | None = None
+        self._forwards = self._steps_seen = self._losses = 0  # in this process, while training
         check_weights(self.graph)
+        _free(self.model, self.name)
         self._settle()
         self.constraints = price(self.graph, self.budget, self.constraints, watch)
         self._architecture = fingerprint(self.graph)  # before anything is inserted
         self._check_reach()  # and while a refusal leaves the model as it was
+        before = _inserted(self.model)
         self.prepare()
+        if _inserted(self.model) != before:
+            _HANDS[self.model] = ref(self)
         self._check_reach()  # of what the method's own constraints leave
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Refuse a setting that the constructor would take for itself, and count what an own loop calls."""
+        super().__init_subclass__(**keywords)
+        taken = set(cls.Config.model_fields) & set(inspect.signature(Method.__init__).parameters)
+        if taken:
+            raise ConfigError(
+                f"The setting {min(taken)!r} of {cls.__name__} is named like an argument of every method's constructor "
+                "and could not be set: give it another name."
+            )
+        if "loss" in cls.__dict__:
+            setattr(cls, "loss", _counting(cls.loss))  # noqa: B010
 
     # ------------------------------------------------------------------------------------------------- hooks
 
@@ -166,6 +202,7 @@ class Method(nn.Module):
     def after_step(self) -> None:
         """Follow one optimiser step; a subclass that overrides this calls it."""
         self.step += 1
+        self._steps_seen += 1
 
     def after_epoch(self) -> None:
         """Follow one epoch."""
@@ -190,6 +227,10 @@ class Method(nn.Module):
     def plain(self) -> nn.Module:
         """An ordinary copy of the model as it stands, whatever was inserted taken out or folded away."""
         return clone_module(self.model, lambda tensor: tensor.detach().clone())
+
+    def undecayed(self) -> Iterable[nn.Parameter]:
+        """Parameters of the method's own that weight decay must not pull on: gates, say."""
+        return ()
 
     def metrics(self) -> dict[str, float]:
         """What is worth watching in this moment, cheap to say."""
@@ -219,6 +260,15 @@ class Method(nn.Module):
         """The model's output, with the method at work."""
         return self.model(*args, **keywords)
 
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        """`forward` with PyTorch's hooks, counted while training."""
+        self._forwards += self.training
+        return super().__call__(*args, **keywords)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """All trained parameters for an optimiser of PyTorch's, those of `undecayed` without weight decay."""
+        return without_decay(self, [{"params": [*self.parameters()], "weight_decay": weight_decay}])
+
     @torch.no_grad()
     def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
         """A narrower network of the same class, cut and verified; `result` then holds plan, costs and proof.
@@ -228,6 +278,7 @@ class Method(nn.Module):
             batches: what they learn from, (inputs, target); targets are not looked at.
         """
         self.check_repairs(repairs)
+        self._check_loop()
         plan = self.plan()
         plan.architecture = self._architecture
         settings = self.settings.model_dump(mode="json")
@@ -246,6 +297,24 @@ class Method(nn.Module):
         self.result = result
         self.result.model.train(self.model.training)
         return self.result.model
+
+    def _check_loop(self) -> None:
+        """ConfigError where a training loop of one's own has left out a call that the method waits for."""
+        if self._forwards and not self.step:
+            raise ConfigError(
+                f"{self.name} saw {self._forwards} forward passes in training and not one step, so that its schedule "
+                "never moved: call after_step() after every optimizer.step()."
+            )
+        if self._steps_seen and not self._forwards:
+            raise ConfigError(
+                f"{self.name} saw {self._steps_seen} steps and no forward pass in training: call the pruner, "
+                "pruner(x), where the loop calls the model, and pruner.train() before it."
+            )
+        if self._forwards and not self._losses and type(self).loss is not Method.loss:
+            raise ConfigError(
+                f"{self.name} adds to the loss, and its loss() was never asked for: train with "
+                "criterion(output, target) + pruner.loss()."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -290,3 +359,47 @@ def _steps(steps: int | None) -> int:
 
 def _moved(inputs: Any, device: torch.device) -> Any:
     return map_tensors(inputs, lambda tensor: tensor.to(device))
+
+
+#: Models into which a method has inserted something, and whose hands they are in.
+_HANDS: WeakKeyDictionary[nn.Module, ref[Method]] = WeakKeyDictionary()
+
+
+def _free(model: nn.Module, name: str) -> None:
+    """ModelError for a model that another method has inserted something into."""
+    other = _HANDS[model]() if model in _HANDS else None
+    if other is not None:
+        raise ModelError(
+            f"The model is already in the hands of {other.name!r}, so that {name!r} cannot take it: give it the narrow "
+            f"network of finish(), or plain(), an ordinary copy of the model as it stands."
+        )
+
+
+def _inserted(model: nn.Module) -> list[tuple[Any, ...]]:
+    """What a method changes when it inserts something: modules, their classes, hooks and tensors."""
+    return [
+        (name, type(m), len(m._forward_hooks), len(m._forward_pre_hooks), *m._parameters, *m._buffers)
+        for name, m in model.named_modules()
+    ]
+
+
+def _counting(loss: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tensor]:
+    """A method's loss() that counts how often it is asked for."""
+
+    @functools.wraps(loss)
+    def counted(self: Method) -> torch.Tensor:
+        self._losses += 1
+        return loss(self)
+
+    return counted
+
+
+def without_decay(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of an optimiser with those parameters that a method calls `undecayed` in one of their own, undecayed.
+
+    module: the method, or what wraps it. groups: as PyTorch's optimisers take them; empty ones are left out.
+    """
+    apart = {id(p) for m in module.modules() if isinstance(m, Method) for p in m.undecayed()}
+    found = [{**group, "params": [p for p in group["params"] if id(p) not in apart]} for group in groups]
+    free = [p for group in groups for p in group["params"] if id(p) in apart]
+    return [group for group in found if group["params"]] + ([{"params": free, "weight_decay": 0.0}] if free else [])

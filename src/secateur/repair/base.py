@@ -29,7 +29,7 @@ Batches = Iterable[tuple[Any, Any]]
 _Layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class NoSettings(Section):
+class NoOptions(Section):
     """For a repair without options."""
 
 
@@ -107,7 +107,7 @@ class Repair:
     """One repair with its settings; a subclass overrides `apply`."""
 
     name: ClassVar[str]
-    Config: ClassVar[type[Section]] = NoSettings
+    Config: ClassVar[type[Section]] = NoOptions
 
     def __init__(self, **settings: Any) -> None:
         """Check the settings; ConfigError for one that is unknown or out of range."""

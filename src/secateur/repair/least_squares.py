@@ -31,7 +31,7 @@ from secateur._settings import Section
 from secateur.repair.base import Batches, Case, Reader, Repair, RepairRow
 from secateur.statistics.gather import pair, rows
 from secateur.statistics.lockstep import Stop, together, visits
-from secateur.statistics.samples import Moments, Sampler, answers, least_squares, patches, ridge_for
+from secateur.statistics.samples import PatchSums, Sampler, answers, least_squares, patches_at, ridge_for
 from secateur.statistics.shortcuts import shortcuts
 
 
@@ -82,7 +82,7 @@ class LeastSquares(Repair):
         layer: Any = case.model.get_submodule(reader.name)
         has_constant = case.add_constant(reader, torch.zeros(len(layer.weight), device=layer.weight.device))
         each = sampler.few(case.dense.get_submodule(reader.name), stop.inputs[0][0])
-        moments = Moments.of(samples(case.dense, case.model, stop, sampler, reader.norm), each)
+        moments = PatchSums.of(samples(case.dense, case.model, stop, sampler, reader.norm), each)
         weight = layer.weight.flatten(1)
         kept = reader.columns(layer.weight)
         ridge = ridge_for(moments, weight, kept, ridge=self.settings.ridge, constant=has_constant)
@@ -103,14 +103,14 @@ def samples(
         first, second = stop.held[0][number], stop.held[1][number]
         numbers = before.weight[0].numel() * getattr(before, "groups", 1)
         for part, places in sampler.places(before, number, whole).parts(numbers):
-            wanted = answers(before, patches(before, whole[part], places), before.weight, before.bias)
+            wanted = answers(before, patches_at(before, whole[part], places), before.weight, before.bias)
             if first is not None and second is not None:
                 last = isinstance(before, nn.Linear)
                 was, became = (places.values(held[part], channels_last=last) for held in (first, second))
                 wanted = wanted + (was - became) * scale
             if now.bias is not None:
                 wanted = wanted - now.bias
-            yield patches(now, x[part], places), wanted
+            yield patches_at(now, x[part], places), wanted
 
 
 def norm_scale(norm: Any) -> torch.Tensor | float:

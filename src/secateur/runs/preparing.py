@@ -88,7 +88,7 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
         SecateurError: one sentence for the first thing that cannot be.
     """
     row = method(recipe.method.name)
-    settings = validated(row.settings, recipe.method.settings, "method")
+    settings = validated(row.config, recipe.method.settings, "method")
     asked = repairs([each.model_dump() for each in recipe.repair])  # refuses what there is not
     _check_stages(recipe, row)
     _check_packages(recipe)

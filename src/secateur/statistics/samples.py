@@ -120,7 +120,7 @@ def _sizes(layer: Any, x: torch.Tensor) -> tuple[int, ...]:
     return tuple((size + more - far) // step + 1 for size, more, far, step in sizes)
 
 
-def patches(layer: Any, x: torch.Tensor, places: Places) -> torch.Tensor:
+def patches_at(layer: Any, x: torch.Tensor, places: Places) -> torch.Tensor:
     """What a layer's weights are multiplied with there: [N, groups, columns], columns as in `weight.flatten(1)`."""
     if isinstance(layer, nn.Linear):
         return places.values(x, channels_last=True)[:, None]
@@ -145,7 +145,7 @@ def answers(layer: Any, seen: torch.Tensor, weight: torch.Tensor, bias: torch.Te
     return result if bias is None else result + bias.to(result)
 
 
-class Moments:
+class PatchSums:
     """Sums over N places of one layer. Blocks of a grouped convolution are kept apart."""
 
     def __init__(self, groups: int, columns: int, outputs: int, device: torch.device) -> None:
@@ -158,7 +158,7 @@ class Moments:
         self.y = zeros(groups, outputs // groups)
         self.yy = 0.0
         self.count = 0
-        self.halves: tuple[Moments, Moments] | None = None  # of every other sample, where they are few
+        self.halves: tuple[PatchSums, PatchSums] | None = None  # of every other sample, where they are few
 
     def add(self, seen: torch.Tensor, wanted: torch.Tensor) -> None:
         """Follow patches [N, groups, columns] and answers [N, outputs]."""
@@ -172,7 +172,7 @@ class Moments:
         self.yy += float(y.square().sum(dtype=torch.float64))
         self.count += x.shape[1]
 
-    def merge(self, other: Moments) -> None:
+    def merge(self, other: PatchSums) -> None:
         """Follow all that another has seen."""
         for mine, theirs in ((self.xx, other.xx), (self.xy, other.xy), (self.x, other.x), (self.y, other.y)):
             mine += theirs
@@ -180,9 +180,9 @@ class Moments:
         self.count += other.count
 
     @classmethod
-    def of(cls, blocks: Iterable[tuple[torch.Tensor, torch.Tensor]], each: int = 0) -> Moments:
+    def of(cls, blocks: Iterable[tuple[torch.Tensor, torch.Tensor]], each: int = 0) -> PatchSums:
         """The moments of patches and answers, block after block. each: patches of a sample, for `halves`; 0: none."""
-        found: Moments | None = None
+        found: PatchSums | None = None
         before = 0  # samples
         for seen, wanted in blocks:
             if found is None:
@@ -230,7 +230,7 @@ class Moments:
 
 
 def least_squares(
-    moments: Moments, weight: torch.Tensor, kept: torch.Tensor, *, ridge: float, constant: bool
+    moments: PatchSums, weight: torch.Tensor, kept: torch.Tensor, *, ridge: float, constant: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights [outputs, columns] on the columns that stay, and the constant [outputs], nearest to the answers.
 
@@ -257,7 +257,7 @@ def least_squares(
     return result.flatten(0, 1), shift.flatten()
 
 
-def ridge_for(moments: Moments, weight: torch.Tensor, kept: torch.Tensor, *, ridge: float, constant: bool) -> float:
+def ridge_for(moments: PatchSums, weight: torch.Tensor, kept: torch.Tensor, *, ridge: float, constant: bool) -> float:
     """The ridge as it is set; where samples are few, that of several with which one half of them fits the other best.
 
     As `least_squares`.

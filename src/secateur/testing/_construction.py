@@ -25,21 +25,28 @@ _ARXIV = re.compile(r"\d{4}\.\d{4,5}|[a-z-]+/\d{7}")
 
 def row_is_complete(row: MethodRow) -> None:
     """The registry row says everything about the method that lists and documents need"""
-    for field in ("name", "summary", "paper", "granularity", "fidelity"):
+    for field in ("name", "summary", "granularity", "fidelity", *(["paper"] if row.year or row.arxiv else [])):
         value = getattr(row, field)
         require(isinstance(value, str) and value.strip(), f"the row's {field} is empty")
         require("\n" not in value, f"the row's {field} is more than one line")
     for field in ("summary", "fidelity"):
         require(not getattr(row, field).endswith("."), f"the row's {field} ends with a full stop, and lists add one")
     require(_NAME.fullmatch(row.name), f"the row's name {row.name!r} is not made of small letters, digits and _")
-    require(isinstance(row.year, int) and 1980 <= row.year <= 2100, f"the row's year is {row.year!r}")
+    if row.paper:
+        require(isinstance(row.year, int) and 1980 <= row.year <= 2100, f"the row's year is {row.year!r}")
     require(not row.arxiv or _ARXIV.fullmatch(row.arxiv), f"the row's arxiv {row.arxiv!r} is no number of a preprint")
     require(row.needs in get_args(Needs), f"the row's needs {row.needs!r} is none of {', '.join(get_args(Needs))}")
     require(row.acts in get_args(Acts), f"the row's acts {row.acts!r} is none of {', '.join(get_args(Acts))}")
     factory: Any = row.factory
     if isinstance(factory, type) and issubclass(factory, Method):
         require(factory.name == row.name, f"the row's name {row.name!r} is not that of its class, {factory.name!r}")
-        require(factory.Config is row.settings, "the row's settings are not the Config of its class")
+        require(factory.Config is row.config, "the row's settings are not the Config of its class")
+    share = row.acting
+    require(share is None or 0 < share <= 1, f"the row's acting is {share!r} and no share of the epochs")
+    require(share is None or row.acts == "while training", f"the row has acting, and the method acts {row.acts}")
+    for variant in row.variants:
+        unknown = variant.keys() - row.config.model_fields.keys() - {"budget"}
+        require(not unknown, f"the row's variants name {min(unknown, default='')!r}, which is none of its settings")
 
 
 def settings_are_data(settings: type[Settings]) -> None:

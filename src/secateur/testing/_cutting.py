@@ -45,14 +45,15 @@ def result_is_narrower(subject: Subject) -> None:
     require(result.model is small, "`result.model` is not what finish() gave")
     proof = result.verification
     require(proof is not None and proof.passed, "the cut was not verified: leave verification on")
-    require(result.after.macs < result.before.macs, "finish() removes nothing")
+    zeros = "sparse" in result.plan.provenance  # single weights: the network keeps its shape
+    require(zeros or result.after.macs < result.before.macs, "finish() removes nothing")
     twin = copy.deepcopy(small).requires_grad_(False).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(subject.network.inputs())
     macs, params = counter.get_total_flops() // 2, sum(p.numel() for p in small.parameters())
     require(result.after.macs == macs, f"`result` says {result.after.macs} MACs, and PyTorch counts {macs}")
     require(result.after.params == params, f"`result` says {result.after.params} parameters, and there are {params}")
-    limits = subject.trained.budget.limits(result.before)
+    limits = {} if zeros else subject.trained.budget.limits(result.before)
     for key, limit in limits.items():
         found = getattr(result.after, key)
         require(found <= limit, f"the narrow network has {found} {key}, and the budget allows {limit:.0f}")
@@ -64,6 +65,20 @@ def result_is_narrower(subject: Subject) -> None:
         given.shape == wanted.shape and given.dtype == wanted.dtype, "the narrow network's output is of another shape"
     )
     require_finite("the narrow network's output", given)
+
+
+def weights_meet_the_budget(subject: Subject) -> None:
+    """Where single weights are set to zero, as many stay as the budget allows, to 1%"""
+    said = subject.result.plan.provenance.get("sparse")
+    if said is None:
+        return
+    weights = [subject.narrow.get_parameter(name) for name in said["names"]]
+    total, left = sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
+    bound = dict(subject.trained.budget.bounds)["params"]
+    allowed = bound if bound > 1 else bound * total
+    require(left == said["nonzero"], f"the plan says that {said['nonzero']} weights are not zero, and {left} are not")
+    require(left <= allowed + 0.5, f"{left} of {total} weights are not zero, and the budget allows {allowed:.0f}")
+    require(left >= 0.99 * allowed, f"{left} of {total} weights are not zero, 99% of the budget would be {allowed:.0f}")
 
 
 def finish_can_be_repeated(subject: Subject) -> None:

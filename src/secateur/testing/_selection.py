@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
+from secateur._protocols import IntArray
 from secateur.allocate import Constraints
 from secateur.budget import Budget
 from secateur.errors import BudgetError, PlanError
+from secateur.graph import Graph, trace
+from secateur.graph.modules import named_tensors
 from secateur.methods.contract import Method
 from secateur.plan import Plan
 from secateur.testing._promises import Broken, require
@@ -54,7 +60,9 @@ def _fits(method: Method, plan: Plan) -> None:
 
 
 def plan_meets_the_budget(subject: Subject) -> None:
-    """The plan keeps within the budget, and uses at least 99% of it where channels are small enough"""
+    """The plan keeps within the budget; it uses 99% of it where channels are small enough, or says why not"""
+    if "budget" in subject.settings:  # a method of single weights: see weights_meet_the_budget
+        return
     for budget in BUDGETS if subject.network.fine else BUDGETS[:1]:
         method = _ready(subject, budget=budget)
         if method is None:
@@ -66,12 +74,18 @@ def plan_meets_the_budget(subject: Subject) -> None:
         for key, share in used.items():
             require(share <= 1 + 1e-9, f"for {budget} the plan costs {share:.1%} of the {key} allowed")
         if subject.network.fine:
-            most = max(used.values())
-            require(most >= CLOSE, f"for {budget} the plan uses {most:.1%} of what is allowed, and not 99%")
+            most, why = max(used.values()), plan.provenance.get("unspent")
+            require(
+                most >= CLOSE or (isinstance(why, str) and why.endswith(".")),
+                f"for {budget} the plan uses {most:.1%} of what is allowed, and not 99%, and its provenance has no "
+                "sentence 'unspent' that says why",
+            )
 
 
 def plan_keeps_constraints(subject: Subject) -> None:
     """The plan keeps to ignore, min_channels, max_ratio and align"""
+    if "budget" in subject.settings:
+        return
     widths = {group.name: group.width for group in subject.make().graph.groups}
     whole = next(iter(widths))
     for constraints in (
@@ -88,6 +102,52 @@ def plan_keeps_constraints(subject: Subject) -> None:
             require(kept[whole] == widths[whole], f"the plan cuts {whole}, which constraints.ignore names")
         for name, width in widths.items():
             _legal(name, width, kept[name], constraints)
+
+
+def plan_follows_its_channels(subject: Subject) -> None:
+    """Where nothing is drawn, a network whose channels stand in another order keeps the same channels"""
+    row = subject.row
+    if row is None or subject.trains or row.chance or "budget" in subject.settings:
+        return
+    model = _uneven(subject.network.make())
+    generator = np.random.default_rng(0)
+    graph = trace(model, subject.network.inputs())
+    orders = {group.name: generator.permutation(group.width) for group in graph.groups}
+    moved = _uneven(subject.network.make())
+    permute(moved, graph, orders)
+    plans = []
+    for each in (model, moved):
+        method = subject.make(each)
+        subject.collect(method)
+        plans.append(method.plan())
+    for name, order in orders.items():
+        wanted, found = plans[0].masks[name][order], plans[1].masks[name]
+        require(
+            bool((wanted == found).all()),
+            f"the channels of {name} were put into another order, and the plan keeps others of them: something is "
+            "chosen by its number (if that is meant, say in the row's `chance` what is drawn)",
+        )
+
+
+@torch.no_grad()
+def _uneven(model: nn.Module) -> nn.Module:
+    """The model with no two channels alike, where a new one has the same scale everywhere."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.mul_(1 + 0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@torch.no_grad()
+def permute(model: nn.Module, graph: Graph, orders: Mapping[str, IntArray]) -> None:
+    """Put the channels of every group of `model` into another order, wherever they are; it computes the same."""
+    tensors = named_tensors(model)
+    for group in graph.groups:
+        for member in group.members:
+            tensor = tensors[member.name]
+            index = np.arange(tensor.shape[member.dim])
+            index[member.index] = member.index[orders[group.name]]
+            tensor.copy_(tensor.index_select(member.dim, torch.from_numpy(index)))
 
 
 def _legal(name: str, width: int, kept: int, constraints: Constraints) -> None:

@@ -33,9 +33,11 @@ PROMISES: tuple[Subjected, ...] = (
     _selection.plan_is_sound,
     _selection.plan_meets_the_budget,
     _selection.plan_keeps_constraints,
+    _selection.plan_follows_its_channels,
     _construction.data_are_asked_for,
     _cutting.result_is_ordinary,
     _cutting.result_is_narrower,
+    _cutting.weights_meet_the_budget,
     _cutting.result_is_the_masked_network,
     _training.seed_decides_everything,
     _training.training_goes_on,
@@ -45,6 +47,21 @@ PROMISES: tuple[Subjected, ...] = (
     _cutting.result_is_saved,
     _cutting.result_is_exported,
     _training.gpu_works,
+)
+
+
+#: Checked for a row's variants, on the same network, beside the cuts of all structures.
+VARIED: tuple[Subjected, ...] = (
+    _training.training_works,
+    _training.state_is_data,
+    _selection.plan_is_sound,
+    _selection.plan_meets_the_budget,
+    _selection.plan_keeps_constraints,
+    _selection.plan_follows_its_channels,
+    _cutting.result_is_ordinary,
+    _cutting.weights_meet_the_budget,
+    _training.seed_decides_everything,
+    _construction.model_is_left_alone,
 )
 
 
@@ -97,9 +114,30 @@ def checks(
         yield _check(_name(method), _construction.settings_are_data, kind)
     for promise in PROMISES:
         yield Check(promise.__name__, _words(promise), _name(method), partial(main.check, promise))
+    yield from _cuts(subjects, _name(method))
+    if row is not None:
+        for variant in row.variants:
+            yield from _varied(row, {**(settings or {}), **variant}, variant, tried)
+
+
+def _cuts(subjects: Iterable[Subject], name: str, about: str = "") -> Iterator[Check]:
+    """The cut on every structure."""
     cut = _cutting.structure_is_cut
     for subject in subjects:
-        yield Check(f"{cut.__name__}[{subject.network.name}]", _words(cut), _name(method), partial(_on, cut, subject))
+        where = ", ".join(filter(None, (about, subject.network.name)))
+        yield Check(f"{cut.__name__}[{where}]", _words(cut), name, partial(_on, cut, subject))
+
+
+def _varied(
+    row: MethodRow, settings: Mapping[str, Any], variant: Mapping[str, Any], tried: Iterable[Network]
+) -> Iterator[Check]:
+    """The checks of a row with other settings."""
+    about = ", ".join(f"{key}={value}" for key, value in variant.items())
+    subjects = [Subject(row.factory, row, settings, network) for network in tried]
+    main = _Main(subjects)
+    for promise in VARIED:
+        yield Check(f"{promise.__name__}[{about}]", _words(promise), row.name, partial(main.check, promise))
+    yield from _cuts(subjects, row.name, about)
 
 
 class _Main:
@@ -137,14 +175,14 @@ def _words(promise: Callable[..., None]) -> str:
 def _parts(method: Any) -> tuple[Callable[..., Method], MethodRow | None, type[Settings] | None]:
     """How it is made, and its row and settings where they are known."""
     if isinstance(method, MethodRow):
-        return method.factory, method, method.settings
+        return method.factory, method, method.config
     if not callable(method):
         raise ConfigError(
             f"{type(method).__name__} is no method: give a MethodRow, a subclass of Method or a function that makes it."
         )
     row = next((row for row in METHODS if row.factory is method), None)
     kind = method.Config if isinstance(method, type) and issubclass(method, Method) else None
-    return method, row, row.settings if row is not None else kind
+    return method, row, row.config if row is not None else kind
 
 
 def _name(method: Any) -> str:

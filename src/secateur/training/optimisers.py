@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError
+from secateur.methods.contract import without_decay
 from secateur.recipe import Training
 
 
@@ -15,7 +16,8 @@ def make_optimiser(module: nn.Module, training: Training) -> torch.optim.Optimiz
     """SGD or AdamW over all parameters that are trained.
 
     Weight decay pulls on every parameter, those of norms and the biases too, as in the papers' code: methods that read
-    the scales of batch norm count on it. With `decay_norm: false` parameters of one dimension are left out.
+    the scales of batch norm count on it. With `decay_norm: false` parameters of one dimension are left out, and always
+    those that a method calls `undecayed`.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
@@ -26,6 +28,7 @@ def make_optimiser(module: nn.Module, training: Training) -> torch.optim.Optimiz
         kinds = ([p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1])
         decays = (training.weight_decay, 0.0)
         groups = [{"params": kind, "weight_decay": d} for kind, d in zip(kinds, decays, strict=True) if kind]
+    groups = without_decay(module, groups)
     if training.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
     return torch.optim.SGD(

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from secateur.allocate import allocate
 from secateur.errors import ConfigError, WeightsError
-from secateur.methods import CRITERIA, accumulate_gradients, baselines, criteria, score
+from secateur.methods import CRITERIA, accumulate_gradients, criteria, score
+from secateur.methods.baselines import formulas
 
 MEMBERS = ("producers", "all")
 REDUCE = {"sum": np.sum, "mean": np.mean, "max": np.max, "prod": np.prod}
@@ -189,7 +190,7 @@ def test_fpgm_finds_the_duplicates_and_blocks_agree(monkeypatch: pytest.MonkeyPa
         graph.tensors()["a.weight"][30:] = graph.tensors()["a.weight"][30] + 1e3
     whole = score("fpgm", graph)["a"]
     np.testing.assert_allclose(whole, distances(owned(graph, graph.groups[0].members[0])), rtol=1e-7)
-    monkeypatch.setattr(baselines, "_WORK", 40 * 9)  # blocks of 9 rows and 9 columns
+    monkeypatch.setattr(formulas, "_WORK", 40 * 9)  # blocks of 9 rows and 9 columns
     np.testing.assert_allclose(score("fpgm", graph)["a"], whole, rtol=1e-7)
 
 

@@ -14,7 +14,7 @@ import secateur
 from secateur.errors import RunError
 from secateur.graph.norms import places, sources
 from secateur.methods.bwcp.concrete import gate_logit, margin, soft_gate
-from secateur.methods.bwcp.gates import GatedNorm, Gates, WhitenedNorm, insert, remove
+from secateur.methods.bwcp.gates import GatedNorm, Gates, WhitenedNorm, extract, insert
 from secateur.models import create
 
 IMAGE = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -330,7 +330,7 @@ def test_removing_gives_back_what_was_there() -> None:
     names = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     gated(model)
     assert {name: tuple(t.shape) for name, t in model.state_dict().items()} != names
-    remove(model)
+    extract(model)
     assert {name: tuple(t.shape) for name, t in model.state_dict().items()} == names
     assert all(type(m) is nn.BatchNorm2d for n, m in model.named_modules() if "bn" in n)
 
@@ -368,7 +368,7 @@ def test_folding_is_exact_on_one_layer(bias: bool) -> None:
     if bias:
         shift = shift + matrix @ model[0].bias
     assert torch.allclose(F.conv2d(x, kernel, shift), norm(model[0](x)), atol=1e-12)
-    remove(model)
+    extract(model)
     assert torch.allclose(model(x), wanted, atol=1e-12)
 
 
@@ -380,7 +380,7 @@ def test_folding_is_exact_on_whole_networks(name: str) -> None:
     trained(model)
     x = torch.randn(2, 3, 32, 32).double()
     wanted = model(x)
-    remove(model)
+    extract(model)
     assert torch.allclose(model(x), wanted, rtol=1e-9, atol=1e-9 * float(wanted.detach().abs().max()))
 
 
@@ -396,7 +396,7 @@ def test_training_can_go_on_behind_a_fold() -> None:
     data = torch.randn(64, 3, 16, 16)
     for _ in range(200):
         model(data)
-    remove(model)
+    extract(model)
     model.eval()
     wanted = model(data)
     model.train()
@@ -419,7 +419,7 @@ def test_cutting_before_folding_computes_another_network() -> None:
     y = (y - norm.running_mean[keep][:, None, None]) / (norm.running_var[keep] + norm.eps).sqrt()[:, None, None]
     y = y * norm.weight[keep][:, None, None] + norm.bias[keep][:, None, None]
     wrong = F.conv2d(F.relu(torch.einsum("oc,nchw->nohw", raw, y)), model[3].weight[:, keep], model[3].bias)
-    remove(model)
+    extract(model)
     right = F.conv2d(F.relu(model[1](model[0](x)))[:, keep], model[3].weight[:, keep], model[3].bias)
     assert torch.allclose(right, wanted, atol=1e-10)
     assert not torch.allclose(wrong, wanted, atol=1e-2 * float(wanted.detach().abs().max()))

@@ -16,7 +16,7 @@ from secateur.allocate import Constraints
 from secateur.errors import BudgetError, ConfigError
 from secateur.graph.modules import clone_module
 from secateur.methods import method
-from secateur.methods.cap.forward_selection import Selection, forward_order
+from secateur.methods.cap.forward_selection import ForwardSelection, forward_order
 from secateur.methods.cap.held_out import HeldOut
 from secateur.methods.cap.method import CapSettings, Ranked
 from secateur.methods.cap.structural_search import StructuralSearch, largest_share
@@ -45,7 +45,7 @@ def parts(channels: int, each: int = 1) -> list[tuple[Any, Any]]:
 def order_of(weight: torch.Tensor, sigma: torch.Tensor, each: int = 1) -> tuple[list[int], list[float]]:
     """The order and the gains, not as shares."""
     channels = len(sigma) // each
-    selection = Selection(weight, sigma, parts(channels, each))
+    selection = ForwardSelection(weight, sigma, parts(channels, each))
     order, gains = forward_order([selection], channels)
     return order.tolist(), (gains * selection.total).tolist()
 
@@ -62,11 +62,11 @@ def loss(weight: torch.Tensor, sigma: torch.Tensor, kept: list[int]) -> float:
 def test_two_inputs() -> None:
     sigma = torch.tensor([[4.0, 2.0], [2.0, 2.0]], dtype=torch.float64)
     weight = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
-    selection = Selection(weight, sigma, parts(2))
+    selection = ForwardSelection(weight, sigma, parts(2))
     assert selection.total == pytest.approx(34)
     assert selection.gains(2) * 34 == pytest.approx([25, 32])
     assert order_of(weight, sigma) == ([1, 0], pytest.approx([32, 2]))
-    one = Selection(weight, sigma, parts(2))
+    one = ForwardSelection(weight, sigma, parts(2))
     one.choose(0)
     assert one.corrected(1).tolist() == [[pytest.approx(2.5), 0.0]]
 
@@ -129,7 +129,7 @@ def test_channels_that_never_change_come_last() -> None:
 
 def test_what_a_prefix_comes_to_is_the_repair() -> None:
     sigma, weight, fixed = covariance(11), draw(4, 11, seed=5), np.array([9, 10])
-    selection = Selection(weight, sigma, [(np.arange(3), np.arange(9).reshape(3, 3))], fixed, ridge=1e-6)
+    selection = ForwardSelection(weight, sigma, [(np.arange(3), np.arange(9).reshape(3, 3))], fixed, ridge=1e-6)
     order, _ = forward_order([selection], 3)
     for stay in range(4):
         kept = torch.zeros(11, dtype=torch.bool)
@@ -147,7 +147,7 @@ def test_what_a_prefix_comes_to_is_the_repair() -> None:
 
 def test_several_layers_are_summed_as_shares() -> None:
     sigma, small, large = covariance(4), draw(2, 4, seed=5), 1e3 * draw(3, 4, seed=6)
-    both = [Selection(w, sigma, parts(4)) for w in (small, large)]
+    both = [ForwardSelection(w, sigma, parts(4)) for w in (small, large)]
     first = sum(s.gains(4) for s in both)
     order, gains = forward_order(both, 4)
     assert order[0] == int(np.argmax(first))

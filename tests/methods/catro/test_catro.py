@@ -19,7 +19,7 @@ from secateur.allocate.strategies import uniform
 from secateur.errors import BudgetError, ConfigError, InputError, ModelError
 from secateur.graph import trace
 from secateur.methods.catro.class_scatter import ClassScatter, Sample, scatter
-from secateur.methods.catro.method import CATRO, alive, fisher, places, ranked_by_ratio, trace_ratio
+from secateur.methods.catro.method import CATRO, fisher, observed, ranked_by_ratio, scatters, trace_ratio
 from secateur.methods.catro.submodular import greedy, shares, utility
 from secateur.models import create
 from secateur.statistics.gather import gather
@@ -54,7 +54,7 @@ def batches(count: int = 60, size: int = 20, **options: Any) -> list[tuple[torch
 def seen(model: nn.Module, shown: list[Any], *, pool: int = 4, samples: int = 10**9, **options: Any) -> Any:
     """b and w of every channel of every group."""
     graph = trace(model, IMAGE)
-    tables, _ = places(graph)
+    tables, _ = observed(graph)
     sample = Sample.of(shown, samples)
     collector = ClassScatter(tables, sample.counts.values(), graph.widths().tolist(), pool=pool, **options)
     gather(model, sample.few(shown), [collector])
@@ -156,7 +156,7 @@ def test_halves_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with half of the batches each, one of which never sees some of the layers' inputs."""
     model, shown = chain(), batches(size=15)
     graph = trace(model, IMAGE)
-    tables, _ = places(graph)
+    tables, _ = observed(graph)
     sample = Sample.of(shown, 10**9)
     few = list(sample.few(shown))
 
@@ -212,7 +212,7 @@ def test_a_depthwise_channel_is_seen_before_and_behind() -> None:
         nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 2, 1, groups=6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5),
     )  # fmt: skip
-    tables, others = places(trace(model, IMAGE))
+    tables, others = observed(trace(model, IMAGE))
     assert set(tables) == {"2", "4", "8"}
     assert not others
     b, w = seen(model, batches())
@@ -291,7 +291,7 @@ def test_dead_channels_go_first() -> None:
     """The trap: b = w = 0 would score 0, above every channel whose ratio is below lam."""
     b, w = np.array([9.0, 4.0, 0.0, 2.0, 1e-12]), np.array([3.0, 2.0, 0.0, 2.0, 1e-12])
     assert {2, 4} & set(trace_ratio(b, w, 2).chosen.tolist())
-    assert alive(b, w, 1e-8).tolist() == [True, True, False, True, False]
+    assert scatters(b, w, 1e-8).tolist() == [True, True, False, True, False]
     scores, lam = ranked_by_ratio(b, w, 2, 1e-8)
     assert np.argsort(-scores, kind="stable")[:3].tolist() == [0, 1, 3]
     assert lam == pytest.approx(2.6)

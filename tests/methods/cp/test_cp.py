@@ -19,7 +19,7 @@ from secateur.methods.cp.lasso import channel_moments, lasso, path, select
 from secateur.methods.cp.method import CP
 from secateur.methods.kit.shares import proportional
 from secateur.repair import repairs
-from secateur.statistics.samples import Moments
+from secateur.statistics.samples import PatchSums
 from secateur.surgery import apply
 from secateur.testing.networks import NETWORKS, Network
 
@@ -44,8 +44,8 @@ def _problem(
     return x, torch.randn(outputs, channels, kernel, generator=generator, dtype=torch.float64)
 
 
-def _moments(x: torch.Tensor, y: torch.Tensor) -> Moments:
-    return Moments.of([(x.flatten(1)[:, None], y)])
+def _moments(x: torch.Tensor, y: torch.Tensor) -> PatchSums:
+    return PatchSums.of([(x.flatten(1)[:, None], y)])
 
 
 def _gram(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +80,7 @@ def test_channels_that_own_several_inputs_and_grouped_layers() -> None:
     full = torch.zeros(4, 6, 1, dtype=torch.float64)
     full[:2, :3], full[2:, 3:] = layer.weight[:2, :, :, 0].detach(), layer.weight[2:, :, :, 0].detach()
     y = torch.einsum("nck,ock->no", x, full)
-    grouped = Moments.of([(x.flatten(1).unflatten(1, (2, 3)), y)])
+    grouped = PatchSums.of([(x.flatten(1).unflatten(1, (2, 3)), y)])
     both = channel_moments(grouped, layer.weight.detach(), table, 3), channel_moments(_moments(x, y), full, table, 3)
     # what two groups answer never meets in one output
     np.testing.assert_allclose(both[0][0], both[1][0], atol=1e-12)

@@ -21,7 +21,14 @@ from secateur.graph.cut import alive_slots, cut
 from secateur.graph.modules import named_tensors
 from secateur.methods.csgd import CSGD
 from secateur.methods.csgd import method as csgd
-from secateur.methods.csgd.centripetal import Centripetal, Rows, attraction, clustered_rows, projection, reference
+from secateur.methods.csgd.centripetal import (
+    Centripetal,
+    Rows,
+    attraction,
+    centripetal_reference,
+    clustered_rows,
+    projection,
+)
 from secateur.methods.csgd.pacesetters import Makers
 from secateur.methods.kit.clustering import biased, even, kmeans, ordered, spread
 from secateur.models import create
@@ -98,7 +105,7 @@ def test_the_fast_update_is_the_one_with_matrices(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, gradient = (torch.randn(6, 7, dtype=dtype, generator=generator) for _ in range(2))
     found = update(weight, gradient, SIX, strength=0.5, decay=0.01)
-    wanted = reference(weight, gradient, first_rows(SIX), eta=0.01, eps=0.5)
+    wanted = centripetal_reference(weight, gradient, first_rows(SIX), eta=0.01, eps=0.5)
     assert torch.allclose(found, wanted, atol=1e-6 if dtype == torch.float32 else 1e-14)
 
 
@@ -277,7 +284,7 @@ def test_steps_are_the_papers_with_the_optimisers_decay_or_the_methods(own_decay
         for name, p in method.model.named_parameters():
             if name in rows:
                 weight, momentum = paper[name]
-                flat = reference(weight.flatten(1), p.grad.flatten(1), rows[name].first, eta=eta, eps=0.5)
+                flat = centripetal_reference(weight.flatten(1), p.grad.flatten(1), rows[name].first, eta=eta, eps=0.5)
                 turned = flat.view(weight.shape)
                 momentum = turned if step == 0 else mu * momentum + turned
                 paper[name] = weight - tau * (turned + mu * momentum if nesterov else momentum), momentum

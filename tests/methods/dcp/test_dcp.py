@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from secateur.allocate import Constraints
 from secateur.errors import ConfigError, ModelError
-from secateur.methods.dcp.greedy import Part, Reconstruction, Rules, Selection, columns_of, kernels_of
+from secateur.methods.dcp.greedy import GreedyRules, GreedySelection, Part, Reconstruction, columns_of, kernels_of
 from secateur.methods.dcp.heads import learn, pivots, pooled
 from secateur.methods.dcp.method import DCP
 from secateur.methods.dcp.replay import Replay, cut_points
 from secateur.methods.dcp.stopping import decreases, rounds, survival
 from secateur.repair import repairs
-from secateur.statistics.samples import Moments
+from secateur.statistics.samples import PatchSums
 from secateur.testing.networks import NETWORKS, Network
 
 
@@ -47,13 +47,15 @@ class Bench:
         self.layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False).double()
         self.layer.weight.requires_grad_(False).copy_(weight)
         self.y = x @ weight.T if y is None else y
-        goal = Reconstruction(Moments.of([(x[:, None], self.y)]), constant=False)
+        goal = Reconstruction(PatchSums.of([(x[:, None], self.y)]), constant=False)
         units = columns_of(self.layer, np.arange(weight.shape[1]), np.arange(weight.shape[1]), np.zeros(1, np.bool_))
         self.part = Part("layer", self.layer, units, self.former)
         further = rules.pop("further", lambda number: torch.zeros((), dtype=torch.float64))
         given = {"norm": "sum", "epochs": 0, "rate": 0.01, "ridge": 0.0, "batches": 1} | rules
         given["weight"] = given.pop("strength", 0.0)
-        self.selection = Selection([self.part], weight.shape[1], goal, further, lambda amount: None, Rules(**given))
+        self.selection = GreedySelection(
+            [self.part], weight.shape[1], goal, further, lambda amount: None, GreedyRules(**given)
+        )
         self.goal = goal
 
     def loss(self) -> float:

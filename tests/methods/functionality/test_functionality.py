@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import secateur
 from secateur.errors import ConfigError, InputError, ModelError
 from secateur.graph import trace
-from secateur.methods.functionality.images import WeightContribution, answers, singly
+from secateur.methods.functionality.images import WeightContribution, singly, true_logit
 from secateur.methods.functionality.method import Functionality, FunctionalitySettings, going, removed, split
 from secateur.recipe import Recipe
 from secateur.repair.merging import merge
@@ -41,7 +41,7 @@ def batches(count: int = 2, seed: int = 0, size: int = 16) -> Iterator[tuple[tor
 
 
 def collected(model: nn.Module, budget: str = "flops=0.6", **settings: Any) -> Functionality:
-    method = Functionality(model, IMAGE, budget=budget, **{"steps": 20, "restarts": 3, **settings})
+    method = Functionality(model, IMAGE, budget=budget, **{"ascent_steps": 20, "restarts": 3, **settings})
     method.collect(batches(), F.cross_entropy)
     return method
 
@@ -122,7 +122,7 @@ def test_equal_filters_do_the_same_and_one_of_them_goes() -> None:
     with torch.no_grad():
         model[0].weight[6] = model[0].weight[2]
         model[0].weight[4] *= 0.01  # small, and like no other: L1 removes it first
-    method = collected(model, steps=40)
+    method = collected(model, ascent_steps=40)
     labels = method._labels["0"]
     assert labels[2] == labels[6]
     rows = method._rows["0"]
@@ -188,7 +188,7 @@ def test_only_so_many_images_are_looked_at() -> None:
             shown.append(len(batch[0]))
             yield batch
 
-    method = Functionality(plain(), IMAGE, budget="flops=0.6", images=10, steps=1, restarts=1)
+    method = Functionality(plain(), IMAGE, budget="flops=0.6", images=10, ascent_steps=1, restarts=1)
     method.collect(counted(), F.cross_entropy)
     assert sum(shown) <= 16
 
@@ -230,7 +230,7 @@ def test_with_one_logit_maps_and_weights_see_the_head_alone() -> None:
 
 def weights_seen(model: nn.Module, kernels: Any, pairs: Any, kind: Any = "gradient") -> WeightContribution:
     found = WeightContribution(kernels, kind)
-    gather(model, singly(pairs), [found], answers)
+    gather(model, singly(pairs), [found], true_logit)
     return found
 
 
@@ -279,7 +279,7 @@ def test_weights_of_samples_do_not_cancel_and_no_batch_matters() -> None:
     images, labels = next(batches())
     found = []
     for size in (1, 5, 16):
-        method = Functionality(plain(), IMAGE, budget="flops=0.6", wrt="weight", merge=True, steps=1, restarts=1)
+        method = Functionality(plain(), IMAGE, budget="flops=0.6", wrt="weight", merge=True, ascent_steps=1, restarts=1)
         method.collect(list(zip(images.split(size), labels.split(size), strict=True)), F.cross_entropy)
         found.append(method)
     for name, gamma in found[0]._gamma.items():
@@ -309,7 +309,7 @@ def test_the_network_is_left_as_it_was() -> None:
 def test_batches_of_several_are_refused_where_single_samples_are_needed() -> None:
     model = averaged()
     with pytest.raises(ConfigError, match=r"pass batches of one, singly\(batches\)"):
-        gather(model, batches(1), [WeightContribution([kernels_of(model, IMAGE)["0"]])], answers)
+        gather(model, batches(1), [WeightContribution([kernels_of(model, IMAGE)["0"]])], true_logit)
 
 
 class Tinted(nn.Module):

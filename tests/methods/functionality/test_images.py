@@ -17,11 +17,11 @@ from secateur.methods.functionality.images import (
     Extremes,
     Maps,
     View,
-    answers,
     ascend,
     blurred,
     directions,
     maximise,
+    true_logit,
 )
 from secateur.statistics.gather import gather
 
@@ -111,7 +111,7 @@ def test_directions_do_not_see_contrast_brightness_or_with_spectra_the_place() -
 
 def contributions(model: nn.Module, view: View, batches: Any, kind: Any = "gradient") -> torch.Tensor:
     collector = Contribution([view], kind)
-    gather(model, batches, [collector], answers)
+    gather(model, batches, [collector], true_logit)
     return collector.means()[0]
 
 
@@ -150,12 +150,12 @@ def test_contribution_of_a_map_inside(inplace: bool) -> None:
 
 def test_answers_are_logits_of_true_classes_or_of_predicted_ones() -> None:
     logits = torch.tensor([[1.0, 5.0], [3.0, 2.0]])
-    assert answers(logits, torch.tensor([0, 1])).item() == 1.5
-    assert answers(logits, torch.tensor([[1.0, 0.0], [0.2, 0.8]])).item() == 1.5
-    assert answers(logits, None).item() == 4.0
-    assert answers(logits[:, :, None, None].expand(2, 2, 3, 3), None).item() == 4.0
+    assert true_logit(logits, torch.tensor([0, 1])).item() == 1.5
+    assert true_logit(logits, torch.tensor([[1.0, 0.0], [0.2, 0.8]])).item() == 1.5
+    assert true_logit(logits, None).item() == 4.0
+    assert true_logit(logits[:, :, None, None].expand(2, 2, 3, 3), None).item() == 4.0
     with pytest.raises(ConfigError, match="there is no logit to look at"):
-        answers(torch.zeros(3), None)
+        true_logit(torch.zeros(3), None)
 
 
 def test_extremes() -> None:

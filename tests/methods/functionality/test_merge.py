@@ -18,7 +18,7 @@ from secateur.errors import ConfigError
 from secateur.graph import trace
 from secateur.graph.modules import named_tensors
 from secateur.methods import method as method_of
-from secateur.methods.functionality.merge import Likeness, absorb, heirs, inexact, places
+from secateur.methods.functionality.merge import Likeness, absorb, heirs, inexact, read_places
 from secateur.methods.functionality.method import Functionality
 from secateur.methods.kit.clustering import kmeans
 from secateur.repair import repairs
@@ -37,7 +37,7 @@ def batches(size: int = 8) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def likeness_of(model: nn.Module, names: list[str], size: int = 8) -> Likeness:
     graph = trace(model, IMAGES[:2])
-    found = Likeness(places(graph, names))
+    found = Likeness(read_places(graph, names))
     gather(model, batches(size), [found])
     return found
 
@@ -194,7 +194,7 @@ def test_nothing_is_lost_of_equal_channels(make: Any, name: str, readers: list[s
     wanted = model(IMAGES)
     group = next(g for g in graph.groups if g.name == name)
     found = likeness_of(model, [name])
-    assert list(places(graph, [name])) == readers
+    assert list(read_places(graph, [name])) == readers
     gone = np.arange(1, group.width, 2)
     absorb(named_tensors(model), group, gone, gone - 1, found)
     assert torch.allclose(model(IMAGES), wanted, atol=1e-5)
@@ -222,7 +222,7 @@ def test_every_reader_has_the_scale_of_what_it_reads() -> None:
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
 def test_the_cut_computes_what_the_masked_and_merged_network_does(network: Any) -> None:
-    method = Functionality(network.make(), network.inputs(), budget="flops=0.5", merge=True, steps=1, restarts=1)
+    method = Functionality(network.make(), network.inputs(), budget="flops=0.5", merge=True, ascent_steps=1, restarts=1)
     method.collect(network.batches(2), F.cross_entropy)
     small = method.finish().eval()
     plan, merged = method.plan(), method.plain().eval()
@@ -263,7 +263,7 @@ def normed(groups: int) -> nn.Sequential:
 def test_groups_that_a_norm_looks_at_together_are_not_merged() -> None:
     model = normed(1)
     assert inexact(trace(model, IMAGES[:2]), ["0", "3"], 0) == ["0"]
-    method = Functionality(model, IMAGES[:2], budget="flops=0.5", merge=True, steps=1, restarts=1)
+    method = Functionality(model, IMAGES[:2], budget="flops=0.5", merge=True, ascent_steps=1, restarts=1)
     assert any("is not exact are not merged: 0." in note for note in method.notes)
     method.collect(batches(), F.cross_entropy)
     method.finish()
@@ -279,7 +279,7 @@ def test_a_network_in_which_nothing_can_be_merged_is_refused() -> None:
 
 
 def test_repairs_that_would_undo_it_are_refused_and_others_are_not() -> None:
-    method = Functionality(copied(), IMAGES[:2], budget="flops=0.6", merge=True, steps=1, restarts=1)
+    method = Functionality(copied(), IMAGES[:2], budget="flops=0.6", merge=True, ascent_steps=1, restarts=1)
     with pytest.raises(ConfigError, match="'compensation' would overwrite what merge=true has added"):
         method.check_repairs(repairs("compensation"))
     method.collect(batches(), F.cross_entropy)

@@ -77,6 +77,7 @@ def _row(criterion: Criterion) -> MethodRow:
         fidelity="the criterion only; the paper's own schedule of pruning and retraining is the recipe's business",
         factory=factory,
         settings=settings,
+        chance="every score is drawn" if criterion.name == "random" else "",
     )
 
 

@@ -262,7 +262,7 @@ class GatedNorm(_BatchNorm):
         return self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
 
     @torch.no_grad()
-    def follow(self, found: whitening.Moments) -> None:
+    def follow(self, found: whitening.NormStatistics) -> None:
         """Move the running statistics."""
         self.num_batches_tracked.add_(1)
         unbiased = found.variance * (found.count / (found.count - 1).clamp_min(1))
@@ -361,7 +361,7 @@ def insert(
         gates.layers[key] = norm
 
 
-def remove(model: nn.Module) -> None:
+def extract(model: nn.Module) -> None:
     """Fold whitening into the layers before, and make gated norms ordinary again (without their masks)."""
     for module in model.modules():
         if isinstance(module, WhitenedNorm):

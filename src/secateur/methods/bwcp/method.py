@@ -43,7 +43,7 @@ from secateur.allocate import Constraints
 from secateur.errors import ModelError
 from secateur.graph.modules import as_call, map_tensors, output_tensors
 from secateur.graph.norms import places, sources
-from secateur.methods.bwcp.gates import Gates, WhitenedNorm, insert, remove
+from secateur.methods.bwcp.gates import Gates, WhitenedNorm, extract, insert
 from secateur.methods.bwcp.steering import Ramp, Steering
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.kit.aim import Aim, counts
@@ -244,7 +244,7 @@ class BWCP(Method):
     def plain(self) -> nn.Module:
         """A copy with whitening folded into the convolutions, and ordinary batch norms."""
         twin = super().plain()
-        remove(twin)
+        extract(twin)
         return twin
 
     def check(self, result: Result) -> None:

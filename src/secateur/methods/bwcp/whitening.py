@@ -1,9 +1,9 @@
 """Batch whitening as one linear map a layer: moments, truncated Newton steps, and folding it away.
 
 A batch norm followed by a whitening matrix over blocks of channels is one affine map of the raw input x:
-y = W diag(gamma / sigma) (x - mean) + W beta. `whiten` computes it from one pass over x; `reference` is the same in the
-steps in which it is written down (Shao et al., arXiv:2105.06423, section 3; the Newton steps are those of iterative
-normalisation, Huang et al., arXiv:1904.03441).
+y = W diag(gamma / sigma) (x - mean) + W beta. `whiten` computes it from one pass over x; `whitening_reference` is the
+same in the steps in which it is written down (Shao et al., arXiv:2105.06423, section 3; the Newton steps are those of
+iterative normalisation, Huang et al., arXiv:1904.03441).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def inverse_root(covariance: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Moments:
+class NormStatistics:
     """Mean [C], covariance [blocks, size, size] and the number of values each was taken over."""
 
     mean: torch.Tensor
@@ -64,7 +64,7 @@ class Moments:
         return self.covariance * scale[:, :, None] * scale[:, None, :]
 
 
-def moments(x: torch.Tensor, size: int) -> tuple[torch.Tensor, Moments]:
+def moments(x: torch.Tensor, size: int) -> tuple[torch.Tensor, NormStatistics]:
     """Moments of x [N, C, ...] for each channel, over all processes; x comes back, to be used instead of the argument.
 
     The gradients that reach x on both ways are then added in one pass.
@@ -74,7 +74,7 @@ def moments(x: torch.Tensor, size: int) -> tuple[torch.Tensor, Moments]:
     total, products = global_sum(total), global_sum(products)
     mean = total / count
     blocks = mean.view(-1, size)
-    return x, Moments(mean, products / count - blocks[:, :, None] * blocks[:, None, :], count)
+    return x, NormStatistics(mean, products / count - blocks[:, :, None] * blocks[:, None, :], count)
 
 
 class _Sums(torch.autograd.Function):
@@ -148,7 +148,7 @@ def composed(
     return matrix, shift.reshape(-1)
 
 
-def reference(
+def whitening_reference(
     x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, size: int, steps: int, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The training pass as the paper writes it, for x [N, C, ...]: batch norm, covariance, roots, product, in turn.

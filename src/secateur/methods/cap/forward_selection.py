@@ -21,7 +21,7 @@ from secateur._protocols import BoolArray, FloatArray, IntArray
 Part = tuple[IntArray, IntArray]
 
 
-class Selection:
+class ForwardSelection:
     """One layer's inputs, some of them chosen. Memory: 8 columns^2 bytes besides what is given."""
 
     def __init__(
@@ -150,7 +150,7 @@ def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def forward_order(
-    selections: Sequence[Selection], width: int, first: BoolArray | None = None
+    selections: Sequence[ForwardSelection], width: int, first: BoolArray | None = None
 ) -> tuple[IntArray, FloatArray]:
     """Channels, the most important first, and their gains in that order, summed over layers as shares.
 

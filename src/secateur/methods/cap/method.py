@@ -37,7 +37,7 @@ from torch import nn
 from secateur._protocols import IntArray
 from secateur.errors import BudgetError, ConfigError
 from secateur.graph.modules import clone_module
-from secateur.methods.cap.forward_selection import Selection, forward_order
+from secateur.methods.cap.forward_selection import ForwardSelection, forward_order
 from secateur.methods.cap.held_out import HeldOut
 from secateur.methods.cap.structural_search import StructuralSearch
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
@@ -101,7 +101,7 @@ class Ranked:
         for places, floor in zip(self.family.split(place).values(), floors, strict=True):
             yield np.argsort(np.argsort(places)) < floor
 
-    def _select(self, model: nn.Module, ridge: float) -> list[Selection]:
+    def _select(self, model: nn.Module, ridge: float) -> list[ForwardSelection]:
         result = []
         for reading, place in zip(self.readings, self._place, strict=True):
             moment = self._moments[reading.layer]
@@ -109,7 +109,7 @@ class Ranked:
             if not place:
                 sigma = sigma + torch.outer(mean, mean)  # without a constant there is no other centre than zero
             weight = reading.matrix(model).to(sigma)
-            result.append(Selection(weight, sigma, reading.parts, reading.fixed, ridge=ridge))
+            result.append(ForwardSelection(weight, sigma, reading.parts, reading.fixed, ridge=ridge))
         return result
 
     def tails(self) -> np.ndarray:
@@ -138,7 +138,7 @@ class Ranked:
                 _add(model, dense, reading, layer, origin, (selection.weight - weight) @ mean)
 
 
-def _growth(selection: Selection, weight: torch.Tensor, columns: int) -> torch.Tensor:
+def _growth(selection: ForwardSelection, weight: torch.Tensor, columns: int) -> torch.Tensor:
     before, after = selection.outputs(selection.weight), selection.outputs(weight, columns)
     usable = after > 1e-12 * before
     return torch.where(usable, before / torch.where(usable, after, 1.0), 1.0).sqrt()

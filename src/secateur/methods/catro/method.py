@@ -113,14 +113,14 @@ def ranked_by_ratio(between: FloatArray, within: FloatArray, k: int, eps: float)
 
     Dead channels (b = w = 0 up to eps) come last: b - lam w = 0 would beat every live channel that is worse than lam.
     """
-    live = alive(between, within, eps)
+    live = scatters(between, within, eps)
     best = trace_ratio(between[live], within[live], min(k, int(live.sum())))
     scores = np.full(len(live), float(best.scores.min()) - max(float(np.ptp(best.scores)), 1.0))
     scores[live] = best.scores
     return scores, best.ratios[-1]
 
 
-def alive(between: FloatArray, within: FloatArray, eps: float) -> BoolArray:
+def scatters(between: FloatArray, within: FloatArray, eps: float) -> BoolArray:
     """Which channels scatter at all; every one where none does."""
     total = between + within
     live = (total > 0) & (total >= eps * float(np.median(total)))
@@ -130,10 +130,10 @@ def alive(between: FloatArray, within: FloatArray, eps: float) -> BoolArray:
 def fisher(between: FloatArray, within: FloatArray, eps: float) -> FloatArray:
     """b / w of every channel; 0 where it is dead."""
     floor = max(eps * float(np.median(between + within)), np.finfo(np.float64).tiny)
-    return np.where(alive(between, within, eps), between / np.maximum(within, floor), 0.0)
+    return np.where(scatters(between, within, eps), between / np.maximum(within, floor), 0.0)
 
 
-def places(graph: Graph) -> tuple[dict[str, IntArray], list[str]]:
+def observed(graph: Graph) -> tuple[dict[str, IntArray], list[str]]:
     """Layers and the channel at each position of their input, as `readers`, with depthwise convolutions among them."""
     tables, others = readers(graph)
     modules = dict(graph.model.named_modules())
@@ -162,7 +162,7 @@ class CATRO(Method):
 
     def prepare(self) -> None:
         """See where channels can be looked at; the rest stays whole."""
-        self._tables, others = places(self.graph)
+        self._tables, others = observed(self.graph)
         if others:
             self.notes.append(
                 f"Groups that are read by more than convolutions and linear layers stay whole: {few(others)}."

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from secateur._protocols import BoolArray, FloatArray, IntArray
-from secateur.statistics.samples import Moments
+from secateur.statistics.samples import PatchSums
 
 #: Coefficients below this share of the largest are zero.
 _ZERO = 1e-8
 
 
 def channel_moments(
-    moments: Moments, weight: torch.Tensor, table: IntArray, channels: int, *, constant: bool = False
+    moments: PatchSums, weight: torch.Tensor, table: IntArray, channels: int, *, constant: bool = False
 ) -> tuple[FloatArray, FloatArray]:
     """A [channels, channels] and q [channels] of one layer.
 

@@ -36,7 +36,7 @@ from secateur.methods.cp.lasso import channel_moments, select
 from secateur.methods.kit.layerwise import Layerwise, LayerwiseSettings, Work
 from secateur.repair.least_squares import samples
 from secateur.statistics.lockstep import Stop, together
-from secateur.statistics.samples import Moments
+from secateur.statistics.samples import PatchSums
 
 
 class CPSettings(LayerwiseSettings):
@@ -68,12 +68,12 @@ class CP(Layerwise):
         layers, dense = {layer for found in several.values() for layer in found}, work.case.dense
         for stop in together((dense,), work.shown, layers) if layers else ():
             both = Stop(stop.layer, stop.inputs * 2, stop.held * 2)
-            moments = Moments.of(samples(dense, dense, both, work.sampler, None))
+            moments = PatchSums.of(samples(dense, dense, both, work.sampler, None))
             energy = max(moments.energy(constant=self._has_constant(stop.layer)), 1e-30)
             for group in [g for g, found in several.items() if stop.layer in found]:
                 self._shared[group] += self._problem(moments, dense, stop.layer, group)[0] / energy
 
-    def _problem(self, moments: Moments, model: nn.Module, layer: str, group: str) -> tuple[FloatArray, FloatArray]:
+    def _problem(self, moments: PatchSums, model: nn.Module, layer: str, group: str) -> tuple[FloatArray, FloatArray]:
         """A and q of one group at one layer; all other inputs of the layer do what they do now."""
         table, mine = self._tables[layer], self._channels[group]
         local = np.where(np.isin(table, mine), table - mine[0], len(mine))  # one more: all the others together
@@ -82,7 +82,7 @@ class CP(Layerwise):
         square, right = channel_moments(moments, module.weight, local, len(mine) + 1, constant=constant)
         return square[:-1, :-1], right[:-1] - square[:-1, -1]
 
-    def _choose(self, work: Work, stop: Stop, moments: Moments, group: str, width: int) -> BoolArray:
+    def _choose(self, work: Work, stop: Stop, moments: PatchSums, group: str, width: int) -> BoolArray:
         """The channels that the LASSO keeps longest."""
         if group in self._shared:
             return select(self._shared[group], self._shared[group].sum(1), width)

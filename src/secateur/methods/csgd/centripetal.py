@@ -5,7 +5,7 @@ With G the gradient and W the rows of one tensor, Γ the projection that gives e
     G~ = Γ G + Λ W,    Λ = (eta + eps) I - eps Γ,    that is    G~ = Γ G + eps (W - Γ W) + eta W.
 
 Γ is never written out. Rows of equal length of all tensors are laid one under the other and averaged together, so a
-network of a hundred layers costs some dozens of operations. `reference` is the same as the matrices say it.
+network of a hundred layers costs some dozens of operations. `centripetal_reference` is the same as the matrices say it.
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ def attraction(gamma: torch.Tensor, eta: float, eps: float) -> torch.Tensor:
     return (eta + eps) * torch.eye(len(gamma), dtype=gamma.dtype) - eps * gamma
 
 
-def reference(weight: torch.Tensor, gradient: torch.Tensor, first: IntArray, *, eta: float, eps: float) -> torch.Tensor:
+def centripetal_reference(
+    weight: torch.Tensor, gradient: torch.Tensor, first: IntArray, *, eta: float, eps: float
+) -> torch.Tensor:
     """Γ G + Λ W of one matrix, as written."""
     gamma = projection(first).to(weight.dtype)
     return gamma @ gradient + attraction(gamma, eta, eps) @ weight

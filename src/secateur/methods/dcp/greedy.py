@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from secateur._protocols import BoolArray, IntArray
-from secateur.statistics.samples import Moments, least_squares
+from secateur.statistics.samples import PatchSums, least_squares
 
 #: How often SGD is tried with a smaller rate.
 _TRIALS = 3
@@ -28,7 +28,7 @@ _TRIALS = 3
 class Reconstruction:
     """L_M as a function of the weights [outputs, columns] of one layer; the constant is the best one, or zero."""
 
-    def __init__(self, moments: Moments, *, constant: bool) -> None:
+    def __init__(self, moments: PatchSums, *, constant: bool) -> None:
         self.moments, self.constant = moments, constant
         self._xx, self._xy = moments.covariances(constant=constant)
         self._energy = moments.energy(constant=constant)
@@ -104,7 +104,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Rules:
+class GreedyRules:
     """How the choice goes. weight: lambda; norm: of scores; epochs, rate: of SGD on the joint loss after each round;
     batches: of passes. whole: units are columns, all rows alike."""
 
@@ -117,7 +117,7 @@ class Rules:
     whole: bool = True
 
 
-class Selection:
+class GreedySelection:
     """The choice for one layer, and for others that read the same channels.
 
     parts: the first is reconstructed; the others take part with the loss further on alone.
@@ -131,7 +131,7 @@ class Selection:
         goal: Reconstruction,
         further: Callable[[int], torch.Tensor],
         shift: Callable[[torch.Tensor], None],
-        rules: Rules,
+        rules: GreedyRules,
     ) -> None:
         self.parts, self.units, self.goal, self.rules = parts, units, goal, rules
         self._further, self._move = further, shift

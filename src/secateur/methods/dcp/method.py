@@ -46,7 +46,7 @@ from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import as_call
 from secateur.graph.norms import sources
 from secateur.methods.contract import Loss, MethodRow
-from secateur.methods.dcp.greedy import Part, Reconstruction, Rules, Selection, columns_of, kernels_of
+from secateur.methods.dcp.greedy import GreedyRules, GreedySelection, Part, Reconstruction, columns_of, kernels_of
 from secateur.methods.dcp.heads import Head, learn, pivots
 from secateur.methods.dcp.replay import Replay, cut_points
 from secateur.methods.dcp.stopping import survival
@@ -55,7 +55,7 @@ from secateur.methods.kit.sparse import WeightMasks, check_constraints, share_of
 from secateur.plan import Plan
 from secateur.repair import Repair
 from secateur.statistics.lockstep import Stop
-from secateur.statistics.samples import Moments, readable
+from secateur.statistics.samples import PatchSums, readable
 
 
 class DCPSettings(LayerwiseSettings):
@@ -158,7 +158,7 @@ class DCP(Layerwise):
         self._settled = plan.masks
         work.widths = plan.widths
 
-    def _survival(self, work: Work, stop: Stop, moments: Moments, group: str) -> FloatArray:
+    def _survival(self, work: Work, stop: Stop, moments: PatchSums, group: str) -> FloatArray:
         """Up to which tolerance every channel stays, with all layers before as they were; nothing is changed."""
         selection = self._of_group(work, stop, moments, group)
         before = [part.layer.weight.clone() for part in selection.parts]
@@ -167,7 +167,7 @@ class DCP(Layerwise):
         selection.restore(before)
         return survival(selection.losses, selection.added)
 
-    def _choose(self, work: Work, stop: Stop, moments: Moments, group: str, width: int) -> BoolArray:
+    def _choose(self, work: Work, stop: Stop, moments: PatchSums, group: str, width: int) -> BoolArray:
         """The channels that come back first."""
         selection = self._of_group(work, stop, moments, group)
         if group in self._settled:
@@ -175,7 +175,7 @@ class DCP(Layerwise):
             return self._settled[group]
         return selection.run(width, self._per_round(width))
 
-    def _fit(self, work: Work, stop: Stop, moments: Moments, *, anew: bool) -> None:
+    def _fit(self, work: Work, stop: Stop, moments: PatchSums, *, anew: bool) -> None:
         """Layers that a choice has just fitted stay as they are."""
         if not anew:
             super()._fit(work, stop, moments, anew=anew)
@@ -183,7 +183,7 @@ class DCP(Layerwise):
     def _per_round(self, count: int) -> int:
         return 1 if self.settings.rounds is None else -(-count // self.settings.rounds)
 
-    def _of_group(self, work: Work, stop: Stop, moments: Moments, group: str) -> Selection:
+    def _of_group(self, work: Work, stop: Stop, moments: PatchSums, group: str) -> GreedySelection:
         """What is to be chosen among: the layer in front of which everything stands, and the others that read it."""
         mine = self._channels[group]
         others = [n for n, table in self._tables.items() if n != stop.layer and np.isin(mine, table).any()]
@@ -198,10 +198,10 @@ class DCP(Layerwise):
 
     def _selection(
         self, work: Work, parts: Sequence[Part], units: int, goal: Reconstruction, *, whole: bool
-    ) -> Selection:
+    ) -> GreedySelection:
         s, first = self.settings, parts[0].name
-        rules = Rules(s.weight, s.norm, s.epochs, s.lr, s.ridge, len(work.shown), whole)
-        return Selection(
+        rules = GreedyRules(s.weight, s.norm, s.epochs, s.lr, s.ridge, len(work.shown), whole)
+        return GreedySelection(
             parts,
             units,
             goal,

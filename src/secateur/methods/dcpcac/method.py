@@ -47,7 +47,7 @@ from secateur.methods.contract import MethodRow, Settings
 from secateur.methods.dcpcac.conditional import Evidence, conditional_change, cross_entropy, right, scale
 from secateur.methods.dcpcac.narrowing import NarrowingMethod
 from secateur.methods.kit.aim import Aim
-from secateur.methods.kit.ranking import Goal, Rules, lower
+from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.kit.sample_gates import SampleGates
 from secateur.plan import Plan
 
@@ -281,8 +281,8 @@ class DCPCAC(NarrowingMethod):
         scores = dict(zip(self.masks, np.split(change, ends), strict=True))
         held = dict(zip(self.masks, np.split(barred, ends), strict=True))
         floors = dict(zip(self.masks, self._floors.tolist(), strict=True))
-        rules = Rules(floors, cap, held, self.constraints.align, CLOSE if share == 1 else 0.0, exchange=True)
-        return lower(self.graph, self.masks, scores, [g.at(share) for g in self._goals], rules, self.allocator)
+        limits = Limits(floors, cap, held, self.constraints.align, CLOSE if share == 1 else 0.0, exchange=True)
+        return lower(self.graph, self.masks, scores, [g.at(share) for g in self._goals], limits, self.allocator)
 
     def _change(self) -> FloatArray:
         """The estimated CAC of every channel; 0 where nothing was seen."""

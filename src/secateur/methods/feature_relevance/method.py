@@ -47,7 +47,7 @@ from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.feature_relevance.propagation import Rule
 from secateur.methods.feature_relevance.relevance import Relevance, channel_relevance, class_factors, layout, makers
 from secateur.methods.kit.aim import Aim, counts
-from secateur.methods.kit.ranking import Goal, Rules, lower
+from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.kit.rounds import Rounds
 from secateur.plan import Plan
 from secateur.repair.masking import alive, apply_masks
@@ -237,8 +237,8 @@ class FeatureRelevance(Method):
         """Masks within those so far that meet the budget: the smallest scores of the whole network go."""
         floors = dict(zip(self._kept, self.constraints.floors(self.graph).tolist(), strict=True))
         goal = Goal(self.graph.costs, self.aim.full, self.aim.limits)
-        rules = Rules(floors, align=self.constraints.align, close=_CLOSE, exchange=True)
-        return lower(self.graph, self._kept, self.score(), [goal], rules, self.allocator)
+        limits = Limits(floors, align=self.constraints.align, close=_CLOSE, exchange=True)
+        return lower(self.graph, self._kept, self.score(), [goal], limits, self.allocator)
 
     def _holding(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
         for name, mask in self._held.items():

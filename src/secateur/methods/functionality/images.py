@@ -334,7 +334,7 @@ class Extremes(Collector):
         self.high, self.low = both[0], -both[1]
 
 
-def answers(output: Any, target: Any) -> torch.Tensor:
+def true_logit(output: Any, target: Any) -> torch.Tensor:
     """The mean logit of the true classes, or of the predicted ones where targets do not tell: for `gather`."""
     logits = output_tensors(output)[0]
     if logits.dim() < 2:

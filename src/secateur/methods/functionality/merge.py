@@ -86,7 +86,7 @@ def heirs(labels: IntArray, gamma: FloatArray, kept: BoolArray) -> tuple[IntArra
     return gone, np.where(same, strength, -np.inf).argmax(1).astype(np.int64)
 
 
-def places(graph: Graph, names: Iterable[str]) -> dict[str, dict[str, IntArray]]:
+def read_places(graph: Graph, names: Iterable[str]) -> dict[str, dict[str, IntArray]]:
     """Where each group is in what layers read: {layer: {group: [width, k]}}.
 
     names: of groups that convolutions and linear layers alone read.

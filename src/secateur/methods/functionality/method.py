@@ -18,7 +18,7 @@ Where this differs from that, or is our own, and why:
         would have been next. At ρ = 1 one channel of every function is left. Below that functions become coarser:
         the group is clustered again, into as many clusters as channels may stay.
     All images start from the same noise and stay within the pixels of the calibration images. They climb 40 steps
-        (reports: 1000), enough for clusters to settle on small networks; `steps` takes more.
+        (reports: 1000), enough for clusters to settle on small networks; `ascent_steps` takes more.
     Residual streams stay whole, as in the paper, unless the budget cannot be met so.
     `wrt: weight` (a remark in the reports; they give no formula): γ from the weights that make a channel, the mean of
         |dZ_n / dW| over the samples and the channel's weights in a kernel. Where several layers make it, a sum or a
@@ -56,12 +56,12 @@ from secateur.methods.functionality.images import (
     Gamma,
     View,
     WeightContribution,
-    answers,
     directions,
     maximise,
     singly,
+    true_logit,
 )
-from secateur.methods.functionality.merge import Likeness, absorb, heirs, inexact, places
+from secateur.methods.functionality.merge import Likeness, absorb, heirs, inexact, read_places
 from secateur.methods.kit.clustering import kmeans, ordered
 from secateur.methods.kit.floors import keep_streams
 from secateur.plan import Plan
@@ -77,7 +77,7 @@ _SIDE = 64
 class FunctionalitySettings(Settings):
     """Defaults are for small networks on one core; the reports have 1000 steps."""
 
-    steps: int = Field(40, ge=1, le=10_000, description="ascent steps of every image")
+    ascent_steps: int = Field(40, ge=1, le=10_000, description="ascent steps of every image")
     rate: float = Field(1.0, gt=0, description="η, length of a step on images of 32x32; larger ones take more")
     blur: float = Field(0.4, ge=0, le=3, description="σ of the blur after each step, in pixels; 0: none")
     size: int | None = Field(None, ge=4, description="side of the images; null: as the example inputs, 64 at most")
@@ -205,8 +205,8 @@ class Functionality(Method):
         shown, extremes, contribution = _first(batches, self.settings.images), Extremes(), self._contribution(names)
         if self.settings.wrt == "weight":
             shown = singly(shown)
-        self._likeness = Likeness(places(self.graph, self._merged)) if self._merged else None
-        gather(self.model, shown, [contribution, extremes, *([self._likeness] if self._likeness else [])], answers)
+        self._likeness = Likeness(read_places(self.graph, self._merged)) if self._merged else None
+        gather(self.model, shown, [contribution, extremes, *([self._likeness] if self._likeness else [])], true_logit)
         for number, (name, gamma) in enumerate(zip(names, contribution.means(), strict=True)):
             found = gamma.cpu().numpy()
             self._gamma[name] = found / max(float(found.max()), 1e-300)
@@ -232,7 +232,7 @@ class Functionality(Method):
         rows = torch.zeros(len(view.index), start.numel(), dtype=dtype, device=device)
         if number % world() == rank():
             rate = s.rate * math.sqrt(start.numel()) / 55.0
-            ascent = Ascent(s.steps, rate, s.blur, extremes.low, extremes.high)
+            ascent = Ascent(s.ascent_steps, rate, s.blur, extremes.low, extremes.high)
             rows = directions(maximise(self.model, view, start, ascent, chunk=s.chunk), anywhere=s.anywhere)
         points = global_sum(rows).double().cpu().numpy()
         if points.shape[1] <= points.shape[0]:
@@ -383,4 +383,5 @@ ROW = MethodRow(
     "`wrt: weight` and `merge` compute, are our own",
     factory=Functionality,
     settings=FunctionalitySettings,
+    chance="clustering begins with channels that are drawn",
 )

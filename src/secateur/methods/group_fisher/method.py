@@ -49,7 +49,7 @@ from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.group_fisher.gate_gradients import Fisher, Shared, filters
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.dependency import savings
-from secateur.methods.kit.ranking import Goal, Rules, lower
+from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.plan import Plan
 from secateur.statistics.gather import gather
 
@@ -256,10 +256,10 @@ class GroupFisher(Method):
         """The least important channels go until the goals are met."""
         scores = self._importance(masks)
         silent = {name: masks[name] for name, values in scores.items() if not (values > 0).any()}
-        rules = Rules(floors or self._floors, 1.0, silent, self.constraints.align, close)
-        found = lower(self.graph, masks, scores, goals, rules, self.allocator)
+        limits = Limits(floors or self._floors, 1.0, silent, self.constraints.align, close)
+        found = lower(self.graph, masks, scores, goals, limits, self.allocator)
         if silent and not all(goal.met(self._widths(found)) for goal in goals):
-            found = lower(self.graph, masks, scores, goals, replace(rules, held={}), self.allocator)
+            found = lower(self.graph, masks, scores, goals, replace(limits, held={}), self.allocator)
         return found
 
     def _widths(self, masks: Mapping[str, BoolArray]) -> Any:

@@ -31,7 +31,7 @@ from secateur.repair.base import Case, Reader
 from secateur.repair.least_squares import limited, samples
 from secateur.statistics.gather import count
 from secateur.statistics.lockstep import Stop, together
-from secateur.statistics.samples import Moments, Sampler, least_squares, readable, ridge_for
+from secateur.statistics.samples import PatchSums, Sampler, least_squares, readable, ridge_for
 from secateur.statistics.shortcuts import shortcuts
 
 #: Bytes that activations of all images may take at once; of more images the first are used.
@@ -155,7 +155,7 @@ class Layerwise(Method):
     def _survey(self, work: Work) -> None:
         """Learn from the whole network, before anything is chosen."""
 
-    def _choose(self, work: Work, stop: Stop, moments: Moments, group: str, width: int) -> BoolArray:
+    def _choose(self, work: Work, stop: Stop, moments: PatchSums, group: str, width: int) -> BoolArray:
         """The mask of one group that `stop.layer` is the first to read."""
         raise NotImplementedError
 
@@ -171,15 +171,15 @@ class Layerwise(Method):
             self._masks[group] = self._choose(work, stop, moments, group, work.widths[group])
         self._fit(work, stop, moments, anew=bool(fresh))
 
-    def _moments(self, work: Work, stop: Stop) -> Moments:
+    def _moments(self, work: Work, stop: Stop) -> PatchSums:
         each = work.sampler.few(work.case.dense.get_submodule(stop.layer), stop.inputs[0][0])
         blocks = samples(work.case.dense, work.case.model, stop, work.sampler, self._norms.get(stop.layer))
-        return Moments.of(blocks, each)
+        return PatchSums.of(blocks, each)
 
     def _table(self, stop: Stop) -> IntArray:
         return self._tables[stop.layer]
 
-    def _fit(self, work: Work, stop: Stop, moments: Moments, *, anew: bool) -> None:
+    def _fit(self, work: Work, stop: Stop, moments: PatchSums, *, anew: bool) -> None:
         """Least squares on what stays. anew: channels have been chosen just now."""
         layer: Any = work.case.model.get_submodule(stop.layer)
         constant = self._has_constant(stop.layer)

@@ -87,7 +87,7 @@ class _Least(Constraints):
 
 
 @dataclass(frozen=True)
-class Rules:
+class Limits:
     """How far one step may go. floors: least widths of all. cap: largest share of a group that goes (at least one
     channel does). held: channels that stay this time. align: widths are multiples of it. close: how much of a bound
     should be used, where that is possible by sparing one group, or, if `exchange`, by keeping channels in place of
@@ -113,7 +113,7 @@ def lower(
     masks: Mapping[str, BoolArray],
     scores: Mapping[str, FloatArray],
     goals: Sequence[Goal],
-    rules: Rules,
+    rules: Limits,
     allocator: str = "global",
 ) -> dict[str, BoolArray]:
     """Masks within those given that meet every goal, or come as near as the rules allow; the worst scored go first."""
@@ -129,7 +129,7 @@ def _toward(
     masks: Mapping[str, BoolArray],
     scores: Mapping[str, FloatArray],
     goal: Goal,
-    rules: Rules,
+    rules: Limits,
     least: Sequence[int],
     allocator: str,
 ) -> dict[str, BoolArray]:
@@ -159,7 +159,7 @@ def _exchanged(
     ranked: Mapping[str, FloatArray],
     chosen: Mapping[str, BoolArray],
     goal: Goal,
-    rules: Rules,
+    rules: Limits,
     least: Sequence[int],
 ) -> dict[str, BoolArray]:
     """Some channels in place of others, where that uses more of the goal."""
@@ -181,7 +181,7 @@ def _chosen(
     names: Sequence[str],
     ranked: Mapping[str, FloatArray],
     goal: Goal,
-    rules: Rules,
+    rules: Limits,
     least: Sequence[int],
     allocator: str,
 ) -> dict[str, BoolArray]:

@@ -49,7 +49,7 @@ from secateur.graph.modules import map_tensors
 from secateur.graph.readers import readers
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.kit.aim import Aim
-from secateur.methods.kit.ranking import Goal, Rules, lower
+from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.pfp.by_error import DELTA, C, asked, difficulty, needed
 from secateur.methods.pfp.sensitivity import Sensitivities
 from secateur.plan import Plan
@@ -157,11 +157,11 @@ class PFP(Method):
         floors = dict(zip(aim.groups, self.constraints.floors(self.graph).tolist(), strict=True))
         scores = self.score()
         whole = {group.name: np.ones(group.width, dtype=np.bool_) for group in self.graph.groups}
-        goal, rules = (
+        goal, limits = (
             Goal(self.graph.costs, aim.full, aim.limits),
-            Rules(floors, 1.0, {}, self.constraints.align, CLOSE),
+            Limits(floors, 1.0, {}, self.constraints.align, CLOSE),
         )
-        masks = lower(self.graph, whole, scores, [goal], rules, self.allocator)
+        masks = lower(self.graph, whole, scores, [goal], limits, self.allocator)
         asking = [scores[name][~mask].max() for name, mask in masks.items() if not mask.all()]  # for more than is left
         said = {"criterion": self.name, "budget": self.budget.as_dict(), "allocator": self.allocator}
         provenance = said | {"log_error": float(max(asking))} if asking else said
