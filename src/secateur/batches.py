@@ -26,11 +26,12 @@ class Batches:
     DataLoader, a generator or a list gives of these; one tensor instead of batches is one batch.
     """
 
-    def __init__(self, given: Iterable[Any], example_inputs: Any) -> None:
+    def __init__(self, given: Iterable[Any], example_inputs: Any, *, keep: bool = True) -> None:
         """Keep the batches; an iterator, which can be gone through once only, is read into a list.
 
         Args:
             given: the user's data. example_inputs: what the network was traced with: a tensor, a tuple or a dict.
+            keep: False leaves an iterator as it is, for one who goes through it once.
 
         Raises:
             ConfigError: these are no batches at all.
@@ -42,7 +43,7 @@ class Batches:
                 f"The data are a {type(given).__name__}: give batches, such as a DataLoader or a list of "
                 "(inputs, target)."
             )
-        self._given: Iterable[Any] = list(given) if isinstance(given, Iterator) else given
+        self._given: Iterable[Any] = list(given) if keep and isinstance(given, Iterator) else given
         self._example = example_inputs
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -126,7 +127,8 @@ def _of_images(batch: tuple[Any, ...], example: Any) -> tuple[Any, Any]:
     """For a network that takes one list of images: `(images, target)`, `((images,), target)` or a bare list."""
     if listed(batch) and all(image.ndim == example[0].ndim for image in batch):
         return (list(batch),), None
-    inputs = (batch[0],) if listed(batch[0]) else batch[0]
+    alone = listed(batch[0]) and batch[0][0].ndim == example[0].ndim
+    inputs = (batch[0],) if alone else batch[0]
     return inputs, batch[1] if len(batch) > 1 else None
 
 

@@ -26,6 +26,7 @@ class Result:
     graph: Graph
     cut: Cut
     settled: tuple[str, ...]  # sizes written in the model's code that kept channels from being cut freely
+    notes: tuple[str, ...] = ()  # sentences about what was done
 
     def reached(self, bound: str) -> float:
         """The fraction of the original that remains: of "flops", "params", "activations", "peak" or "latency"."""

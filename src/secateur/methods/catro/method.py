@@ -279,6 +279,7 @@ ROW = MethodRow(
     year=2023,
     arxiv="2110.10921",
     needs="calibration",
+    labels=True,
     acts="after training",
     granularity="channel",
     fidelity="only title, abstract and index terms were read: trace ratio, submodularity, two greedy stages and few "

@@ -84,7 +84,7 @@ class CPMCSettings(Settings):
 
 
 def cpmc(graph: Graph, *, constraints: Constraints | None = None, **settings: Any) -> Scores:
-    """I_u of every channel; `secateur.prune(..., criterion=cpmc, normalise="none")` ranks by it.
+    """I_u of every channel; `secateur.prune(..., method=cpmc, normalise="none")` ranks by it.
 
     constraints: what no plan may do, which matters with `recompute` alone.
     """

@@ -336,6 +336,7 @@ ROW = MethodRow(
     year=2021,
     arxiv="2001.01050",
     needs="calibration",
+    labels=True,
     acts="after training",
     granularity="channel or kernel",
     fidelity="channels: conference paper with supplement and official code were read; classifiers are learnt on the "
