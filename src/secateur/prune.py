@@ -114,7 +114,7 @@ def _mended(
     notes = mend(plain, copied, graph, plan, mending, batches)
     result = apply(plain, graph.example_inputs, plan, verify=verify, timing=graph.timing)
     if notes:
-        plan.provenance["notes"] = notes
+        plan.provenance["notes"] = [*plan.provenance.get("notes", ()), *notes]
     if not inplace:
         return result
     repaired = named_tensors(plain)

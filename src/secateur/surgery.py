@@ -98,10 +98,11 @@ def remember(graph: Graph, plan: Plan) -> list[str]:
     """
     plan.provenance["attention"] = graph.attention
     plan.provenance["settled"] = [conflict.as_json() for conflict in graph.settled]
+    notes: list[str] = list(plan.provenance.get("notes", ()))
     if graph.timing is not None:
         said = plan.provenance["latency"] = graph.timing.about(graph, plan)
-        return [said["note"]] if "note" in said else []
-    return []
+        notes += [said["note"]] if "note" in said else []
+    return notes
 
 
 def check_weights(graph: Graph) -> None:

@@ -18,6 +18,7 @@ from secateur.graph.cut import Cut, alive_slots, cut, slices_of
 from secateur.graph.labels import Ids
 from secateur.graph.modules import named_tensors, unwrap
 from secateur.graph.resize import like_calls
+from secateur.graph.sides import Sides, sides_of
 from secateur.graph.sizes import SizeConflict
 from secateur.graph.verify import Verification, verify
 
@@ -64,7 +65,14 @@ class Graph:
         self.costs = CostModel(self.recording, self.solution, sizes)
         if self.timing is not None:
             self.costs.latency = self.timing.bind(self)
+        self._sides: Sides | None = None
         self.timings["solve"] = time.perf_counter() - started
+
+    def sides(self) -> Sides:
+        """The widths of all layers, made of groups."""
+        if self._sides is None:
+            self._sides = sides_of(self.recording, self.solution)
+        return self._sides
 
     def attach(self, timing: Timing) -> None:
         """Make latency one of the costs, whatever becomes of the groups."""
