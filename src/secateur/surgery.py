@@ -79,9 +79,9 @@ def _settled(plan: Plan, graph: Graph) -> list[SizeConflict]:
     calls = graph.recording.calls
     for entry in noted if isinstance(noted, list) else [noted]:
         match entry:
-            case [int(call), str(module), str(operator), str(detail)] if 0 <= call < len(calls):
+            case [int(call), str(module), str(operator), str(detail), str(done)] if 0 <= call < len(calls):
                 if calls[call].module == module and calls[call].name.removeprefix("aten::") == operator:
-                    found.append(SizeConflict(call, module, operator, detail))
+                    found.append(SizeConflict(call, module, operator, detail, done))
                     continue
         raise PlanError(
             f"The plan was made around a size in code ({str(entry)[:80]}) that this network does not have there; "
