@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur.graph.capture import Recording
 from secateur.graph.shape_run import Disagreement, check_sizes
-from secateur.graph.sizes import Repair, SizeConflict, Sizes, get_number, numbers_of, put_number
+from secateur.graph.sizes import Path, Repair, SizeConflict, Sizes, get_number, numbers_of, put_number
 from secateur.graph.standard import standard_repairs
 
 
@@ -39,6 +39,7 @@ class _Search:
 
     def __init__(self, model: nn.Module, inputs: object, sizes: Sizes, modules: dict[str, nn.Module]) -> None:
         self.model, self.inputs, self.sizes, self.modules = model, inputs, sizes, modules
+        self.done: set[tuple[str, str, Path]] = set()
 
     def run(self) -> list[Repair]:
         done: list[Repair] = []
@@ -46,6 +47,7 @@ class _Search:
         while found:
             step, found = self._step(found)
             done += step
+            self.done |= {(r.module, r.attribute, r.path) for r in step}
         return done
 
     def _step(self, found: list[Disagreement]) -> tuple[list[Repair], list[Disagreement]]:
@@ -119,6 +121,8 @@ class _Search:
         at = min(first, len(calls) - 1)
         result = [repair]
         for k, owner in self._owners(at, repair.module):
+            if (owner, repair.attribute, repair.path) in self.done:  # its size is a new one, whatever it equals
+                continue
             if owner == repair.module or type(self.modules[owner]) is not type(self.modules[repair.module]):
                 continue
             held = get_number(self.modules[owner], repair.attribute, repair.path)

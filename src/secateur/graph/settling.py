@@ -48,9 +48,20 @@ class Remedy:
         )
 
 
-def remedies(recording: Recording, modules: dict[str, nn.Module], solution: Solution, at: int) -> Iterator[Remedy]:
-    """What may be done about call `at` and its like in other modules of that class, the least first."""
-    scopes = [_Scope(recording, solution, k) for k in like_calls(recording, modules, at)]
+def concerned(recording: Recording, modules: dict[str, nn.Module], at: int) -> list[int]:
+    """Call `at`, then its like in other modules of that class that have to do with as many widths."""
+    calls = recording.calls
+
+    def shape(k: int) -> tuple[int, int]:
+        return len(calls[k].expects), len(_axes_of(calls[k]))
+
+    return [at, *(k for k in like_calls(recording, modules, at) if k != at and shape(k) == shape(at))]
+
+
+def remedies(recording: Recording, solution: Solution, calls: Sequence[int]) -> Iterator[Remedy]:
+    """What may be done about these calls, of which the first met a conflict; the least first."""
+    scopes = [_Scope(recording, solution, k) for k in calls]
+    at = calls[0]
     yield from _tying(scopes)
     operator = recording.calls[at].name.removeprefix("aten::")
     yield from _freezing(scopes, f"a size is written in code ({operator} in {{}})")

@@ -17,16 +17,15 @@ from secateur.graph.cost import Cost, CostModel, Floats
 from secateur.graph.cut import Cut, alive_slots, check, cut, slices_of
 from secateur.graph.labels import Ids
 from secateur.graph.modules import named_tensors, unwrap
-from secateur.graph.resize import like_calls
-from secateur.graph.settling import Remedy, remedies, trial_masks
+from secateur.graph.settling import Remedy, concerned, remedies, trial_masks
 from secateur.graph.sides import Sides, sides_of
 from secateur.graph.sizes import SizeConflict
 from secateur.graph.verify import Verification, verify
 
 #: Cuts on which a remedy for a size in code is tried.
 _TRIALS = 3
-#: A remedy takes nothing where the MACs of the narrowest network grow by less than this factor.
-_SPARED = 1.02
+#: A remedy takes little where the MACs of the narrowest network grow by less than this share of all.
+_SPARED = 0.02
 
 
 class Masks(Protocol):
@@ -172,22 +171,23 @@ class Graph:
 
     def _remedy(self, conflict: SizeConflict) -> Remedy:
         """The first remedy that helps and takes nothing from what can go; else the one that leaves most."""
-        calls, modules = self.recording.calls, dict(self.model.named_modules())
-        at = min(conflict.call, len(calls) - 1)
-        concerned = like_calls(self.recording, modules, at)
-        best, least = None, float("inf")
-        enough = _SPARED * self._floor(self.solution)
-        for remedy in remedies(self.recording, modules, self.solution, at):
+        at = min(conflict.call, len(self.recording.calls) - 1)
+        calls = concerned(self.recording, dict(self.model.named_modules()), at)
+        best, least, seen = None, float("inf"), set[tuple[float, ...]]()
+        enough = self._floor(self.solution) + _SPARED * self.costs.cost(self.widths()).macs
+        for remedy in remedies(self.recording, self.solution, calls):
             if not remedy.changes(self.solution) or (conflict.done and remedy.name != conflict.done):
                 continue
             solution = self._solved(remedy)
-            if not conflict.done and not self._helps(solution, concerned):
-                continue
             floor = self._floor(solution)
-            if floor <= enough:
-                return remedy
-            if floor < least:
+            alike = (floor, *(group.width for group in solution.groups))
+            if floor >= least or alike in seen:
+                continue
+            seen.add(alike)
+            if conflict.done or self._helps(solution, calls):
                 best, least = remedy, floor
+            if least <= enough:
+                break
         if best is None:
             raise CutError(f"{conflict} No channels can be kept so that it holds; please report this network.")
         return best
@@ -201,14 +201,14 @@ class Graph:
         costs = CostModel(self.recording, solution, {})
         return float(costs.evaluate(np.ones(len(solution.groups)))["macs"])
 
-    def _helps(self, solution: Solution, concerned: list[int]) -> bool:
+    def _helps(self, solution: Solution, calls: list[int]) -> bool:
         """Whether cuts to several widths meet no conflict at these calls."""
         for seed in range(_TRIALS):
-            masks = trial_masks(solution, self.recording, concerned, seed)
+            masks = trial_masks(solution, self.recording, calls, seed)
             try:
                 check(self.model, self.example_inputs, self.recording, solution, alive_slots(solution, masks))
             except SizeConflict as other:
-                if other.call in concerned:
+                if other.call in calls:
                     return False
         return True
 
