@@ -11,14 +11,14 @@ from torch import nn
 
 from secateur.allocate import Constraints, allocate
 from secateur.budget import Budget
-from secateur.errors import BudgetError, ModelError
-from secateur.graph import Graph, SizeConflict, trace
+from secateur.errors import ModelError
+from secateur.graph import Graph, trace
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.latency import Watcher, align_of, price
 from secateur.methods.criteria import CRITERIA, score
 from secateur.plan import Plan
 from secateur.repair import Repair, mend, repairs
-from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
+from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember, settled_plan
 
 __all__ = ["Result", "apply", "prune"]
 
@@ -80,16 +80,12 @@ def prune(
     mending = repairs(repair)
     needs_data = bool(mending) or any(row.name == criterion and row.needs_data for row in CRITERIA)
     batches = list(data) if data is not None and needs_data else None  # a plan made again scores again
-    while True:
+
+    def planned(graph: Graph) -> Plan:
         scores = criterion(graph) if callable(criterion) else _score(graph, criterion, reduce, seed, batches, loss)
-        plan = allocate(scores, graph, bounds, constraints, allocator=allocator, normalise=normalise, ratios=ratios)
-        try:
-            made = graph.cut(plan, inplace=inplace and not verify and not mending)
-            break
-        except SizeConflict as conflict:
-            graph.settle(conflict)
-            if not graph.groups:
-                raise BudgetError(nothing_to_prune(graph)) from None
+        return allocate(scores, graph, bounds, constraints, allocator=allocator, normalise=normalise, ratios=ratios)
+
+    plan, made = settled_plan(graph, planned, inplace=inplace and not verify and not mending)
     plan.provenance.update({"criterion": getattr(criterion, "__name__", criterion), "seed": seed})
     remember(graph, plan)
     if mending:

@@ -83,6 +83,23 @@ class _Search:
                 yield from ([repair] for repair in single)
                 if len(single) > 1:  # sizes the code divides by each other must change at once
                     yield single
+        yield from self._of_other_widths(call.module, pairs)
+
+    def _of_other_widths(self, module: str, known: list[tuple[int, int]]) -> Iterator[list[Repair]]:
+        """Attributes that hold another width of the module: the call may be given its difference to one.
+
+        One at a time, then all of a module at once, for code may also compare them.
+        """
+        prefix = f"{module}." if module else ""
+        calls = [c for c in self.sizes.recording.calls if c.module == module or c.module.startswith(prefix)]
+        pairs = dict.fromkeys([*known, *(pair for call in calls for pair in self.sizes.changes(call))])
+        for name in self._near(module)[: module.count(".") + 2 if module else 1]:
+            numbers = [n for n in numbers_of(self.modules[name]) if (name, n[0], n[1]) not in self.done]
+            fitting = [[Repair(name, a, path, old, new) for old, new in pairs if old == n] for a, path, n in numbers]
+            yield from ([repair] for each in fitting for repair in each if (repair.old, repair.new) not in known)
+            several = [each[0] for each in fitting if each]
+            if len(several) > 1:
+                yield several
 
     def _owners(self, at: int, module: str) -> Iterator[tuple[int, str]]:
         """Like calls and, for each, the module that stands to it as `module` stands to call `at`'s."""

@@ -139,8 +139,9 @@ class _Scope:
         return [e.axis for e in self.call.expects if len(e.axis) > 1]
 
     def own(self) -> list[Ids]:
-        """The axes the call has to do with."""
-        return [a for a in _axes_of(self.call, stated=True) if len(a) > 1]
+        """The axes the call has to do with; of one that makes a tensor, those that meet channels."""
+        found = [a for a in _axes_of(self.call, stated=True) if len(a) > 1]
+        return [a for a in found if _prunable(self.solution, a)] or found
 
     def before(self) -> list[Ids]:
         """The axes of the call before it."""
