@@ -140,7 +140,9 @@ def test_layers_of_several_groups_are_multiples(name: str, budget: str) -> None:
     make, straight = PARTS[name]
     model = make()
     result = secateur.prune(model, IMAGE, budget=budget, align=8, verify=False)
-    assert not straight & misaligned(model, result.model, 8).keys()
+    crooked = straight & misaligned(model, result.model, 8).keys()
+    told = "".join(result.plan.provenance.get("notes", ()))  # inputs may stay where the budget would be wasted
+    assert not crooked or (name == "concatenation" and "does not hold for c (inputs)" in told)
     assert not all(mask.all() for mask in result.plan.masks.values())
 
 
