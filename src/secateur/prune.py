@@ -14,15 +14,15 @@ from secateur._settings import validated
 from secateur.allocate import Constraints, allocate
 from secateur.batches import Batches
 from secateur.budget import Budget
-from secateur.errors import BudgetError, ConfigError, ModelError
-from secateur.graph import Graph, SizeConflict, trace
+from secateur.errors import ConfigError, ModelError
+from secateur.graph import Graph, trace
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.latency import Watcher, align_of, price
 from secateur.methods import Method, MethodRow, method, row_of
 from secateur.methods.baselines import OneShot, accumulate_gradients
 from secateur.plan import Plan
 from secateur.repair import Repair, mend, repairs
-from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
+from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember, settled_plan
 
 __all__ = ["Result", "apply", "prune"]
 
@@ -95,7 +95,7 @@ def prune(
         gradients = _Gradients(batches, loss or cross_entropy)
         score = factory.scorer(validated(row.config, settings, "method"), seed, gradients)
 
-        def planned() -> Plan:
+        def planned(graph: Graph) -> Plan:
             scores = score(graph)
             return allocate(
                 scores, graph, bounds, constraints,
@@ -187,7 +187,7 @@ class _Gradients:
 def _scored(
     row: MethodRow,
     graph: Graph,
-    planned: Callable[[], Plan],
+    planned: Callable[[Graph], Plan],
     batches: Batches | None,
     mending: list[Repair],
     *,
@@ -197,15 +197,7 @@ def _scored(
 ) -> Result:
     """Plan and cut, around every size that is written in the model's code."""
     before = graph.cost()
-    while True:
-        plan = planned()
-        try:
-            made = graph.cut(plan, inplace=inplace and not verify and not mending)
-            break
-        except SizeConflict as conflict:
-            graph.settle(conflict)
-            if not graph.groups:
-                raise BudgetError(nothing_to_prune(graph)) from None
+    plan, made = settled_plan(graph, planned, inplace=inplace and not verify and not mending)
     plan.provenance.update({"method": row.name, "seed": seed})
     notes = tuple(remember(graph, plan))
     if mending:
@@ -230,8 +222,8 @@ def _mended(
     notes = mend(plain, copied, graph, plan, mending, batches)
     result = apply(plain, graph.example_inputs, plan, verify=verify, timing=graph.timing)
     if notes:
-        plan.provenance["notes"] = notes
-    result = replace(result, notes=tuple(notes))
+        plan.provenance["notes"] = [*plan.provenance.get("notes", ()), *notes]
+    result = replace(result, notes=tuple(plan.provenance.get("notes", ())))
     if not inplace:
         return result
     repaired = named_tensors(plain)

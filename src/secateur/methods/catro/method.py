@@ -223,7 +223,8 @@ class CATRO(Method):
             named = {group.name: score for group, score in zip(groups, scores, strict=True)}
             return self.graph.widths(self._allocate(named))
         ranked = [np.sort(score)[::-1] for score in scores]
-        blocks = stack(ranked, self.constraints.floors(self.graph), self.constraints)
+        floors, steps = self.constraints.grid(self.graph)
+        blocks = stack(ranked, floors, self.constraints, steps)
         return greedy(
             blocks, Bounds(self.graph.costs, self.budget.limits(self.graph.cost())), ranked, self.settings.beta
         )
