@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -39,6 +39,7 @@ from secateur.graph.modules import clone_module, map_tensors
 from secateur.latency import Watcher, price
 from secateur.methods.hands import Loss as Loss
 from secateur.methods.hands import counting, inserted, reading, require_free, take, without_decay
+from secateur.methods.replanning import Replanner, trial_widths
 from secateur.plan import Plan, fingerprint
 from secateur.repair.base import Repair, mend
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
@@ -156,7 +157,7 @@ class Method(nn.Module):
         check_weights(self.graph)
         require_free(self.model, self.name)
         self._settle()
-        self.constraints = price(self.graph, self.budget, self.constraints, watch)
+        self.constraints = self._given = price(self.graph, self.budget, self.constraints, watch)
         self._architecture = fingerprint(self.graph)  # before anything is inserted
         self._check_reach()  # and while a refusal leaves the model as it was
         before = inserted(self.model)
@@ -289,20 +290,32 @@ class Method(nn.Module):
         plan.architecture = self._architecture
         settings = self.settings.model_dump(mode="json")
         plan.provenance.update({"method": self.name, "seed": self.seed, "settings": settings})
-        self.notes += [note for note in remember(self.graph, plan) if note not in self.notes]
-        timing = self.graph.timing
-        plain = self.plain()
-        self.repair(plain, plan)
+        self._note(remember(self.graph, plan))
         inputs = _moved(self.example_inputs, self.device)
-        result = apply(plain, inputs, plan, verify=self.verify_cut, timing=timing)
-        self.check(result)  # before anything is repaired, for then the two should differ
+        plain, own, result = self._cut(plan, inputs)
+        self.check(replace(result, plan=own))  # before anything is repaired, for then the two should differ
         if repairs:
-            said = mend(plain, self.plain, self.graph, plan, repairs, batches)
-            self.notes += [note for note in said if note not in self.notes]  # once, however often it is asked
-            result = apply(plain, inputs, plan, verify=self.verify_cut, timing=timing)
+            self._note(mend(plain, self.plain, self.graph, own, repairs, batches))
+            result = apply(plain, inputs, result.plan, verify=self.verify_cut, timing=self.graph.timing)
         self.result = result
         self.result.model.train(self.model.training)
         return self.result.model
+
+    def _cut(self, plan: Plan, inputs: Any) -> tuple[nn.Module, Plan, Result]:
+        """A plain copy with the method's own repair, the plan in its groups, and the cut, around sizes in the code."""
+        replanner, own = Replanner(self.graph, plan, self.budget, (self.constraints, self._given)), plan
+        while True:
+            plain = self.plain()
+            self.repair(plain, own)
+            try:
+                return plain, own, apply(plain, inputs, plan, verify=self.verify_cut, timing=self.graph.timing)
+            except SizeConflict as conflict:
+                plan, own, said = replanner.around(conflict, self.plain(), inputs)
+                self._note([said])
+
+    def _note(self, sentences: Iterable[str]) -> None:
+        """Keep sentences for the report, each once, however often `finish` is asked."""
+        self.notes += [said for said in sentences if said not in self.notes]
 
     def _check_loop(self) -> None:
         """ConfigError where a training loop of one's own has left out a call that the method waits for."""
@@ -342,14 +355,13 @@ class Method(nn.Module):
         self._allocate({group.name: np.ones(group.width) for group in self.graph.groups})
 
     def _settle(self) -> None:
-        """Find sizes written in the model's code now, with a trial cut, and not after hours of training."""
-        generator = np.random.default_rng(self.seed)
+        """Find sizes written in the model's code now, with trial cuts, and not after hours of training."""
         while True:
             if not self.graph.groups:
                 raise ModelError(nothing_to_prune(self.graph))
-            masks = {g.name: generator.permutation(g.width) < -(-g.width // 2) for g in self.graph.groups}
             try:
-                self.graph.cut(Plan(masks))
+                for masks in trial_widths(self.graph, self.seed):
+                    self.graph.cut(Plan(masks))
                 return
             except SizeConflict as conflict:
                 self.notes.append(self.graph.settle(conflict))
