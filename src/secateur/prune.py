@@ -92,7 +92,7 @@ def prune(
     if isinstance(factory, type) and issubclass(factory, OneShot):
         graph = _traced(model, example_inputs, attention)
         constraints = price(graph, bounds, constraints, watch)
-        gradients = _Gradients(batches, loss or cross_entropy)
+        gradients = _Gradients(row.name, batches, loss or cross_entropy)
         score = factory.scorer(validated(row.config, settings, "method"), seed, gradients)
 
         def planned(graph: Graph) -> Plan:
@@ -172,14 +172,14 @@ def _traced(model: nn.Module, example_inputs: Any, attention: Literal["heads", "
 class _Gradients:
     """Gradients of the loss, gathered once, when they are first asked for."""
 
-    def __init__(self, batches: Batches | None, loss: Loss) -> None:
-        self._batches, self._loss = batches, loss
+    def __init__(self, name: str, batches: Batches | None, loss: Loss) -> None:
+        self._name, self._batches, self._loss = name, batches, loss
         self._found: dict[str, torch.Tensor] = {}
 
     def __call__(self, graph: Graph) -> dict[str, torch.Tensor]:
         if not self._found:
             assert self._batches is not None
-            shown = self._batches.labelled("The method")
+            shown = self._batches.labelled(f"The method {self._name!r}")
             self._found = accumulate_gradients(graph.model, shown, self._loss)
         return self._found
 

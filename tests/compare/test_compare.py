@@ -295,3 +295,15 @@ def test_two_processes_do_not_work_on_one_comparison(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with locked(tmp_path / "a"), pytest.raises(RunError, match="Another process is working"):
         contest(tmp_path / "a", "scratch")
+
+
+def test_a_method_of_ones_own_is_compared(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "import secateur\n\n@secateur.methods.register\ndef compared(graph):\n"
+        "    return {g.name: range(g.width) for g in graph.groups}\n"
+    )
+    found = contest(tmp_path / "out", "compared", "l1", overrides=(f"plugins={plugin}",), jobs=2)
+    assert not found.failed
+    plan = run_file(tmp_path / "out", "compared-0-flops=0.6", "plan.json")
+    assert all(group["kept"][-1] == group["width"] - 1 for group in plan["groups"].values())

@@ -100,7 +100,7 @@ def register(what: Any = None, *, name: str | None = None, summary: str | None =
         return lambda given: register(given, name=name, summary=summary)
     row = row_of(what, name=name, summary=summary)
     taken = _OWN.get(row.name) or _REGISTERED.get(row.name)
-    if taken is not None and taken.factory is not row.factory and _REGISTERED.get(row.name) is not row:
+    if taken is not None and _maker(taken) is not _maker(row):
         raise ConfigError(f"There is a method named {row.name!r} already: register this one under another name.")
     _REGISTERED[row.name] = row
     return what
