@@ -174,11 +174,8 @@ def test_names_that_are_taken(name: str) -> None:
 
 
 def test_a_setting_named_like_an_argument_is_refused() -> None:
+    class Settings(methods.Settings):
+        steps: int = 3
+
     with pytest.raises(ConfigError, match="The setting 'steps' of Bad is named like an argument"):
-
-        class Settings(methods.Settings):
-            steps: int = 3
-
-        class Bad(Method):
-            name = "bad"
-            Config = Settings
+        type("Bad", (Method,), {"name": "bad", "Config": Settings})
