@@ -20,6 +20,7 @@ from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.modules import (
     as_call,
     clone_module,
+    evaluate,
     map_tensors,
     module_stack,
     named_tensors,
@@ -114,8 +115,7 @@ class Recorder(Mode):
         self.stack: list[str] = [""]
         self.moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self.meta:
             args, kwargs = on_one_device(args, kwargs, self._move)
         return self.record(func, args, kwargs)
@@ -255,7 +255,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Recording:
 
 def capture_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, meta: bool) -> Recording:
     twin = clone_module(model, to_meta if meta else _alias)
-    twin.eval()
+    evaluate(twin)
     recording = Recording(Ledger(), on_meta=meta)
     label_parameters(twin, recording)
     recorder = Recorder(recording, meta)
@@ -333,7 +333,7 @@ def _explain(model: nn.Module, args: Any, kwargs: Any, error: Exception) -> Exce
 
 def _runs_alone(model: nn.Module, args: Any, kwargs: Any) -> bool:
     """Whether a copy of the model runs without a trace; whatever its forward raises is the answer no."""
-    twin = clone_module(model, _alias).eval()
+    twin = evaluate(clone_module(model, _alias))
     inputs = map_tensors((args, kwargs), lambda t: t.detach().clone())
     try:
         with torch.no_grad():

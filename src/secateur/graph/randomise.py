@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateur.graph.calls import Mode, schema_of
-from secateur.graph.modules import clone_module, map_tensors, named_tensors, output_tensors
+from secateur.graph.modules import clone_module, evaluate, map_tensors, named_tensors, output_tensors
 
 
 def twin_of(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -18,7 +18,7 @@ def twin_of(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         return tensor.detach().to("cpu", kind, copy=True)
 
-    return clone_module(model, convert).eval()
+    return evaluate(clone_module(model, convert))
 
 
 def random_twin(model: nn.Module, dtype: torch.dtype | None, generator: torch.Generator) -> nn.Module:
@@ -57,7 +57,7 @@ class _Calibrate(Mode):
         super().__init__()
         self.generator = generator
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         name, names, _, _ = schema_of(func)
         if "batch_norm" in name:
             bound = {n: (args[k] if k < len(args) else None) for k, (n, _) in enumerate(names)}
