@@ -182,6 +182,7 @@ def solve(
             fixes += [(axis, "its module never ran") for axis in label if axis is not None]
     ties = [*ledger.ties, *together]
     component = components(ledger.size, ties, ledger.links)
+    fixes += _bins(recording, component)
     if ledger.products:
         more_ties, more_fixes = resolve_products(ledger, component, fixes, attention)
         ties += more_ties
@@ -196,6 +197,15 @@ def solve(
     _make_groups(solution, ledger)
     solution.list_frozen = lambda: _list_frozen(solution, recording, reasons, fixes, alone)
     return solution
+
+
+def _bins(recording: Recording, component: Ids) -> list[tuple[Ids, str]]:
+    """A softmax that a fixed vector of rising values reads is a distribution over bins; bins are no channels."""
+    if not recording.scales:
+        return []
+    mixed = component[np.concatenate(recording.softmaxed)]
+    reason = "the bins of a softmax, read by a fixed projection"
+    return [(axis, reason) for axis in recording.scales if bool(np.isin(component[axis], mixed).any())]
 
 
 def _reasons(component: Ids, fixes: list[tuple[Ids, str]]) -> Ids:

@@ -39,6 +39,28 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def own_ancestor(model: nn.Module) -> str | None:
+    """The name of a module that is among its own parts, if there is one."""
+    above: set[int] = set()
+    done: set[int] = set()
+
+    def search(module: nn.Module, name: str) -> str | None:
+        if id(module) in above:
+            return name
+        if id(module) in done:
+            return None
+        above.add(id(module))
+        for local, child in module._modules.items():
+            found = search(child, f"{name}.{local}" if name else local) if child is not None else None
+            if found is not None:
+                return found
+        above.discard(id(module))
+        done.add(id(module))
+        return None
+
+    return search(model, "")
+
+
 def compiled_in_place(model: nn.Module) -> list[str]:
     """Modules on which `compile()` was called, by name."""
     return [name for name, module in model.named_modules() if module.__dict__.get("_compiled_call_impl") is not None]
@@ -188,13 +210,3 @@ def plain_kernels() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-def evaluate(model: nn.Module) -> nn.Module:
-    """`model.eval()`; of a network that contains itself, where PyTorch's own never ends, module by module."""
-    try:
-        return model.eval()
-    except RecursionError:
-        for module in model.modules():
-            module.training = False
-        return model

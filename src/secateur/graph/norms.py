@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur._protocols import IntArray
 from secateur.graph import Graph, Group
 from secateur.graph.calls import Mode
-from secateur.graph.modules import as_call, clone_module, evaluate, map_tensors, module_stack, to_meta
+from secateur.graph.modules import as_call, clone_module, map_tensors, module_stack, to_meta
 from secateur.graph.rules import tensors_in
 
 _Sources = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -45,7 +45,7 @@ def sources(graph: Graph) -> Sources:
     modules = dict(graph.model.named_modules())
     recorder = _Readers({name for name, m in modules.items() if isinstance(m, _Sources)})
     storage = to_meta if graph.recording.on_meta else torch.clone
-    twin = evaluate(clone_module(graph.model, lambda tensor: storage(tensor.detach())))
+    twin = clone_module(graph.model, lambda tensor: storage(tensor.detach())).eval()
     args, keywords = as_call(map_tensors(graph.example_inputs, storage))
     with torch.no_grad(), module_stack(twin, recorder.stack, recorder.leave), recorder:
         twin(*args, **keywords)

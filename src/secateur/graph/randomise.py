@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateur.graph.calls import Mode, schema_of
-from secateur.graph.modules import clone_module, evaluate, map_tensors, named_tensors, output_tensors
+from secateur.graph.modules import clone_module, map_tensors, named_tensors, output_tensors
 
 
 def twin_of(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -18,7 +18,7 @@ def twin_of(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
         kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         return tensor.detach().to("cpu", kind, copy=True)
 
-    return evaluate(clone_module(model, convert))
+    return clone_module(model, convert).eval()
 
 
 def random_twin(model: nn.Module, dtype: torch.dtype | None, generator: torch.Generator) -> nn.Module:

@@ -148,7 +148,7 @@ def run_removing(
         scalars: the numbers every operator of the cut network is given; they replace the original's.
     """
     args, kwargs = inputs
-    recording = capture_once(wide, args, kwargs, meta=False)
+    recording = capture_once(wide, args, kwargs, meta=False, training=False)
     alive = _alive_from_slices(recording, slices)
     again = Recording(Ledger(), on_meta=False)
     twin = clone_module(wide, lambda t: t.detach())

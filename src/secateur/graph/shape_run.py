@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.graph.calls import TRANSPARENT, Mode, depends_on_data, map_args, on_one_device, schema_of
 from secateur.graph.capture import Call
-from secateur.graph.modules import as_call, evaluate, map_tensors, module_stack, plain_kernels, to_meta
+from secateur.graph.modules import as_call, map_tensors, module_stack, plain_kernels, to_meta
 from secateur.graph.rules import tensors_in
 from secateur.graph.shapes import run_on_meta
 from secateur.graph.sizes import Sizes
@@ -115,7 +115,7 @@ def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagree
     """Every call of the narrowed model that does not get the sizes the plan promises, in order."""
     meta = sizes.recording.on_meta
     args, kwargs = map_tensors(as_call(inputs), to_meta if meta else lambda t: t.detach().clone())
-    evaluate(model)
+    model.eval()
     checker = _Checker(sizes)
     try:
         with plain_kernels(), module_stack(model, checker.stack), checker:
