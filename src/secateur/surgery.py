@@ -11,6 +11,7 @@ from torch import nn
 from secateur.budget import KEYS
 from secateur.errors import PlanError, WeightsError
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
+from secateur.graph.stale import Stale
 from secateur.plan import Plan
 
 
@@ -26,6 +27,16 @@ class Result:
     graph: Graph
     cut: Cut
     settled: tuple[str, ...]  # sizes written in the model's code that kept channels from being cut freely
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences to read: what the trace could not see, and attributes that may still hold an old width."""
+        return (*self.graph.notes, *(f"{stale}." for stale in self.cut.stale))
+
+    @property
+    def stale(self) -> tuple[Stale, ...]:
+        """Attributes of modules that still equal a width that was cut, and could not safely follow it."""
+        return self.cut.stale
 
     def reached(self, bound: str) -> float:
         """The fraction of the original that remains: of "flops", "params", "activations", "peak" or "latency"."""

@@ -329,9 +329,9 @@ def _fix_outputs(recording: Recording, output: Any, mode: str = "") -> None:
 def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: bool) -> None:
     """Run once more in training mode: what reaches an output there stays whole, and what only runs there is read.
 
-    Auxiliary heads consume channels, and raw maps go to a loss. PyTorch's own norms and dropout stay in evaluation mode,
-    so that they need no batch; where the rest cannot do without one, leaf modules stay as well. What this run computes
-    does not count as cost. Where it fails, as a forward that needs targets does, that is told.
+    Auxiliary heads consume channels, and raw maps go to a loss. PyTorch's own norms and dropout stay in evaluation
+    mode, so that they need no batch; where the rest cannot do without one, leaf modules stay as well. What this run
+    computes does not count as cost. Where it fails, as a forward that needs targets does, that is told.
     """
     twin.train()
     for module in twin.modules():

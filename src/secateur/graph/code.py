@@ -41,14 +41,10 @@ def training_differs(model: nn.Module) -> bool:
     return False
 
 
-def names_read(model: nn.Module) -> frozenset[str]:
-    """Every attribute name in code that a forward pass of `model` may reach."""
-    names: set[str] = set()
-    for kind in {type(module) for module in model.modules()}:
-        names |= _names_of_class(kind)
-    for module in model.modules():
-        names.update(name for function in _own_functions(module) for name in _mentioned(function.__code__))
-    return frozenset(names)
+def names_read(module: nn.Module) -> frozenset[str]:
+    """Every name in code that a call of `module` itself may reach, its parts' code left out."""
+    own = (_mentioned(function.__code__) for function in _own_functions(module))
+    return _names_of_class(type(module)).union(*own)
 
 
 def _own_functions(module: nn.Module) -> Iterator[types.FunctionType]:
@@ -111,11 +107,12 @@ def _named_by(function: types.FunctionType, kind: type) -> Iterator[Any]:
         yield method.fget if isinstance(method, property) else method
         yield function.__globals__.get(name)
         yield from (room.get(name) for room in rooms)
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # a name that has no value yet
-            continue
+    yield from enclosed(function)
+
+
+def enclosed(function: types.FunctionType) -> list[Any]:
+    """What a closure holds; a name that has no value yet holds nothing."""
+    return [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
 
 
 @lru_cache(maxsize=16384)

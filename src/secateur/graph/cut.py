@@ -19,6 +19,7 @@ from secateur.graph.labels import Axis, Ids
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.graph.resize import repair_sizes
 from secateur.graph.sizes import Repair, Sizes
+from secateur.graph.stale import Stale, stale_sizes
 
 Slices = dict[str, tuple[Ids | None, ...]]
 
@@ -30,6 +31,7 @@ class Cut:
     model: nn.Module
     slices: Slices  # kept indices of every tensor that changed, per dimension (None: all)
     repairs: tuple[Repair, ...] = field(default=())  # attributes that held a size
+    stale: tuple[Stale, ...] = field(default=())  # attributes that may still speak of an old size
 
 
 def alive_slots(solution: Solution, masks: Mapping[str, Bools]) -> Bools:
@@ -122,6 +124,8 @@ def cut(
     else:
         twin = clone_module(model, lambda t: take(t, by_id.get(id(t)) or (None,) * t.dim()))
     repairs = repair_sizes(twin, inputs, sizes)
+    followed, stale = stale_sizes(twin, inputs, sizes, {(r.module, r.attribute) for r in repairs})
+    repairs += followed
 
     def real(tensor: torch.Tensor) -> torch.Tensor:
         kept = by_id.get(id(tensor))
@@ -140,4 +144,4 @@ def cut(
     for module in modules.values():
         if isinstance(module, nn.RNNBase):
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
-    return Cut(narrow, slices, tuple(repairs))
+    return Cut(narrow, slices, tuple(repairs), tuple(stale))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from threading import Lock
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -62,8 +63,13 @@ def own_ancestor(model: nn.Module) -> str | None:
 
 
 def compiled_in_place(model: nn.Module) -> list[str]:
-    """Modules on which `compile()` was called, by name."""
-    return [name for name, module in model.named_modules() if module.__dict__.get("_compiled_call_impl") is not None]
+    """Modules on which `compile()` was called, or whose forward was replaced by a compiled one, by name."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if module.__dict__.get(_COMPILED) is not None
+        or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+    ]
 
 
 def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
@@ -98,6 +104,8 @@ _COMPILED = "_compiled_call_impl"  # of `module.compile()`: bound to the module 
 def _clone(value: Any, memo: dict[int, Any]) -> Any:
     """`copy.deepcopy`, with a short way for ordinary modules and containers (it is most of the time of a cut)."""
     kind: Any = type(value)
+    if kind is FunctionType and hasattr(value, "_torchdynamo_orig_callable"):
+        value, kind = value._torchdynamo_orig_callable, None  # a compiled method is that of the module it was made for
     if kind in _PLAIN and kind is not OrderedDict:
         return value
     if id(value) in memo:
@@ -184,7 +192,8 @@ class _Plainly:
     def __enter__(self) -> None:
         with self._lock:
             if self._tracing == 0:
-                self._before.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                fast = torch.backends.mha.get_fastpath_enabled()
+                self._before.callback(torch.backends.mha.set_fastpath_enabled, fast)
                 torch.backends.mha.set_fastpath_enabled(False)
                 if "torch._dynamo.eval_frame" in sys.modules:  # or nothing has been compiled
                     self._before.enter_context(torch.compiler.set_stance("force_eager"))

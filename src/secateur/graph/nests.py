@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError
+from secateur.graph.code import enclosed
 
 #: Kinds that hold no tensor, or none of the network's data: modules are looked after by name.
 _LEAVES = (
@@ -92,11 +93,7 @@ def _bound(function: Any) -> Iterator[Any]:
     elif isinstance(function, types.MethodType):
         yield from (function.__self__, function.__func__)
     else:
-        for cell in function.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # a name that has no value yet
-                continue
+        yield from enclosed(function)
 
 
 def _is_open(value: Any) -> bool:
@@ -171,7 +168,7 @@ def _rebuilt(value: Any, function: Callable[[torch.Tensor], Any], done: dict[int
         return type(value)(_mapped(item, function, done) for item in value)
     if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
         raise ModelError(
-            f"The model takes a {type(value).__name__} that carries tensors; hand them over in tuples, dicts or objects."
+            f"The model takes a {type(value).__name__} that carries tensors; hand these over in tuples or dicts."
         )
     container = isinstance(value, list | deque | Mapping | np.ndarray)
     fresh: Any = copy.copy(value) if container else object.__new__(type(value))
