@@ -177,9 +177,6 @@ def solve(
     """
     ledger = recording.ledger
     fixes = [*ledger.fixes, *never]
-    for name, label in recording.places.items():
-        if name not in recording.first_use:
-            fixes += [(axis, "its module never ran") for axis in label if axis is not None]
     ties = [*ledger.ties, *together]
     component = components(ledger.size, ties, ledger.links)
     fixes += _bins(recording, component)
@@ -229,7 +226,9 @@ def _places(recording: Recording) -> list[Place]:
     places: list[Place] = []
     axis: Ids | None
     for name, label in recording.places.items():
-        first = recording.first_use.get(name, len(recording.calls))
+        if name not in recording.first_use:  # nothing is tied to what never ran, so it is in no group
+            continue
+        first = recording.first_use[name]
         for dim, axis in enumerate(label):
             if axis is not None and axis.size:
                 role: Role = "consumer" if consumed[axis].all() else "producer"

@@ -48,6 +48,8 @@ def slices_of(recording: Recording, alive: Bools) -> Slices:
     """Kept indices of every parameter and buffer that loses any."""
     result: Slices = {}
     for name, label in recording.places.items():
+        if name not in recording.first_use:
+            continue
         kept = tuple(_kept(axis, alive) for axis in label)
         if any(k is not None for k in kept):
             result[name] = kept
@@ -110,8 +112,11 @@ def cut(
     slices = slices_of(recording, alive)
     tensors = named_tensors(model)
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
+    idle = {id(t) for name, t in tensors.items() if name not in recording.first_use}
 
     def shape_only(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in idle:
+            return tensor  # nothing runs it
         kept = by_id.get(id(tensor))
         if kept is None:
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,8 +84,16 @@ class _Explanation:
         for number, group in enumerate(graph.groups):
             self.owner[group.channels] = number
         self.places: dict[str, list[Place]] = {}
-        for place in graph.solution.places:
+        for place in [*graph.solution.places, *self._idle_places()]:
             self.places.setdefault(place.name, []).append(place)
+
+    def _idle_places(self) -> Iterator[Place]:
+        """The dimensions of parameters that no forward pass used; they are in no group."""
+        recording = self.graph.recording
+        for name in recording.places.keys() - recording.first_use.keys():
+            for dim, axis in enumerate(recording.places[name]):
+                if axis is not None and axis.size:
+                    yield Place(name, dim, axis, "producer", len(recording.calls), np.full(len(axis), -1))
 
     def _aliases(self) -> dict[str, str]:
         """Every name of a tensor -> the name under which the graph knows it."""

@@ -35,8 +35,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name; a tensor with several names appears under the first."""
-    found: dict[str, torch.Tensor] = dict(model.named_parameters())
-    found.update(model.named_buffers())
+    found: dict[str, torch.Tensor] = {}
+    modules = [(f"{name}." if name else "", module) for name, module in model.named_modules()]
+    seen: set[int] = set()
+    for prefix, module in modules:
+        for local, tensor in module._parameters.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[prefix + local] = tensor
+    for prefix, module in modules:
+        for local, tensor in module._buffers.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[prefix + local] = tensor
     return found
 
 
@@ -79,25 +90,39 @@ def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tenso
         own = [*module._parameters.values(), *module._buffers.values()]
         for tensor in [
             *own,
-            *(t for v in module.__dict__.values() if type(v) not in _PLAIN for t in _loose_tensors(v)),
+            *(
+                t
+                for k, v in module.__dict__.items()
+                if k not in _OWN and type(v) not in _PLAIN
+                for t in _loose_tensors(v)
+            ),
         ]:
             if tensor is None or id(tensor) in memo:
                 continue
             fresh = convert(tensor)
-            if isinstance(tensor, nn.Parameter) and not isinstance(fresh, nn.Parameter):
+            if fresh is not tensor and isinstance(tensor, nn.Parameter) and not isinstance(fresh, nn.Parameter):
                 fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
             memo[id(tensor)] = fresh
     try:
         twin: nn.Module = _clone(model, memo)
         return twin
     except Exception as error:
+        if any(_is_exported(module) for module in model.modules()):
+            raise ModelError(
+                f"{type(model).__name__} holds what torch.export made, which cannot be copied; pass the original modules."
+            ) from error
         raise ModelError(
-            f"The model cannot be copied ({type(error).__name__}: {error}); give its class a __deepcopy__ "
-            "or remove the attribute that cannot be copied."
+            f"The model cannot be copied ({type(error).__name__}: {' '.join(str(error).split())[:200]}); give its class a "
+            "__deepcopy__ or remove the attribute that cannot be copied."
         ) from error
 
 
+def _is_exported(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.export.") or hasattr(module, "_guards_fn")
+
+
 _PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device, OrderedDict})
+_OWN = ("_parameters", "_buffers", "_modules")  # looked after by name
 _COMPILED = "_compiled_call_impl"  # of `module.compile()`: bound to the module it was made for, as PyTorch's own copies
 
 
@@ -116,7 +141,9 @@ def _clone(value: Any, memo: dict[int, Any]) -> Any:
         if kind is list:
             fresh.extend(_clone(item, memo) for item in value)
         else:
-            fresh.update((key, _clone(item, memo)) for key, item in value.items())
+            for key, item in value.items():
+                known = memo.get(id(item))
+                fresh[key] = known if known is not None else _clone(item, memo)
         return fresh
     if isinstance(value, nn.Module) and _is_ordinary(kind):
         fresh = kind.__new__(kind)

@@ -15,7 +15,11 @@ from secateur.graph.code import names_read
 from secateur.graph.modules import as_call, map_tensors, output_tensors, plain_kernels, to_meta
 from secateur.graph.sizes import Repair, Sizes, numbers_of
 
-_OF_CLASSIFIER = ("num_features", "head_hidden_size", "embed_dim")  # what goes into `get_classifier()`, by timm's convention
+_OF_CLASSIFIER = (
+    "num_features",
+    "head_hidden_size",
+    "embed_dim",
+)  # what goes into `get_classifier()`, by timm's convention
 
 
 @dataclass(frozen=True)

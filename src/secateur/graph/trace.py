@@ -161,7 +161,12 @@ class Graph:
         """Compare a cut with the masked original; see `secateur.graph.verify`."""
         pruned = [g for g in self.groups if g.name in plan.masks and not plan.masks[g.name].all()]
         reasons = tuple(dict.fromkeys(r for g in pruned for r in g.inexact))
-        options: dict[str, Any] = {"seed": seed, "dtype": dtype, "random": self.recording.random}
+        options: dict[str, Any] = {
+            "seed": seed,
+            "dtype": dtype,
+            "random": self.recording.random,
+            "used": self.recording.first_use,
+        }
         return verify(self.model, made.model, self.example_inputs, made.slices, reasons=reasons, **options)
 
     def settle(self, conflict: SizeConflict) -> str:

@@ -6,7 +6,7 @@ Both get the same random weights, norm statistics and inputs. Where masking and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,6 +55,7 @@ def verify(
     seed: int = 0,
     dtype: torch.dtype | None = None,
     random: Mapping[str, str] | None = None,
+    used: Container[str] | None = None,
 ) -> Verification:
     """Compare `narrow` with the masked `original` on random weights and inputs.
 
@@ -65,18 +66,19 @@ def verify(
         reasons: why some of the removed channels are inexact.
         seed: of the random weights and inputs.
         dtype: compute in this type (default: the model's, half types as float32).
+        used: names of the tensors a forward uses, if known: the others are left alone.
         random: operators that drew random numbers when the network was traced, and where; told if nothing agrees.
 
     Raises:
         VerificationError: when neither comparison agrees, or nothing finite can be compared.
     """
     _check_slices(original, narrow, slices)
-    result = _tried(original, narrow, example_inputs, slices, reasons, seed, dtype or _compute_type(original))
+    result = _tried(original, narrow, example_inputs, slices, reasons, seed, dtype or _compute_type(original), used)
     unexplained = not result.passed or not (result.exact or result.reasons)
     if unexplained and dtype is None and result.tolerance == DEFAULT_TOLERANCE:
         # double precision tells rounding (of large numbers, of autocast within the forward) from a wrong cut
         with suppress(VerificationError):
-            again = _tried(original, narrow, example_inputs, slices, reasons, seed, torch.float64)
+            again = _tried(original, narrow, example_inputs, slices, reasons, seed, torch.float64, used)
             result = again if again.passed or not result.passed else result
     if result.passed:
         return _with_rescaled(result, rescaled(original, narrow, slices))
@@ -135,15 +137,16 @@ def _verify(
     reasons: tuple[str, ...],
     seed: int,
     dtype: torch.dtype | None,
+    used: Container[str] | None,
 ) -> Verification:
     tolerance = TOLERANCE.get(dtype, DEFAULT_TOLERANCE) if dtype is not None else _mixed_tolerance(original)
     generator = torch.Generator().manual_seed(seed)
-    wide = random_twin(original, dtype, generator)
+    wide = random_twin(original, dtype, generator, used)
     inputs = map_tensors(as_call(example_inputs), lambda t: random_input(t, dtype, generator))
     with plain_kernels():
         calibrate(wide, inputs, generator)
-        small = twin_of(narrow, dtype)
-        _copy_slices(wide, small, slices)
+        small = twin_of(narrow, dtype, used)
+        _copy_slices(wide, small, slices, used)
         _mask(wide, slices)
         got, scalars = run_noting_scalars(small, inputs)
         error, compared = _compare(run(wide, inputs), got)
@@ -176,9 +179,11 @@ def _mixed_tolerance(model: nn.Module) -> float:
     return 2e-2 if coarse else DEFAULT_TOLERANCE
 
 
-def _copy_slices(wide: nn.Module, small: nn.Module, slices: Slices) -> None:
+def _copy_slices(wide: nn.Module, small: nn.Module, slices: Slices, used: Container[str] | None) -> None:
     source = named_tensors(wide)
     for name, tensor in named_tensors(small).items():
+        if used is not None and name not in used:
+            continue
         kept = slices.get(name)
         tensor.data.copy_(source[name] if kept is None else take(source[name], kept))
 
