@@ -109,11 +109,11 @@ def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tenso
     except Exception as error:
         if any(_is_exported(module) for module in model.modules()):
             raise ModelError(
-                f"{type(model).__name__} holds what torch.export made, which cannot be copied; pass the original modules."
+                f"{type(model).__name__} holds what torch.export made, which cannot be copied; pass the original."
             ) from error
         raise ModelError(
-            f"The model cannot be copied ({type(error).__name__}: {' '.join(str(error).split())[:200]}); give its class a "
-            "__deepcopy__ or remove the attribute that cannot be copied."
+            f"The model cannot be copied ({type(error).__name__}: {' '.join(str(error).split())[:200]}); give its "
+            "class a __deepcopy__ or remove the attribute that cannot be copied."
         ) from error
 
 
