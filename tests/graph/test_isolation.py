@@ -91,7 +91,8 @@ def test_autocast_outside_or_inside_makes_no_cut_inexact() -> None:
         assert torch.is_autocast_enabled("cpu")
     for result in (outside, secateur.prune(Inside(), IMAGE, budget="flops=0.5")):
         assert result.verification is not None
-        assert result.verification.exact and result.verification.reasons == ()
+        assert result.verification.exact
+        assert result.verification.reasons == ()
 
 
 class Inferring(Small):
@@ -110,7 +111,9 @@ def test_a_forward_in_inference_mode_is_traced_as_any_other() -> None:
     want = secateur.prune(Small(), IMAGE, budget="flops=0.5")
     result = secateur.prune(Inferring(), IMAGE, budget="flops=0.5")
     assert result.after == want.after
-    normed = Normed(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    normed = Normed(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
     assert [g.name for g in secateur.trace(normed, IMAGE).groups] == ["0"]
 
 

@@ -96,7 +96,8 @@ def test_tensors_are_found_and_mapped_in_values_that_stay_what_they_are(make: Ca
     mapped = map_tensors(value, lambda t: t.double() * 3)
     after = output_tensors(mapped)
     assert len(before) == count
-    assert type(mapped) is type(value) and mapped is not value
+    assert type(mapped) is type(value)
+    assert mapped is not value
     assert all(torch.equal(a.double() * 3, b) for a, b in zip(before, after, strict=True))
     assert all(a is b for a, b in zip(before, output_tensors(value), strict=True))  # the value itself is untouched
 
@@ -105,7 +106,8 @@ def test_a_list_in_itself_and_objects_in_a_ring_come_to_an_end() -> None:
     ring: list[Any] = [ONE]
     ring.append(ring)
     mapped = map_tensors(ring, lambda t: t + 1)
-    assert mapped[1] is mapped and torch.equal(mapped[0], ONE + 1)
+    assert mapped[1] is mapped
+    assert torch.equal(mapped[0], ONE + 1)
     assert len(output_tensors(ring)) == 1
 
 
@@ -116,7 +118,9 @@ def test_what_holds_no_tensor_is_passed_on() -> None:
     assert output_tensors(things, refuse=True) == []
 
 
-@pytest.mark.parametrize("hide", [lambda t: iter([t]), lambda t: (x for x in [t]), lambda t: {"a": [zip([t], [t])]}])
+@pytest.mark.parametrize(
+    "hide", [lambda t: iter([t]), lambda t: (x for x in [t]), lambda t: {"a": [zip([t], [t], strict=False)]}]
+)
 def test_where_a_tensor_may_hide_an_output_is_refused(hide: Callable[[Any], Any]) -> None:
     assert output_tensors(hide(ONE)) == []
     with pytest.raises(secateur.ModelError, match="cannot be looked into"):
@@ -166,12 +170,15 @@ def test_an_output_inside_an_object_stays_whole(wrap: Callable[[torch.Tensor, to
         (lambda x: UserDict(x=Named(x)), lambda v: v.logits),
     ],
 )
-def test_an_input_inside_an_object_arrives_as_that_object(hold: Callable[[Any], Any], take: Callable[[Any], Any]) -> None:
+def test_an_input_inside_an_object_arrives_as_that_object(
+    hold: Callable[[Any], Any], take: Callable[[Any], Any]
+) -> None:
     image = torch.randn(2, 3, 8, 8)
     held = hold(image)
     inputs = held if isinstance(held, dict | UserDict) else (held,)
     result = secateur.prune(Detector(take, lambda y, _: y).eval(), inputs, budget="flops=0.5")
-    assert result.verification is not None and result.verification.exact
+    assert result.verification is not None
+    assert result.verification.exact
     assert result.model.conv.out_channels < 16  # type: ignore[union-attr]
 
 

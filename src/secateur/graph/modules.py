@@ -78,8 +78,11 @@ def compiled_in_place(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if module.__dict__.get(_COMPILED) is not None
-        or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        if type(module).__name__ != "OptimizedModule"  # a wrapper: its copy is compiled again
+        and (
+            module.__dict__.get(_COMPILED) is not None
+            or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        )
     ]
 
 
