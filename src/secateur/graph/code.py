@@ -34,9 +34,10 @@ def training_differs(model: nn.Module) -> bool:
     for module in model.modules():
         if any(_asks_for_training(function) for function in _own_functions(module)):
             return True
-        if type(module) not in seen and not isinstance(module, STEADY):
-            seen.add(type(module))
-            if _class_asks_for_training(type(module)):
+        kind: Any = type(module)
+        if kind not in seen and not isinstance(module, STEADY):
+            seen.add(kind)
+            if _class_asks_for_training(kind):
                 return True
     return False
 
@@ -44,7 +45,8 @@ def training_differs(model: nn.Module) -> bool:
 def names_read(module: nn.Module) -> frozenset[str]:
     """Every name in code that a call of `module` itself may reach, its parts' code left out."""
     own = (_mentioned(function.__code__) for function in _own_functions(module))
-    return _names_of_class(type(module)).union(*own)
+    kind: Any = type(module)
+    return _names_of_class(kind).union(*own)
 
 
 def _own_functions(module: nn.Module) -> Iterator[types.FunctionType]:

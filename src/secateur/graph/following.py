@@ -86,4 +86,4 @@ def _start_anew(optimiser: Optimizer) -> None:
     """L-BFGS keeps directions over all parameters in one vector, which no cut can follow."""
     if isinstance(optimiser, LBFGS):
         optimiser.state.clear()
-        optimiser._numel_cache = None  # type: ignore[attr-defined]
+        optimiser._numel_cache = None

@@ -163,7 +163,7 @@ def _rebuilt(value: Any, function: Callable[[torch.Tensor], Any], done: dict[int
     """A container of its own class, or an object, with its tensors mapped; no constructor of an object is called."""
     if isinstance(value, tuple):
         items = [_mapped(item, function, done) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # type: ignore[call-arg]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, set | frozenset):
         return type(value)(_mapped(item, function, done) for item in value)
     if isinstance(value, types.FunctionType | types.MethodType | functools.partial):

@@ -107,10 +107,10 @@ def _told_by_timm(module: nn.Module, inputs: object, changed: dict[int, set[int]
         held = getattr(module, attribute, 0)
         if weights and isinstance(held, int) and weights[0].shape[1] in changed.get(held, ()):
             found[attribute] = {int(weights[0].shape[1])}
-    hidden = getattr(module, "head_hidden_size", getattr(module, "num_features", 0))
-    if inputs is not None and getattr(module, "num_features", 0) != hidden:
-        seen = _feature_sizes(module, inputs, sizes) & changed.get(module.num_features, set())  # type: ignore[arg-type]
-        found["num_features"] = seen or changed.get(module.num_features, set())  # type: ignore[arg-type]
+    features = getattr(module, "num_features", 0)
+    if inputs is not None and isinstance(features, int) and features != getattr(module, "head_hidden_size", features):
+        candidates = changed.get(features, set())
+        found["num_features"] = (_feature_sizes(module, inputs, sizes) & candidates) or candidates
     return found
 
 
