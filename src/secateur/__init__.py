@@ -21,7 +21,7 @@ from secateur.errors import (
     VerificationError,
     WeightsError,
 )
-from secateur.graph import Cost, Graph, Group, Member, Verification, trace
+from secateur.graph import Cost, Graph, Group, Member, Verification, follow, trace
 from secateur.methods import score
 from secateur.plan import Plan
 from secateur.prune import Result, apply, prune
@@ -31,5 +31,5 @@ __all__ = [
     "ALLOCATORS", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError", "DataError",
     "Graph", "Group", "InputError", "Member", "ModelError", "Plan", "PlanError", "Result", "RunError", "SecateurError",
     "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply",
-    "graph", "load", "methods", "models", "prune", "score", "trace",
+    "follow", "graph", "load", "methods", "models", "prune", "score", "trace",
 ]  # fmt: skip

@@ -120,7 +120,7 @@ def prune(
         made.collect(batches, loss or cross_entropy)
     made.finish(mending, batches or ())
     assert made.result is not None
-    result = replace(made.result, notes=tuple(made.notes))
+    result = replace(made.result, remarks=tuple(made.notes))
     return _inplace(result, made.graph) if inplace else result
 
 
@@ -223,7 +223,7 @@ def _mended(
     result = apply(plain, graph.example_inputs, plan, verify=verify, timing=graph.timing)
     if notes:
         plan.provenance["notes"] = [*plan.provenance.get("notes", ()), *notes]
-    result = replace(result, notes=tuple(plan.provenance.get("notes", ())))
+    result = replace(result, remarks=tuple(plan.provenance.get("notes", ())))
     if not inplace:
         return result
     repaired = named_tensors(plain)

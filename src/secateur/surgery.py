@@ -12,6 +12,7 @@ from torch import nn
 from secateur.budget import KEYS
 from secateur.errors import BudgetError, PlanError, WeightsError
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
+from secateur.graph.stale import Stale
 from secateur.plan import Plan
 
 
@@ -27,7 +28,17 @@ class Result:
     graph: Graph
     cut: Cut
     settled: tuple[str, ...]  # sizes written in the model's code that kept channels from being cut freely
-    notes: tuple[str, ...] = ()  # sentences about what was done
+    remarks: tuple[str, ...] = ()  # sentences about what the method and its repairs did
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences to read: what was done, what the trace could not see, attributes that may hold an old width."""
+        return (*self.remarks, *self.graph.notes, *(f"{stale}." for stale in self.cut.stale))
+
+    @property
+    def stale(self) -> tuple[Stale, ...]:
+        """Attributes of modules that still equal a width that was cut, and could not safely follow it."""
+        return self.cut.stale
 
     def reached(self, bound: str) -> float:
         """The fraction of the original that remains: of "flops", "params", "activations", "peak" or "latency"."""
@@ -138,9 +149,11 @@ def remember(graph: Graph, plan: Plan) -> list[str]:
 
 def check_weights(graph: Graph) -> None:
     """Refuse weights that are not numbers."""
-    for name, tensor in graph.tensors().items():
-        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
-            continue  # one pass; only a sum that overflows needs the second
+    numbers = {name: t for name, t in graph.tensors().items() if t.is_floating_point() and t.numel()}
+    largest = nn.utils.get_total_norm([t.detach() for t in numbers.values()], norm_type=float("inf"))
+    if bool(torch.isfinite(largest)):
+        return
+    for name, tensor in numbers.items():
         if not bool(torch.isfinite(tensor).all()):
             raise WeightsError(f"{name} holds NaN or infinite values; load sound weights before pruning.")
 

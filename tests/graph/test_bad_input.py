@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from _harness import assert_same_state, assert_sound, halve, state
 from structures._case import Net, conv, head
 from torch import nn
@@ -24,6 +25,7 @@ from secateur import (
     PlanError,
     Result,
     SecateurError,
+    VerificationError,
     WeightsError,
     trace,
 )
@@ -59,6 +61,21 @@ def raising(error: Exception) -> nn.Module:
         raise error
 
     return Net(run, stem=conv(3, 8))
+
+
+def drawing(noise: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    return Net(lambda m, x: m.head(noise(m.c(m.stem(x).relu()))), stem=conv(3, 8), c=conv(8, 6), head=head(6))
+
+
+def within_itself() -> nn.Module:
+    model = small()
+    model.me = nn.ModuleList([model])
+    return model
+
+
+def exported() -> nn.Module:
+    part = torch.export.unflatten(torch.export.export(nn.Sequential(conv(3, 3)), (IMAGE,)))
+    return nn.Sequential(part, conv(3, 8), conv(8, 4))
 
 
 def on_meta() -> nn.Module:
@@ -107,6 +124,14 @@ REFUSED = [
     Bad("forward asserts", ModelError, ("Net", "AssertionError"), model=lambda: raising(AssertionError())),
     Bad("forward not written", ModelError, ("Module", "NotImplementedError"), model=lambda: plain()),
     Bad("forward stops an iteration", ModelError, ("Net", "StopIteration"), model=lambda: raising(StopIteration())),
+    Bad("a module in itself", ModelError, ("me.0", "contains itself"), model=lambda: within_itself()),
+    Bad("dropout that is always on", VerificationError, ("random", "bernoulli_"), model=lambda: drawing(F.dropout)),
+    Bad("noise", VerificationError, ("random", "randn_like"), model=lambda: drawing(lambda x: x + torch.randn_like(x))),
+    Bad(
+        "numpy's noise", VerificationError, ("random", "two runs"),
+        model=lambda: drawing(lambda x: x + torch.from_numpy(np.random.rand(*x.shape)).to(x.dtype)),
+    ),
+    Bad("an exported part", ModelError, ("torch.export", "original"), model=lambda: exported()),
     # the example inputs
     Bad("wrong channels", ModelError, ("(2, 4, 8, 8)", "shape"), inputs=lambda: torch.randn(2, 4, 8, 8)),
     Bad("wrong rank", ModelError, ("(3, 8)",), inputs=lambda: torch.randn(3, 8)),

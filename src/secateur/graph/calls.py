@@ -14,14 +14,41 @@ from secateur.graph.rules import tensors_in
 
 
 class Mode(TorchDispatchMode):
-    """A dispatch mode that torch.compile need not know of: PyTorch then loads no compiler and wraps no call."""
+    """A dispatch mode that torch.compile need not know of: PyTorch then loads no compiler and wraps no call.
+
+    Subclasses write `handle`. In inference mode PyTorch hands over operators whole that it else takes apart
+    (conv2d into convolution): they are taken apart here, so that one set of rules serves both.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run one operator call."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        return self.handle(func, args, kwargs)
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+@lru_cache(maxsize=4096)
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is made of others, with and without gradients."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+
+
+@lru_cache(maxsize=4096)
+def draws_random(func: Any) -> bool:
+    """Whether an operator draws from a random number generator."""
+    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 # Whether a reshape copies depends on strides, so copies are labelled but not counted as calls, and both views are one.

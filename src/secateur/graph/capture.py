@@ -6,20 +6,23 @@ The model itself is never touched; the run happens on a copy that shares (or doe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.errors import InputError, ModelError
-from secateur.graph.calls import TRANSPARENT, Mode, depends_on_data, on_one_device, schema_of
+from secateur.errors import InputError, ModelError, SecateurError
+from secateur.graph.calls import TRANSPARENT, Mode, depends_on_data, draws_random, on_one_device, schema_of
+from secateur.graph.code import STEADY, training_differs
 from secateur.graph.forms import Form
 from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.modules import (
     as_call,
     clone_module,
+    compiled_in_place,
     map_tensors,
     module_stack,
     named_tensors,
@@ -32,6 +35,7 @@ from secateur.graph.rules.pointwise import pointwise
 from secateur.graph.shapes import run_on_meta
 
 OUTPUT = "the model's output"
+SOFTMAX = frozenset({"aten::_softmax", "aten::softmax", "aten::_safe_softmax"})
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,11 @@ class Recording:
     taps: list[Tap] = field(default_factory=list)
     unsupported: list[Unsupported] = field(default_factory=list)
     on_meta: bool = True
-    training_error: str = ""  # why the run with training branches on came to nothing
+    training_error: str = ""  # why the run in training mode came to nothing
+    compiled: list[str] = field(default_factory=list)  # modules compiled in place; they were run uncompiled
+    softmaxed: list[Ids] = field(default_factory=list)  # axes along which a softmax was taken
+    scales: list[Ids] = field(default_factory=list)  # axes of fixed vectors that rise or fall: values of bins, maybe
+    random: dict[str, str] = field(default_factory=dict)  # operators that drew random numbers -> where
 
 
 class RuleError(ModelError):
@@ -115,8 +123,7 @@ class Recorder(Mode):
         self.stack: list[str] = [""]
         self.moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self.meta:
             args, kwargs = on_one_device(args, kwargs, self._move)
         return self.record(func, args, kwargs)
@@ -128,12 +135,16 @@ class Recorder(Mode):
     def record(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Execute one call, apply its rule, label its outputs, note its buffers."""
         name, names, aliases, is_pointwise = schema_of(func)
+        if draws_random(func):
+            self.recording.random.setdefault(name.removeprefix("aten::"), self.stack[-1])
         out = self.execute(func, args, kwargs)
         bound = {n: (args[k] if k < len(args) else kwargs.get(n, d)) for k, (n, d) in enumerate(names)}
         calls = self.recording.calls
         op = Op(len(calls), name, self.stack[-1], bound, out, self.recording.ledger)
         self._note_uses(op)
         labels = self._labels(op, is_pointwise)
+        if name in SOFTMAX and labels[0] and (mixed := labels[0][op.dim()]) is not None:
+            self.recording.softmaxed.append(mixed)
         outs = op.outputs()
         constant = all(is_constant(t) for t in op.tensors())
         for k, tensor in enumerate(outs):
@@ -246,16 +257,21 @@ def capture(model: nn.Module, example_inputs: Any) -> Recording:
     args, kwargs = as_call(example_inputs)
     try:
         return capture_once(model, args, kwargs, meta=True)
-    except RuleError:
+    except SecateurError:
         raise
     except Exception as first:
         try:
             return capture_once(model, args, kwargs, meta=False)
+        except SecateurError:
+            raise
         except Exception as error:
             raise _explain(model, args, kwargs, error) from first
 
 
-def capture_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, meta: bool) -> Recording:
+def capture_once(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, meta: bool, training: bool = True
+) -> Recording:
+    """Record one forward pass in evaluation mode and, with `training`, what another one in training mode adds."""
     twin = clone_module(model, to_meta if meta else _alias)
     twin.eval()
     recording = Recording(Ledger(), on_meta=meta)
@@ -264,9 +280,32 @@ def capture_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     inputs: tuple[Any, Any] = map_tensors((args, kwargs), lambda t: _input(t, meta))
     output = forward(twin, inputs[0], inputs[1], recorder)
     _fix_outputs(recording, output)
-    if any(name not in recording.first_use for name, _ in twin.named_parameters()):
-        _capture_training(twin, inputs, recording, meta)
+    if training and (training_differs(model) or _never_used(twin, recording)):
+        _capture_training(twin, (args, kwargs), recording, meta)
+    recording.compiled = compiled_in_place(model)
+    if recording.softmaxed:
+        recording.scales = list(_scales(model, recording))
     return recording
+
+
+def _never_used(twin: nn.Module, recording: Recording) -> bool:
+    return any(name not in recording.first_use for name, _ in twin.named_parameters())
+
+
+def _scales(model: nn.Module, recording: Recording) -> Iterator[Ids]:
+    """The axes of vectors that no training moves and whose values rise or fall throughout: 0, 1, 2, ... and the like.
+
+    Behind a softmax such a vector reads the expected value of a distribution over bins.
+    """
+    for name, tensor in named_tensors(model).items():
+        if name not in recording.first_use or tensor.dim() == 0 or not 2 < tensor.numel() == max(tensor.shape) < 2**16:
+            continue
+        values = tensor.detach().flatten().double().cpu()
+        steps = values.diff()
+        fixed = not tensor.requires_grad or (tensor.dim() > 1 and bool((steps == 1).all()))
+        axis = recording.places[name][tensor.shape.index(tensor.numel())]
+        if fixed and axis is not None and bool((steps > 0).all() or (steps < 0).all()):
+            yield axis
 
 
 def _alias(tensor: torch.Tensor) -> torch.Tensor:
@@ -280,34 +319,47 @@ def _input(tensor: torch.Tensor, meta: bool) -> torch.Tensor:
     return twin  # type: ignore[no-any-return]
 
 
-def _fix_outputs(recording: Recording, output: Any) -> None:
-    for tensor in output_tensors(output):
+def _fix_outputs(recording: Recording, output: Any, mode: str = "") -> None:
+    for tensor in output_tensors(output, refuse=True):
         for axis in label_of(tensor):
-            recording.ledger.fix(axis, f"reaches {OUTPUT}")
+            recording.ledger.fix(axis, f"reaches {OUTPUT}{mode}")
         buffer = getattr(tensor, "_secateur_buffer", None)
         if buffer is not None and buffer < len(recording.buffers):
             recording.buffers[buffer].death = len(recording.calls)
 
 
 def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: bool) -> None:
-    """Heads that only run in training mode (auxiliary classifiers) still consume channels: run once more with them on.
+    """Run once more in training mode: what reaches an output there stays whole, and what only runs there is read.
 
-    Leaf modules stay in evaluation mode, so that norms need no batch and dropout stays off. What this run computes does
-    not count as cost.
+    Auxiliary heads consume channels, and raw maps go to a loss. PyTorch's own norms and dropout stay in evaluation
+    mode, so that they need no batch; where the rest cannot do without one, leaf modules stay as well. What this run
+    computes does not count as cost. Where it fails, as a forward that needs targets does, that is told.
     """
-    extra = Recording(recording.ledger, places=recording.places, first_use=dict(recording.first_use), on_meta=meta)
+    twin.train()
     for module in twin.modules():
-        module.training = any(True for _ in module.children())
+        if isinstance(module, STEADY):
+            module.training = False
+    try:
+        _run_in_training(twin, inputs, recording, meta)
+        return
+    except Exception as error:
+        recording.training_error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    for module in twin.modules():
+        module.training = module.training and any(True for _ in module.children())
+    with suppress(Exception):  # of both attempts the first error is told
+        _run_in_training(twin, inputs, recording, meta)
+        recording.training_error = ""
+
+
+def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: bool) -> None:
+    extra = Recording(recording.ledger, places=recording.places, first_use=dict(recording.first_use), on_meta=meta)
     before = len(recording.ledger.macs)
     try:
         again = map_tensors(inputs, lambda t: _input(t, meta))
         output = forward(twin, again[0], again[1], Recorder(extra, meta))
-    except Exception as error:  # a forward that needs targets in training mode, say
-        recording.training_error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        return
     finally:
         del recording.ledger.macs[before:]
-    _fix_outputs(recording, output)
+    _fix_outputs(recording, output, " in training mode")
     offset = len(recording.calls)
     for name, first in extra.first_use.items():
         recording.first_use.setdefault(name, first + offset)

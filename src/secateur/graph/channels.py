@@ -177,11 +177,9 @@ def solve(
     """
     ledger = recording.ledger
     fixes = [*ledger.fixes, *never]
-    for name, label in recording.places.items():
-        if name not in recording.first_use:
-            fixes += [(axis, "its module never ran") for axis in label if axis is not None]
     ties = [*ledger.ties, *together]
     component = components(ledger.size, ties, ledger.links)
+    fixes += _bins(recording, component)
     if ledger.products:
         more_ties, more_fixes = resolve_products(ledger, component, fixes, attention)
         ties += more_ties
@@ -196,6 +194,15 @@ def solve(
     _make_groups(solution, ledger)
     solution.list_frozen = lambda: _list_frozen(solution, recording, reasons, fixes, alone)
     return solution
+
+
+def _bins(recording: Recording, component: Ids) -> list[tuple[Ids, str]]:
+    """A softmax that a fixed vector of rising values reads is a distribution over bins; bins are no channels."""
+    if not recording.scales:
+        return []
+    mixed = component[np.concatenate(recording.softmaxed)]
+    reason = "the bins of a softmax, read by a fixed projection"
+    return [(axis, reason) for axis in recording.scales if bool(np.isin(component[axis], mixed).any())]
 
 
 def _reasons(component: Ids, fixes: list[tuple[Ids, str]]) -> Ids:
@@ -219,7 +226,9 @@ def _places(recording: Recording) -> list[Place]:
     places: list[Place] = []
     axis: Ids | None
     for name, label in recording.places.items():
-        first = recording.first_use.get(name, len(recording.calls))
+        if name not in recording.first_use:  # nothing is tied to what never ran, so it is in no group
+            continue
+        first = recording.first_use[name]
         for dim, axis in enumerate(label):
             if axis is not None and axis.size:
                 role: Role = "consumer" if consumed[axis].all() else "producer"

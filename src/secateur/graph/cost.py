@@ -65,7 +65,9 @@ class CostModel:
         self._macs = _terms([(m.coefficient, [at[id(a)] for a in m.axes]) for m in recording.ledger.macs], len(at))
         self.mac_calls = np.array([m.op for m in recording.ledger.macs], dtype=np.int64)
         self.mac_axes = np.array([len(m.axes) for m in recording.ledger.macs], dtype=np.int64)
-        self._params = _terms([_place_term(recording, at, name, n) for name, n in parameters.items()], len(at))
+        ran = [_place_term(recording, at, name, n) for name, n in parameters.items() if name in recording.first_use]
+        idle = sum(n for name, n in parameters.items() if name not in recording.first_use)
+        self._params = _terms([*ran, (idle, [])], len(at))
         self._buffers = _terms([_label_term(b.label, b.sizes, at) for b in recording.buffers], len(at))
         self._alive = _liveness(recording)
 

@@ -19,6 +19,7 @@ from secateur.graph.labels import Axis, Ids
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.graph.resize import repair_sizes
 from secateur.graph.sizes import Repair, Sizes
+from secateur.graph.stale import Stale, stale_sizes
 
 Slices = dict[str, tuple[Ids | None, ...]]
 
@@ -30,6 +31,7 @@ class Cut:
     model: nn.Module
     slices: Slices  # kept indices of every tensor that changed, per dimension (None: all)
     repairs: tuple[Repair, ...] = field(default=())  # attributes that held a size
+    stale: tuple[Stale, ...] = field(default=())  # attributes that may still speak of an old size
 
 
 def alive_slots(solution: Solution, masks: Mapping[str, Bools]) -> Bools:
@@ -46,6 +48,8 @@ def slices_of(recording: Recording, alive: Bools) -> Slices:
     """Kept indices of every parameter and buffer that loses any."""
     result: Slices = {}
     for name, label in recording.places.items():
+        if name not in recording.first_use:
+            continue
         kept = tuple(_kept(axis, alive) for axis in label)
         if any(k is not None for k in kept):
             result[name] = kept
@@ -98,12 +102,17 @@ def _take_on_cpu(tensor: torch.Tensor, kept: tuple[Ids | None, ...]) -> torch.Te
     return torch.from_numpy(array).view(tensor.dtype)
 
 
-def check(model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools) -> list[Repair]:
-    """What a cut would set on `model`, which stays as it is; `SizeConflict` where a size in its code cannot follow."""
+def _tried(
+    model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools
+) -> tuple[nn.Module, Sizes, list[Repair]]:
+    """A narrow copy without values, the sizes it was held against, and what was set on it so that it runs."""
     slices, tensors = slices_of(recording, alive), named_tensors(model)
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
+    idle = {id(t) for name, t in tensors.items() if name not in recording.first_use}
 
     def shape_only(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in idle:
+            return tensor  # nothing runs it
         kept = by_id.get(id(tensor))
         if kept is None:
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
@@ -114,7 +123,13 @@ def check(model: nn.Module, inputs: object, recording: Recording, solution: Solu
         twin = clone_module(model, shape_only)
     else:
         twin = clone_module(model, lambda t: take(t, by_id.get(id(t)) or (None,) * t.dim()))
-    return repair_sizes(twin, inputs, Sizes(recording, solution, alive))
+    sizes = Sizes(recording, solution, alive)
+    return twin, sizes, repair_sizes(twin, inputs, sizes)
+
+
+def check(model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools) -> None:
+    """Raise `SizeConflict` where a size in the model's code cannot follow a cut; the model stays as it is."""
+    _tried(model, inputs, recording, solution, alive)
 
 
 def cut(
@@ -124,7 +139,9 @@ def cut(
 
     Raises `SizeConflict` when a size in the model's code cannot follow; the model is then untouched.
     """
-    repairs = check(model, inputs, recording, solution, alive)
+    twin, sizes, repairs = _tried(model, inputs, recording, solution, alive)
+    followed, stale = stale_sizes(twin, inputs, sizes, {(r.module, r.attribute) for r in repairs})
+    repairs += followed
     slices = slices_of(recording, alive)
     tensors = named_tensors(model)
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
@@ -146,4 +163,4 @@ def cut(
     for module in modules.values():
         if isinstance(module, nn.RNNBase):
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
-    return Cut(narrow, slices, tuple(repairs))
+    return Cut(narrow, slices, tuple(repairs), tuple(stale))

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
+import torch
 from torch import nn
 
 from secateur.errors import ConfigError
-from secateur.graph.channels import Bools, Group, Member, Place, module_of
-
-if TYPE_CHECKING:
-    from secateur.graph.trace import Graph
+from secateur.graph.capture import Recording
+from secateur.graph.channels import Bools, Frozen, Group, Member, Place, Solution, module_of
+from secateur.graph.cost import Cost, CostModel
+from secateur.graph.labels import Ids
 
 _SHOWN = 6  # lists of names longer than this are shortened
 _DESCRIBED = 2  # so many groups are described in full
 
 
-def explain(graph: Graph, name: str) -> str:
+class Traced(Protocol):
+    """What is asked of a traced network; `secateur.graph.Graph` is one."""
+
+    model: nn.Module
+    recording: Recording
+    solution: Solution
+    costs: CostModel
+    _never: list[tuple[Ids, str]]
+
+    @property
+    def groups(self) -> Sequence[Group]: ...
+    @property
+    def frozen(self) -> Sequence[Frozen]: ...
+    def tensors(self) -> dict[str, torch.Tensor]: ...
+    def cost(self) -> Cost: ...
+
+
+def explain(graph: Traced, name: str) -> str:
     """Say what `name` (of a module, parameter, buffer or group) is: its groups, its cost, what stands in the way.
 
     Raises:
@@ -66,7 +84,7 @@ def shorten_reasons(reasons: Iterable[str]) -> list[str]:
 class _Explanation:
     """What the lines are made from: where every group sits, by tensor and by layer."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Traced) -> None:
         self.graph = graph
         self.groups = {group.name: group for group in graph.groups}
         self.modules = dict(graph.model.named_modules(remove_duplicate=False))
@@ -84,8 +102,16 @@ class _Explanation:
         for number, group in enumerate(graph.groups):
             self.owner[group.channels] = number
         self.places: dict[str, list[Place]] = {}
-        for place in graph.solution.places:
+        for place in [*graph.solution.places, *self._idle_places()]:
             self.places.setdefault(place.name, []).append(place)
+
+    def _idle_places(self) -> Iterator[Place]:
+        """The dimensions of parameters that no forward pass used; they are in no group."""
+        recording = self.graph.recording
+        for name in recording.places.keys() - recording.first_use.keys():
+            for dim, axis in enumerate(recording.places[name]):
+                if axis is not None and axis.size:
+                    yield Place(name, dim, axis, "producer", len(recording.calls), np.full(len(axis), -1))
 
     def _aliases(self) -> dict[str, str]:
         """Every name of a tensor -> the name under which the graph knows it."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from threading import Lock
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from secateur.errors import ModelError
+from secateur.graph.nests import map_tensors as map_tensors  # inputs and outputs belong to the model's side, too
+from secateur.graph.nests import output_tensors as output_tensors
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -32,9 +35,55 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name; a tensor with several names appears under the first."""
-    found: dict[str, torch.Tensor] = dict(model.named_parameters())
-    found.update(model.named_buffers())
+    found: dict[str, torch.Tensor] = {}
+    modules = [(f"{name}." if name else "", module) for name, module in model.named_modules()]
+    seen: set[int] = set()
+    for prefix, module in modules:
+        for local, tensor in module._parameters.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[prefix + local] = tensor
+    for prefix, module in modules:
+        for local, tensor in module._buffers.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[prefix + local] = tensor
     return found
+
+
+def own_ancestor(model: nn.Module) -> str | None:
+    """The name of a module that is among its own parts, if there is one."""
+    above: set[int] = set()
+    done: set[int] = set()
+
+    def search(module: nn.Module, name: str) -> str | None:
+        if id(module) in above:
+            return name
+        if id(module) in done:
+            return None
+        above.add(id(module))
+        for local, child in module._modules.items():
+            found = search(child, f"{name}.{local}" if name else local) if child is not None else None
+            if found is not None:
+                return found
+        above.discard(id(module))
+        done.add(id(module))
+        return None
+
+    return search(model, "")
+
+
+def compiled_in_place(model: nn.Module) -> list[str]:
+    """Modules on which `compile()` was called, or whose forward was replaced by a compiled one, by name."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__ != "OptimizedModule"  # a wrapper: its copy is compiled again
+        and (
+            module.__dict__.get(_COMPILED) is not None
+            or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        )
+    ]
 
 
 def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
@@ -44,30 +93,47 @@ def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tenso
         own = [*module._parameters.values(), *module._buffers.values()]
         for tensor in [
             *own,
-            *(t for v in module.__dict__.values() if type(v) not in _PLAIN for t in _loose_tensors(v)),
+            *(
+                t
+                for k, v in module.__dict__.items()
+                if k not in _OWN and type(v) not in _PLAIN
+                for t in _loose_tensors(v)
+            ),
         ]:
             if tensor is None or id(tensor) in memo:
                 continue
             fresh = convert(tensor)
-            if isinstance(tensor, nn.Parameter) and not isinstance(fresh, nn.Parameter):
+            if fresh is not tensor and isinstance(tensor, nn.Parameter) and not isinstance(fresh, nn.Parameter):
                 fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
             memo[id(tensor)] = fresh
     try:
         twin: nn.Module = _clone(model, memo)
         return twin
     except Exception as error:
+        if any(_is_exported(module) for module in model.modules()):
+            raise ModelError(
+                f"{type(model).__name__} holds what torch.export made, which cannot be copied; pass the original."
+            ) from error
         raise ModelError(
-            f"The model cannot be copied ({type(error).__name__}: {error}); give its class a __deepcopy__ "
-            "or remove the attribute that cannot be copied."
+            f"The model cannot be copied ({type(error).__name__}: {' '.join(str(error).split())[:200]}); give its "
+            "class a __deepcopy__ or remove the attribute that cannot be copied."
         ) from error
 
 
+def _is_exported(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.export.") or hasattr(module, "_guards_fn")
+
+
 _PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device, OrderedDict})
+_OWN = ("_parameters", "_buffers", "_modules")  # looked after by name
+_COMPILED = "_compiled_call_impl"  # of `module.compile()`: bound to the module it was made for, as PyTorch's own copies
 
 
 def _clone(value: Any, memo: dict[int, Any]) -> Any:
     """`copy.deepcopy`, with a short way for ordinary modules and containers (it is most of the time of a cut)."""
     kind: Any = type(value)
+    if kind is FunctionType and hasattr(value, "_torchdynamo_orig_callable"):
+        value, kind = value._torchdynamo_orig_callable, None  # a compiled method is that of the module it was made for
     if kind in _PLAIN and kind is not OrderedDict:
         return value
     if id(value) in memo:
@@ -78,12 +144,15 @@ def _clone(value: Any, memo: dict[int, Any]) -> Any:
         if kind is list:
             fresh.extend(_clone(item, memo) for item in value)
         else:
-            fresh.update((key, _clone(item, memo)) for key, item in value.items())
+            for key, item in value.items():
+                known = memo.get(id(item))
+                fresh[key] = known if known is not None else _clone(item, memo)
         return fresh
     if isinstance(value, nn.Module) and _is_ordinary(kind):
         fresh = kind.__new__(kind)
         memo[id(value)] = fresh
-        fresh.__dict__.update((key, _clone(item, memo)) for key, item in value.__dict__.items())
+        own = value.__dict__
+        fresh.__dict__.update((key, _clone(own[key], memo)) for key in own if key != _COMPILED)
         return fresh
     return copy.deepcopy(value, memo)
 
@@ -110,31 +179,6 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """`value` with `function` applied to every tensor in its tuples, lists, dicts and dataclasses."""
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(v, function) for v in value))
-    if isinstance(value, list | tuple):
-        return type(value)(map_tensors(v, function) for v in value)
-    if isinstance(value, Mapping):
-        return {k: map_tensors(v, function) for k, v in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: map_tensors(getattr(value, f.name), function) for f in dataclasses.fields(value)}
-    return value
-
-
-def output_tensors(value: Any) -> list[torch.Tensor]:
-    """The tensors of a model output: tuples, lists, dicts, dataclasses and plain objects, in a fixed order."""
-    found: list[torch.Tensor] = []
-    map_tensors(value, found.append)
-    if not found and hasattr(value, "__dict__"):
-        for item in vars(value).values():
-            map_tensors(item, found.append)
-    return found
-
-
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments: a tensor, a tuple or list of arguments, or a dict of keywords."""
     if isinstance(example_inputs, Mapping):
@@ -150,30 +194,58 @@ def module_stack(
 ) -> Iterator[None]:
     """Keep `stack` at the path of the module that is executing."""
     paths: dict[int, str] = {}
-    for name, module in model.named_modules():
-        paths.setdefault(id(module), name)
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        paths[id(module)] = name
 
     def enter(module: nn.Module, _inputs: Any) -> None:
-        stack.append(paths.get(id(module), stack[-1]))
+        stack.append(paths[id(module)])
 
     def leave(module: nn.Module, _inputs: Any, output: Any) -> None:
         name = stack.pop()
-        if on_exit is not None and id(module) in paths:
+        if on_exit is not None:
             on_exit(name, output)
 
-    with ExitStack() as handles:
-        handles.callback(register_module_forward_pre_hook(enter).remove)
-        handles.callback(register_module_forward_hook(leave, always_call=True).remove)
+    with ExitStack() as handles:  # hooks of these modules alone: what other threads run is none of our business
+        for module in modules.values():
+            handles.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+            handles.callback(module.register_forward_hook(leave, prepend=True, always_call=True).remove)
         yield
+
+
+class _Plainly:
+    """Switches that are one for all threads, off while anybody traces: fused attention and compiled functions."""
+
+    def __init__(self) -> None:
+        self._lock, self._tracing, self._before = Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._tracing == 0:
+                fast = torch.backends.mha.get_fastpath_enabled()
+                self._before.callback(torch.backends.mha.set_fastpath_enabled, fast)
+                torch.backends.mha.set_fastpath_enabled(False)
+                if "torch._dynamo.eval_frame" in sys.modules:  # or nothing has been compiled
+                    self._before.enter_context(torch.compiler.set_stance("force_eager"))
+            self._tracing += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._tracing -= 1
+            if self._tracing == 0:
+                self._before.close()
+
+
+_PLAINLY = _Plainly()
 
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Switch off fused fast paths that hide their parts (multi-head attention), and gradients."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    """Switch off what hides or changes the parts: fused attention, gradients, autocast, compiled functions."""
+    with ExitStack() as stack:
+        stack.enter_context(_PLAINLY)
+        stack.enter_context(torch.no_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -68,7 +68,7 @@ class _Readers(Mode):
         self._first: dict[str, int] = {}  # module -> the first tensor it reads
         self._alive: list[Any] = []  # or identities would be used again
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         for tensor in tensors_in((args, kwargs or {})):
             self._reads[id(tensor)] += 1
             if not isinstance(tensor, nn.Parameter):

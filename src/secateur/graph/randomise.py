@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -11,21 +12,35 @@ from secateur.graph.calls import Mode, schema_of
 from secateur.graph.modules import clone_module, map_tensors, named_tensors, output_tensors
 
 
-def twin_of(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """A copy on the CPU in evaluation mode, its floating-point tensors as `dtype` (None: each as it is)."""
+def twin_of(model: nn.Module, dtype: torch.dtype | None, used: Container[str] | None = None) -> nn.Module:
+    """A copy on the CPU in evaluation mode, its floating-point tensors as `dtype` (None: each as it is).
+
+    used: names of the tensors that a forward uses (default: all); the others are not copied.
+    """
+    named = named_tensors(model).items() if used is not None else ()
+    idle = {id(tensor) for name, tensor in named if used is not None and name not in used}
 
     def convert(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in idle:
+            return tensor
         kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         return tensor.detach().to("cpu", kind, copy=True)
 
     return clone_module(model, convert).eval()
 
 
-def random_twin(model: nn.Module, dtype: torch.dtype | None, generator: torch.Generator) -> nn.Module:
-    """Vectors (affines, biases, layer scales, statistics) and vanishing weights become random numbers of order one."""
-    twin = twin_of(model, dtype)
+def random_twin(
+    model: nn.Module, dtype: torch.dtype | None, generator: torch.Generator, used: Container[str] | None = None
+) -> nn.Module:
+    """Vectors (affines, biases, layer scales, statistics) and vanishing weights become random numbers of order one.
+
+    used: as of `twin_of`.
+    """
+    twin = twin_of(model, dtype, used)
     parameters = {id(p) for p in twin.parameters()}
-    for tensor in named_tensors(twin).values():
+    for name, tensor in named_tensors(twin).items():
+        if used is not None and name not in used:
+            continue
         if not tensor.is_floating_point() or tensor.dim() == 0:
             continue
         vector = tensor.numel() == max(tensor.shape)
@@ -57,7 +72,7 @@ class _Calibrate(Mode):
         super().__init__()
         self.generator = generator
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         name, names, _, _ = schema_of(func)
         if "batch_norm" in name:
             bound = {n: (args[k] if k < len(args) else None) for k, (n, _) in enumerate(names)}

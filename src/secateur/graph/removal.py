@@ -19,7 +19,7 @@ from secateur.graph.cut import Slices
 from secateur.graph.labels import Label, Ledger
 from secateur.graph.modules import clone_module, map_tensors, output_tensors
 from secateur.graph.randomise import run
-from secateur.graph.rules import is_constant, label_of
+from secateur.graph.rules import is_constant, label_of, tensors_in
 
 Scalars = list[tuple[str, tuple[float, ...]]]
 
@@ -42,7 +42,7 @@ class _Scalars(Mode):
         super().__init__()
         self.calls: Scalars = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         if schema_of(func)[0] not in TRANSPARENT:
             self.calls.append((schema_of(func)[0], _numbers(args)))
         return func(*args, **(kwargs or {}))
@@ -58,8 +58,9 @@ def run_noting_scalars(model: nn.Module, inputs: Any) -> tuple[list[torch.Tensor
 class _Removing(Recorder):
     """Runs the masked original, but computes every mixing operator on the surviving channels only."""
 
-    def __init__(self, recording: Recording, plan: list[Call], alive: Bools, scalars: Scalars) -> None:
+    def __init__(self, recording: Recording, plan: list[Call], alive: Bools, scalars: Scalars, finite: bool) -> None:
         super().__init__(recording, meta=False)
+        self.finite = finite
         self.plan, self.alive = plan, alive
         aligned = len(scalars) == len(plan) and all(c.name == s[0] for c, s in zip(plan, scalars, strict=True))
         self.scalars = scalars if aligned else None
@@ -73,7 +74,7 @@ class _Removing(Recorder):
         call = self.plan[at]
         args = self._scalars(call, at, args)
         if not call.mixes:
-            return func(*args, **kwargs)
+            return self._cleared(func(*args, **kwargs), call)
         names = [n for n, _ in schema_of(func)[1]]
         args = list(args)
         for expect in call.expects:
@@ -81,6 +82,16 @@ class _Removing(Recorder):
         small = [map_args(a, self._gather) for a in args]
         out = func(*small, **{k: map_args(v, self._gather) for k, v in kwargs.items()})
         return self._restore(out, call)
+
+    def _cleared(self, out: Any, call: Call) -> Any:
+        """With `finite`, zeros for removed channels that are no numbers: 0 / 0 where a weight is divided by its own."""
+        if not self.finite or all(bool(torch.isfinite(t).all()) for t in tensors_in(out) if t.is_floating_point()):
+            return out
+        for tensor, label in zip(tensors_in(out), call.labels, strict=False):
+            for dim, axis in enumerate(label):
+                if axis is not None and not bool(self.alive[axis].all()):
+                    tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~self.alive[axis])), 0)
+        return out
 
     def _scalars(self, call: Call, at: int, args: Any) -> Any:
         if self.scalars is None:
@@ -139,21 +150,22 @@ def _scatter(tensor: torch.Tensor, shape: tuple[int, ...], label: Label, alive: 
 
 
 def run_removing(
-    wide: nn.Module, inputs: Any, slices: Slices, scalars: Scalars
+    wide: nn.Module, inputs: Any, slices: Slices, scalars: Scalars, *, finite: bool = False
 ) -> tuple[list[torch.Tensor], tuple[str, ...]]:
     """Outputs of the original with channels removed in every mixing operator; also further reasons why masking differs.
 
     Args:
         wide: the masked original. inputs: (args, kwargs). slices: kept indices of every narrowed tensor.
         scalars: the numbers every operator of the cut network is given; they replace the original's.
+        finite: removed channels that are no numbers become zeros.
     """
     args, kwargs = inputs
-    recording = capture_once(wide, args, kwargs, meta=False)
+    recording = capture_once(wide, args, kwargs, meta=False, training=False)
     alive = _alive_from_slices(recording, slices)
     again = Recording(Ledger(), on_meta=False)
     twin = clone_module(wide, lambda t: t.detach())
     label_parameters(twin, again)
-    removing = _Removing(again, recording.calls, alive, scalars)
+    removing = _Removing(again, recording.calls, alive, scalars, finite)
     fresh = map_tensors(inputs, _variable)
     try:
         outputs = output_tensors(forward(twin, fresh[0], fresh[1], removing))

@@ -34,8 +34,7 @@ class _Checker(Mode):
         self.found: list[Disagreement] = []
         self.stack: list[str] = [""]
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         calls, meta = self.sizes.recording.calls, self.sizes.recording.on_meta
         if meta:
             args, kwargs = on_one_device(args, kwargs)

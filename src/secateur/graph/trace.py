@@ -15,8 +15,9 @@ from secateur.graph.capture import Recording, Unsupported, capture
 from secateur.graph.channels import Bools, Frozen, Group, Seen, Solution, solve
 from secateur.graph.cost import Cost, CostModel, Floats
 from secateur.graph.cut import Cut, alive_slots, check, cut, slices_of
+from secateur.graph.following import follow_in_place
 from secateur.graph.labels import Ids
-from secateur.graph.modules import named_tensors, unwrap
+from secateur.graph.modules import named_tensors, own_ancestor, unwrap
 from secateur.graph.settling import Remedy, concerned, remedies, trial_masks
 from secateur.graph.sides import Sides, sides_of
 from secateur.graph.sizes import SizeConflict
@@ -109,6 +110,23 @@ class Graph:
         """Why branches that only run in training mode could not be traced; empty where they could or there are none."""
         return self.recording.training_error
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what the trace could not see, or saw otherwise than the model runs."""
+        notes = []
+        if self.training_error:
+            notes.append(
+                f"The forward pass in training mode failed ({self.training_error}), so a width that reaches an output "
+                "only there may be cut; keep such layers with `ignore`."
+            )
+        if self.recording.compiled:
+            names = ", ".join(repr(name) if name else "the model" for name in self.recording.compiled[:3])
+            more = f" and {len(self.recording.compiled) - 3} more" if len(self.recording.compiled) > 3 else ""
+            notes.append(
+                f"Compiled in place: {names}{more}; traced uncompiled, and a cut copy is plain: call compile() on it."
+            )
+        return tuple(notes)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers of the original model, by name."""
         return named_tensors(self.model)
@@ -141,7 +159,11 @@ class Graph:
                     f"The plan's group {name!r} does not fit this network; make the plan again from its graph."
                 )
         alive = alive_slots(self.solution, plan.masks)
-        return cut(self.model, self.example_inputs, self.recording, self.solution, alive, inplace=inplace)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()} if inplace else {}
+        made = cut(self.model, self.example_inputs, self.recording, self.solution, alive, inplace=inplace)
+        if inplace:
+            follow_in_place(self.tensors(), shapes, made.slices)
+        return made
 
     def slices(self, plan: Masks) -> dict[str, tuple[Ids | None, ...]]:
         """Kept indices of every tensor that `plan` narrows."""
@@ -151,7 +173,13 @@ class Graph:
         """Compare a cut with the masked original; see `secateur.graph.verify`."""
         pruned = [g for g in self.groups if g.name in plan.masks and not plan.masks[g.name].all()]
         reasons = tuple(dict.fromkeys(r for g in pruned for r in g.inexact))
-        return verify(self.model, made.model, self.example_inputs, made.slices, reasons=reasons, seed=seed, dtype=dtype)
+        options: dict[str, Any] = {
+            "seed": seed,
+            "dtype": dtype,
+            "random": self.recording.random,
+            "used": self.recording.first_use,
+        }
+        return verify(self.model, made.model, self.example_inputs, made.slices, reasons=reasons, **options)
 
     def settle(self, conflict: SizeConflict) -> str:
         """Make the network follow a size in code, in every module of that class; returns a line for the report.
@@ -237,6 +265,12 @@ def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", 
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("TorchScript modules cannot be pruned; pass the original torch.nn.Module.")
     inner = unwrap(model)
+    own = own_ancestor(inner)
+    if own is not None:
+        raise ModelError(
+            f"{own} in {type(inner).__name__} contains itself, and such a network PyTorch can neither switch to "
+            "evaluation nor save; take the inner reference out (in a tuple it does no harm)."
+        )
     tensors = named_tensors(inner)
     if not any(isinstance(t, nn.Parameter) for t in tensors.values()):
         raise ModelError(f"{type(inner).__name__} has no parameters, so there is nothing to prune.")

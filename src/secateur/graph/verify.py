@@ -6,8 +6,9 @@ Both get the same random weights, norm statistics and inputs. Where masking and 
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from secateur.errors import SecateurError, VerificationError
 from secateur.graph.cut import Slices, take
 from secateur.graph.modules import as_call, map_tensors, named_tensors, plain_kernels
+from secateur.graph.parametrised import rescaled
 from secateur.graph.randomise import calibrate, random_input, random_twin, run, twin_of
 from secateur.graph.removal import run_noting_scalars, run_removing
 
@@ -52,6 +54,8 @@ def verify(
     reasons: tuple[str, ...] = (),
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    random: Mapping[str, str] | None = None,
+    used: Container[str] | None = None,
 ) -> Verification:
     """Compare `narrow` with the masked `original` on random weights and inputs.
 
@@ -62,23 +66,52 @@ def verify(
         reasons: why some of the removed channels are inexact.
         seed: of the random weights and inputs.
         dtype: compute in this type (default: the model's, half types as float32).
+        used: names of the tensors a forward uses, if known: the others are left alone.
+        random: operators that drew random numbers when the network was traced, and where; told if nothing agrees.
 
     Raises:
         VerificationError: when neither comparison agrees, or nothing finite can be compared.
     """
     _check_slices(original, narrow, slices)
-    result = _tried(original, narrow, example_inputs, slices, reasons, seed, dtype or _compute_type(original))
-    if not result.passed and dtype is None and result.tolerance == DEFAULT_TOLERANCE:
-        with suppress(VerificationError):  # double precision tells rounding of large numbers from a wrong cut
-            result = _tried(original, narrow, example_inputs, slices, reasons, seed, torch.float64)
+    result = _tried(original, narrow, example_inputs, slices, reasons, seed, dtype or _compute_type(original), used)
+    unexplained = not result.passed or not (result.exact or result.reasons)
+    if unexplained and dtype is None and result.tolerance == DEFAULT_TOLERANCE:
+        # double precision tells rounding (of large numbers, of autocast within the forward) from a wrong cut
+        with suppress(VerificationError):
+            again = _tried(original, narrow, example_inputs, slices, reasons, seed, torch.float64, used)
+            result = again if again.passed or not result.passed else result
     if result.passed:
-        return result
+        return _with_rescaled(result, rescaled(original, narrow, slices))
+    if not _repeats(original, example_inputs, seed):
+        drawn = ", ".join(f"{name} in {module or 'the model'}" for name, module in (random or {}).items())
+        raise VerificationError(
+            f"The forward draws random numbers in evaluation{f' ({drawn})' if drawn else ''}: two runs of "
+            f"{type(original).__name__} on one input differ, so a cut cannot be compared with the original. Let "
+            "dropout and noise follow self.training, or use verify=False to do without proof."
+        )
     raise VerificationError(
         f"The cut network differs from the masked original: relative error {result.max_relative_error:.1e}, and "
         f"{result.structural_error:.1e} with normalisations taken into account (tolerance {result.tolerance:.0e}). "
         "This is a defect of Secateur's rules for this network; please report it, and keep the layers concerned with "
         f"`ignore`. Known of these channels: {'; '.join(result.reasons) or 'nothing'}."
     )
+
+
+def _with_rescaled(result: Verification, notes: tuple[str, ...]) -> Verification:
+    """Where surviving weights change, masked weights and masked channels differ: the cut is right, and not exact."""
+    if not notes:
+        return result
+    structural = result.max_relative_error if result.exact else result.structural_error
+    return replace(result, exact=False, structural_error=structural, reasons=(*result.reasons, *notes))
+
+
+def _repeats(model: nn.Module, example_inputs: object, seed: int) -> bool:
+    """Whether two runs on the same random input give the same."""
+    generator = torch.Generator().manual_seed(seed)
+    twin = twin_of(model, None)
+    inputs = map_tensors(as_call(example_inputs), lambda t: random_input(t, None, generator))
+    with plain_kernels():
+        return _compare(run(twin, inputs), run(twin, inputs))[0] <= DEFAULT_TOLERANCE
 
 
 def _tried(*given: Any) -> Verification:
@@ -104,15 +137,16 @@ def _verify(
     reasons: tuple[str, ...],
     seed: int,
     dtype: torch.dtype | None,
+    used: Container[str] | None,
 ) -> Verification:
     tolerance = TOLERANCE.get(dtype, DEFAULT_TOLERANCE) if dtype is not None else _mixed_tolerance(original)
     generator = torch.Generator().manual_seed(seed)
-    wide = random_twin(original, dtype, generator)
+    wide = random_twin(original, dtype, generator, used)
     inputs = map_tensors(as_call(example_inputs), lambda t: random_input(t, dtype, generator))
     with plain_kernels():
         calibrate(wide, inputs, generator)
-        small = twin_of(narrow, dtype)
-        _copy_slices(wide, small, slices)
+        small = twin_of(narrow, dtype, used)
+        _copy_slices(wide, small, slices, used)
         _mask(wide, slices)
         got, scalars = run_noting_scalars(small, inputs)
         error, compared = _compare(run(wide, inputs), got)
@@ -120,6 +154,9 @@ def _verify(
         return Verification(True, error, None, tolerance, (), compared)
     removed, more = run_removing(wide, inputs, slices, scalars)
     structural, count = _compare(removed, got)
+    if structural == float("inf"):
+        removed, more = run_removing(wide, inputs, slices, scalars, finite=True)
+        structural, count = _compare(removed, got)
     if error == float("inf") and structural <= tolerance:
         more = (*more, "with slices set to zero the original does not compute numbers (a norm of zero weights)")
     return Verification(False, error, structural, tolerance, tuple(dict.fromkeys((*reasons, *more))), compared or count)
@@ -142,9 +179,11 @@ def _mixed_tolerance(model: nn.Module) -> float:
     return 2e-2 if coarse else DEFAULT_TOLERANCE
 
 
-def _copy_slices(wide: nn.Module, small: nn.Module, slices: Slices) -> None:
+def _copy_slices(wide: nn.Module, small: nn.Module, slices: Slices, used: Container[str] | None) -> None:
     source = named_tensors(wide)
     for name, tensor in named_tensors(small).items():
+        if used is not None and name not in used:
+            continue
         kept = slices.get(name)
         tensor.data.copy_(source[name] if kept is None else take(source[name], kept))
 

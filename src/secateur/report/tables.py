@@ -184,9 +184,8 @@ def _frozen(graph: Graph) -> list[RenderableType]:
     lines = [f"{name} in {', '.join(shorten(where))}" for name, where in operators.items()]
     parts += _lines("Operators without a rule (what they touch is frozen): ", lines)
     unused = [", ".join(shorten(list(graph.never_ran)))] if graph.never_ran else []
-    if unused and graph.training_error:
-        unused.append(f"the forward pass in training mode failed: {graph.training_error}")
-    return parts + _lines("Never used by a forward pass (stay whole; a branch with them may not fit): ", unused)
+    parts += _lines("Never used by a forward pass (stay whole; a branch with them may not fit): ", unused)
+    return parts + _lines("Note: ", graph.notes)
 
 
 def _inexact(reasons: Iterable[str]) -> list[RenderableType]:

@@ -46,7 +46,7 @@ class _Counter(Mode):
         self.wanted, self.number = wanted, 0
         self.kept: dict[int, torch.Tensor] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **(kwargs or {}))
         if self.number in self.wanted and isinstance(out, torch.Tensor):
             self.kept[self.number] = out
@@ -185,7 +185,7 @@ class Operators(Mode):
         self.sums: list[tuple[int, int, int]] = []  # two tensors, and the operator that made the second
         self._alive: list[Any] = []  # or identities would be used again
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func._schema.name in ("aten::add", "aten::add_") and (kwargs or {}).get("alpha", 1) == 1:
             terms = [t for t in tensors_in(args) if not isinstance(t, nn.Parameter)]
             if len(terms) == 2 and terms[0].shape == terms[1].shape:

@@ -48,7 +48,7 @@ class _Reads(Mode):
         self.reads: list[tuple[_Visit, int]] = []
         self._alive: list[Any] = []  # or identities would be used again
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         for tensor in tensors_in((args, kwargs or {})):
             self.reads.append((self.here, id(tensor)))
         out = func(*args, **(kwargs or {}))
@@ -207,7 +207,7 @@ def cut_points(model: nn.Module, inputs: Any) -> list[str]:
     layers = 0
 
     class _Operators(Mode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
             used = [made[id(t)] for t in tensors_in((args, kwargs or {})) if id(t) in made]
             out = func(*args, **(kwargs or {}))
             reads.append(min(used, default=len(reads)))

@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from secateur._protocols import BoolArray, IntArray
 from secateur.graph.cut import Slices, put, take
+from secateur.graph.following import narrow_state
 from secateur.graph.modules import clone_module, named_tensors, to_meta
 from secateur.methods.contract import Method
 from secateur.plan import Plan
@@ -92,7 +93,7 @@ class NarrowingMethod(Method):
         """Let optimisers and followers do the same."""
         for optimiser in list(_OPTIMISERS):
             for parameter in [p for group in optimiser.param_groups for p in group["params"] if id(p) in kept]:
-                _follow(optimiser.state.get(parameter, {}), *kept[id(parameter)])
+                narrow_state(optimiser.state.get(parameter, {}), *kept[id(parameter)])
         named = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
         rows = {name: kept[id(tensor)][1] for name, tensor in named if id(tensor) in kept}
         for follower in self.followers:
@@ -137,14 +138,6 @@ def _among(before: IntArray | None, after: IntArray | None) -> IntArray | None:
     if before is None or after is None:
         return after
     return None if len(before) == len(after) else np.searchsorted(before, after)
-
-
-def _follow(state: dict[str, Any], shape: tuple[int, ...], rows: tuple[IntArray | None, ...]) -> None:
-    """Narrow what an optimiser keeps for one parameter: tensors of its shape, or of size 1 along some dimensions."""
-    for key, value in list(state.items()):
-        if isinstance(value, torch.Tensor) and value.dim() == len(shape):
-            own = tuple(row if size == n else None for row, size, n in zip(rows, value.shape, shape, strict=True))
-            state[key] = take(value, own)
 
 
 @cache

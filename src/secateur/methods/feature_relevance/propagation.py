@@ -134,8 +134,7 @@ class Tape(Mode):
             self.unknown.setdefault("a write through a view")
         return int(number)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         read = [t for value in (*args, *kwargs.values()) for t in tensors_in(value)]
         found = [n for n in map(self.number, read) if n is not None]
         if not found:

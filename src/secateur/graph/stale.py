@@ -1,0 +1,123 @@
+"""Sizes that modules keep as attributes and that no forward pass reads: they would be wrong after a cut.
+
+`num_features` of a backbone is of no use until somebody builds a new classifier from it. Where it is plain which width
+such a number meant, it follows the cut; else it is listed.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.graph.code import names_read
+from secateur.graph.modules import as_call, map_tensors, output_tensors, plain_kernels, to_meta
+from secateur.graph.sizes import Repair, Sizes, numbers_of
+
+_OF_CLASSIFIER = (
+    "num_features",
+    "head_hidden_size",
+    "embed_dim",
+)  # what goes into `get_classifier()`, by timm's convention
+
+
+@dataclass(frozen=True)
+class Stale:
+    """Attribute `attribute` of `module` still holds `size`, the width of something that was cut."""
+
+    module: str
+    attribute: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.module or 'the model'}.{self.attribute} = {self.size} may speak of a width that was cut"
+
+
+def stale_sizes(
+    model: nn.Module, inputs: object, sizes: Sizes, repaired: set[tuple[str, str]]
+) -> tuple[list[Repair], list[Stale]]:
+    """What of a cut network's attributes can safely follow, and what else still equals an old width.
+
+    A number follows if every width of that size in its module became one and the same (or timm's convention tells which
+    is meant), and no forward of its module or of one around it reads it.
+
+    model: narrowed, in evaluation mode. inputs: for it, as for `trace`. repaired: (module, attribute) that are right.
+    """
+    widths = _widths(sizes)
+    modules = dict(model.named_modules())
+    repairs, stale = [], []
+    for name, module in modules.items():
+        changed = {old: new for old, new in widths.get(name, {}).items() if new != {old}}
+        if not changed or type(module).__module__.startswith("torch.nn."):
+            continue
+        told: dict[str, set[int]] | None = None
+        for attribute, path, number in numbers_of(module):
+            if number not in changed or (name, attribute) in repaired:
+                continue
+            new = changed[number]
+            if attribute in _OF_CLASSIFIER and hasattr(module, "get_classifier"):
+                told = _told_by_timm(module, inputs if not name else None, changed, sizes) if told is None else told
+                new = told.get(attribute, new)
+            if path == () and len(new) == 1 and not _is_read(attribute, name, modules):
+                repairs.append(Repair(name, attribute, path, number, *new))
+            else:
+                stale.append(Stale(name, attribute, number))
+    return [r for r in repairs if r.old != r.new], list(dict.fromkeys(stale))
+
+
+def _is_read(attribute: str, name: str, modules: dict[str, nn.Module]) -> bool:
+    while attribute not in names_read(modules[name]):
+        if not name:
+            return False
+        name = name.rpartition(".")[0]
+    return True
+
+
+def _widths(sizes: Sizes) -> dict[str, dict[int, set[int]]]:
+    """For every module the widths in it (and below) before the cut, and what became of each."""
+    own: dict[str, dict[int, set[int]]] = {}
+    for call in sizes.recording.calls:
+        for axis in [*(call.weight or ()), *(axis for label in call.labels for axis in label)]:
+            if axis is not None and len(axis) > 1:
+                own.setdefault(call.module, {}).setdefault(len(axis), set()).add(sizes.count(axis, 0))
+    found: dict[str, dict[int, set[int]]] = {}
+    for module, widths in own.items():
+        name = module
+        while True:
+            for old, new in widths.items():
+                found.setdefault(name, {}).setdefault(old, set()).update(new)
+            if not name:
+                break
+            name = name.rpartition(".")[0]
+    return found
+
+
+def _told_by_timm(module: nn.Module, inputs: object, changed: dict[int, set[int]], sizes: Sizes) -> dict[str, set[int]]:
+    """What became of the two widths by which timm's networks build a new classifier, as far as it can be told.
+
+    `head_hidden_size` is what the classifier reads, `num_features` the channels of what `forward_features` returns; the
+    same, if there is nothing in between.
+    """
+    found: dict[str, set[int]] = {}
+    layers = module.get_classifier()  # type: ignore[operator]
+    first = layers[0] if isinstance(layers, tuple) else layers
+    weights = [p for p in first.parameters() if p.dim() > 1] if isinstance(first, nn.Module) else []
+    for attribute in _OF_CLASSIFIER:
+        held = getattr(module, attribute, 0)
+        if weights and isinstance(held, int) and weights[0].shape[1] in changed.get(held, ()):
+            found[attribute] = {int(weights[0].shape[1])}
+    features = getattr(module, "num_features", 0)
+    if inputs is not None and isinstance(features, int) and features != getattr(module, "head_hidden_size", features):
+        candidates = changed.get(features, set())
+        found["num_features"] = (_feature_sizes(module, inputs, sizes) & candidates) or candidates
+    return found
+
+
+def _feature_sizes(module: nn.Module, inputs: object, sizes: Sizes) -> set[int]:
+    """All sizes of what `forward_features` returns."""
+    meta = sizes.recording.on_meta
+    args, kwargs = map_tensors(as_call(inputs), to_meta if meta else lambda t: t.detach().clone())
+    with plain_kernels(), suppress(Exception):  # a convention, not a promise: then nothing is told
+        return {n for t in output_tensors(module.forward_features(*args, **kwargs)) for n in t.shape}  # type: ignore[operator]
+    return set()

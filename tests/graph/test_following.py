@@ -1,0 +1,84 @@
+"""Optimisers after a cut: the next step works, and what they know of the surviving weights is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn, optim
+
+import secateur
+
+IMAGE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+OPTIMISERS: list[Callable[[Iterable[Any]], optim.Optimizer]] = [
+    lambda p: optim.SGD(p, 1e-3, momentum=0.9),
+    lambda p: optim.Adam(p, 1e-3, amsgrad=True),
+    lambda p: optim.Adafactor(p, 1e-3),
+    lambda p: optim.LBFGS(p, 1e-3, max_iter=2),
+]
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    middle = [nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), *middle, nn.Flatten(), nn.Linear(16, 5))
+
+
+def step(model: nn.Module, optimiser: optim.Optimizer) -> None:
+    def closure() -> float:
+        optimiser.zero_grad()
+        loss = model(IMAGE).square().mean()
+        loss.backward()
+        return float(loss)
+
+    optimiser.step(closure)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("make", OPTIMISERS)
+def test_an_optimiser_with_state_goes_on_after_a_cut(make: Any, inplace: bool) -> None:
+    model = small()
+    optimiser = make(model.parameters())
+    step(model, optimiser)
+    result = secateur.prune(model, IMAGE, budget="flops=0.5", inplace=inplace)
+    if not inplace:
+        secateur.follow(optimiser, result)
+    held = [p for group in optimiser.param_groups for p in group["params"]]
+    assert [id(p) for p in held] == [id(p) for p in result.model.parameters()]
+    before = [p.detach().clone() for p in held]
+    step(result.model, optimiser)
+    assert all(not torch.equal(a, b) for a, b in zip(before, held, strict=True))
+
+
+def test_momentum_is_that_of_the_surviving_weights() -> None:
+    model = small()
+    optimiser = optim.Adam(model.parameters())
+    step(model, optimiser)
+    moments = {n: optimiser.state[p]["exp_avg"].clone() for n, p in model.named_parameters()}
+    result = secateur.prune(model, IMAGE, budget="flops=0.5")
+    secateur.follow(optimiser, result)
+    rows, columns = result.cut.slices["3.weight"][:2]
+    assert rows is not None
+    assert columns is not None
+    kept = optimiser.state[dict(result.model.named_parameters())["3.weight"]]["exp_avg"]
+    assert torch.equal(kept, moments["3.weight"][rows][:, columns])
+    assert optimiser.state[dict(result.model.named_parameters())["7.bias"]]["step"] == 1
+
+
+def test_state_of_another_form_starts_anew_and_other_optimisers_are_left_alone() -> None:
+    model, other = small(), small()
+    optimiser, foreign = (
+        optim.SGD(model.parameters(), 0.1, momentum=0.9),
+        optim.SGD(other.parameters(), 0.1, momentum=0.9),
+    )
+    step(model, optimiser)
+    step(other, foreign)
+    weight = model[0].weight
+    optimiser.state[weight]["rows"] = torch.zeros(16, 3)
+    secateur.prune(model, IMAGE, budget="flops=0.5", inplace=True)
+    assert optimiser.state[weight] == {}
+    assert foreign.state[other[0].weight]["momentum_buffer"].shape == (16, 3, 3, 3)
+    step(model, optimiser)

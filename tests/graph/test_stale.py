@@ -1,0 +1,82 @@
+"""Attributes that no forward reads: they follow where it is plain what they meant, and are listed where it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+
+IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Backbone(nn.Module):
+    def __init__(self, middle: int = 24, width: int = 40, scaled: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, middle, 3, padding=1), nn.Conv2d(middle, width, 3, padding=1)
+        self.scale = (lambda m, x: x * m.width**-0.5) if scaled else (lambda m, x: x)
+        self.num_features = self.width = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale(self, self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+class Classifier(nn.Module):
+    def __init__(self, classes: int = 5, **options: Any) -> None:
+        super().__init__()
+        self.body = Backbone(**options)
+        self.num_classes = classes
+        self.fc = nn.Linear(self.body.num_features, classes)
+
+    def reset_classifier(self, classes: int) -> None:
+        self.fc = nn.Linear(self.body.num_features, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(x))
+
+
+def test_a_width_nobody_reads_follows_the_cut() -> None:
+    result = secateur.prune(Classifier(), IMAGE, budget="flops=0.4")
+    body: Any = result.model.body
+    assert body.num_features == body.width == body.b.out_channels < 40
+    assert result.stale == ()
+    result.model.reset_classifier(7)  # type: ignore[operator]
+    assert result.model(IMAGE).shape == (2, 7)
+
+
+def test_a_number_that_may_be_either_of_two_widths_is_listed() -> None:
+    result = secateur.prune(Classifier(middle=40), IMAGE, budget="flops=0.4", ignore="body.a")
+    assert {(s.module, s.attribute, s.size) for s in result.stale} == {
+        ("body", "num_features", 40),
+        ("body", "width", 40),
+    }
+    assert "body.num_features = 40 may speak of a width that was cut." in result.notes
+    assert result.model.body.num_features == 40  # type: ignore[union-attr]
+
+
+def test_a_number_that_a_forward_reads_is_left_alone() -> None:
+    result = secateur.prune(Classifier(scaled=True), IMAGE, budget="flops=0.4")
+    assert result.model.body.width == 40  # type: ignore[union-attr]
+    assert [s.attribute for s in result.stale] == ["width"]
+    assert result.model.body.num_features < 40  # type: ignore[union-attr]
+
+
+def test_classes_that_happen_to_equal_a_width_stay() -> None:
+    result = secateur.prune(Classifier(classes=24), IMAGE, budget="flops=0.4")
+    assert result.model.num_classes == 24
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
+def test_timm_builds_a_working_classifier_for_a_pruned_network(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    options = {"depth": 2, "img_size": 32} if name.startswith("vit") else {}
+    model = timm.create_model(name, num_classes=13, **options).eval()
+    image = torch.randn(1, 3, 32, 32)
+    result = secateur.prune(model, image, budget="flops=0.5", verify=False)
+    assert result.model.num_features < model.num_features
+    result.model.reset_classifier(7)  # type: ignore[operator]
+    assert result.model(image).shape == (1, 7)
