@@ -27,7 +27,7 @@ from secateur.graph.modules import (
     plain_kernels,
     to_meta,
 )
-from secateur.graph.rules import RULES, Expect, Op, is_constant, label_of
+from secateur.graph.rules import RULES, Expect, Op, is_constant, label_of, positions
 from secateur.graph.rules.pointwise import pointwise
 from secateur.graph.shapes import run_on_meta
 
@@ -132,12 +132,14 @@ class Recorder(Mode):
         calls = self.recording.calls
         op = Op(len(calls), name, self.stack[-1], bound, out, self.recording.ledger)
         self._note_uses(op)
+        positions.before(op)
         labels = self._labels(op, is_pointwise)
         outs = op.outputs()
         constant = all(is_constant(t) for t in op.tensors())
         for k, tensor in enumerate(outs):
             label = labels[k] if k < len(labels) else (None,) * tensor.dim()
             self._attach(tensor, label, constant, aliases[k] if k < len(aliases) else None, args, op.index)
+        positions.after(op)
         if name not in TRANSPARENT:
             calls.append(self._call(op, outs, labels))
             if not self.meta and depends_on_data(name, bound):
@@ -200,9 +202,7 @@ class Recorder(Mode):
         """The stand-in of a constant, with its label."""
         if id(tensor) not in self.moved:
             twin: Any = to_meta(tensor)
-            for attribute in ("_secateur_label", "_secateur_constant", "_secateur_buffer"):
-                if hasattr(tensor, attribute):
-                    setattr(twin, attribute, getattr(tensor, attribute))
+            vars(twin).update(vars(tensor))
             self.moved[id(tensor)] = (tensor, twin)
         return self.moved[id(tensor)][1]
 
@@ -296,7 +296,7 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
     extra = Recording(recording.ledger, places=recording.places, first_use=dict(recording.first_use), on_meta=meta)
     for module in twin.modules():
         module.training = any(True for _ in module.children())
-    before = len(recording.ledger.macs)
+    before, recording.ledger.training = len(recording.ledger.macs), True
     try:
         again = map_tensors(inputs, lambda t: _input(t, meta))
         output = forward(twin, again[0], again[1], Recorder(extra, meta))
@@ -305,6 +305,7 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
         return
     finally:
         del recording.ledger.macs[before:]
+        recording.ledger.training = False
     _fix_outputs(recording, output)
     offset = len(recording.calls)
     for name, first in extra.first_use.items():
