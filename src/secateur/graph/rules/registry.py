@@ -137,6 +137,19 @@ class Op:
         """`Ledger.fix` with this operator as the place."""
         self.ledger.fix(axis, f"{why} ({self.where})")
 
+    def keep_all(self, reason: str) -> list[Label]:
+        """Fix every index of every argument; dimensions of the outputs that look like one stay that one.
+
+        So what meets an output is told the true reason.
+        """
+        alike: dict[tuple[int, int], Axis] = {}
+        for tensor in self.tensors():
+            for d, axis in enumerate(label_of(tensor)):
+                self.ledger.fix(axis, reason)
+                if axis is not None and len(axis) > 1:
+                    alike.setdefault((d - tensor.dim(), len(axis)), axis)
+        return [tuple(alike.get((d - out.dim(), size)) for d, size in enumerate(out.shape)) for out in self.outputs()]
+
     def broadcast(self, tensors: Sequence[torch.Tensor], rank: int | None = None) -> Label:
         """The label of tensors combined element by element under broadcasting."""
         rank = max(t.dim() for t in tensors) if rank is None else rank
