@@ -116,16 +116,13 @@ def cut(
         shape = [n if k is None else len(k) for n, k in zip(tensor.shape, kept, strict=True)]
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
-    sizes = Sizes(recording, solution, alive)
-    if recording.on_meta:
-        twin = clone_module(model, shape_only)
-    else:
-        twin = clone_module(model, lambda t: take(t, by_id.get(id(t)) or (None,) * t.dim()))
-    repairs = repair_sizes(twin, inputs, sizes)
-
     def real(tensor: torch.Tensor) -> torch.Tensor:
         kept = by_id.get(id(tensor))
         return tensor.detach().clone() if kept is None else take(tensor, kept)
+
+    sizes = Sizes(recording, solution, alive)
+    twin = clone_module(model, shape_only if recording.on_meta else real)  # a forward may write to its buffers
+    repairs = repair_sizes(twin, inputs, sizes)
 
     if inplace:
         for name, tensor in tensors.items():

@@ -26,9 +26,9 @@ def twin_of(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 def random_twin(model: nn.Module, dtype: torch.dtype | None, generator: torch.Generator) -> nn.Module:
     """Vectors (affines, biases, layer scales, statistics) and vanishing weights become random numbers of order one."""
     twin = twin_of(model, dtype)
-    parameters = {id(p) for p in twin.parameters()}
+    parameters, ranges = {id(p) for p in twin.parameters()}, _ranges(twin)
     for tensor in named_tensors(twin).values():
-        if not tensor.is_floating_point() or tensor.dim() == 0:
+        if not tensor.is_floating_point() or tensor.dim() == 0 or id(tensor) in ranges:
             continue
         vector = tensor.numel() == max(tensor.shape)
         data = tensor.data
@@ -39,6 +39,16 @@ def random_twin(model: nn.Module, dtype: torch.dtype | None, generator: torch.Ge
         elif id(tensor) in parameters and tensor.numel() > 1 and float(data.std()) < 1e-4:
             data.normal_(0, 0.05, generator=generator)
     return twin
+
+
+def _ranges(model: nn.Module) -> set[int]:
+    """Tensors of quantisers and of the observers of their ranges: a smallest value above the largest is an error."""
+    return {
+        id(tensor)
+        for module in model.modules()
+        if "fake_quant_enabled" in module._buffers or {"min_val", "max_val"} <= module._buffers.keys()
+        for tensor in [*module.parameters(), *module.buffers()]
+    }
 
 
 def random_input(tensor: torch.Tensor, dtype: torch.dtype | None, generator: torch.Generator) -> torch.Tensor:

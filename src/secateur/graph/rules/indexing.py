@@ -27,12 +27,12 @@ def embedding(op: Op) -> Labels:
 @rule("index", "_unsafe_index")
 def index(op: Op) -> Labels:
     """Advanced indexing: indexed dimensions stay as they are (unless by a count), the others carry their labels."""
-    return _picked(op, "indexed by a tensor")[0]
+    return _picked(op, "indexed by a tensor")
 
 
-def _picked(op: Op, why: str) -> tuple[Label, list[Axis]]:
-    """The label of what advanced indexing picks, and that of the tensor picked from; `why` its dimensions stay."""
-    label, indices = list(op.label("self")), list(op.args["indices"])
+def _picked(op: Op, why: str) -> Label:
+    """The label of what advanced indexing picks; `why` the dimensions picked from stay."""
+    label, indices = op.label("self"), list(op.args["indices"])
     result: list[Axis] = []
     spots: list[int] = []
     place = dim = 0
@@ -43,7 +43,7 @@ def _picked(op: Op, why: str) -> tuple[Label, list[Axis]]:
             continue
         width = entry.dim() if _is_mask(entry) else 1
         for d in range(dim, dim + width):
-            label[d] = addressed(op, label[d], op.args["self"].shape[d], entry, why)
+            addressed(op, label[d], op.args["self"].shape[d], entry, why)
         place = place if spots else len(result)
         spots.append(dim)
         dim += width
@@ -54,7 +54,7 @@ def _picked(op: Op, why: str) -> tuple[Label, list[Axis]]:
     else:
         front = (None,) * max((1 if _is_mask(entry) else entry.dim() for entry in tensors), default=0)
     at = place if all(b - a == 1 for a, b in pairwise(spots)) else 0
-    return (*result[:at], *front, *result[at:]), label
+    return (*result[:at], *front, *result[at:])
 
 
 def _is_mask(entry: torch.Tensor) -> bool:
@@ -64,12 +64,12 @@ def _is_mask(entry: torch.Tensor) -> bool:
 @rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
 def index_put(op: Op) -> Labels:
     """Writing by index: indexed dimensions stay (unless by a count), the values meet what they are written over."""
-    picked, label = _picked(op, "written by index")
+    picked = _picked(op, "written by index")
     values = op.args["values"]
     for axis, other, size in zip(picked[::-1], label_of(values)[::-1], reversed(values.shape), strict=False):
         if size > 1:
             op.join(axis, other)
-    return tuple(label)
+    return op.same("self")
 
 
 @rule("index_select", "index_add", "index_copy", "index_fill", "index_reduce")
@@ -80,12 +80,16 @@ def index_select(op: Op) -> Labels:
     dim = op.dim()
     label: list[Axis] = list(op.label("self"))
     size = op.args["self"].shape[dim]
-    label[dim] = addressed(op, label[dim] if size > 1 else None, size, op.args["index"], "indexed by a tensor")
+    in_order = addressed(op, label[dim] if size > 1 else None, size, op.args["index"], "indexed by a tensor")
+    if op.out.shape[dim] != size:
+        label[dim] = None
     source = op.args.get("source")
     if isinstance(source, torch.Tensor) and source.dim() == len(label):
         for d, axis in enumerate(label_of(source)):
-            if d != dim or label[d] is not None:
+            if d != dim or in_order:
                 label[d] = op.join(label[d], axis)
+            elif source.shape[d] > 1:
+                op.fix(axis, "written by index")
     return tuple(label)
 
 

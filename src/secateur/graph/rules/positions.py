@@ -8,6 +8,7 @@ with another count), for the kept channels stay in order. In any other hands the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ def keep_random(op: Op, axis: Axis) -> None:
 
 def before(op: Op) -> None:
     """Keep the axis of every count in the hands of an operator that uses its values."""
+    if not any(count_of(t) is not None for t in op.tensors()):
+        return
     short = _short(op)
     if short in CARRIERS:
         return
@@ -120,14 +123,15 @@ def compare(op: Op) -> Label:
     return op.broadcast(tensors, rank)
 
 
-def addressed(op: Op, axis: Axis, size: int, index: torch.Tensor, why: str) -> Axis:
-    """The axis of a dimension that `index` picks from: tied to a count of its length, else it stays as it is."""
+def addressed(op: Op, axis: Axis, size: int, index: torch.Tensor, why: str) -> bool:
+    """Whether `index` picks all of a dimension in order: then it is tied to that count; else it stays as it is."""
     count = count_of(index)
     if count is not None and len(count.axis) == size:
-        return op.join(axis, count.axis)
+        op.join(axis, count.axis)
+        return True
     spoil(op, index)
     op.fix(axis, why)
-    return None
+    return False
 
 
 def square(op: Op, rows: Axis, columns: Axis, why: str) -> tuple[Axis, Axis]:
@@ -141,4 +145,9 @@ def square(op: Op, rows: Axis, columns: Axis, why: str) -> tuple[Axis, Axis]:
 
 
 def _short(op: Op) -> str:
-    return op.name.removeprefix("aten::").removesuffix("_").removesuffix("_copy")
+    return _shorten(op.name)
+
+
+@lru_cache(maxsize=1024)
+def _shorten(name: str) -> str:
+    return name.removeprefix("aten::").removesuffix("_").removesuffix("_copy")

@@ -86,6 +86,7 @@ class Op:
     weight: tuple[Axis, Axis] | None = None  # of a layer: the axes of its weight as stored (rows, columns)
     mixes: bool = False  # sums or normalises over a labelled dimension: verification recomputes it on the survivors
     form: Form | None = None  # of a convolution or linear layer: what it is besides its widths
+    _tensors: list[torch.Tensor] | None = None
 
     @property
     def where(self) -> str:
@@ -107,7 +108,9 @@ class Op:
 
     def tensors(self) -> list[torch.Tensor]:
         """All tensor arguments, lists flattened."""
-        return [t for value in self.args.values() for t in tensors_in(value)]
+        if self._tensors is None:
+            self._tensors = [t for value in self.args.values() for t in tensors_in(value)]
+        return self._tensors
 
     def outputs(self) -> list[torch.Tensor]:
         """All tensor outputs."""

@@ -259,6 +259,15 @@ def pad(op: Op) -> Labels:
     return tuple(label)
 
 
+@rule("resize", "resize_as")
+def resize(op: Op) -> Labels:
+    """To the size it has; any other freezes."""
+    label = op.label("self")
+    if [n if axis is None else len(axis) for axis, n in zip(label, op.out.shape, strict=False)] == list(op.out.shape):
+        return label
+    return op.keep_all(f"resized ({op.where})")
+
+
 @rule("pixel_shuffle")
 def pixel_shuffle(op: Op) -> Labels:
     """(C r r, H, W) -> (C, H r, W r)."""
