@@ -398,19 +398,23 @@ class Numbered(nn.Module):
         return self.c2(self.c1(x).relu()) + x * values[:, None, None]
 
 
+# Whether the random networks have blocks whose inside reaches an output in training mode alone.
+TRAINING_HEADS = False
+
+
 class TrainingHead(nn.Module):
-    """Something more comes out in training mode alone; it is the last block that returns it, the network drops it."""
+    """In training mode the network also returns what is inside: through an auxiliary layer, raw, or a part of it."""
 
     def __init__(self, width: int, block: Block, bias: bool) -> None:
         super().__init__()
         self.c, self.d, self.out = conv(width, block.width, 3, bias=bias), conv(block.width, width, 1), width
-        self.aux, self.way = conv(block.width, 2, 1), block.extra % 2
-        self.seen: list[torch.Tensor] = []
+        self.way, self.seen = block.extra % 3, None
+        self.aux = conv(block.width, 2, 1) if self.way == 0 else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.c(x).relu()
         if self.training:
-            self.seen = [y if self.way else self.aux(y)]
+            self.seen = y[:, : self.c.out_channels // 2] if self.way == 1 else y if self.aux is None else self.aux(y)
         return self.d(y)
 
 
@@ -423,7 +427,7 @@ BLOCKS: dict[str, type[nn.Module]] = {
     c.__name__: c
     for c in (
         Plain, Residual, Dense, Grouped, Depthwise, Shuffle, Split, C2f, Gate, Pixels, Twice, Normed, Attention, Shape,
-        *made_by_position(),
+        *made_by_position(), TrainingHead,
     )
 }  # fmt: skip
 FAMILIES = {
@@ -431,8 +435,11 @@ FAMILIES = {
     "reshapes": "Plain Residual Shuffle Split C2f Pixels Shape Grouped Dense".split(),
     "sharing": "Plain Twice Residual Gate Split Shape Depthwise".split(),
     "mixing": "Plain Normed Attention Residual Gate Dense".split(),
-    "constants": "Plain Residual Diagonal Numbered Depthwise Split Dense".split(),
 }
+for _family in ("convolutions", "sharing"):
+    FAMILIES[_family] += [block.__name__ for block in made_by_position()]
+if TRAINING_HEADS:
+    FAMILIES["sharing"].append(TrainingHead.__name__)
 
 
 class Network(nn.Module):
@@ -464,6 +471,11 @@ class Network(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = F.relu(self.neck(x))
+        inside = [block.seen for block in self.blocks if isinstance(block, TrainingHead)]
+        return (self.ended(x), inside) if self.training and inside else self.ended(x)
+
+    def ended(self, x: torch.Tensor) -> Any:
+        """What the head makes of the features."""
         if self.kind == "flat":
             return self.fc2(self.fc1(F.adaptive_avg_pool2d(self.reduce(x), 2).flatten(1)).relu())
         if self.kind == "map":
