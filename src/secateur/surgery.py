@@ -160,5 +160,11 @@ def check_weights(graph: Graph) -> None:
 
 def nothing_to_prune(graph: Graph) -> str:
     """The sentence for a network without a single group."""
-    why = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])
+    told = [f"{f.name or 'the model'}: {f.reason}" for f in graph.frozen]
+    told += [
+        f"operator {u.operator} has no rule (in {u.module or 'the model'})"
+        for u in graph.unsupported
+        if not any(f"operator {u.operator} has no rule" in line for line in told)
+    ]
+    why = "; ".join(sorted(told, key=lambda line: "has no rule" not in line)[:3])
     return f"Nothing in {type(graph.model).__name__} can be pruned ({why or 'it has no layer with channels'})."

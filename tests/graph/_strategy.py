@@ -345,10 +345,90 @@ class Shape(nn.Module):
         return x * self.scale + self.shift
 
 
+class Diagonal(nn.Module):
+    """A square weight that code changes along its diagonal, in one of many spellings; sides are tied."""
+
+    def __init__(self, width: int, block: Block, bias: bool) -> None:
+        super().__init__()
+        self.way, self.out = block.extra % 8, width
+        self.mix, self.gain = nn.Parameter(torch.zeros(width, width)), nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.kernel(x)[:, :, None, None], self.bias)
+
+    def kernel(self, x: torch.Tensor) -> torch.Tensor:
+        w, n = self.mix, x.shape[1]
+        places = torch.arange(n)
+        if self.way == 0:
+            return w + torch.eye(n, dtype=w.dtype)
+        if self.way == 1:
+            return w * (places[:, None] != places)
+        if self.way == 2:
+            ones = torch.zeros(n, n, dtype=w.dtype)
+            ones[places, places] = self.gain
+            return w + ones
+        if self.way == 3:
+            return w + F.one_hot(places, n)
+        if self.way == 4:
+            return w.clone().fill_diagonal_(1.0)
+        if self.way == 5:
+            return w + torch.diag_embed(self.gain)
+        if self.way == 6:
+            return w.tril()
+        return w.scatter(1, places.unsqueeze(1), 1.0)
+
+
+class Numbered(nn.Module):
+    """Values by the position of a channel, made in forward: the width stays, what is inside does not."""
+
+    def __init__(self, width: int, block: Block, bias: bool) -> None:
+        super().__init__()
+        self.way, self.out = block.extra % 5, width
+        self.c1, self.c2 = conv(width, block.width, 3, bias=bias), conv(block.width, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[1]
+        values = (
+            lambda: torch.arange(n, dtype=x.dtype) / n,
+            lambda: torch.linspace(0.5, 2, n, dtype=x.dtype),
+            lambda: torch.hann_window(n, dtype=x.dtype) + 0.1,
+            lambda: torch.ones(n, dtype=x.dtype).cumsum(0) / n,
+            lambda: (torch.arange(n) < 2).to(x.dtype) + 0.5,
+        )[self.way]()
+        return self.c2(self.c1(x).relu()) + x * values[:, None, None]
+
+
+# Whether the random networks have blocks whose inside reaches an output in training mode alone.
+TRAINING_HEADS = False
+
+
+class TrainingHead(nn.Module):
+    """In training mode the network also returns what is inside: through an auxiliary layer, raw, or a part of it."""
+
+    def __init__(self, width: int, block: Block, bias: bool) -> None:
+        super().__init__()
+        self.c, self.d, self.out = conv(width, block.width, 3, bias=bias), conv(block.width, width, 1), width
+        self.way, self.seen = block.extra % 3, None
+        self.aux = conv(block.width, 2, 1) if self.way == 0 else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.c(x).relu()
+        if self.training:
+            self.seen = y[:, : self.c.out_channels // 2] if self.way == 1 else y if self.aux is None else self.aux(y)
+        return self.d(y)
+
+
+def made_by_position() -> tuple[type[nn.Module], ...]:
+    """Blocks whose code makes constants by the position of a channel."""
+    return Diagonal, Numbered
+
+
 BLOCKS: dict[str, type[nn.Module]] = {
     c.__name__: c
     for c in (
         Plain, Residual, Dense, Grouped, Depthwise, Shuffle, Split, C2f, Gate, Pixels, Twice, Normed, Attention, Shape,
+        *made_by_position(), TrainingHead,
     )
 }  # fmt: skip
 BLOCKS |= SIZED
@@ -359,6 +439,10 @@ FAMILIES = {
     "mixing": "Plain Normed Attention Residual Gate Dense".split(),
     "sizes": "Plain Stated Fraction Less Residual Split".split(),
 }
+for _family in ("convolutions", "sharing"):
+    FAMILIES[_family] += [block.__name__ for block in made_by_position()]
+if TRAINING_HEADS:
+    FAMILIES["sharing"].append(TrainingHead.__name__)
 
 
 class Network(nn.Module):
@@ -390,6 +474,11 @@ class Network(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = F.relu(self.neck(x))
+        inside = [block.seen for block in self.blocks if isinstance(block, TrainingHead)]
+        return (self.ended(x), inside) if self.training and inside else self.ended(x)
+
+    def ended(self, x: torch.Tensor) -> Any:
+        """What the head makes of the features."""
         if self.kind == "flat":
             return self.fc2(self.fc1(F.adaptive_avg_pool2d(self.reduce(x), 2).flatten(1)).relu())
         if self.kind == "map":

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from _harness import assert_applies, assert_same_state, assert_sound, halve, masked_error, state
+from _harness import assert_applies, assert_same_state, assert_sound, call, halve, masked_error, outputs, state
 from _strategy import FAMILIES, Block, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +40,8 @@ FOUND = {
     "group norm of a permuted tensor, then flattened": Spec(
         (Block("Normed", 11, 11), Block("Normed", 8, 6), Block("Attention", 14, 7)), side=7
     ),
+    "all spellings of a diagonal": Spec(tuple(Block("Diagonal", 6, way) for way in range(8))),
+    "all values by position": Spec(tuple(Block("Numbered", 6, way) for way in range(5)), bias=False),
     "padded shortcut after halves": Spec((Block("C2f", 5, 1), Block("Residual", 12, 0)), bias=False, seed=460),
 }
 
@@ -100,4 +102,7 @@ def check(spec: Spec) -> None:
     assert result.cut.slices or all(result.plan.masks[g.name].all() for g in result.graph.groups)
     if not any(g.inexact for g in result.graph.groups) and result.verification.exact:
         assert masked_error(result, inputs) <= 1e-3  # float32, on the weights as they are
+    if any(b.kind == "TrainingHead" for b in spec.blocks):
+        trained = [outputs(call(copy.deepcopy(m).train(), inputs)) for m in (model, result.model)]
+        assert [t.shape for t in trained[0]] == [t.shape for t in trained[1]]
     assert_applies(result, copy.deepcopy(model), inputs)

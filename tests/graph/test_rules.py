@@ -52,6 +52,30 @@ def up(groups: int) -> Callable[..., torch.Tensor]:
     return lambda a, w: F.conv_transpose2d(a, w, groups=groups)
 
 
+def unpooled(a: torch.Tensor, small: torch.Tensor) -> torch.Tensor:
+    return F.max_unpool2d(small, F.max_pool2d(a, 2, return_indices=True)[1], 2)
+
+
+def written(a: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return a.index_put((torch.arange(6), torch.arange(6)), values)
+
+
+def quantised(a: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    zeros = torch.zeros(6, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(a, scale.abs() / 9, zeros, 1, -128, 127)
+
+
+def learnt(a: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return torch._fake_quantize_learnable_per_channel_affine(a, scale.abs() / 9, torch.zeros(6), 1, -128, 127)
+
+
+def observed(weight: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    ones, zeros = torch.ones(6), torch.zeros(6, dtype=torch.int32)
+    on, off = torch.tensor([1]), torch.tensor([0])
+    arguments = (off, on, low.clone(), high.clone(), ones / 20, zeros, 0.01, -128, 127, 0, True, False)
+    return torch.ops.aten._fused_moving_avg_obs_fq_helper(weight, *arguments)[0]
+
+
 X = (2, 6, 4, 4)
 ALL = (0, 1, 2, 3)
 WEIGHTS = ((1,), (0, 1))
@@ -161,6 +185,50 @@ FLOWS = [
     flow("Fourier in space", 6, lambda a: torch.fft.rfft2(a).abs(), X),
     flow("Fourier over channels", 0, lambda a: torch.fft.fft(a, dim=1).abs(), X),
     flow("written into a canvas", 6, lambda a: torch.zeros(2, 6, 4, 4).add_(a), X),
+    flow("max unpooling", 6, unpooled, X, (2, 6, 2, 2)),
+    flow(
+        "convolution, time first", 14, torch.conv_tbc, (4, 2, 6), (3, 6, 8), (8,), dims=((2,), (1, 2), (0,)),
+        constant=(1, 2),
+    ),
+    flow("bilinear", 20, F.bilinear, (2, 6), (2, 6), (8, 6, 6), dims=((1,), (1,), ALL[:3]), constant=(2,)),
+    flow("outer product added", 10, torch.addr, (6, 4), (6,), (4,), dims=((0, 1), (0,), (0,))),
+    flow("block_diag", 18, torch.block_diag, (6, 4), (3, 5), dims=(0, 1)),
+    flow("tril of channels", 6, lambda a: a.tril(), (6, 6), dims=(0, 1)),
+    flow("triu above the diagonal", 6, lambda a: a.triu(1), (2, 6, 6), dims=(1, 2)),
+    flow("triu far above", 0, lambda a: a.triu(2), (6, 6), dims=(0, 1)),
+    flow("diagonal", 6, lambda a: a.diagonal(), (6, 6), dims=(0, 1)),
+    flow("diagonal of inner dimensions", 8, lambda a: a.diagonal(0, 0, 2), (6, 2, 6), dims=ALL[:3]),
+    flow("another diagonal", 2, lambda a: a.diagonal(1, 0, 2), (6, 2, 6), dims=ALL[:3]),
+    flow("diag_embed", 8, torch.diag_embed, (2, 6), dims=(0, 1)),
+    flow("diag_embed elsewhere", 8, lambda a: torch.diag_embed(a, 0, 0, 2), (2, 6), dims=(0, 1)),
+    flow("diagonal_scatter", 6, torch.diagonal_scatter, (6, 6), (6,), dims=((0, 1), (0,))),
+    flow("trace", 6, torch.trace, (6, 6), dims=(0, 1), inexact=True),
+    flow("slice_scatter", 6, lambda a, b: a.slice_scatter(b, 1, 2, 5), X, (2, 3, 4, 4)),
+    flow("slice_scatter of every second", 0, lambda a, b: a.slice_scatter(b, 1, 0, 6, 2), X, (2, 3, 4, 4)),
+    flow("select_scatter", 0, lambda a, b: a.select_scatter(b, 1, 2), X, (2, 4, 4), dims=((1,), ())),
+    flow("select_scatter in space", 6, lambda a, b: a.select_scatter(b, 2, 1), X, (2, 6, 4)),
+    flow("index_add in space", 6, lambda a, b: a.index_add(2, torch.tensor([1, 0]), b), X, (2, 6, 2, 4)),
+    flow("index_add of channels", 0, lambda a, b: a.index_add(1, torch.tensor([1, 0]), b), X, (2, 2, 4, 4)),
+    flow("index_reduce", 6, lambda a, b: a.index_reduce(2, torch.tensor([1, 0]), b, "amax"), X, (2, 6, 2, 4)),
+    flow("index by a count", 6, lambda a: a[:, torch.arange(6)], X),
+    flow("index_copy by a count", 6, lambda a, b: a.index_copy(1, torch.arange(6), b), X, X),
+    flow("a count of another length", 0, lambda a: a[:, torch.arange(4)], X),
+    flow("written by two counts", 6, written, (6, 6), (6,), dims=((0, 1), (0,))),
+    flow("scattered along a diagonal", 6, lambda a: a.scatter(1, torch.arange(6)[:, None], 2.0), (6, 6), dims=(0, 1)),
+    flow(
+        "scattered in order", 10, lambda a, b: a.scatter(1, torch.arange(6).expand(4, 6), b), (4, 6), (4, 6),
+        dims=(0, 1),
+    ),
+    flow("matrix exponential", 0, torch.linalg.matrix_exp, (6, 6), dims=(0, 1)),
+    flow("inverse", 0, lambda a: torch.linalg.inv(a + 9 * torch.eye(6)), (6, 6), dims=(0, 1)),
+    flow("quarter turn in space", 6, lambda a: a.rot90(1, (2, 3)), X),
+    flow("absolute value in place", 6, lambda a: a.clone().abs_(), X),
+    flow("loss summed", 6, F.mse_loss, (2, 6), (2, 6), inexact=True),
+    flow("loss each", 6, lambda a, b: F.huber_loss(a, b, reduction="none"), (2, 6), (2, 6)),
+    flow("quantised by one scale", 6, lambda a: torch.fake_quantize_per_tensor_affine(a, 0.01, 0, -128, 127), X),
+    flow("quantised by scales", 6, quantised, X, (6,), dims=((1,), (0,))),
+    flow("quantised by learned scales", 6, learnt, X, (6,), dims=((1,), (0,))),
+    flow("quantised by ranges", 14, observed, (6, 8), (6,), (6,), dims=((0, 1), (0,), (0,)), inexact=True),
     flow("distance", 0, lambda a, b: torch.cdist(a, b), (2, 3, 6), (2, 3, 6), dims=((2,), (2,))),
 ]  # fmt: skip
 

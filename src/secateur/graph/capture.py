@@ -30,7 +30,7 @@ from secateur.graph.modules import (
     plain_kernels,
     to_meta,
 )
-from secateur.graph.rules import RULES, Expect, Op, is_constant, label_of
+from secateur.graph.rules import RULES, Expect, Op, is_constant, label_of, positions
 from secateur.graph.rules.pointwise import pointwise
 from secateur.graph.shapes import run_on_meta
 
@@ -142,6 +142,7 @@ class Recorder(Mode):
         calls = self.recording.calls
         op = Op(len(calls), name, self.stack[-1], bound, out, self.recording.ledger)
         self._note_uses(op)
+        positions.before(op)
         labels = self._labels(op, is_pointwise)
         if name in SOFTMAX and labels[0] and (mixed := labels[0][op.dim()]) is not None:
             self.recording.softmaxed.append(mixed)
@@ -150,6 +151,7 @@ class Recorder(Mode):
         for k, tensor in enumerate(outs):
             label = labels[k] if k < len(labels) else (None,) * tensor.dim()
             self._attach(tensor, label, constant, aliases[k] if k < len(aliases) else None, args, op.index)
+        positions.after(op)
         if name not in TRANSPARENT:
             calls.append(self._call(op, outs, labels))
             if not self.meta and depends_on_data(name, bound):
@@ -183,11 +185,8 @@ class Recorder(Mode):
         return labels
 
     def _freeze(self, op: Op) -> list[Label]:
-        for tensor in op.tensors():
-            for axis in label_of(tensor):
-                op.ledger.fix(axis, f"operator {op.name} has no rule (in {op.module or 'the model'})")
         self.recording.unsupported.append(Unsupported(op.name, op.module))
-        return [(None,) * out.dim() for out in op.outputs()]
+        return op.keep_all(f"operator {op.name} has no rule (in {op.module or 'the model'})")
 
     def _attach(
         self, tensor: torch.Tensor, label: Label, constant: bool, alias: int | None, args: Any, index: int
@@ -213,9 +212,7 @@ class Recorder(Mode):
         """The stand-in of a constant, with its label."""
         if id(tensor) not in self.moved:
             twin: Any = to_meta(tensor)
-            for attribute in ("_secateur_label", "_secateur_constant", "_secateur_buffer"):
-                if hasattr(tensor, attribute):
-                    setattr(twin, attribute, getattr(tensor, attribute))
+            vars(twin).update(vars(tensor))
             self.moved[id(tensor)] = (tensor, twin)
         return self.moved[id(tensor)][1]
 
@@ -353,12 +350,13 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
 
 def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: bool) -> None:
     extra = Recording(recording.ledger, places=recording.places, first_use=dict(recording.first_use), on_meta=meta)
-    before = len(recording.ledger.macs)
+    before, recording.ledger.training = len(recording.ledger.macs), True
     try:
         again = map_tensors(inputs, lambda t: _input(t, meta))
         output = forward(twin, again[0], again[1], Recorder(extra, meta))
     finally:
         del recording.ledger.macs[before:]
+        recording.ledger.training = False
     _fix_outputs(recording, output, " in training mode")
     offset = len(recording.calls)
     for name, first in extra.first_use.items():

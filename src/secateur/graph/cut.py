@@ -102,6 +102,11 @@ def _take_on_cpu(tensor: torch.Tensor, kept: tuple[Ids | None, ...]) -> torch.Te
     return torch.from_numpy(array).view(tensor.dtype)
 
 
+def _taken(tensor: torch.Tensor, kept: tuple[Ids | None, ...] | None) -> torch.Tensor:
+    """A copy of what is kept of a tensor."""
+    return tensor.detach().clone() if kept is None else take(tensor, kept)
+
+
 def _tried(
     model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools
 ) -> tuple[nn.Module, Sizes, list[Repair]]:
@@ -122,7 +127,7 @@ def _tried(
     if recording.on_meta:
         twin = clone_module(model, shape_only)
     else:
-        twin = clone_module(model, lambda t: take(t, by_id.get(id(t)) or (None,) * t.dim()))
+        twin = clone_module(model, lambda t: _taken(t, by_id.get(id(t))))  # a forward may write to its buffers
     sizes = Sizes(recording, solution, alive)
     return twin, sizes, repair_sizes(twin, inputs, sizes)
 
@@ -146,17 +151,13 @@ def cut(
     tensors = named_tensors(model)
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
 
-    def real(tensor: torch.Tensor) -> torch.Tensor:
-        kept = by_id.get(id(tensor))
-        return tensor.detach().clone() if kept is None else take(tensor, kept)
-
     if inplace:
         for name, tensor in tensors.items():
             if name in slices:
                 put(tensor, take(tensor, slices[name]))
         narrow = model
     else:
-        narrow = clone_module(model, real)
+        narrow = clone_module(model, lambda t: _taken(t, by_id.get(id(t))))
     modules = dict(narrow.named_modules())
     for repair in repairs:
         repair.apply(modules[repair.module])

@@ -49,6 +49,7 @@ class Ledger:
     products: list[Product] = field(default_factory=list)
     macs: list[Macs] = field(default_factory=list)
     links: set[int] = field(default_factory=set)  # numbers of ties whose second axis nothing had touched before
+    training: bool = False  # the run being recorded is the one with training branches on
     _untouched: set[int] = field(default_factory=set)
     _factored: dict[tuple[bytes, tuple[int, ...]], tuple[Ids, ...]] = field(default_factory=dict)
     _merged: dict[tuple[bytes, ...], Ids] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import scipy.sparse as sp
@@ -33,7 +33,7 @@ def resolve_products(
         worth[number] = np.maximum(worth[number], (bool(head[component[axis]].any()), prunable))
     worth[:, 0] *= 1 if attention == "heads" else -1
     chosen = _choose(ledger.products, cluster, worth)
-    return _apply_choice(ledger.products, cluster, chosen)
+    return _apply_choice(ledger.products, cluster, chosen, lambda product: _told(product, component, fixes))
 
 
 def _cluster_axes(products: list[Product], component: Ids) -> tuple[dict[int, int], int]:
@@ -77,7 +77,7 @@ def _choose(products: list[Product], cluster: dict[int, int], worth: NDArray[np.
 
 
 def _apply_choice(
-    products: list[Product], cluster: dict[int, int], chosen: set[int]
+    products: list[Product], cluster: dict[int, int], chosen: set[int], told: Callable[[Product], str]
 ) -> tuple[list[tuple[Ids, Ids]], list[tuple[Ids, str]]]:
     ties: list[tuple[Ids, Ids]] = []
     fixes: list[tuple[Ids, str]] = []
@@ -87,8 +87,18 @@ def _apply_choice(
             if k not in free:
                 fixes.append((axis, ""))
         if not free:
-            fixes.append((product.slots.ravel(), f"two sizes multiply ({product.where})"))
+            fixes.append((product.slots.ravel(), told(product) or f"two sizes multiply ({product.where})"))
             continue
         slots = np.moveaxis(product.slots, free[0], 0).reshape(len(product.axes[free[0]]), -1)
         ties.append((slots.ravel(), np.repeat(product.axes[free[0]], slots.shape[1])))
     return ties, fixes
+
+
+def _told(product: Product, component: Ids, fixes: list[tuple[Ids, str]]) -> str:
+    """Why no axis of a product may be pruned, where each is fixed for a reason worth telling; else nothing."""
+    reasons = []
+    for axis in product.axes:
+        own = np.unique(component[axis])
+        found = next((reason for ids, reason in fixes if reason and np.isin(component[ids], own).any()), "")
+        reasons.append(found)
+    return "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,11 +38,11 @@ def random_twin(
     used: as of `twin_of`.
     """
     twin = twin_of(model, dtype, used)
-    parameters = {id(p) for p in twin.parameters()}
+    parameters, ranges = {id(p) for p in twin.parameters()}, _ranges(twin)
     for name, tensor in named_tensors(twin).items():
         if used is not None and name not in used:
             continue
-        if not tensor.is_floating_point() or tensor.dim() == 0:
+        if not tensor.is_floating_point() or tensor.dim() == 0 or id(tensor) in ranges:
             continue
         vector = tensor.numel() == max(tensor.shape)
         data = tensor.data
@@ -52,6 +53,16 @@ def random_twin(
         elif id(tensor) in parameters and tensor.numel() > 1 and float(data.std()) < 1e-4:
             data.normal_(0, 0.05, generator=generator)
     return twin
+
+
+def _ranges(model: nn.Module) -> set[int]:
+    """Tensors of quantisers and of the observers of their ranges: a smallest value above the largest is an error."""
+    return {
+        id(tensor)
+        for module in model.modules()
+        if "fake_quant_enabled" in module._buffers or {"min_val", "max_val"} <= module._buffers.keys()
+        for tensor in [*module.parameters(), *module.buffers()]
+    }
 
 
 def random_input(tensor: torch.Tensor, dtype: torch.dtype | None, generator: torch.Generator) -> torch.Tensor:
@@ -88,13 +99,25 @@ class _Calibrate(Mode):
 
 
 def calibrate(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
-    """Give batch norms running statistics that fit the random weights and inputs."""
+    """Give batch norms (and observers of ranges) running statistics that fit the random weights and inputs."""
     with _Calibrate(generator):
-        run(model, inputs)
+        _run(clone_module(model, lambda t: t), inputs)
 
 
 def run(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
-    """The outputs of `model`; its attributes are left alone."""
+    """The outputs of `model`; it is left as it is, whatever its forward writes into attributes or buffers."""
+    return _run(clone_module(model, lambda t: t if isinstance(t, nn.Parameter) else t.clone()), inputs)
+
+
+def _run(throwaway: nn.Module, inputs: Any) -> list[torch.Tensor]:
     args, kwargs = map_tensors(inputs, torch.clone)
-    throwaway = clone_module(model, lambda t: t)  # shares the tensors; what a forward caches in attributes goes with it
-    return output_tensors(throwaway(*args, **kwargs))
+    with same_draws():
+        return output_tensors(throwaway(*args, **kwargs))
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Random numbers drawn in forward are the same in every run; the caller's stream is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

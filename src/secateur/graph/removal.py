@@ -18,7 +18,7 @@ from secateur.graph.components import components
 from secateur.graph.cut import Slices
 from secateur.graph.labels import Label, Ledger
 from secateur.graph.modules import clone_module, map_tensors, output_tensors
-from secateur.graph.randomise import run
+from secateur.graph.randomise import run, same_draws
 from secateur.graph.rules import is_constant, label_of, tensors_in
 
 Scalars = list[tuple[str, tuple[float, ...]]]
@@ -163,12 +163,13 @@ def run_removing(
     recording = capture_once(wide, args, kwargs, meta=False, training=False)
     alive = _alive_from_slices(recording, slices)
     again = Recording(Ledger(), on_meta=False)
-    twin = clone_module(wide, lambda t: t.detach())
+    twin = clone_module(wide, lambda t: t.detach() if isinstance(t, nn.Parameter) else t.detach().clone())
     label_parameters(twin, again)
     removing = _Removing(again, recording.calls, alive, scalars, finite)
     fresh = map_tensors(inputs, _variable)
     try:
-        outputs = output_tensors(forward(twin, fresh[0], fresh[1], removing))
+        with same_draws():
+            outputs = output_tensors(forward(twin, fresh[0], fresh[1], removing))
     except Exception as error:
         return [], (f"could not be computed with channels removed ({type(error).__name__}: {error})",)
     mixed = [reason for axis, reason in recording.ledger.inexacts if not bool(alive[axis].all())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from secateur.graph.capture import Call, Recording
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Axis, Label
 
+Shapes = tuple[tuple[int, ...], ...]
 Path = tuple[int, ...]  # where inside a (nested) list attribute the number stands; () for a plain integer
 
 
@@ -70,6 +72,30 @@ class Sizes:
             tuple(self.count(a, n) for a, n in zip(label, shape, strict=True)) if len(label) == len(shape) else shape
             for label, shape in zip(call.labels, call.shapes, strict=False)
         )
+
+    def fitting(self, call: Call, promised: Shapes, got: list[tuple[int, ...]]) -> Shapes:
+        """`promised`, except for dimensions that meet nothing: what code makes and does not use has the size it has."""
+        if list(promised) == got:
+            return promised
+        return tuple(
+            tuple(
+                m if axis is not None and not self._bound[self.solution.component[axis]].any() else n
+                for axis, n, m in zip(label, want, had, strict=True)
+            )
+            if len(label) == len(want) == len(had)
+            else want
+            for label, want, had in zip(call.labels, promised, got, strict=False)
+        )
+
+    @cached_property
+    def _bound(self) -> Bools:
+        """Components that have to do with a parameter, or that anything fixes."""
+        component, ledger = self.solution.component, self.recording.ledger
+        bound = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
+        axes = [place.axis for place in self.solution.places] + [axis for axis, _ in ledger.fixes]
+        for axis in [*axes, *(a for p in ledger.products for a in (p.slots, *p.axes))]:
+            bound[component[axis]] = True
+        return bound
 
     def changes(self, call: Call) -> list[tuple[int, int]]:
         """(old, new) sizes this call has to do with, most specific first: arguments, then output dimensions."""

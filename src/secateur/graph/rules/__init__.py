@@ -1,9 +1,20 @@
 """One small rule per operator: how labels flow through it and what it ties."""
 
-from secateur.graph.rules import factory, indexing, linear, pointwise, reduce, shape, spatial
+from secateur.graph.rules import (
+    factory,
+    indexing,
+    linear,
+    matrices,
+    pointwise,
+    positions,
+    quantise,
+    reduce,
+    shape,
+    spatial,
+)
 from secateur.graph.rules.registry import RULES, Expect, Op, Rule, is_constant, label_of, rule, tensors_in
 
 __all__ = [
-    "RULES", "Expect", "Op", "Rule", "factory", "indexing", "is_constant", "label_of", "linear", "pointwise", "reduce",
-    "rule", "shape", "spatial", "tensors_in",
+    "RULES", "Expect", "Op", "Rule", "factory", "indexing", "is_constant", "label_of", "linear", "matrices",
+    "pointwise", "positions", "quantise", "reduce", "rule", "shape", "spatial", "tensors_in",
 ]  # fmt: skip

@@ -7,78 +7,89 @@ from itertools import pairwise
 import torch
 
 from secateur.graph.labels import Axis, Label
-from secateur.graph.rules.registry import Labels, Op, label_of, rule
+from secateur.graph.rules.positions import Count, addressed, count_of, spoil
+from secateur.graph.rules.registry import Labels, Op, label_of, rule, tensors_in
 
 
 @rule("embedding", "embedding_bag")
 def embedding(op: Op) -> Labels:
-    """Rows by number: the row dimension is structural, the features are channels."""
+    """Rows by number: the row dimension is structural (unless all are read in order); the features are channels."""
     rows, features = op.label("weight")
-    op.ledger.fix(rows, "")
+    count = count_of(op.args["indices"])
+    if count is not None and len(count.axis) == op.args["weight"].shape[0]:
+        op.join(rows, count.axis)
+    else:
+        spoil(op, op.args["indices"])
+        op.ledger.fix(rows, "")
     return (*op.label("indices"), features)
 
 
 @rule("index", "_unsafe_index")
 def index(op: Op) -> Labels:
-    """Advanced indexing: indexed dimensions stay as they are, the others carry their labels."""
-    label = op.label("self")
-    indices = list(op.args["indices"])
-    result, front, place = [], 0, None
-    dim = 0
+    """Advanced indexing: indexed dimensions stay as they are (unless by a count), the others carry their labels."""
+    return _picked(op, "indexed by a tensor")
+
+
+def _picked(op: Op, why: str) -> Label:
+    """The label of what advanced indexing picks; `why` the dimensions picked from stay."""
+    label, indices = op.label("self"), list(op.args["indices"])
+    result: list[Axis] = []
     spots: list[int] = []
+    place = dim = 0
     for entry in indices:
         if entry is None:
             result.append(label[dim])
             dim += 1
             continue
-        width = entry.dim() if entry.dtype in (torch.bool, torch.uint8) else 1
-        for axis in label[dim : dim + width]:
-            op.fix(axis, "indexed by a tensor")
-        if place is None:
-            place = len(result)
+        width = entry.dim() if _is_mask(entry) else 1
+        for d in range(dim, dim + width):
+            addressed(op, label[d], op.args["self"].shape[d], entry, why)
+        place = place if spots else len(result)
         spots.append(dim)
         dim += width
-    result += list(label[dim:])
-    front = op.out.dim() - len(result)
-    adjacent = all(b - a == 1 for a, b in pairwise(spots))
-    at = (place or 0) if adjacent else 0
-    return (*result[:at], *[None] * front, *result[at:])
+    result += label[dim:]
+    tensors = [entry for entry in indices if entry is not None]
+    if any(count_of(entry) is not None for entry in tensors):
+        front: Label = op.broadcast(tensors)
+    else:
+        front = (None,) * max((1 if _is_mask(entry) else entry.dim() for entry in tensors), default=0)
+    at = place if all(b - a == 1 for a, b in pairwise(spots)) else 0
+    return (*result[:at], *front, *result[at:])
+
+
+def _is_mask(entry: torch.Tensor) -> bool:
+    return entry.dtype in (torch.bool, torch.uint8)
 
 
 @rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
 def index_put(op: Op) -> Labels:
-    """Writing by index: indexed dimensions stay, the values' trailing dimensions meet the rest."""
-    label = list(op.label("self"))
+    """Writing by index: indexed dimensions stay (unless by a count), the values meet what they are written over."""
+    picked = _picked(op, "written by index")
     values = op.args["values"]
-    vlabel = label_of(values)
-    indices = list(op.args["indices"])
-    kept = [d for d in range(len(label)) if d >= len(indices) or indices[d] is None]
-    for d in range(len(label)):
-        if d not in kept:
-            op.fix(label[d], "written by index")
-            label[d] = None
-    tail = kept[-len(vlabel) :] if vlabel else []
-    for offset, d in enumerate(reversed(tail)):
-        if values.shape[-1 - offset] == op.args["self"].shape[d]:
-            label[d] = op.join(label[d], vlabel[-1 - offset])
-        elif values.shape[-1 - offset] != 1:
-            op.fix(label[d], "written by index")
-            op.fix(vlabel[-1 - offset], "written by index")
-    return tuple(label)
+    for axis, other, size in zip(picked[::-1], label_of(values)[::-1], reversed(values.shape), strict=False):
+        if size > 1:
+            op.join(axis, other)
+    return op.same("self")
 
 
-@rule("index_select", "index_add", "index_copy", "index_fill")
+@rule("index_select", "index_add", "index_copy", "index_fill", "index_reduce")
 def index_select(op: Op) -> Labels:
     """One dimension picked by numbers."""
+    if not op.args["self"].dim():
+        return ()
     dim = op.dim()
     label: list[Axis] = list(op.label("self"))
-    op.fix(label[dim] if op.args["self"].shape[dim] > 1 else None, "indexed by a tensor")
-    label[dim] = None
+    size = op.args["self"].shape[dim]
+    in_order = addressed(op, label[dim] if size > 1 else None, size, op.args["index"], "indexed by a tensor")
+    if op.out.shape[dim] != size:
+        label[dim] = None
     source = op.args.get("source")
     if isinstance(source, torch.Tensor) and source.dim() == len(label):
         for d, axis in enumerate(label_of(source)):
-            if d != dim:
+            if d != dim or in_order:
                 label[d] = op.join(label[d], axis)
+            elif source.shape[d] > 1:
+                op.fix(axis, "written by index")
     return tuple(label)
 
 
@@ -99,13 +110,35 @@ def gather(op: Op) -> Labels:
     return tuple(label)
 
 
-@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "masked_scatter", "masked_select")
+@rule("scatter", "scatter_add", "scatter_reduce")
 def scatter(op: Op) -> Labels:
-    """Writing by numbers: everything touched stays as it is."""
-    for tensor in op.tensors():
-        for axis in label_of(tensor):
-            op.fix(axis, "written by index")
-    return [(None,) * out.dim() for out in op.outputs()]
+    """Writing by numbers: everything touched stays as it is, unless a count is written along (a diagonal)."""
+    count = count_of(op.args["index"])
+    if count is None or not _writes_in_order(op, count):
+        return masked_scatter(op)
+    index, label = op.args["index"], list(op.label("self"))
+    for tensor in tensors_in([index, op.args.get("src")]):
+        for d, axis in enumerate(label_of(tensor)):
+            if tensor.shape[d] > 1:
+                label[d] = op.join(label[d], axis)
+    label[op.dim()] = op.join(label[op.dim()], count.axis)
+    return tuple(label)
+
+
+def _writes_in_order(op: Op, count: Count) -> bool:
+    """Whether a count is written along its own dimension (nothing moves) or, once a row, along another (a diagonal)."""
+    index, sizes, dim = op.args["index"], op.args["self"].shape, op.dim()
+    source = op.args.get("src")
+    if isinstance(source, torch.Tensor) and source.dim() and source.shape != index.shape:
+        return False
+    along = label_of(index)[dim] is count.axis or index.shape[dim] == 1
+    return along and len(count.axis) == sizes[dim] and all(index.shape[d] == n for d, n in enumerate(sizes) if d != dim)
+
+
+@rule("masked_scatter", "masked_select", "take", "put", "nonzero_static", "segment_reduce", "repeat_interleave")
+def masked_scatter(op: Op) -> Labels:
+    """Everything touched stays as it is."""
+    return op.keep_all(f"written by index ({op.where})")
 
 
 @rule("topk", "sort", "argsort", "kthvalue", "msort", "sort_stable")
@@ -121,7 +154,18 @@ def topk(op: Op) -> Labels:
 
 
 @rule(
-    "nonzero", "unique_dim", "_unique2", "unique_consecutive", "bincount", "histc", "searchsorted", "bucketize", "isin"
+    "nonzero",
+    "unique_dim",
+    "_unique",
+    "_unique2",
+    "unique_consecutive",
+    "unique_dim_consecutive",
+    "bincount",
+    "histc",
+    "histogram",
+    "searchsorted",
+    "bucketize",
+    "isin",
 )
 def positions(op: Op) -> Labels:
     """Results are positions: whatever was labelled stays as it is."""

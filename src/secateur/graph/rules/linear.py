@@ -206,6 +206,72 @@ def addmm(op: Op) -> Labels:
     return tuple(label)
 
 
+@rule("addr")
+def addr(op: Op) -> Labels:
+    """An outer product plus a broadcast term."""
+    outer = (*op.label("vec1"), *op.label("vec2"))
+    term, label = op.args["self"], list(outer)
+    for d in range(-term.dim(), 0):
+        if term.shape[d] == op.out.shape[d] and term.shape[d] > 1:
+            label[d] = op.join(label[d], label_of(term)[d])
+    return tuple(label)
+
+
+@rule("_trilinear")
+def trilinear(op: Op) -> Labels:
+    """Three tensors multiplied element by element (with dimensions put in), then summed over some dimensions."""
+    rank = op.out.dim() + len(op.args["sumdim"])
+    summed = {d % rank for d in op.args["sumdim"]}
+    label: list[Axis] = [None] * rank
+    sized = [False] * rank
+    for number in (1, 2, 3):
+        tensor, put_in = op.args[f"i{number}"], {d % rank for d in op.args[f"expand{number}"]}
+        dims = [d for d in range(rank) if d not in put_in]
+        for d, axis, size in zip(dims, label_of(tensor), tensor.shape, strict=True):
+            if size > 1:
+                label[d], sized[d] = (op.join(label[d], axis) if sized[d] else axis), True
+            if axis is not None and d in summed and is_constant(tensor):
+                op.ledger.consumed.append(axis)
+    return tuple(axis for d, axis in enumerate(label) if d not in summed)
+
+
+@rule("conv_tbc")
+def conv_tbc(op: Op) -> Labels:
+    """A convolution over (time, batch, channels), its weight (kernel, in, out); PyTorch's counter counts none of it."""
+    kernel, into, out = op.label("weight")
+    op.ledger.fix(kernel, "")
+    time, batch, source = op.label("self")
+    op.fix(time, "a kernel slides over it")
+    op.join(source, into)
+    if into is not None:
+        op.ledger.consumed.append(into)
+    op.weight = (out, into)
+    return (None, batch, op.join(out, op.label("bias")[0]))
+
+
+@rule("torchvision::deform_conv2d")
+def deform_conv2d(op: Op) -> Labels:
+    """A convolution whose taps are moved: offsets and masks are numbers of the kernel, shared by blocks of inputs.
+
+    Its MACs are not counted, for PyTorch's counter, by which every cost here is checked, has no formula for it.
+    """
+    x, weight = op.args["input"], op.args["weight"]
+    xlabel, wlabel = label_of(x), label_of(weight)
+    for axis in (*wlabel[2:], *xlabel[2:]):
+        op.fix(axis, "warped in space")
+    for name in ("offset", "mask") if op.args["use_mask"] else ("offset",):
+        for axis in op.label(name)[1:]:
+            op.fix(axis, "the kernel's positions are computed from it")
+    source, blocks, groups = xlabel[1], int(op.args["offset_groups"]), int(op.args["groups"])
+    if source is not None and blocks > 1:  # blocks stay equal: position by position
+        grid = source.reshape(blocks, -1)
+        for k in range(1, blocks):
+            op.ledger.tie(grid[0], grid[k])
+    op.weight = (wlabel[0], wlabel[1])
+    out = _bias(op, _tie(op, source, wlabel, tuple(weight.shape), groups, transposed=False))
+    return (xlabel[0], out, None, None)
+
+
 ATTENTIONS = (
     "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
     "_scaled_dot_product_attention_math _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "

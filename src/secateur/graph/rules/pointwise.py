@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from secateur.graph.labels import Label
+from secateur.graph.rules.positions import keep_random
 from secateur.graph.rules.registry import Labels, Op, rule
 
 # Operators that act element by element but do not carry PyTorch's `pointwise` tag in every supported version.
 UNTAGGED = (
-    "clone contiguous _to_copy alias detach lift lift_fresh lift_fresh_copy copy_ copy native_dropout dropout "
-    "bernoulli masked_fill where clamp clamp_min clamp_max hardtanh gelu hardswish hardsigmoid silu mish elu celu selu "
-    "leaky_relu relu6 softplus log_sigmoid_forward prelu _prelu_kernel rrelu_with_noise rsub _conj resolve_conj "
-    "nan_to_num fake_quantize_per_tensor_affine isfinite isnan quantize_per_tensor fmod remainder lerp addcmul addcdiv "
-    "floor_divide angle real imag view_as_real_copy _fused_dropout complex polar"
+    "clone contiguous _to_copy alias detach lift lift_fresh lift_fresh_copy copy_ copy abs copysign heaviside gcd lcm "
+    "threshold masked_fill where clamp clamp_min clamp_max hardtanh gelu hardswish hardsigmoid silu mish elu celu selu "
+    "leaky_relu relu6 softplus log_sigmoid_forward prelu _prelu_kernel rsub _conj resolve_conj "
+    "nan_to_num isfinite isnan quantize_per_tensor fmod remainder lerp addcmul addcdiv "
+    "floor_divide angle real imag view_as_real_copy complex polar _add_relu _lazy_clone"
 ).split()
 
 
-def pointwise(op: Op) -> Labels:
+def pointwise(op: Op) -> list[Label]:
     """The broadcast of all tensor arguments; an in-place result keeps the rank of its target."""
     outs = op.outputs()
     if not outs:
@@ -27,6 +28,16 @@ def pointwise(op: Op) -> Labels:
 
 for _name in UNTAGGED:
     rule(_name)(pointwise)
+
+
+@rule("native_dropout", "dropout", "_fused_dropout", "rrelu_with_noise")
+def dropout(op: Op) -> Labels:
+    """Elementwise; where it is on, every place draws its own number."""
+    label = pointwise(op)
+    if op.args.get("train", op.args.get("training", True)) is not False:
+        for axis in label[0]:
+            keep_random(op, axis)
+    return label
 
 
 @rule("prelu", "_prelu_kernel")
@@ -54,7 +65,7 @@ def glu(op: Op) -> Labels:
     return tuple(label)
 
 
-@rule("fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "fill", "zero")
+@rule("fill", "zero")
 def overwrite(op: Op) -> Labels:
     """The values change, the places do not."""
     return op.same("self")

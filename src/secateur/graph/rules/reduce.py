@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from secateur.graph.labels import Axis, Label
+from secateur.graph.rules.positions import is_made, keep
 from secateur.graph.rules.registry import Labels, Op, label_of, rule
 
 REDUCTIONS = (
     "mean sum amax amin aminmax max min prod var var_mean std std_mean logsumexp linalg_vector_norm norm nansum "
-    "nanmean median nanmedian all any mode count_nonzero"
+    "nanmean median nanmedian all any mode count_nonzero native_norm _aminmax _is_all_true _is_any_true"
 ).split()
 
 
@@ -44,13 +45,16 @@ def argmax(op: Op) -> Labels:
     return tuple(None if d in dims else a for d, a in enumerate(label) if keep or d not in dims)
 
 
-@rule(
-    "_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax"
-)
+RUNNING = "cumsum cumprod logcumsumexp _logcumsumexp cummax cummin cumsum_ cumprod_".split()
+
+
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", *RUNNING)
 def along(op: Op) -> Labels:
-    """Keeps its shape, mixes along one dimension."""
+    """Keeps its shape, mixes along one dimension; what it makes of a constant depends on the position."""
     label = op.label("self")
-    if label:
+    if label and is_made(op.args["self"]) and op.name.removeprefix("aten::") in RUNNING:
+        keep(op, label[op.dim()])
+    elif label:
         op.inexact(label[op.dim()], f"{op.name.removeprefix('aten::').removeprefix('_')} over channels")
     return [label] * len(op.outputs())
 
@@ -143,7 +147,21 @@ def weight_norm(op: Op) -> Labels:
     return [tuple(label), norms][: len(op.outputs())]
 
 
-@rule("cosine_similarity", "pairwise_distance", "_cdist_forward", "_euclidean_dist")
+@rule(
+    "mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+)  # fmt: skip
+def loss(op: Op) -> Labels:
+    """Elementwise, then perhaps summed over everything."""
+    label = op.broadcast([t for t in op.tensors() if t.dim()])
+    if op.args["reduction"] == 0:
+        return label
+    for axis in label:
+        op.inexact(axis, "a loss over channels")
+    return ()
+
+
+@rule("cosine_similarity", "pairwise_distance", "_cdist_forward", "_euclidean_dist", "dist", "_pdist_forward")
 def distance(op: Op) -> Labels:
     """Distances mix whatever they run over; nothing flows on."""
     for tensor in op.tensors():

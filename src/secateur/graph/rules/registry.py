@@ -86,6 +86,7 @@ class Op:
     weight: tuple[Axis, Axis] | None = None  # of a layer: the axes of its weight as stored (rows, columns)
     mixes: bool = False  # sums or normalises over a labelled dimension: verification recomputes it on the survivors
     form: Form | None = None  # of a convolution or linear layer: what it is besides its widths
+    _tensors: list[torch.Tensor] | None = None
 
     @property
     def where(self) -> str:
@@ -107,7 +108,9 @@ class Op:
 
     def tensors(self) -> list[torch.Tensor]:
         """All tensor arguments, lists flattened."""
-        return [t for value in self.args.values() for t in tensors_in(value)]
+        if self._tensors is None:
+            self._tensors = [t for value in self.args.values() for t in tensors_in(value)]
+        return self._tensors
 
     def outputs(self) -> list[torch.Tensor]:
         """All tensor outputs."""
@@ -136,6 +139,19 @@ class Op:
     def fix(self, axis: Axis, why: str) -> None:
         """`Ledger.fix` with this operator as the place."""
         self.ledger.fix(axis, f"{why} ({self.where})")
+
+    def keep_all(self, reason: str) -> list[Label]:
+        """Fix every index of every argument; dimensions of the outputs that look like one stay that one.
+
+        So what meets an output is told the true reason.
+        """
+        alike: dict[tuple[int, int], Axis] = {}
+        for tensor in self.tensors():
+            for d, axis in enumerate(label_of(tensor)):
+                self.ledger.fix(axis, reason)
+                if axis is not None and len(axis) > 1:
+                    alike.setdefault((d - tensor.dim(), len(axis)), axis)
+        return [tuple(alike.get((d - out.dim(), size)) for d, size in enumerate(out.shape)) for out in self.outputs()]
 
     def broadcast(self, tensors: Sequence[torch.Tensor], rank: int | None = None) -> Label:
         """The label of tensors combined element by element under broadcasting."""

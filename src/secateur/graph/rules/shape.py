@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from secateur.graph.labels import Axis, Ids, Label
 from secateur.graph.rules.registry import Labels, Op, label_of, rule
@@ -188,13 +187,15 @@ def cat(op: Op) -> Labels:
         for d in range(len(result)):
             if d != dim and tensor.shape[d] > 1:
                 result[d] = op.join(result[d], label[d])
-    parts = [label_of(t)[dim] for t in tensors]
-    result[dim] = None
-    if any(part is not None for part in parts):
-        result[dim] = np.concatenate(
-            [op.ledger.constant(t.shape[dim]) if p is None else p for p, t in zip(parts, tensors, strict=True)]
-        )
+    result[dim] = side_by_side(op, [(label_of(t)[dim], t.shape[dim]) for t in tensors])
     return tuple(result)
+
+
+def side_by_side(op: Op, parts: list[tuple[Axis, int]]) -> Axis:
+    """The axis of stretches (axis, size) side by side; where any is labelled, the others are constants."""
+    if all(axis is None for axis, _ in parts):
+        return None
+    return np.concatenate([op.ledger.constant(size) if axis is None else axis for axis, size in parts])
 
 
 @rule("stack")
@@ -213,6 +214,16 @@ def flip(op: Op) -> Labels:
     for d in op.args["dims"]:
         axis = label[d]
         label[d] = None if axis is None else axis[::-1]
+    return tuple(label)
+
+
+@rule("rot90")
+def rot90(op: Op) -> Labels:
+    """Quarter turns of two dimensions: labelled ones stay as they are."""
+    label = list(op.label("self"))
+    for d in op.args["dims"]:
+        op.fix(label[d], "rotated by a literal")
+        label[d] = None
     return tuple(label)
 
 
@@ -246,6 +257,15 @@ def pad(op: Op) -> Labels:
         op.expect("pad", back, position=2 * k + 1)
         label[dim] = np.concatenate([front, axis, back])
     return tuple(label)
+
+
+@rule("resize", "resize_as")
+def resize(op: Op) -> Labels:
+    """To the size it has; any other freezes."""
+    label = op.label("self")
+    if [n if axis is None else len(axis) for axis, n in zip(label, op.out.shape, strict=False)] == list(op.out.shape):
+        return label
+    return op.keep_all(f"resized ({op.where})")
 
 
 @rule("pixel_shuffle")
@@ -318,23 +338,3 @@ def unfold(op: Op) -> Labels:
     op.fix(label[dim], "unfolded into windows")
     label[dim] = None
     return (*label, None)
-
-
-@rule("diagonal", "tril", "triu", "diag_embed")
-def matrix(op: Op) -> Labels:
-    """Masks and diagonals of matrices: fine on unlabelled dimensions."""
-    label = op.label("self")
-    for axis in label[-2:]:
-        op.fix(axis, "used as a matrix")
-    return (*label[:-2], *[None] * (op.out.dim() - max(len(label) - 2, 0)))
-
-
-@rule("as_strided")
-def as_strided(op: Op) -> Labels:
-    """Only the do-nothing form keeps labels."""
-    x: torch.Tensor = op.args["self"]
-    if tuple(x.shape) == tuple(op.out.shape) and x.stride() == op.out.stride():
-        return op.same("self")
-    for axis in op.label("self"):
-        op.fix(axis, "addressed by strides")
-    return op.blank()

@@ -14,7 +14,8 @@ SPATIAL = {
     "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa fractional_max_pool2d mkldnn_max_pool2d "
     "_upsample_lanczos2d_aa",
     3: "avg_pool3d max_pool3d_with_indices adaptive_avg_pool3d _adaptive_avg_pool3d adaptive_max_pool3d "
-    "reflection_pad3d replication_pad3d upsample_nearest3d upsample_trilinear3d _upsample_nearest_exact3d",
+    "reflection_pad3d replication_pad3d upsample_nearest3d upsample_trilinear3d _upsample_nearest_exact3d "
+    "fractional_max_pool3d",
 }
 
 
@@ -30,6 +31,21 @@ def _spatial(dims: int) -> None:
 
 for _dims in SPATIAL:
     _spatial(_dims)
+
+
+def _max_unpool(dims: int) -> None:
+    @rule(f"max_unpool{dims}d")
+    def max_unpool(op: Op) -> Labels:
+        """Values go back to the places they were the largest of: channels of both meet."""
+        values, places = op.label("self"), op.label("indices")
+        for axis in (*values[-dims:], *places[-dims:]):
+            op.fix(axis, "resampled in space")
+        ahead = [op.join(a, b) for a, b in zip(values[:-dims], places[:-dims], strict=True)]
+        return (*ahead, *[None] * dims)
+
+
+for _dims in (2, 3):
+    _max_unpool(_dims)
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
