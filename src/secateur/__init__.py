@@ -21,7 +21,7 @@ from secateur.errors import (
     VerificationError,
     WeightsError,
 )
-from secateur.graph import Cost, Graph, Group, Member, Verification, follow, trace
+from secateur.graph import Cost, Graph, Group, Inputs, Member, Verification, follow, trace
 from secateur.methods import score
 from secateur.plan import Plan
 from secateur.prune import Result, apply, prune
@@ -29,7 +29,8 @@ from secateur.runtime import load
 
 __all__ = [
     "ALLOCATORS", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError", "DataError",
-    "Graph", "Group", "InputError", "Member", "ModelError", "Plan", "PlanError", "Result", "RunError", "SecateurError",
+    "Graph", "Group", "InputError", "Inputs", "Member", "ModelError", "Plan", "PlanError", "Result", "RunError",
+    "SecateurError",
     "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply",
     "follow", "graph", "load", "methods", "models", "prune", "score", "trace",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from secateur.errors import ConfigError, InputError
-from secateur.graph.modules import as_call
+from secateur.graph.modules import Inputs, as_call
 
 #: What inputs and targets are called in batches that are dicts, the usual name first.
 _INPUTS = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data")
@@ -82,7 +82,9 @@ def parts_of(batch: Any, example_inputs: Any) -> tuple[Any, Any]:
         InputError: it has no inputs for this network, or is a single sample.
     """
     args, keywords = as_call(example_inputs)
-    if isinstance(batch, torch.Tensor):
+    if args and keywords:
+        return _of_both(batch, args, keywords)
+    if isinstance(batch, torch.Tensor | Inputs):
         inputs, target = batch, None
     elif isinstance(batch, Mapping):
         inputs, target = _of_keywords(batch, keywords) if keywords else _of_mapping(batch, args)
@@ -106,6 +108,8 @@ def _of_sequence(
     batch: tuple[Any, ...], args: tuple[Any, ...], keywords: Mapping[str, Any], example: Any
 ) -> tuple[Any, Any]:
     first, rest = batch[0], [*batch[1:], None]
+    if isinstance(first, Inputs):
+        return first, rest[0]
     if isinstance(first, Mapping):  # ({"x": ...}, target)
         return parts_of(first, example)[0], rest[0]
     wanted = len(keywords) or len(args)
@@ -121,6 +125,21 @@ def _of_sequence(
         )
     target = rest[0] if packed else [*batch, None][wanted]
     return dict(zip(keywords, values, strict=False)) if keywords else values[:wanted], target
+
+
+def _of_both(batch: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, Any]:
+    """For positional and keyword inputs: `Inputs`, or the positional ones where keywords are constants."""
+    whole, target = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+    if isinstance(whole, Inputs):
+        return whole, target
+    varying = [name for name, value in keywords.items() if isinstance(value, torch.Tensor)]
+    if varying:
+        raise InputError(
+            f"The network takes {varying[0]!r} by keyword, beside positional inputs, and a batch does not say which is "
+            f"which: give pairs (secateur.Inputs(..., {varying[0]}=...), target)."
+        )
+    inputs, target = parts_of(batch, args)
+    return Inputs(*as_call(inputs)[0], **keywords), target
 
 
 def _of_images(batch: tuple[Any, ...], example: Any) -> tuple[Any, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._hints import readable
+from secateur._summary import Summary
 from secateur.budget import KEYS
 from secateur.errors import BudgetError, PlanError, WeightsError
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
@@ -40,11 +42,39 @@ class Result:
         """Attributes of modules that still equal a width that was cut, and could not safely follow it."""
         return self.cut.stale
 
+    def __str__(self) -> str:
+        """What was cut, what it saves and the proof, at a glance."""
+        return self._summary().text()
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return self._summary().html()
+
+    def _summary(self) -> Summary:
+        head = [f"{type(self.model).__name__}, pruned by {self.plan.provenance.get('method', 'a plan')}"]
+        for bound, what in (("flops", "MACs"), ("params", "parameters")):
+            before, after = (getattr(cost, KEYS.get(bound, bound)) for cost in (self.before, self.after))
+            head.append(f"{what}: {readable(before)} to {readable(after)} ({self.reached(bound):.1%})")
+        rows = [
+            (name, str(len(mask)), str(int(mask.sum())), f"{mask.mean():.0%}") for name, mask in self.plan.masks.items()
+        ]
+        proof = self.verification
+        foot = ["Not verified: verify=False." if proof is None else _said(proof), *self.settled, *self.notes]
+        columns = ("group", "before", "after", "remains")
+        return Summary(tuple(head), columns, tuple(rows), tuple(foot), ": result.plan.widths has them all")
+
     def reached(self, bound: str) -> float:
         """The fraction of the original that remains: of "flops", "params", "activations", "peak" or "latency"."""
         key = KEYS.get(bound, bound)
         whole = getattr(self.before, key)
         return getattr(self.after, key) / whole if whole else 1.0
+
+
+def _said(proof: Verification) -> str:
+    """The proof in a sentence."""
+    if proof.exact:
+        return f"Verified, exact: it computes what the masked original computes (error {proof.max_relative_error:.1e})."
+    return f"Verified; not exactly the masked original, because of {'; '.join(proof.reasons) or 'no known reason'}."
 
 
 def apply(

@@ -5,12 +5,13 @@ from secateur.graph.channels import Frozen, Group, Member, Seen
 from secateur.graph.cost import Cost, CostModel
 from secateur.graph.cut import Cut
 from secateur.graph.following import follow
+from secateur.graph.modules import Inputs
 from secateur.graph.rules import Op, rule
 from secateur.graph.sizes import Repair, SizeConflict
 from secateur.graph.trace import Graph, Timing, trace
 from secateur.graph.verify import Verification, verify
 
 __all__ = [
-    "Cost", "CostModel", "Cut", "Frozen", "Graph", "Group", "Member", "Op", "Repair", "Seen", "SizeConflict",
+    "Cost", "CostModel", "Cut", "Frozen", "Graph", "Group", "Inputs", "Member", "Op", "Repair", "Seen", "SizeConflict",
     "Timing", "Unsupported", "Verification", "follow", "rule", "trace", "verify",
 ]  # fmt: skip

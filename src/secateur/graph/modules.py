@@ -179,8 +179,22 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
+class Inputs:
+    """What a network is called with, positional and keyword arguments together: `Inputs(image, mask=mask)`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    def __repr__(self) -> str:
+        """As it is written."""
+        named = [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        return f"Inputs({', '.join([*map(repr, self.args), *named])})"
+
+
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments: a tensor, a tuple or list of arguments, or a dict of keywords."""
+    """Positional and keyword arguments: a tensor, a tuple or list of arguments, a dict of keywords, or `Inputs`."""
+    if isinstance(example_inputs, Inputs):
+        return tuple(example_inputs.args), dict(example_inputs.kwargs)
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, list | tuple):

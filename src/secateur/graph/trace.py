@@ -21,6 +21,7 @@ from secateur.graph.modules import named_tensors, own_ancestor, unwrap
 from secateur.graph.settling import Remedy, concerned, remedies, trial_masks
 from secateur.graph.sides import Sides, sides_of
 from secateur.graph.sizes import SizeConflict
+from secateur.graph.summary import summary
 from secateur.graph.verify import Verification, verify
 
 #: Cuts on which a remedy for a size in code is tried.
@@ -239,6 +240,14 @@ class Graph:
                 if other.call in calls:
                     return False
         return True
+
+    def __str__(self) -> str:
+        """The groups and costs at a glance."""
+        return summary(self).text()
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return summary(self).html()
 
     def explain(self, name: str) -> str:
         """What is known of a layer (or a group): its groups, members, cost, and why it can or cannot be pruned."""
