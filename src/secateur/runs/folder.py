@@ -88,9 +88,38 @@ class Folder:
         """When, where and with which versions the run was begun and continued."""
         return list(self._state["sessions"])
 
+    def keep_data(self, digest: Mapping[str, str]) -> list[str]:
+        """Note what the data hold, with the first session; later, RunError unless they still do.
+
+        Returns:
+            a sentence, where an older release did not note it.
+        """
+        new = "data" not in self._state
+        if not new and self._state["data"] != digest:
+            raise RunError(
+                f"The data are not those that the run {str(self.path)!r} was begun with (their digest, of "
+                f"{digest['covers']}, is another): put the old ones back, or begin another run with secateur run "
+                f"{self.path / RECIPE} --out ANOTHER."
+            )
+        self._state["data"] = dict(digest)
+        if not new or not self.sessions:
+            return []
+        return ["The run was begun by a release that did not note what its data hold: whether they changed is unknown."]
+
+    def change(self, recipe: Recipe, said: str, forget: Sequence[str]) -> None:
+        """Go on with another recipe: `said` stands in the next session, and the stages in `forget` are done again."""
+        self._state["replaced"], self._state["recipe"] = self._state["recipe"], recipe.to_yaml()
+        self._state.setdefault("changed", []).append(said)
+        files = [name for stage in forget for name in self._state["stages"].pop(stage, {}).get("files", {})]
+        self._save()
+        self._write_recipe()
+        for name in files if self.main else ():  # the stage may leave others now
+            (self.path / name).unlink(missing_ok=True)
+
     def begin_session(self, values: Mapping[str, Any]) -> None:
         """Note that somebody works on the run from now on."""
-        self._state["sessions"].append(dict(values))
+        changed = self._state.pop("changed", None)
+        self._state["sessions"].append({**values, **({"changed": changed} if changed else {})})
         self._save()
 
     def finish(self, stage: str, values: Mapping[str, Any], files: Sequence[str] = ()) -> None:
@@ -146,12 +175,13 @@ class Folder:
         file = self.path / RECIPE
         if not self.main:
             return
-        if file.is_file() and file.read_text(encoding="utf-8", errors="replace") != self._state["recipe"]:
+        there = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+        if there is not None and there not in (self._state["recipe"], self._state.get("replaced")):
             raise RunError(
                 f"{str(file)!r} has been changed since the run began, and a run keeps to one recipe: change it back, "
                 f"or begin another run with secateur run {file} --out ANOTHER."
             )
-        if not file.is_file():
+        if there != self._state["recipe"]:
             _files.write_text(file, self._state["recipe"], what="The recipe")
 
 
