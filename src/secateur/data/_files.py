@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from secateur import _files
 from secateur.errors import ConfigError, DataError
 
 ENVIRONMENT = "SECATEUR_DATA"  # names the folder in which sets are looked for when a recipe gives no path
 DEFAULT_FOLDER = ".data"
 _CHUNK = 1 << 20
-_OBJECT = re.compile(r"\s*<[\w.]+ object at 0x[0-9a-fA-F]+>")
 _MUCH, _TIMES = 1 << 28, 100  # bytes that may always be unpacked; images do not shrink to less than a hundredth
 
 
@@ -27,7 +26,7 @@ def data_folder() -> Path:
 
 def said(error: BaseException) -> str:
     """An exception of somebody else's code on one line, without addresses of objects in it."""
-    text = " ".join(_OBJECT.sub("", str(error)).split()).rstrip(".")[:200]
+    text = _files.said(error)[:200] if str(error).strip() else ""
     return text if text and not isinstance(error, KeyError) else f"{type(error).__name__}{': ' + text if text else ''}"
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ class Folder:
     @classmethod
     def open(cls, path: Path) -> Folder:
         """Open a run that `create` made; RunError for anything else."""
-        if not path.is_dir():
+        if _files.kind_of(path) != stat.S_IFDIR:
             raise RunError(f"There is no run in {str(path)!r}: begin one with secateur run RECIPE --out {path}.")
         if not (path / STATE).is_file():
             raise RunError(f"{str(path)!r} is not the folder of a run (it has no {STATE}): name one that is.")
@@ -186,7 +188,16 @@ class Folder:
 
 
 def refuse(path: Path) -> None:
-    """RunError unless a new run may be begun in `path`: nothing is there, or an empty folder."""
+    """RunError unless a new run may be begun in `path`: nothing is there, or an empty folder, and it can be written."""
+    try:
+        _refuse(path)
+    except OSError as error:  # a name that is too long, a folder above it that nobody may look into
+        raise RunError(
+            f"The folder {str(path)!r} cannot be made ({_files.said(error)}): give another --out."
+        ) from error
+
+
+def _refuse(path: Path) -> None:
     if path.is_dir():
         there = [p.name for p in path.iterdir() if not (p.name.startswith(f".{STATE}.") and p.suffix == ".tmp")]
         if STATE in there:
@@ -202,6 +213,11 @@ def refuse(path: Path) -> None:
         parent = next((p for p in path.absolute().parents if p.exists()), None)
         if parent is not None and not parent.is_dir():
             raise RunError(f"{str(parent)!r} is a file, so {str(path)!r} cannot be made: give another --out.")
+    there_is = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not os.access(there_is, os.W_OK):
+        raise RunError(
+            f"{str(there_is)!r} is write-protected, so nothing can be written to {str(path)!r}: give another --out."
+        )
 
 
 @contextlib.contextmanager
@@ -215,7 +231,14 @@ def locked(path: Path) -> Iterator[None]:
     if rank() > 0:  # the first of several processes of one run holds the lock for all
         yield
         return
-    with (path / LOCK).open("wb") as lock:
+    try:
+        opened = (path / LOCK).open("wb")
+    except OSError as error:
+        raise RunError(
+            f"The run {str(path)!r} cannot be written to ({_files.said(error)}): copy it to where it can be, and "
+            "resume it there."
+        ) from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
