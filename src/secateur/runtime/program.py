@@ -101,7 +101,7 @@ class Program(nn.Module):
     def _rehearse(self, values: Mapping[str, torch.Tensor], device: torch.device) -> None:
         """Once for inputs of each kind; not where others go through the network without numbers of their own."""
         given = [name for name, *_ in self._given if name is not None]
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _concrete(values[name] for name in given):
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or not _concrete(values[name] for name in given):
             return
         inputs = {name: Like.of(values[name]) for name in given}
         kinds = next(((values[name].dtype, device) for name, _ in self._held), None)

@@ -117,7 +117,7 @@ def _fake() -> Iterator[None]:
     log = logging.getLogger(FakeTensorMode.__module__)
     before, log.disabled = log.disabled, True
     try:
-        with FakeTensorMode(allow_non_fake_inputs=False):  # type: ignore[no-untyped-call]
+        with FakeTensorMode(allow_non_fake_inputs=False):
             yield
     finally:
         log.disabled = before
@@ -215,7 +215,7 @@ def _check_norm(step: Step, args: Sequence[Any]) -> None:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _total(likes: Iterable[Like]) -> int:

@@ -69,7 +69,7 @@ def _array(file: Path, dimensions: int, get: str) -> NDArray[np.uint8]:
             size = math.prod(shape)
             _check_size(file, size, len(header), get)
             content = np.empty(size, dtype=np.uint8)
-            there = _fill(stream, memoryview(content))
+            there = _fill(stream, content.data)
             more = stream.read(1)
     except DataError:
         raise
