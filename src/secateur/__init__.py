@@ -4,6 +4,7 @@ graph = secateur.trace(model, example_inputs)
 result = secateur.prune(model, example_inputs, budget="flops=0.5", method="l1")
 """
 
+from secateur import _starting  # isort: skip  # before anything that takes time
 from secateur import graph, methods, models
 from secateur._version import __version__
 from secateur.allocate import ALLOCATORS, Constraints, allocate
@@ -26,6 +27,8 @@ from secateur.methods import score
 from secateur.plan import Plan
 from secateur.prune import Result, apply, prune
 from secateur.runtime import load
+
+del _starting
 
 __all__ = [
     "ALLOCATORS", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError", "DataError",

@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import RunError, SecateurError
 
+_OBJECT = re.compile(r"\s*<[\w.]+ object at 0x[0-9a-fA-F]+>")
 _MOST_BYTES = 1 << 28  # no document of ours comes near; a foreign file must not fill the memory
 
 
@@ -88,6 +91,14 @@ def parse_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant, parse_float=_finite_float)
 
 
+def kind_of(path: str | os.PathLike[str]) -> int | None:
+    """The type of a file (`stat.S_IFREG`, ...), of what a link points to; None if there is none or cannot be one."""
+    try:
+        return stat.S_IFMT(Path(path).stat().st_mode)
+    except (OSError, ValueError):
+        return None
+
+
 def shown(value: object) -> str:
     """Return `value` as it may stand in a message: escaped, and cut short if long."""
     # an integer of thousands of digits must not be turned into text at all (Python refuses)
@@ -96,8 +107,8 @@ def shown(value: object) -> str:
 
 
 def said(problem: BaseException) -> str:
-    """Return an exception's message on one line, without its full stop."""
-    return " ".join(str(problem).split()).rstrip(".")[:500] or type(problem).__name__
+    """Return an exception's message on one line, without its full stop and addresses of objects."""
+    return " ".join(_OBJECT.sub("", str(problem)).split()).rstrip(".")[:500] or type(problem).__name__
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

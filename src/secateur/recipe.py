@@ -349,6 +349,10 @@ class Recipe(Section):
             data = _overridden(data, override)
         return validated(cls, data)
 
+    def changed(self, overrides: Sequence[str]) -> Recipe:
+        """This recipe with overrides such as "export.onnx=false"; otherwise as `read`."""
+        return self.parse(self.to_yaml(), overrides)
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything, defaults included, as plain data."""
         return self.model_dump(mode="python")

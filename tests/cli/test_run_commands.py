@@ -127,7 +127,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing to run": (("run",), "RECIPE"),
     "no such recipe": (("run", "nowhere.yaml"), "No such file"),
     "a recipe and a resumption": (("run", "small.yaml", "--resume", "done"), "--resume and RECIPE"),
-    "a resumption with changes": (("run", "--resume", "done", "--set", "seed=1"), "--resume and --set"),
+    "a resumption with changes": (
+        ("run", "--resume", "done", "--set", "seed=1"),
+        "seed cannot be changed in a run that has begun",
+    ),
     "a resumption elsewhere": (("run", "--resume", "done", "--out", "x"), "--resume and --out"),
     "a resumption with a repair": (("run", "--resume", "done", "--repair", "batchnorm"), "--resume and --repair"),
     "a resumption on another device": (("run", "--resume", "done", "--device", "cpu"), "--resume and --device"),

@@ -183,7 +183,7 @@ npz_case("labels from 1", "has the label 0, though labels reach 2", y_train=np.a
 npz_case("label negative", "number 3 is -1, and npz has the classes 0 to 1", y_test=np.array([0, 1, 0, -1] + [0] * 6))
 npz_case("label too large", "number 9 is 2, and npz has", y_test=np.array([0, 1] * 4 + [0, 2]))
 npz_case("labels huge", "labels beyond 2^63", y_train=np.full(20, 2**64 - 1, np.uint64))
-npz_case("labels objects", "cannot be read as .npz", y_train=np.array([None] * 20, dtype=object))
+npz_case("labels objects", "holds Python objects, a pickle", y_train=np.array([None] * 20, dtype=object))
 npz_case("one class", "has only one class", classes=1)
 
 

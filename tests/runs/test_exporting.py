@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shown: list[torch.Tensor]
     real = exporting.quantise_subject
 
     def watching(name: str, subject: Any, path: Path, calibration: Any) -> dict[str, Any]:
-        shown.extend(image for images in calibration for image in images)
+        shown.extend(image for images, _ in calibration for image in images)
         return real(name, subject, path, calibration)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -57,10 +57,10 @@ def test_without_the_architecture_the_rest_is_checked(run: Run, copied: Copy) ->
 
 def test_a_library_that_is_not_installed_is_said(run: Run, copied: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copied()
+    monkeypatch.setattr(check.importlib.util, "find_spec", lambda _: None)
     save_model(folder, run.narrow, reference="timm:tiny", inputs=run.inputs, plan=run.result.plan)
     vouch(folder)
     edit(folder / "verification.json", lambda d: d.pop("files"), listed=True)
-    monkeypatch.setattr(check.importlib.util, "find_spec", lambda _: None)
     assert any("timm is not installed" in sentence for sentence in check_folder(folder)["not_checked"])
 
 

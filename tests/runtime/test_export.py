@@ -232,6 +232,7 @@ def test_operators_of_every_form_run_from_the_file(tmp_path: Path) -> None:
             moved = last.to(memory_format=torch.channels_last).clamp(min=0)
             return [values, indices, grid + self.norm(a), grown, masked, moved.unbind(1)[0].reshape(n * h, -1)]
 
+    torch.manual_seed(0)  # a row of positive numbers alone would be NaN on both sides
     x = torch.randn(2, 3, 8, 8)
     found = export_pt2(Forms(), x, tmp_path / "m.pt2")
     assert found["loads"], found

@@ -5,10 +5,12 @@ Nothing heavy is imported before a command needs it, so that help is there at on
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
+from secateur import _starting
 from secateur._version import __version__
 from secateur.cli import comparing, folders, latency, lists, running, surgery
 from secateur.cli._base import DEBUG, Commands
@@ -57,4 +59,12 @@ for _command in _COMMANDS:
 
 def main() -> None:
     """Entry point of the `secateur` command."""
-    app()
+    _starting.listen()
+    try:
+        app()
+    except KeyboardInterrupt:  # a second one, while the first was being told
+        _starting.end()
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(_starting.INTERRUPTED)
+    finally:
+        _starting.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -63,13 +64,31 @@ def _guarded(command: Callable[[], Any]) -> int:
         path = getattr(getattr(error, "ctx", None), "command_path", "secateur")
         said = getattr(error, "format_message", error.__str__)().strip().rstrip(".")
         return _fail(f"{said}; see {path} --help.", 2)
+    except OSError as error:
+        if error.errno not in _SYSTEM:
+            return _failed(error)
+        where = f" at {str(error.filename)!r}" if error.filename is not None else ""
+        return _fail(f"The system refuses ({error.strerror or error}){where}: give another place, or free this one.", 2)
     except Exception as error:
-        if debugging():
-            raise
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
-        return _fail(
-            f"Secateur itself failed ({said}): please report it with the command you ran; {DEBUG}=1 shows where.", 1
-        )
+        return _failed(error)
+
+
+#: What a disk or its rights refuse, in whatever a command does; not of ours to mend.
+_SYSTEM = frozenset(
+    getattr(errno, name)
+    for name in "EROFS EACCES EPERM ENAMETOOLONG ENOSPC EDQUOT ELOOP EMFILE ENFILE EIO ENOTDIR EISDIR EFBIG".split()
+    if hasattr(errno, name)
+)
+
+
+def _failed(error: Exception) -> int:
+    """A defect of ours."""
+    if debugging():
+        raise error
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
+    return _fail(
+        f"Secateur itself failed ({said}): please report it with the command you ran; {DEBUG}=1 shows where.", 1
+    )
 
 
 def _fail(sentence: str, code: int) -> int:

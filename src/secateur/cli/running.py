@@ -50,7 +50,8 @@ def run(
 ) -> None:
     """Train, prune, verify, fine-tune, export, time and explain, as a recipe says.
 
-    Ctrl-C stops after the current step; --resume goes on from there, also after a crash, with the same result.
+    Ctrl-C stops after the current step; --resume goes on from there, also after a crash, with the same result. With it,
+    --set may change what does not touch training: export, latency and a few keys of the engine.
     With --json the results come on stdout, and what happens meanwhile as JSON lines on stderr.
 
     \b
@@ -59,18 +60,18 @@ def run(
       secateur run recipes/cifar10-resnet56-bwcp.yaml --set budget=flops=0.4 --out runs/a
       secateur run recipes/digits-bwcp.yaml --set method=taylor --set pretrain=null --repair batchnorm
       secateur run --resume runs/a
+      secateur run --resume runs/a --set export.onnx=false
     """
     from secateur import runs
     from secateur.recipe import Recipe
 
     if resume is not None:
-        given = {"RECIPE": recipe, "--set": overrides, "--out": out, "--device": device}
-        given |= {"--repair": repair, "--plugin": plugin}
+        given = {"RECIPE": recipe, "--out": out, "--device": device, "--repair": repair, "--plugin": plugin}
         for name, value in given.items():
             if value:
                 raise ConfigError(f"--resume and {name} are both given, and a run keeps to the recipe it began with.")
         where = resume
-        _work(lambda **told: runs.resume(where, **told), where, as_json, quiet)
+        _work(lambda **told: runs.resume(where, overrides, **told), where, as_json, quiet)
         return
     if recipe is None:
         raise ConfigError("Neither a recipe nor --resume is given: write secateur run RECIPE, or --resume DIR.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.compare.cells import base_recipe
+from secateur.data import digest_of
 from secateur.errors import RunError
 from secateur.recipe import Recipe
 from secateur.runs.documents import session
@@ -98,8 +99,9 @@ def _train(folder: Folder, recipe: Recipe, progress: Progress, command: str) -> 
         progress=progress,
     )
     folder.sweep()
+    folder.keep_data(digest_of(prepared.data))
     folder.rewind((_TRAIN, _DONE))
-    folder.begin_session(session(engine.device, command))
+    folder.begin_session(session(engine.device, command, prepared))
     if _TRAIN not in folder.stages:
         Stages(prepared, folder, engine).run(_TRAIN)
     network = prepared.network().model

@@ -6,6 +6,7 @@ for images, labels in data.train.batches(128, epoch=0, shuffle=True, augment=Tru
 """
 
 from secateur.data.augment import AUGMENTATIONS, Augmentation
+from secateur.data.digest import digest_of
 from secateur.data.opening import Data, DataRequest, open_data
 from secateur.data.registry import DATASETS, DataRow, dataset
 from secateur.data.split import Split
@@ -19,5 +20,6 @@ __all__ = [
     "DataRow",
     "Split",
     "dataset",
+    "digest_of",
     "open_data",
 ]

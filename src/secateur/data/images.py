@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from secateur.data._files import extra, said
+from secateur.data._files import extra, read_bytes, said
 from secateur.data.augment import crop_boxes, resized_crop
 from secateur.data.order import Indices
 from secateur.errors import DataError
@@ -90,6 +90,13 @@ class EncodedImages(Images):
     @abstractmethod
     def load(self, number: Any) -> Any:
         """The image as a PIL image, or its bytes, or the path of its file."""
+
+    def bytes_of(self, number: Any) -> bytes | None:
+        """The encoded image; None where the library that holds it has decoded it."""
+        source = self.load(number)
+        if isinstance(source, Path):
+            return read_bytes(source)
+        return source if isinstance(source, bytes) else None
 
     def read(self, requests: Iterable[Request], workers: int) -> Iterator[Tensor]:
         loader = DataLoader(

@@ -30,7 +30,9 @@ class Cifar100Options(Options):
 
 
 class NpzOptions(Options):
-    classes: Positive | None = Field(None, description="how many classes; null: the largest training label + 1")
+    classes: Positive | None = Field(
+        None, description="how many classes; null: as many as training labels number from 0, without a gap"
+    )
     layout: Literal["auto", "nchw", "nhwc"] = Field("auto", description="the order of the axes, if sizes leave doubt")
 
 
@@ -83,7 +85,9 @@ class ShardOptions(StreamOptions):
     train: str = Field("train*.tar", description="pattern of the training shards; * and {000..146} are understood")
     test: str | None = Field(None, description="pattern of the test shards; null: test*.tar, or else val*.tar")
     label: str = Field("cls", description="extension of the member that holds the class number as text")
-    classes: Positive | None = Field(None, description="how many classes; null: the largest training label + 1")
+    classes: Positive | None = Field(
+        None, description="how many classes; null: as many as training labels number from 0, without a gap"
+    )
 
 
 class HubOptions(StreamOptions):

@@ -7,24 +7,27 @@ outcome.results["accuracy"]["final"]
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secateur._distributed import rank
 from secateur._files import read_json, write_json
+from secateur.data import digest_of
 from secateur.errors import RunError
 from secateur.recipe import Recipe
 from secateur.report.html import write_report
-from secateur.runs.documents import describe_checks, describe_run, session
+from secateur.runs.changing import CHANGEABLE, change
+from secateur.runs.documents import changes, describe_checks, describe_run, session
+from secateur.runs.exporting import try_exports
 from secateur.runs.folder import REPORT, RESULTS, VERIFICATION, Folder, locked, refuse
 from secateur.runs.preparing import Prepared, prepare
 from secateur.runs.stages import Stages, file_names
 from secateur.training import Engine, Progress, Silent
 from secateur.training.interrupts import ending
 
-__all__ = ["Outcome", "Prepared", "prepare", "resume", "start"]
+__all__ = ["CHANGEABLE", "Outcome", "Prepared", "prepare", "resume", "start"]
 
 Opened = Callable[[Prepared], None]
 
@@ -62,17 +65,26 @@ def start(
 
 
 def resume(
-    folder: Path, *, progress: Progress | None = None, command: str = "", opened: Opened | None = None
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    progress: Progress | None = None,
+    command: str = "",
+    opened: Opened | None = None,
 ) -> Outcome:
     """Go on with an interrupted run; on the CPU it ends with the same weights as one that was not interrupted.
 
     Args:
-        folder: of the run. progress, command, opened: as in `start`.
+        folder: of the run. overrides: such as "export.onnx=false", of what does not touch training (`CHANGEABLE`); the
+            stages that they concern are done again, also in a finished run.
+        progress, command, opened: as in `start`.
 
     Raises:
-        SecateurError: one sentence: this is no run, its recipe has been changed, a file cannot be read.
+        SecateurError: one sentence: this is no run, its recipe or its data have been changed, a file cannot be read.
     """
     run = Folder.open(folder)
+    if overrides:
+        change(run, overrides)
     if run.finished:
         return _outcome(folder, already=True)
     prepared = _prepared(run.recipe, progress)
@@ -103,9 +115,13 @@ def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: 
         )
         if folder.main:  # another process would sweep away what this one is writing
             folder.sweep()
-        for sentence in folder.rewind(prepared.stages):
+        for sentence in (*folder.keep_data(digest_of(prepared.data)), *folder.rewind(prepared.stages)):
             engine.say(sentence)
-        folder.begin_session(session(engine.device, command))
+        folder.begin_session(session(engine.device, command, prepared))
+        for sentence in changes(folder.sessions):
+            engine.say(sentence, note=False)  # the report says it in any case
+        if len(folder.sessions) == 1 and folder.main:
+            try_exports(prepared, engine.say)
         engine.wind(sum(float(stage["seconds"]) for stage in folder.stages.values()))
         stages = Stages(prepared, folder, engine)
         for stage in prepared.stages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,8 +53,8 @@ def remaining(before: Cost, after: Cost) -> dict[str, float]:
     return {key: share(getattr(after, key), whole) for key, whole in before.as_dict().items()}
 
 
-def session(device: torch.device, command: str) -> dict[str, Any]:
-    """When, where and with which versions somebody works on a run."""
+def session(device: torch.device, command: str, prepared: Prepared) -> dict[str, Any]:
+    """When, where, with which versions and what method somebody works on a run."""
     named = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
     return {
         "date": now(),
@@ -63,6 +64,8 @@ def session(device: torch.device, command: str) -> dict[str, Any]:
         "device": named,
         "threads": torch.get_num_threads(),
         "processes": world(),
+        "method": prepared.row.name,
+        "settings": prepared.settings,
         "command": command,
     }
 
@@ -104,6 +107,7 @@ def describe_run(
         **{key: cut[key] for key in ("before", "after", "remaining")},
         "accuracy": accuracies(stages) | {"split": "test", "images": len(prepared.data.test)},
         "int8": _int8(stages),
+        "not_exported": stages.get("export", {}).get("failed", {}),  # file by file, why
         **{
             key: cut[key] for key in ("groups", "frozen", "unsupported", "settled", "repairs", "verification", "layers")
         },
@@ -148,11 +152,32 @@ def _int8(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def _notes(stages: Mapping[str, Mapping[str, Any]], sessions: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every sentence a reader should know, once."""
     said = [*stages["prune"]["notes"], *(sentence for stage in stages.values() for sentence in stage.get("said", ()))]
-    for what in ("secateur", "torch", "python", "device"):
-        found = list(dict.fromkeys(str(session[what]) for session in sessions))
+    return list(dict.fromkeys([*said, *changes(sessions)]))
+
+
+def changes(sessions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what the sessions of a run differ, in sentences; what an older release did not note is left out."""
+    said = []
+    for what, more in _KEPT.items():
+        noted = [_named(session[what]) for session in sessions if what in session]
+        found = list(dict.fromkeys(noted))
         if len(found) > 1:
-            said.append(f"The run was begun with {what} {found[0]} and continued with {' and '.join(found[1:])}.")
-    return list(dict.fromkeys(said))
+            said.append(f"The run was begun with {what} {found[0]} and continued with {' and '.join(found[1:])}{more}.")
+    said += [sentence for session in sessions for sentence in session.get("changed", ())]
+    return said
+
+
+#: What should be the same in every session, and what it means where it is not.
+_KEPT: Mapping[str, str] = {
+    **dict.fromkeys(("secateur", "torch", "python", "device"), ""),
+    "threads": ", so that its weights may differ in their last bits from those of a run that was not interrupted",
+    "method": ": what was done before is kept, and what came after is the other's",
+    "settings": ": what was done before is kept, and what came after was done with the others",
+}
+
+
+def _named(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else str(value)
 
 
 def _seconds(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from torch import nn
 
 from secateur._hints import choose
 from secateur.data import open_data
-from secateur.errors import ConfigError, RunError
+from secateur.errors import ConfigError, RunError, SecateurError
 from secateur.recipe import Recipe
 from secateur.runs.calibration import Calibration
 from secateur.runs.folder import RECIPE
 from secateur.runs.preparing import Prepared
-from secateur.runtime import EXPORTERS, QUANTISERS, Quantiser, open_exported
+from secateur.runtime import EXPORTERS, QUANTISERS, Exporter, Quantiser, open_exported
 from secateur.runtime.again import network_of, note, target_of
 from secateur.runtime.export import Subject, export_subject
 from secateur.runtime.folder import Folder
@@ -31,25 +32,71 @@ Values = dict[str, Any]
 
 
 def write_exports(
-    prepared: Prepared, narrow: nn.Module, folder: Path, say: Callable[[str], None]
+    prepared: Prepared, narrow: nn.Module, folder: Path, say: Callable[..., None]
 ) -> tuple[Values, list[str]]:
-    """Write what the recipe's section export asks for; what was found of each, and the names of the files."""
+    """Write what the recipe's section export asks for; what was found of each, and the names of the files.
+
+    A format that cannot be written is left out, and named with its reason under "failed".
+
+    say: the engine's; sentences with `note` stand in the report.
+    """
     recipe = prepared.recipe
-    formats = [row for name, row in EXPORTERS.items() if getattr(recipe.export, name)]
-    quantisers = [QUANTISERS[name] for name in dict.fromkeys(recipe.export.int8)]
+    formats, quantisers = _wanted(recipe)
     values: Values = {}
+    names: list[str] = []
     if not formats and not quantisers:
-        return values, []
+        return values, names
     subject = Subject.of(narrow, prepared.network().inputs)
-    for row in formats:
-        say(f"Writing {row.file}: {row.summary}.")
-        values[row.name] = export_subject(row.name, subject, folder / row.file)
     calibration = calibration_of(recipe, prepared.data)
-    for quantiser in quantisers:
-        say(f"Writing {quantiser.file}: {quantiser.summary}.")
-        found = _quantised(quantiser, subject, folder / quantiser.file, calibration, prepared.data.test)
-        values.setdefault("int8", {})[quantiser.name] = found
-    return values, [name for row in (*formats, *quantisers) for name in row.files]
+    for row in (*formats, *quantisers):
+        say(f"Writing {row.file}: {row.summary}.", note=False)
+        key = f"int8.{row.name}" if isinstance(row, Quantiser) else row.name
+        try:
+            if isinstance(row, Quantiser):
+                found = _quantised(row, subject, folder / row.file, calibration, prepared.data.test)
+                values.setdefault("int8", {})[row.name] = found
+            else:
+                values[row.name] = export_subject(row.name, subject, folder / row.file)
+            names += row.files
+        except SecateurError as error:
+            for name in row.files:  # of an attempt before
+                (folder / name).unlink(missing_ok=True)
+            values.setdefault("failed", {})[key] = str(error)
+            say(f"{row.file} was not written, and the run goes on without it: {error}", note=True)
+    return values, names
+
+
+def try_exports(prepared: Prepared, say: Callable[..., None]) -> None:
+    """Export the network as it is before any training, elsewhere, and say at once which files there will not be.
+
+    say: the engine's.
+    """
+    formats, quantisers = _wanted(prepared.recipe)
+    if not formats and not quantisers:
+        return
+    loaded = prepared.network()
+    subject = Subject.of(loaded.model.eval(), loaded.inputs)
+    tried = [*formats, *(EXPORTERS[row.format] for row in quantisers if EXPORTERS[row.format] not in formats)]
+    with tempfile.TemporaryDirectory() as place:
+        for row in tried:
+            reason = _refused(row, subject, Path(place))
+            if reason is not None:
+                said = f"{row.file} will not be written unless the narrow network differs: {reason} The run goes on."
+                say(said, note=False)
+
+
+def _refused(row: Exporter, subject: Subject, folder: Path) -> str | None:
+    """Why a network cannot be exported, or None."""
+    try:
+        export_subject(row.name, subject, folder / row.file)
+    except SecateurError as error:
+        return str(error)
+    return None
+
+
+def _wanted(recipe: Recipe) -> tuple[list[Exporter], list[Quantiser]]:
+    formats = [row for name, row in EXPORTERS.items() if getattr(recipe.export, name)]
+    return formats, [QUANTISERS[name] for name in dict.fromkeys(recipe.export.int8)]
 
 
 def export_int8(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ class Folder:
     @classmethod
     def open(cls, path: Path) -> Folder:
         """Open a run that `create` made; RunError for anything else."""
-        if not path.is_dir():
+        if _files.kind_of(path) != stat.S_IFDIR:
             raise RunError(f"There is no run in {str(path)!r}: begin one with secateur run RECIPE --out {path}.")
         if not (path / STATE).is_file():
             raise RunError(f"{str(path)!r} is not the folder of a run (it has no {STATE}): name one that is.")
@@ -88,9 +90,38 @@ class Folder:
         """When, where and with which versions the run was begun and continued."""
         return list(self._state["sessions"])
 
+    def keep_data(self, digest: Mapping[str, str]) -> list[str]:
+        """Note what the data hold, with the first session; later, RunError unless they still do.
+
+        Returns:
+            a sentence, where an older release did not note it.
+        """
+        new = "data" not in self._state
+        if not new and self._state["data"] != digest:
+            raise RunError(
+                f"The data are not those that the run {str(self.path)!r} was begun with (their digest, of "
+                f"{digest['covers']}, is another): put the old ones back, or begin another run with secateur run "
+                f"{self.path / RECIPE} --out ANOTHER."
+            )
+        self._state["data"] = dict(digest)
+        if not new or not self.sessions:
+            return []
+        return ["The run was begun by a release that did not note what its data hold: whether they changed is unknown."]
+
+    def change(self, recipe: Recipe, said: str, forget: Sequence[str]) -> None:
+        """Go on with another recipe: `said` stands in the next session, and the stages in `forget` are done again."""
+        self._state["replaced"], self._state["recipe"] = self._state["recipe"], recipe.to_yaml()
+        self._state.setdefault("changed", []).append(said)
+        files = [name for stage in forget for name in self._state["stages"].pop(stage, {}).get("files", {})]
+        self._save()
+        self._write_recipe()
+        for name in files if self.main else ():  # the stage may leave others now
+            (self.path / name).unlink(missing_ok=True)
+
     def begin_session(self, values: Mapping[str, Any]) -> None:
         """Note that somebody works on the run from now on."""
-        self._state["sessions"].append(dict(values))
+        changed = self._state.pop("changed", None)
+        self._state["sessions"].append({**values, **({"changed": changed} if changed else {})})
         self._save()
 
     def finish(self, stage: str, values: Mapping[str, Any], files: Sequence[str] = ()) -> None:
@@ -146,17 +177,27 @@ class Folder:
         file = self.path / RECIPE
         if not self.main:
             return
-        if file.is_file() and file.read_text(encoding="utf-8", errors="replace") != self._state["recipe"]:
+        there = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+        if there is not None and there not in (self._state["recipe"], self._state.get("replaced")):
             raise RunError(
                 f"{str(file)!r} has been changed since the run began, and a run keeps to one recipe: change it back, "
                 f"or begin another run with secateur run {file} --out ANOTHER."
             )
-        if not file.is_file():
+        if there != self._state["recipe"]:
             _files.write_text(file, self._state["recipe"], what="The recipe")
 
 
 def refuse(path: Path) -> None:
-    """RunError unless a new run may be begun in `path`: nothing is there, or an empty folder."""
+    """RunError unless a new run may be begun in `path`: nothing is there, or an empty folder, and it can be written."""
+    try:
+        _refuse(path)
+    except OSError as error:  # a name that is too long, a folder above it that nobody may look into
+        raise RunError(
+            f"The folder {str(path)!r} cannot be made ({_files.said(error)}): give another --out."
+        ) from error
+
+
+def _refuse(path: Path) -> None:
     if path.is_dir():
         there = [p.name for p in path.iterdir() if not (p.name.startswith(f".{STATE}.") and p.suffix == ".tmp")]
         if STATE in there:
@@ -172,6 +213,11 @@ def refuse(path: Path) -> None:
         parent = next((p for p in path.absolute().parents if p.exists()), None)
         if parent is not None and not parent.is_dir():
             raise RunError(f"{str(parent)!r} is a file, so {str(path)!r} cannot be made: give another --out.")
+    there_is = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not os.access(there_is, os.W_OK):
+        raise RunError(
+            f"{str(there_is)!r} is write-protected, so nothing can be written to {str(path)!r}: give another --out."
+        )
 
 
 @contextlib.contextmanager
@@ -185,7 +231,14 @@ def locked(path: Path) -> Iterator[None]:
     if rank() > 0:  # the first of several processes of one run holds the lock for all
         yield
         return
-    with (path / LOCK).open("wb") as lock:
+    try:
+        opened = (path / LOCK).open("wb")
+    except OSError as error:
+        raise RunError(
+            f"The run {str(path)!r} cannot be written to ({_files.said(error)}): copy it to where it can be, and "
+            "resume it there."
+        ) from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -69,6 +69,11 @@ class Prepared:
         """Of the example input."""
         return (1, *self.data.input_size)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the method, defaults included."""
+        return validated(self.row.settings, self.recipe.method.settings, "method").model_dump(mode="json")
+
     def network(self) -> Loaded:
         """The network with the weights it starts from, always the same."""
         return _network(self.recipe, self.arguments, self.shape)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +195,7 @@ class Stages:
     def _export(self) -> Done:
         if not self.folder.main:
             return {}, []
-        say = partial(self.engine.say, note=False)
-        return write_exports(self.prepared, self._narrow(MODEL).eval(), self.folder.path, say)
+        return write_exports(self.prepared, self._narrow(MODEL).eval(), self.folder.path, self.engine.say)
 
     def _latency(self) -> Done:
         config = self.recipe.latency

@@ -7,10 +7,11 @@ network = secateur.load("runs/a", model=factory())     # the original class, nar
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import torch
 from torch import nn
 
 from secateur import references
-from secateur._files import read_json, said, shown
-from secateur.errors import RunError
-from secateur.graph.modules import unwrap
+from secateur._files import kind_of, read_json, said, shown
+from secateur.errors import RunError, SecateurError
+from secateur.graph.modules import as_call, clone_module, map_tensors, unwrap
 from secateur.plan import Plan, kept_fingerprint
 from secateur.runtime import stored
 from secateur.runtime.archive import NotRun, read_archive
@@ -49,26 +50,106 @@ def save_model(
 ) -> dict[str, str]:
     """Write `plan.json` and `model.safetensors` into `folder`, which is made if need be; return the header.
 
+    Buffers that were added to the model, as profilers do, are left out; the header names them under "left_out".
+
     Args:
-        model: the narrow network. reference: how the original is named (`zoo:resnet56`). arguments: of its factory.
+        model: the narrow network, in any precision; its heads may have been replaced by ones of another length.
+        reference: how the original is named (`zoo:resnet56`). arguments: of its factory.
         inputs: example inputs, or a list of their shapes. plan: the plan `model` was cut by.
         metadata: more entries for the header (classes, mean, std); what is not text is written as JSON.
+
+    Raises:
+        RunError: `load` could not make this network of the folder again, or the folder cannot be written; nothing is
+        written then.
     """
     place = Path(folder)
+    narrow, extra = _own(unwrap(model), _ADDED)
+    more = dict(metadata or {})
+
+    def described(network: nn.Module, left_out: list[str]) -> Stored:
+        return stored.described(
+            place / WEIGHTS,
+            network,
+            reference=reference,
+            arguments=dict(arguments or {}),
+            inputs=Inputs.of(inputs),
+            plan=plan,
+            metadata={**more, **({"left_out": left_out} if left_out else {})},
+        )
+
+    content = described(narrow, extra)
+    fresh = _fresh(content, plan)
+    if fresh is not None:
+        narrow, others = _own(narrow, None, set(state_tensors(fresh)))
+        if others:
+            content = described(narrow, extra + others)
+        _check_again(content, fresh)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"The folder {str(folder)!r} cannot be made: {said(error)}.") from error
     plan.save(place / PLAN)
-    return stored.write(
-        place / WEIGHTS,
-        unwrap(model),
-        reference=reference,
-        arguments=dict(arguments or {}),
-        inputs=Inputs.of(inputs),
-        plan=plan,
-        metadata=dict(metadata or {}),
-    )
+    stored.write(content)
+    return dict(content.header)
+
+
+#: Buffers that others' tools leave in every module (thop).
+_ADDED = frozenset({"total_ops", "total_params"})
+
+
+def _own(model: nn.Module, names: Set[str] | None, known: Set[str] = frozenset()) -> tuple[nn.Module, list[str]]:
+    """`model` without the buffers of these last names, or those that are not known; and which these are."""
+    buffers = [name for name, _ in model.named_buffers()]
+    left_out = [
+        name for name in buffers if (name.rpartition(".")[2] in names if names is not None else name not in known)
+    ]
+    if not left_out:
+        return model, []
+    own = clone_module(model, lambda tensor: tensor)
+    for name in left_out:
+        module, _, last = name.rpartition(".")
+        del own.get_submodule(module)._buffers[last]
+    return own, left_out
+
+
+def _fresh(content: Stored, plan: Plan) -> nn.Module | None:
+    """What `load` would put the weights into; None where that needs code that is not installed, or a file."""
+    library = content.reference.partition(":")[0]
+    if not is_library(content.reference) or (library != "zoo" and importlib.util.find_spec(library) is None):
+        return None
+    run = Folder(content.path.parent, None)
+    try:
+        return run.cut(run.original(content), content, plan).model
+    except SecateurError as error:
+        raise RunError(
+            f"The network is not {shown(content.reference)} cut by this plan, so it could not be loaded again "
+            f"({str(error).rstrip('.')}): where it was pruned twice, give the reference of a Python file whose factory "
+            "returns the network before the last cut; or export it with secateur.runtime.export_pt2, which needs no "
+            "code."
+        ) from error
+
+
+def _check_again(content: Stored, fresh: nn.Module) -> None:
+    """RunError unless `load` will make the network of the folder again."""
+    try:
+        if (problem := content.misfit(fresh)) is not None:
+            raise ValueError(problem.replace(" in the file", " here").replace("missing from the file", "missing here"))
+        content.put_into(fresh)
+        args, keywords = as_call(content.inputs.make())
+        with torch.no_grad():
+            fresh.eval()(*_as(args, fresh), **_as(keywords, fresh))
+    except (SecateurError, RuntimeError, ValueError, TypeError) as error:
+        raise RunError(
+            f"The network has other layers than {shown(content.reference)} cut by this plan, so it could not be loaded "
+            f"again ({said(error)}): save it before layers are fused, replaced or converted, and do that after "
+            "loading; or export it with secateur.runtime.export_pt2, which needs no code."
+        ) from error
+
+
+def _as(inputs: Any, model: nn.Module) -> Any:
+    """Inputs with numbers as precise as those of the model."""
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return map_tensors(inputs, lambda tensor: tensor.to(kind) if tensor.is_floating_point() else tensor)
 
 
 def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
@@ -154,10 +235,10 @@ class Folder:
     def open(cls, folder: str | os.PathLike[str]) -> Folder:
         """RunError unless it is the folder of a finished run, or one that `save_model` alone wrote."""
         path = Path(folder)
-        if not path.is_dir():
+        if kind_of(path) != stat.S_IFDIR:
             raise RunError(f"There is no folder {str(folder)!r}: give the folder a run was written to.")
-        if _kind(path / RESULTS) is None:
-            if _kind(path / "recipe.yaml") is not None:
+        if kind_of(path / RESULTS) is None:
+            if kind_of(path / "recipe.yaml") is not None:
                 raise RunError(unfinished(folder))
             return cls(path, None)
         _check_regular(path / RESULTS)
@@ -171,7 +252,7 @@ class Folder:
         return cls(path, results)
 
     def has(self, name: str) -> bool:
-        return _kind(self.path / name) is not None
+        return kind_of(self.path / name) is not None
 
     def listed(self) -> dict[str, tuple[int, str]]:
         """Size and hash of the files in `results.json`."""
@@ -229,13 +310,16 @@ class Folder:
 
     def narrowed(self, model: nn.Module, saved: Stored, plan: Plan, *, verify: bool = False) -> Result:
         """`model` cut by the plan, with the weights; the result's model is a copy in evaluation mode."""
-        inner = unwrap(model)
-        device = next((t.device for t in [*inner.parameters(), *inner.buffers()]), torch.device("cpu"))
-        result = apply(inner, to_device(saved.inputs.make(), device), plan, verify=verify)
-        saved.check_network(result.model)
-        saved.load_into(result.model)
+        result = self.cut(model, saved, plan, verify=verify)
+        saved.put_into(result.model)
         result.model.eval()
         return result
+
+    def cut(self, model: nn.Module, saved: Stored, plan: Plan, *, verify: bool = False) -> Result:
+        """`model` cut by the plan, with weights of its own."""
+        inner = unwrap(model)
+        device = next((t.device for t in [*inner.parameters(), *inner.buffers()]), torch.device("cpu"))
+        return apply(inner, to_device(_as(saved.inputs.make(), inner), device), plan, verify=verify)
 
     def program(self, saved: Stored) -> Program:
         """The network in `model.pt2`; RunError unless it has the weights of `model.safetensors`. NotRun: see there."""
@@ -260,16 +344,8 @@ def unfinished(folder: str | os.PathLike[str]) -> str:
     )
 
 
-def _kind(path: Path) -> int | None:
-    """The type of a file, of what a link points to; None if there is none."""
-    try:
-        return stat.S_IFMT(path.stat().st_mode)
-    except (OSError, ValueError):
-        return None
-
-
 def _check_regular(path: Path) -> None:
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind is None:
         raise RunError(f"There is no file {str(path)!r}: it was removed, or the folder is not a run's.")
     if kind != stat.S_IFREG:  # reading a pipe would wait for ever

@@ -7,47 +7,20 @@ evaluated, imported or compiled.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateur._files import parse_json, shown
+from secateur._files import parse_json, said, shown
 from secateur.errors import InputError, ModelError
 from secateur.runtime.archive import TYPES, Archive, NotRun, foreign
-from secateur.runtime.operators import find
+from secateur.runtime.rehearsal import Like, contiguous, rehearse
+from secateur.runtime.steps import argument, fill, keep, steps_of
 
-_LAYOUTS: Mapping[int, torch.layout] = {7: torch.strided}
-_FORMATS: Mapping[int, torch.memory_format] = {
-    1: torch.contiguous_format,
-    2: torch.channels_last,
-    3: torch.channels_last_3d,
-    4: torch.preserve_format,
-}
-_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
-_PLAIN: Mapping[str, type] = {"as_int": int, "as_bool": bool, "as_string": str}
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A value of the graph, to be looked up when it runs."""
-
-    name: str
-
-
-class _Device:
-    """Wherever the parameters are."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    call: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    outputs: tuple[Any, ...]  # a name, a list of names, or None for what nobody reads
-    spent: tuple[str, ...]  # values no later step reads
+_LARGEST_HINT = 64
 
 
 @dataclass(frozen=True)
@@ -77,22 +50,24 @@ class Program(nn.Module):
             call = archive.graph_module["module_call_graph"][0]["signature"]
             self._in_spec, self._out_spec = _tree(call["in_spec"]), _tree(call["out_spec"])
             known = [name for name, _ in self._held] + [name for name, *_ in self._given if name is not None]
-            self._steps = _steps(graph["nodes"], self._results, known)
+            self._steps = steps_of(graph["nodes"], self._results, known)
             self.dynamic = next((sizes[0] is None for _, sizes, _ in self._given if sizes), False)
+            self._rehearsed: set[Any] = set()
+            self._first_rehearsal(graph["tensor_values"])
         super().train(False)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *given: Any, **named: Any) -> Any:
         """Compute what the exported network computes."""
         values: dict[str, Any] = {name: self._tensor(path) for name, path in self._held}
-        self._bind(values, args, kwargs)
+        self._bind(values, given, named)
         device = next((t.device for t in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
+        self._rehearse(values, device)
         for step in self._steps:
-            given = [_fill(a, values, device) for a in step.args]
-            got = step.call(*given, **{k: _fill(v, values, device) for k, v in step.kwargs.items()})
-            _keep(values, step.outputs, got)
+            args, kwargs = step.arguments(values, device)
+            keep(values, step.outputs, step.call(*args, **kwargs))
             for name in step.spent:
                 del values[name]
-        leaves = iter([_fill(result, values, device) for result in self._results])
+        leaves = iter([fill(result, values, device) for result in self._results])
         return _built(self._out_spec, leaves)
 
     def train(self, mode: bool = True) -> Program:
@@ -107,6 +82,39 @@ class Program(nn.Module):
     def extra_repr(self) -> str:
         """How many operators it calls."""
         return f"{len(self._steps)} operators, {'any batch size' if self.dynamic else 'one batch size'}"
+
+    # ----------------------------------------------------------------------------------------------------- rehearsing
+
+    def _first_rehearsal(self, rows: Mapping[str, Any]) -> None:
+        """With inputs as those of the export, comparing all that the file says of shapes on the way."""
+        weights = {name: Like.of(self._tensor(path)) for name, path in self._held}
+        inputs = {}
+        for name, sizes, kind in self._given:
+            if name is not None and kind is not None:
+                shape = tuple(
+                    n if n is not None else _hint(row) for n, row in zip(sizes, rows[name]["sizes"], strict=True)
+                )
+                inputs[name] = Like(shape, contiguous(shape), kind, torch.device("cpu"))
+        records = {name: (tuple(map(_size, row["sizes"])), TYPES[row["dtype"]]) for name, row in rows.items()}
+        rehearse(self._steps, weights, inputs, torch.device("cpu"), records)
+
+    def _rehearse(self, values: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        """Once for inputs of each kind; not where others go through the network without numbers of their own."""
+        given = [name for name, *_ in self._given if name is not None]
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or not _concrete(values[name] for name in given):
+            return
+        inputs = {name: Like.of(values[name]) for name in given}
+        kinds = next(((values[name].dtype, device) for name, _ in self._held), None)
+        key = (tuple(inputs.values()), kinds)
+        if key in self._rehearsed:
+            return
+        weights = {name: Like.of(values[name]) for name, _ in self._held}
+        try:
+            rehearse(self._steps, weights, inputs, device)
+        except ValueError as error:
+            sizes = " and ".join("x".join(map(str, like.sizes)) for like in inputs.values())
+            raise InputError(f"The exported network cannot be run with inputs of {sizes}: {said(error)}.") from error
+        self._rehearsed.add(key)
 
     # ------------------------------------------------------------------------------------------------------- building
 
@@ -180,93 +188,31 @@ class Program(nn.Module):
             values[name] = leaf
 
 
-# ------------------------------------------------------------------------------------------------------ reading graphs
-
-
-def _steps(nodes: Sequence[Mapping[str, Any]], results: Sequence[Any], known: Sequence[str]) -> list[_Step]:
-    last: dict[str, int] = {}
-    computed = set(known)
-    made = []
-    for index, node in enumerate(nodes):
-        args, kwargs = [], {}
-        for row in node["inputs"]:
-            value = _argument(row["arg"])
-            if row["kind"] == 2:
-                kwargs[str(row["name"])] = value
-            else:
-                args.append(value)
-        outputs = tuple(_output(row) for row in node["outputs"])
-        read = _names([args, *kwargs.values()])
-        _check_known(read, computed)
-        computed.update(_flat_names(outputs))
-        last.update((name, index) for name in [*read, *_flat_names(outputs)])
-        made.append((find(node["target"]), tuple(args), kwargs, outputs))
-    _check_known(_names(results), computed)
-    last.update((name, len(made)) for name in _names(results))
-    spent: list[list[str]] = [[] for _ in range(len(made) + 1)]
-    for name, index in last.items():
-        spent[index].append(name)
-    return [_Step(*step, tuple(spent[index])) for index, step in enumerate(made)]
-
-
-def _check_known(names: Sequence[str], known: set[str]) -> None:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"nothing computes {shown(unknown[0])}")
-
-
-def _argument(row: Mapping[str, Any]) -> Any:
-    """One argument: a constant, a `_Name`, or a list of them."""
-    ((kind, value),) = row.items()
-    if kind == "as_none":
-        return None
-    if kind in _PLAIN and type(value) is _PLAIN[kind]:
-        return value
-    if kind == "as_float":
-        return _FLOATS[value] if isinstance(value, str) else float(value)
-    if kind == "as_tensor":
-        return _Name(value["name"])
-    if kind in ("as_sym_int", "as_sym_bool", "as_sym_float"):
-        return _Name(value["as_name"]) if "as_name" in value else _argument(value)
-    if kind == "as_optional_tensor":
-        return _argument(value)
-    if kind in ("as_tensors", "as_optional_tensors"):
-        return [_Name(v["name"]) if "name" in v else _argument(v) for v in value]
-    if kind in ("as_ints", "as_floats", "as_bools", "as_strings", "as_sym_ints", "as_sym_bools", "as_sym_floats"):
-        single = kind.removesuffix("s")
-        return [_argument({single: v}) for v in value]
-    if kind in _TABLES:
-        return _TABLES[kind][value]
-    if kind == "as_device":
-        return _Device()
-    raise NotRun(f"The exported network has an argument of the kind {shown(kind)}, which is not run from a file.")
-
-
-_TABLES: Mapping[str, Mapping[int, Any]] = {
-    "as_scalar_type": TYPES,
-    "as_memory_format": _FORMATS,
-    "as_layout": _LAYOUTS,
-}
-
-
-def _output(row: Mapping[str, Any]) -> Any:
-    value = _argument(row)
-    if isinstance(value, _Name):
-        return value.name
-    if isinstance(value, list):
-        return [item.name if isinstance(item, _Name) else None for item in value]
-    return None
-
-
 def _result(spec: Mapping[str, Any]) -> Any:
     ((kind, row),) = spec.items()
     if kind != "user_output":
         raise NotRun(f"The exported network changes what it holds while it runs ({shown(kind)}): it is not run here.")
-    return _argument(row["arg"])
+    return argument(row["arg"])
 
 
 def _size(number: Mapping[str, Any]) -> int | None:
     return int(number["as_int"]) if "as_int" in number else None
+
+
+def _hint(number: Mapping[str, Any]) -> int:
+    """What an open dimension was when the network was exported, if that is small enough to try."""
+    hint = (number["as_expr"].get("hint") or {}).get("as_int")
+    return hint if type(hint) is int and 0 < hint <= _LARGEST_HINT else 2
+
+
+def _concrete(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether there are numbers in them, and sizes are no symbols."""
+    return all(
+        type(tensor) in (torch.Tensor, nn.Parameter)
+        and tensor.device.type != "meta"
+        and all(type(n) is int for n in tensor.shape)
+        for tensor in tensors
+    )
 
 
 def _tree(text: str) -> _Spec:
@@ -291,35 +237,7 @@ def _spec(row: Mapping[str, Any]) -> _Spec:
     return _Spec(kind, tuple(keys), children)
 
 
-# ------------------------------------------------------------------------------------------------------------- running
-
-
-def _fill(value: Any, values: Mapping[str, Any], device: torch.device) -> Any:
-    if isinstance(value, _Name):
-        return values[value.name]
-    if isinstance(value, list):
-        return [_fill(item, values, device) for item in value]
-    return device if isinstance(value, _Device) else value
-
-
-def _keep(values: dict[str, Any], outputs: tuple[Any, ...], got: Any) -> None:
-    if not outputs:  # an assertion
-        return
-    for output, value in zip(outputs, got if len(outputs) > 1 else [got], strict=True):
-        if isinstance(output, list):
-            values.update((name, v) for name, v in zip(output, value, strict=True) if name is not None)
-        elif output is not None:
-            values[output] = value
-
-
-def _names(value: Any) -> list[str]:
-    if isinstance(value, _Name):
-        return [value.name]
-    return [n for item in value for n in _names(item)] if isinstance(value, list | tuple) else []
-
-
-def _flat_names(outputs: tuple[Any, ...]) -> list[str]:
-    return [n for o in outputs for n in (o if isinstance(o, list) else [o]) if n is not None]
+# ------------------------------------------------------------------------------------------------------ laid out flat
 
 
 def _flat(spec: _Spec, value: Any, leaves: list[Any]) -> bool:

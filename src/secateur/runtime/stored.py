@@ -23,11 +23,12 @@ from secateur.errors import ConfigError, RunError
 from secateur.graph.modules import named_tensors
 from secateur.plan import Plan, kept_fingerprint, shapes_fingerprint
 from secateur.runtime.inputs import Inputs
-from secateur.runtime.weights import canonical, misfit, save_weights, state_tensors
+from secateur.runtime.weights import canonical, misfit, save_tensors, state_tensors
 
 FORMAT = "secateur.model"
 VERSION = "1"
 FILE = "model.safetensors"
+_HEADS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -41,27 +42,41 @@ class Stored:
     reference: str
     arguments: dict[str, Any]
 
-    def load_into(self, model: nn.Module) -> None:
-        """Copy every tensor into `model`; RunError unless names, shapes and types are the same on both sides."""
-        own = state_tensors(model)
-        problem = misfit({name: tuple(t.shape) for name, t in self.tensors.items()}, own)
-        if problem is None:
-            other = [name for name, t in self.tensors.items() if t.dtype != own[name].dtype]
-            problem = (
-                f"{other[0]} is {_kind(self.tensors, other)} in the file, {_kind(own, other)} in the model"
-                if other
-                else None
-            )
+    def put_into(self, model: nn.Module) -> None:
+        """Make `model`, the original cut by the plan, the network that was saved.
+
+        Heads that were replaced by others of another length are made so long, and layers take the precision that they
+        were saved in.
+
+        Raises:
+            RunError: names, shapes or kinds of numbers are not the same on both sides; give the right original.
+        """
+        problem = self.misfit(model)
         if problem:
             raise RunError(
                 f"The weights {str(self.path)!r} do not fit the network narrowed by plan.json: {problem}; "
                 "give the model this run pruned, or the files are of different runs."
             )
+        self._check_network(model)
+        own = state_tensors(model)
         with torch.no_grad():
             for name, value in self.tensors.items():
+                if own[name].dtype != value.dtype:
+                    own[name].data = own[name].data.to(value.dtype)
                 own[name].copy_(value)
 
-    def check_network(self, model: nn.Module) -> None:
+    def misfit(self, model: nn.Module) -> str | None:
+        """How the tensors differ from those of `model`, whose heads are made as long; None if they do not."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        _lengthen(model, shapes)
+        own = state_tensors(model)
+        problem = misfit(shapes, own)
+        other = [name for name, t in self.tensors.items() if name in own and not _converts(own[name].dtype, t.dtype)]
+        if problem is None and other:
+            return f"{other[0]} is {_kind(self.tensors, other)} in the file, {_kind(own, other)} in the model"
+        return problem
+
+    def _check_network(self, model: nn.Module) -> None:
         """RunError unless `model` has the parameters and buffers of the network that was saved."""
         if shapes_fingerprint(named_tensors(model)) != self.header["narrow"]:
             raise RunError(
@@ -70,7 +85,7 @@ class Stored:
             )
 
 
-def write(
+def described(
     path: Path,
     model: nn.Module,
     *,
@@ -79,8 +94,9 @@ def write(
     inputs: Inputs,
     plan: Plan,
     metadata: Mapping[str, Any],
-) -> dict[str, str]:
-    """Write the file and return its header."""
+) -> Stored:
+    """What `write` would write of a network to `path`."""
+    tensors = canonical(model)
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -94,15 +110,38 @@ def write(
         "plan": kept_fingerprint(plan),
         "architecture": plan.architecture or "",
         "narrow": shapes_fingerprint(named_tensors(model)),
-        "weights": digest(canonical(model)),
+        "weights": digest(tensors),
     }
     for key, value in metadata.items():
         if key in header or key == "checksum":
             raise ConfigError(f"The metadata {key!r} is written by save_model itself: leave it out.")
         header[key] = value if isinstance(value, str) else _json(value, f"The metadata {key!r}")
     header["checksum"] = _checksum(header)
-    save_weights(model, path, header)
-    return header
+    # as they come back from JSON, which is what they will be read from
+    return Stored(path, tensors, header, inputs, reference, parse_json(header["arguments"]))
+
+
+def write(stored: Stored) -> None:
+    """Write the file."""
+    save_tensors(stored.tensors, stored.path, stored.header)
+
+
+def _lengthen(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give layers whose outputs were replaced by more or fewer, as the head for other classes is, as many."""
+    for name, module in model.named_modules():
+        weight = shapes.get(f"{name}.weight" if name else "weight")
+        if not isinstance(module, _HEADS) or weight is None or tuple(module.weight.shape[1:]) != weight[1:]:
+            continue
+        if weight[0] == len(module.weight) or getattr(module, "groups", 1) != 1:
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            fresh = parameter.detach().new_zeros((weight[0], *parameter.shape[1:]))
+            setattr(module, key, nn.Parameter(fresh, requires_grad=parameter.requires_grad))
+        setattr(module, "out_features" if isinstance(module, nn.Linear) else "out_channels", weight[0])
+
+
+def _converts(own: torch.dtype, stored: torch.dtype) -> bool:
+    return own == stored or (own.is_floating_point and stored.is_floating_point)
 
 
 def read(path: Path) -> Stored:

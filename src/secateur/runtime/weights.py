@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from secateur._files import said, write_bytes
+from secateur._files import kind_of, said, write_bytes
 from secateur.errors import ConfigError, WeightsError
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
@@ -50,7 +51,12 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: Mappi
 
     A tensor with several names is written under the first.
     """
-    tensors = {name: tensor.detach().contiguous() for name, tensor in canonical(model).items()}
+    save_tensors(canonical(model), path, metadata)
+
+
+def save_tensors(named: Mapping[str, torch.Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+    """Write tensors by name, as `save_weights` does."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in named.items()}
     data = ordered(save(_apart(tensors), metadata=dict(metadata)))
     write_bytes(path, data, what="The weights", error=ConfigError)
 
@@ -61,9 +67,15 @@ def check_target(path: str | os.PathLike[str], option: str) -> None:
     path: of the file. option: what the user called it, for the message.
     """
     file = Path(path)
-    if file.is_dir():
+    try:
+        kind = stat.S_IFMT(file.stat().st_mode)
+    except FileNotFoundError:
+        kind = None
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise ConfigError(f"{option} {str(path)!r} cannot be written: {said(error)}.") from error
+    if kind == stat.S_IFDIR:
         raise ConfigError(f"{option} {str(path)!r} is a folder: give a file name in it.")
-    if not file.parent.is_dir():
+    if kind_of(file.parent) != stat.S_IFDIR:
         raise ConfigError(f"{option} {str(path)!r} cannot be written: the folder {str(file.parent)!r} does not exist.")
     if not os.access(file.parent, os.W_OK):
         raise ConfigError(f"{option} {str(path)!r} cannot be written: {str(file.parent)!r} is write-protected.")
@@ -108,7 +120,7 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _refuse_pickle(file: Path) -> None:
-    if not file.is_file():
+    if kind_of(file) != stat.S_IFREG:
         raise ConfigError(f"There is no weights file {str(file)!r}: give a safetensors file.")
     try:
         with file.open("rb") as stream:

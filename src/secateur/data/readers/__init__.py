@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from secateur.data._files import data_folder
 from secateur.data.images import Images, Shape
 from secateur.data.options import ImageOptions
@@ -56,6 +59,22 @@ def locate(name: str, path: str | None, places: Sequence[str], get: str) -> Path
     if not places:
         raise DataError(f"The data set {name} needs data.path: {get}.")
     raise DataError(f"{name} is not in {str(folder)!r} (no {', no '.join(places)}): {get}, or give data.path.")
+
+
+def count_classes(labels: NDArray[np.int64], where: str) -> int:
+    """How many classes labels from 0 without a gap tell apart; however large a label, nothing of its size is made.
+
+    Raises:
+        DataError: a number is left out below the largest.
+    """
+    there = np.unique(labels[labels >= 0])  # negative ones are refused with the image they belong to
+    gaps = np.flatnonzero(there != np.arange(len(there)))
+    if len(gaps):
+        raise DataError(
+            f"No training image in {where} has the label {gaps[0]}, though labels reach {there[-1]}: "
+            "number them from 0 without a gap, or give data.options.classes."
+        )
+    return len(there)
 
 
 def shape_of(options: ImageOptions) -> tuple[Shape, int | None]:

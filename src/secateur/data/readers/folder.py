@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from secateur._hints import nearest
-from secateur.data._files import checksum_of_lines, entries, extra, said
+from secateur.data._files import check_regular, checksum_of_lines, entries, extra, said
 from secateur.data.images import EncodedImages, Shape
 from secateur.data.options import FolderOptions
 from secateur.data.readers import Contents, locate, shape_of
@@ -28,10 +29,11 @@ class FolderImages(EncodedImages):
         self.root, self.files = root, files
 
     def load(self, number: int) -> Path:
+        check_regular(self.root / self.files[number])
         return self.root / self.files[number]
 
     def where(self, number: int) -> str:
-        return repr(str(self.load(number)))
+        return repr(str(self.root / self.files[number]))
 
 
 def read(path: str | None, options: FolderOptions, get: str) -> Contents:
@@ -89,19 +91,31 @@ def _scan(folder: Path, numbers: Mapping[str, int]) -> tuple[list[str], list[int
     return files, labels, others
 
 
+@contextlib.contextmanager
+def _entries(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield entries
+    except OSError as error:
+        raise DataError(f"{folder!r} cannot be read: {said(error)}.") from error
+
+
 def _files(folder: Path, others: list[str]) -> list[str]:
-    found = []
-
-    def stop(error: OSError) -> None:
-        raise DataError(f"{str(folder)!r} cannot be read: {said(error)}.") from error
-
-    for place, _, names in os.walk(folder, onerror=stop):
-        for name in names:
-            path = os.path.join(place, name)  # noqa: PTH118 (a Path each would take seconds for a million files)
-            if os.path.splitext(name)[1].casefold() in EXTENSIONS and not name.startswith("."):  # noqa: PTH122
-                found.append(path)
-            elif not name.startswith("."):
-                others.append(path)
+    found: list[str] = []
+    places = [str(folder)]
+    while places:
+        with _entries(places.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    places.append(entry.path)
+                elif entry.is_dir() or entry.name.startswith("."):
+                    continue
+                elif os.path.splitext(entry.name)[1].casefold() not in EXTENSIONS:  # noqa: PTH122 (as below)
+                    others.append(entry.path)
+                elif entry.is_file():  # known from the folder; a Path each would take seconds for a million files
+                    found.append(entry.path)
+                else:
+                    check_regular(entry.path)
     if not found:
         raise DataError(f"The class folder {str(folder)!r} holds no image: add some, or remove it.")
     return sorted(found)

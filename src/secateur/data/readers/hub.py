@@ -14,7 +14,7 @@ from secateur._hints import nearest
 from secateur.data._files import extra, said
 from secateur.data.images import EncodedImages, Shape
 from secateur.data.options import HubOptions
-from secateur.data.readers import Contents, Streams, shape_of
+from secateur.data.readers import Contents, Streams, count_classes, shape_of
 from secateur.data.streams import Sample
 from secateur.errors import DataError
 
@@ -53,7 +53,7 @@ def read(path: str | None, options: HubOptions, get: str) -> Contents:
         labels = _labels(found[name], label, f"{path}/{name}")
         sets.append(HubImages(found[name], image, f"{path}/{name}", labels, shape, check))
     names = getattr(features[label], "names", None)
-    classes = len(names) if names else int(sets[0].labels.max(initial=0)) + 1
+    classes = len(names) if names else count_classes(sets[0].labels, str(path))
     return Contents(sets[0], sets[1], classes, tuple(names) if names else None, partial(_checksums, sets))
 
 

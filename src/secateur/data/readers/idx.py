@@ -7,11 +7,12 @@ import math
 import struct
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.data._files import checksums, said
+from secateur.data._files import check_unpacked, checksums, said
 from secateur.data.images import MemoryImages
 from secateur.data.options import Options
 from secateur.data.readers import Contents, locate
@@ -26,6 +27,7 @@ _PLACES = (
     "train-images-idx3-ubyte",
 )
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_DEFLATED = 1032  # times as many bytes, at most, come out of gzip
 _UBYTE = 8  # the code of the only element type that images and labels come in
 
 
@@ -65,21 +67,32 @@ def _array(file: Path, dimensions: int, get: str) -> NDArray[np.uint8]:
                 raise DataError(f"{str(file)!r} is not an IDX file of {dimensions} dimensions of bytes: {get}.")
             shape = struct.unpack(f">{dimensions}I", header[4:])
             size = math.prod(shape)
-            content = _at_most(stream, size + 1)
+            _check_size(file, size, len(header), get)
+            content = np.empty(size, dtype=np.uint8)
+            there = _fill(stream, content.data)
+            more = stream.read(1)
     except DataError:
         raise
     except Exception as error:  # gzip and zlib each have their own for a damaged file
         raise DataError(f"{str(file)!r} cannot be read ({said(error)}): {get}.") from error
-    if len(content) != size:
-        there = f"only {len(content):,}" if len(content) < size else "more"
-        raise DataError(f"{str(file)!r} promises {size:,} bytes and holds {there}: it is damaged; {get}.")
-    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+    if there < size or more:
+        held = "more" if more else f"only {there:,}"
+        raise DataError(f"{str(file)!r} promises {size:,} bytes and holds {held}: it is damaged; {get}.")
+    return content.reshape(shape)
 
 
-def _at_most(stream: object, size: int) -> bytes:
-    """Read in pieces: a damaged header may promise more than there is memory for."""
-    parts, left = [], size
-    while left > 0 and (part := stream.read(min(left, 1 << 22))):  # type: ignore[attr-defined]
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
+def _check_size(file: Path, size: int, header: int, get: str) -> None:
+    """A damaged header may promise more than there is memory for."""
+    packed = file.stat().st_size
+    most = _DEFLATED * packed if file.suffix == ".gz" else packed - header
+    if size > most:
+        raise DataError(f"{str(file)!r} promises {size:,} bytes and holds only {most:,}: it is damaged; {get}.")
+    check_unpacked(file, size)
+
+
+def _fill(stream: Any, target: memoryview) -> int:
+    """Read until it is full or there is no more; how much that was."""
+    place = 0
+    while place < len(target) and (count := stream.readinto(target[place : place + (1 << 22)])):
+        place += count
+    return place

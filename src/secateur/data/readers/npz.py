@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.data._files import checksums, said
+from secateur.data._files import check_regular, check_unpacked, checksums, said
 from secateur.data.images import MemoryImages
 from secateur.data.options import NpzOptions
-from secateur.data.readers import Contents, locate
+from secateur.data.readers import Contents, count_classes, locate
 from secateur.errors import DataError
 
 _NAMES = {
@@ -29,14 +31,7 @@ Layout = Literal["auto", "nchw", "nhwc"]
 def read(path: str | None, options: NpzOptions, get: str) -> Contents:
     file = locate("npz", path, (), get)
     train, test, notes = read_images(file, options.layout)
-    classes = options.classes or int(train.labels.max(initial=0)) + 1
-    if options.classes is None:
-        absent = np.setdiff1d(np.arange(classes), train.labels)
-        if len(absent):
-            raise DataError(
-                f"No training image in {str(file)!r} has the label {absent[0]}, though labels reach {classes - 1}: "
-                "number them from 0 without a gap, or give data.options.classes."
-            )
+    classes = options.classes or count_classes(train.labels, repr(str(file)))
     return Contents(train, test, classes, None, partial(checksums, [file]), notes)
 
 
@@ -55,24 +50,73 @@ def _arrays(file: Path) -> tuple[Mapping[str, NDArray[Any]], list[str]]:
     """The four arrays, and the names of others; without pickle, whatever the file asks for."""
     if file.is_dir():
         raise DataError(f"{str(file)!r} is a folder: give the .npz file in data.path.")
+    check_regular(file)
     try:
-        stored: Any = np.load(file, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise DataError(f"{str(file)!r} is a single array: save x_train, y_train, x_test, y_test with numpy.savez.")
-        with stored:
-            found = {}
-            for key, names in _NAMES.items():
-                name = next((name for name in names if name in stored.files), None)
-                if name is None:
-                    held = ", ".join(stored.files[:8]) or "nothing"
-                    raise DataError(f"{str(file)!r} has no array {key!r}: it holds {held}; save it with that name.")
-                found[key] = stored[name]
+        _check_zip(file)
+        with np.load(file, allow_pickle=False) as stored:
+            chosen = _chosen(file, stored.files)
+            _check_sizes(file, list(chosen.values()))
             read = {name for names in _NAMES.values() for name in names}
+            found = {key: stored[name] for key, name in chosen.items()}
             return found, [name for name in stored.files if name not in read]
     except DataError:
         raise
     except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
         raise DataError(f"{str(file)!r} cannot be read as .npz ({said(error)}): get or make it again.") from error
+
+
+def _check_zip(file: Path) -> None:
+    """numpy takes whatever is no zip file for a pickle."""
+    if zipfile.is_zipfile(file):
+        return
+    with file.open("rb") as stream:
+        array = stream.read(6) == b"\x93NUMPY"
+    if array:
+        raise DataError(f"{str(file)!r} is a single array: save x_train, y_train, x_test, y_test with numpy.savez.")
+    raise DataError(f"{str(file)!r} cannot be read as .npz (it is no zip file, or is cut off): get or make it again.")
+
+
+def _chosen(file: Path, there: Sequence[str]) -> dict[str, str]:
+    """Which array of the file is which."""
+    found = {}
+    for key, names in _NAMES.items():
+        name = next((name for name in names if name in there), None)
+        if name is None:
+            held = ", ".join(there[:8]) or "nothing"
+            raise DataError(f"{str(file)!r} has no array {key!r}: it holds {held}; save it with that name.")
+        found[key] = name
+    return found
+
+
+def _check_sizes(file: Path, names: Sequence[str]) -> None:
+    """What the arrays take in memory, from their headers alone, before any of it is taken."""
+    total = 0
+    with zipfile.ZipFile(file) as archive:
+        for name in names:
+            info = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
+            with archive.open(info) as member:
+                shape, dtype = _header(member)
+            if dtype.hasobject:
+                raise DataError(
+                    f"{name} in {str(file)!r} holds Python objects, a pickle, which may run code when it is read: save "
+                    "plain arrays, images as uint8 and labels as whole numbers."
+                )
+            size = math.prod(shape) * dtype.itemsize
+            if size > info.file_size:
+                raise DataError(
+                    f"{name} in {str(file)!r} promises {size:,} bytes and has {info.file_size:,}: it is damaged; get "
+                    "or make it again."
+                )
+            total += size
+    check_unpacked(file, total)
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, at the beginning of its member."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    return shape, dtype
 
 
 def _pixels(array: NDArray[Any], what: str, layout: Layout) -> NDArray[np.uint8]:

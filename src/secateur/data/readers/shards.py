@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from secateur.data._files import checksum_of_lines, extra, said
+from secateur.data._files import check_regular, checksum_of_lines, extra, said
 from secateur.data.images import EncodedImages, Shape
 from secateur.data.options import ShardOptions
-from secateur.data.readers import Contents, locate, shape_of
+from secateur.data.readers import Contents, count_classes, locate, shape_of
 from secateur.data.readers.folder import EXTENSIONS
 from secateur.errors import DataError
 
@@ -71,7 +71,7 @@ def read(path: str | None, options: ShardOptions, get: str) -> Contents:
     shape, check = shape_of(options)
     unread: set[str] = set()
     sets = [ShardImages(shards, _index(shards, options.label, unread), shape, check) for shards in (train, test)]
-    classes = options.classes or int(sets[0].labels.max(initial=0)) + 1
+    classes = options.classes or count_classes(sets[0].labels, f"the shards of {str(folder)!r}")
     notes = (f"Members with these extensions were not read: {', '.join(sorted(unread))}.",) if unread else ()
     return Contents(sets[0], sets[1], classes, None, partial(_checksums, sets), notes)
 
@@ -97,6 +97,8 @@ def shards_in(folder: Path, pattern: str, get: str, said_as: str | None = None) 
     packed = next((path for path in found if path.suffix in (".gz", ".tgz", ".xz", ".bz2", ".zst")), None)
     if packed is not None:
         raise DataError(f"{str(packed)!r} is compressed: unpack it to a plain .tar.")
+    for path in found:
+        check_regular(path)
     return found
 
 
@@ -144,6 +146,8 @@ def _samples(shard: tarfile.TarFile, number: int, path: Path, label_extension: s
                 raise DataError(f"The sample {key!r} in {str(path)!r} has two images: keep one of them.")
             images[key] = member
         elif extension == label_extension.casefold().lstrip("."):
+            if key in labels:
+                raise DataError(f"The sample {key!r} in {str(path)!r} has two labels: keep one of them.")
             labels[key] = label_of(shard, member, str(path))
         else:
             unread.add(extension)

@@ -156,6 +156,8 @@ class _Grouped:
                     raise DataError(f"The sample {key!r} in {self.name!r} has two images: keep one of them.")
                 self._image = (member.name, self._data(member))
             elif extension == self.label.casefold().lstrip("."):
+                if self._label is not None:
+                    raise DataError(f"The sample {key!r} in {self.name!r} has two labels: keep one of them.")
                 self._label = label_of(self.archive, member, self.name)
         if self.path is not None:
             check_end(self.path, end)

@@ -190,6 +190,7 @@ class Results(_Document):
     after: Costs = Costs()
     accuracy: Accuracy = Accuracy()
     int8: Table[Int8Row] = {}
+    not_exported: Table[str] = {}
     groups: Rows[GroupRow] = []
     frozen: list[FrozenRow] | None = None
     unsupported: Rows[UnsupportedRow] = []

@@ -32,7 +32,8 @@ class Statement:
 
 def statements(run: Run) -> tuple[Statement, ...]:
     """What was checked of a run, in words."""
-    return (_cut(run.proof), *_masks(run.results), *_exports(run), *_int8(run.results))
+    found = run.results
+    return (_cut(run.proof), *_masks(found), *_exports(run), *_int8(found), *_not_exported(found))
 
 
 def frozen(results: Results) -> tuple[tuple[str, str], ...]:
@@ -109,8 +110,19 @@ def _exports(run: Run) -> list[Statement]:
     return [
         _export(getattr(run.checks, key) if run.checks else None, file in run.results.files, file, what)
         for key, (file, what) in _EXPORTS.items()
-        if key in _USUAL or file in run.results.files
+        if (key in _USUAL and key not in run.results.not_exported) or file in run.results.files
     ]
+
+
+def _not_exported(results: Results) -> list[Statement]:
+    """Formats that the recipe names and the network could not be written in."""
+    found = []
+    for key, reason in results.not_exported.items():
+        int8 = key.removeprefix("int8.")
+        file, what = _EXPORTS.get(key, (key, "File"))
+        title = f"In 8 bits for {_INT8.get(int8, int8)}" if int8 != key else f"{what} ({file})"
+        found.append(Statement("no", title, "was not written.", (reason,)))
+    return found
 
 
 def _int8(results: Results) -> list[Statement]:

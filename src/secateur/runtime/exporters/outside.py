@@ -7,11 +7,14 @@ import functools
 import importlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from secateur.errors import ConfigError, RunError, SecateurError
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def needed(package: str, extra: str = "export") -> Any:
@@ -64,6 +67,11 @@ def told(what: str, remedy: str) -> Iterator[None]:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of what an exporter has to say, and its kind."""
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    """The first line of the cause that an exporter has to tell, and its kind.
+
+    What wraps the cause says at which step it came about, in colours, and what to do about PyTorch.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first = next((line for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()), "")
     return f"{type(error).__name__}{': ' + ' '.join(first.split()).rstrip('.')[:200] if first else ''}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from secateur.errors import RunError
-from secateur.runtime.archive import NotRun, read_archive
+from secateur.runtime.archive import Archive, NotRun, read_archive
 from secateur.runtime.exporters.outside import told
 from secateur.runtime.exporters.subject import Subject, outputs
 from secateur.runtime.program import Program
@@ -30,7 +30,7 @@ def write_pt2(subject: Subject, path: Path) -> dict[str, Any]:
         file = Path(folder) / "model.pt2"
         file.write_bytes(data)
         try:
-            own = Program(read_archive(file))
+            archive = read_archive(file)
         except NotRun as problem:
             more = {"loads": False, "not_loaded": str(problem)}
         except RunError as problem:  # older releases put pickles into the archive
@@ -39,9 +39,24 @@ def write_pt2(subject: Subject, path: Path) -> dict[str, Any]:
                 "install a newer PyTorch, or leave it out with export.pt2=false."
             ) from problem
         else:
-            with told("The exported network cannot be run by secateur.load", "leave it out with export.pt2=false"):
-                error = max(error, subject.error(lambda inputs: outputs(own, inputs)))
+            more |= _run(archive, subject)
+            error = max(error, more.pop("error", 0.0))
     return subject.written({path: data}, error, "torch.export", more)
+
+
+def _run(archive: Archive, subject: Subject) -> dict[str, Any]:
+    """Whether `secateur.load` runs it, and how far from the network it is then."""
+    try:
+        own = Program(archive)
+    except NotRun as problem:
+        return {"loads": False, "not_loaded": str(problem)}
+    except RunError as problem:  # a file that is refused would keep the folder from being loaded
+        raise RunError(
+            f"The exported network would be refused by secateur.load ({str(problem).rstrip('.')}): leave it out with "
+            "export.pt2=false."
+        ) from problem
+    with told("The exported network cannot be run by secateur.load", "leave it out with export.pt2=false"):
+        return {"error": subject.error(lambda inputs: outputs(own, inputs))}
 
 
 def _saved(program: torch.export.ExportedProgram) -> bytes:
