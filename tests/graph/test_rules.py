@@ -110,6 +110,8 @@ FLOWS = [
     flow("repeat_interleave", 6, lambda a: a.repeat_interleave(2, 1), X),
     flow("slice", 6, lambda a: a[:, 1:4], X),
     flow("slice from the end", 6, lambda a: a[:, -2:], X),
+    flow("the last one", 5, lambda a: a[:, -1:], X),
+    flow("the last but one by a count from the front", 1, lambda a: a[:, 4:5], X),
     flow("every second", 3, lambda a: a[:, ::2], X),
     flow("select", 0, lambda a: a[:, 2], X),
     flow("unbind", 0, lambda a: a.unbind(1), X),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from secateur.graph.capture import Recording, Tap
 from secateur.graph.components import components
+from secateur.graph.grouped import choose, fixes_of, ties_of
 from secateur.graph.labels import Ids, Ledger
 from secateur.graph.products import resolve_products
 
@@ -175,9 +176,20 @@ def solve(
         together: further slots that live and die together, position by position.
         attention: what is pruned in attention, whole "heads" or the features of every head ("head_dim").
     """
+    never, together = list(never), list(together)
+    return choose(recording, lambda whole: _solve(recording, never, together, attention, whole))
+
+
+def _solve(
+    recording: Recording,
+    never: list[tuple[Ids, str]],
+    together: list[tuple[Ids, Ids]],
+    attention: str,
+    whole: set[int],
+) -> Solution:
     ledger = recording.ledger
-    fixes = [*ledger.fixes, *never]
-    ties = [*ledger.ties, *together]
+    fixes = [*ledger.fixes, *never, *fixes_of(ledger, whole)]
+    ties = [*ties_of(ledger, whole), *together]
     component = components(ledger.size, ties, ledger.links)
     fixes += _bins(recording, component)
     if ledger.products:

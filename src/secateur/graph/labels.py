@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.graph.forms import Form
+
 Ids = NDArray[np.int64]
 Axis = Ids | None
 Label = tuple[Axis, ...]
@@ -37,6 +39,20 @@ class Macs:
 
 
 @dataclass
+class Grouped:
+    """A grouped convolution: its ties number `first` to `last` say that position j of all groups goes together."""
+
+    call: int  # -1: of the run with training branches on
+    groups: int
+    rows: Ids  # of the weight
+    columns: Ids
+    source: Ids  # of the input
+    first: int
+    last: int
+    form: Form | None
+
+
+@dataclass
 class Ledger:
     """Everything a trace learned: ids, ties, fixed and inexact slots, products, MACs."""
 
@@ -48,6 +64,7 @@ class Ledger:
     heads: list[Ids] = field(default_factory=list)  # batch axes of activation-by-activation products: attention heads
     products: list[Product] = field(default_factory=list)
     macs: list[Macs] = field(default_factory=list)
+    grouped: list[Grouped] = field(default_factory=list)
     links: set[int] = field(default_factory=set)  # numbers of ties whose second axis nothing had touched before
     training: bool = False  # the run being recorded is the one with training branches on
     _untouched: set[int] = field(default_factory=set)

@@ -16,6 +16,7 @@ from secateur.graph.capture import Call, Recorder, Recording, capture_once, forw
 from secateur.graph.channels import Bools
 from secateur.graph.components import components
 from secateur.graph.cut import Slices
+from secateur.graph.grouped import ties_of, whole_by_slices
 from secateur.graph.labels import Label, Ledger
 from secateur.graph.modules import clone_module, map_tensors, output_tensors
 from secateur.graph.randomise import run, same_draws
@@ -184,7 +185,8 @@ def _variable(tensor: torch.Tensor) -> torch.Tensor:
 
 def _alive_from_slices(recording: Recording, slices: Slices) -> Bools:
     """Alive slots of a recording on real tensors, from what was cut out of the parameters alone."""
-    component = components(recording.ledger.size, recording.ledger.ties, recording.ledger.links)
+    ties = ties_of(recording.ledger, whole_by_slices(recording, slices))
+    component = components(recording.ledger.size, ties, recording.ledger.links)
     dead = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
     for name, kept in slices.items():
         for axis, index in zip(recording.places[name], kept, strict=True):

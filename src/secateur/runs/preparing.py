@@ -72,7 +72,7 @@ class Prepared:
     @property
     def settings(self) -> dict[str, Any]:
         """Of the method, defaults included."""
-        return validated(self.row.settings, self.recipe.method.settings, "method").model_dump(mode="json")
+        return validated(self.row.config, self.recipe.method.settings, "method").model_dump(mode="json")
 
     def network(self) -> Loaded:
         """The network with the weights it starts from, always the same."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from secateur.graph.forms import Form, of_convolution
-from secateur.graph.labels import Axis, Label, Macs
+from secateur.graph.labels import Axis, Grouped, Label, Macs
 from secateur.graph.rules.registry import Labels, Op, is_constant, label_of, rule
 
 
@@ -85,11 +85,15 @@ def _tie_positions(op: Op, source: Axis, rows: Axis, cols: Axis, groups: int, tr
     """Grouped: groups stay equal, so position j of every group lives or dies together."""
     into = None if transposed or cols is None else np.tile(cols, groups)
     out = rows if not transposed else (None if cols is None else np.tile(cols, groups))
+    first = len(op.ledger.ties)
     if rows is not None:
         grid = rows.reshape(groups, -1)
         for k in range(1, groups):
             op.ledger.tie(grid[0], grid[k])
     op.join(source, rows if transposed else into)
+    if not transposed and rows is not None and cols is not None and source is not None:
+        call, last = (-1 if op.ledger.training else op.index), len(op.ledger.ties)
+        op.ledger.grouped.append(Grouped(call, groups, rows, cols, source, first, last, op.form))
     consumed = rows if transposed else cols
     if consumed is not None:
         op.ledger.consumed.append(consumed)

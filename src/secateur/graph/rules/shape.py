@@ -101,7 +101,9 @@ def slice_(op: Op) -> Labels:
     start = max(given + size, 0) if given < 0 else min(given, size)
     step = int(op.args.get("step") or 1)
     if op.out.shape[dim] == 1:  # one channel by its position, like `select`
-        op.fix(axis[: start + 1], "indexed by position")
+        end = op.args.get("end")
+        from_end = given < 0 and (end is None or int(end) < 0 or int(end) >= size)
+        op.fix(axis[start:] if from_end else axis[: start + 1], "indexed by position")
         label[dim] = None
         return tuple(label)
     if step > 1:
