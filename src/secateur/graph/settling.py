@@ -34,11 +34,20 @@ _PARTNERS = 8
 
 @dataclass(frozen=True)
 class Remedy:
-    """What may be done about a size in code. name: in a few words. ties, fixes: further ones for `solve`."""
+    """What may be done about a size in code.
+
+    name: in a few words. ties, fixes: further ones for `solve`. about: the axes that ties are for; where nothing of
+    one could be pruned any more, it had better be frozen, with the reason.
+    """
 
     name: str
     ties: Pairs = field(default_factory=list)
     fixes: list[tuple[Ids, str]] = field(default_factory=list)
+    about: list[Ids] = field(default_factory=list)
+
+    def spares(self, before: Solution, after: Solution) -> bool:
+        """Whether something of every axis the ties are for can be pruned still."""
+        return all(_prunable(after, axis) for axis in self.about if _prunable(before, axis))
 
     def changes(self, solution: Solution) -> bool:
         """Whether it ties anything that is not, or fixes anything prunable."""
@@ -69,7 +78,7 @@ def remedies(recording: Recording, solution: Solution, calls: Sequence[int]) -> 
 
 def _tying(scopes: list[_Scope]) -> Iterator[Remedy]:
     def of(name: str, parts: Iterable[Pairs]) -> Remedy:
-        return Remedy(name, [pair for pairs in parts for pair in pairs])
+        return Remedy(name, [pair for pairs in parts for pair in pairs], about=scopes[0].own())
 
     yield of("the parts it states stay equal", (_equal(s.stated()) for s in scopes))
     yield of("sizes stated beside it stay equal", (_equal(s.stated_beside()) for s in scopes))
@@ -83,8 +92,7 @@ def _tying(scopes: list[_Scope]) -> Iterator[Remedy]:
 
 def _freezing(scopes: list[_Scope], reason: str) -> Iterator[Remedy]:
     def of(axes: Iterable[tuple[_Scope, Ids]]) -> Remedy:
-        where = {True: "its channels stay"}
-        return Remedy(where[True], fixes=[(axis, reason.format(s.module or "the model")) for s, axis in axes])
+        return Remedy("its channels stay", fixes=[(axis, reason.format(s.module or "the model")) for s, axis in axes])
 
     yield of((s, axis) for s in scopes for axis in s.stated())
     yield of((s, axis) for s in scopes for axis in s.own())
@@ -227,7 +235,10 @@ def _axes_of(call: Call, *, stated: bool = False) -> list[Ids]:
 
 
 def trial_masks(solution: Solution, recording: Recording, at: Iterable[int], seed: int) -> dict[str, Bools]:
-    """A cut to random widths of all groups that meet in the modules of these calls; none goes below two channels."""
+    """A cut to random widths of all groups that meet in the modules of these calls.
+
+    None of three or more goes below two channels: of a single one PyTorch computes some products by other operators.
+    """
     generator = np.random.default_rng(seed)
     modules = tuple({recording.calls[k].module for k in at})
     prefixes = tuple(f"{name}." if name else "" for name in modules)
@@ -239,7 +250,7 @@ def trial_masks(solution: Solution, recording: Recording, at: Iterable[int], see
     touched[-1] = False  # frozen ones
     masks = {}
     for group in solution.groups:
-        if touched[group.channels[0]] and group.width > 2:
-            kept = int(generator.integers(2, group.width))
+        if touched[group.channels[0]]:
+            kept = int(generator.integers(min(2, group.width - 1), group.width))
             masks[group.name] = generator.permutation(group.width) < kept
     return masks

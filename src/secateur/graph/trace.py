@@ -181,7 +181,7 @@ class Graph:
             solution = self._solved(remedy)
             floor = self._floor(solution)
             alike = (floor, *(group.width for group in solution.groups))
-            if floor >= least or alike in seen:
+            if floor >= least or alike in seen or not remedy.spares(self.solution, solution):
                 continue
             seen.add(alike)
             if conflict.done or self._helps(solution, calls):
