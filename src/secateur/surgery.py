@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from secateur.budget import KEYS
-from secateur.errors import BudgetError, PlanError, WeightsError
+from secateur.errors import BudgetError, CutError, PlanError, WeightsError
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
+from secateur.graph.sizes import Done
 from secateur.plan import Plan
 
 
@@ -60,7 +61,10 @@ def apply(
     graph = trace(model, example_inputs, attention=attention if attention == "head_dim" else "heads")
     check_weights(graph)
     for conflict in _settled(plan, graph):
-        graph.settle(conflict)
+        try:
+            graph.settle(conflict)
+        except CutError as error:
+            raise PlanError("The plan does not fit this network; make the plan again for this network.") from error
     plan.check(graph)
     if timing is not None:
         graph.attach(timing)
@@ -80,9 +84,12 @@ def _settled(plan: Plan, graph: Graph) -> list[SizeConflict]:
     calls = graph.recording.calls
     for entry in noted if isinstance(noted, list) else [noted]:
         match entry:
-            case [int(call), str(module), str(operator), str(detail), str(done)] if 0 <= call < len(calls):
-                if calls[call].module == module and calls[call].name.removeprefix("aten::") == operator:
-                    found.append(SizeConflict(call, module, operator, detail, done))
+            case [int(call), str(module), str(operator), str(detail), int(number), [*without]] if (
+                0 <= call < len(calls)
+            ):
+                here = calls[call].module == module and calls[call].name.removeprefix("aten::") == operator
+                if here and number >= 0 and all(type(k) is int for k in without):
+                    found.append(SizeConflict(call, module, operator, detail, Done(number, tuple(without))))
                     continue
         raise PlanError(
             f"The plan was made around a size in code ({str(entry)[:80]}) that this network does not have there; "
