@@ -191,7 +191,8 @@ class Graph:
                 solution = self._solved(tried)
                 floor = self._floor(solution)
                 alike = (floor, *(group.width for group in solution.groups))
-                if floor >= least or alike in seen or not tried.spares(self.solution, solution):
+                known = alike in seen and not without
+                if floor >= least or known or not tried.spares(self.solution, solution):
                     break
                 seen.add(alike)
                 failed = self._conflict(solution, list(tried.of))
