@@ -12,8 +12,9 @@ from torch import nn
 from secateur._hints import readable
 from secateur._summary import Summary
 from secateur.budget import KEYS
-from secateur.errors import BudgetError, PlanError, WeightsError
+from secateur.errors import BudgetError, CutError, PlanError, WeightsError
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
+from secateur.graph.sizes import Done
 from secateur.graph.stale import Stale
 from secateur.plan import Plan
 
@@ -101,8 +102,11 @@ def apply(
     attention = plan.provenance.get("attention", "heads")
     graph = trace(model, example_inputs, attention=attention if attention == "head_dim" else "heads")
     check_weights(graph)
-    for conflict in _settled(plan, graph):
-        graph.settle(conflict)
+    try:
+        for conflict in _settled(plan, graph):
+            graph.settle(conflict)
+    except CutError as error:
+        raise PlanError("The plan was made around sizes in code of another network: make it again for this.") from error
     plan.check(graph)
     if timing is not None:
         graph.attach(timing)
@@ -122,9 +126,10 @@ def _settled(plan: Plan, graph: Graph) -> list[SizeConflict]:
     calls = graph.recording.calls
     for entry in noted if isinstance(noted, list) else [noted]:
         match entry:
-            case [int(call), str(module), str(operator), str(detail), str(done)] if 0 <= call < len(calls):
-                if calls[call].module == module and calls[call].name.removeprefix("aten::") == operator:
-                    found.append(SizeConflict(call, module, operator, detail, done))
+            case [int(call), str(module), str(operator), str(detail), int(number), [*but]] if 0 <= call < len(calls):
+                here = calls[call].module == module and calls[call].name.removeprefix("aten::") == operator
+                if here and number >= 0 and all(type(k) is int for k in but):
+                    found.append(SizeConflict(call, module, operator, detail, Done(number, tuple(but))))
                     continue
         raise PlanError(
             f"The plan was made around a size in code ({str(entry)[:80]}) that this network does not have there; "

@@ -8,6 +8,7 @@ code) is a `SizeConflict`, and the plan has to do without those channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations, islice
 
 from torch import nn
 
@@ -15,6 +16,9 @@ from secateur.graph.capture import Recording
 from secateur.graph.shape_run import Disagreement, check_sizes
 from secateur.graph.sizes import Path, Repair, SizeConflict, Sizes, get_number, numbers_of, put_number
 from secateur.graph.standard import standard_repairs
+
+#: Pairs of attributes of one module that are tried together.
+_COMBINED = 12
 
 
 def repair_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Repair]:
@@ -88,7 +92,7 @@ class _Search:
     def _of_other_widths(self, module: str, known: list[tuple[int, int]]) -> Iterator[list[Repair]]:
         """Attributes that hold another width of the module: the call may be given its difference to one.
 
-        One at a time, then all of a module at once, for code may also compare them.
+        One at a time, then two and all of a module at once, for code may also compare them.
         """
         prefix = f"{module}." if module else ""
         calls = [c for c in self.sizes.recording.calls if c.module == module or c.module.startswith(prefix)]
@@ -98,7 +102,8 @@ class _Search:
             fitting = [[Repair(name, a, path, old, new) for old, new in pairs if old == n] for a, path, n in numbers]
             yield from ([repair] for each in fitting for repair in each if (repair.old, repair.new) not in known)
             several = [each[0] for each in fitting if each]
-            if len(several) > 1:
+            yield from islice((list(pair) for pair in combinations(several, 2)), _COMBINED)
+            if len(several) > 2:
                 yield several
 
     def _owners(self, at: int, module: str) -> Iterator[tuple[int, str]]:

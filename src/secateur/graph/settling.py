@@ -8,8 +8,8 @@ Each is tried on cuts of the network without storage; the first that helps and l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +21,7 @@ from secateur.graph.labels import Ids
 from secateur.graph.resize import like_calls
 
 Pairs = list[tuple[Ids, Ids]]
+Fixes = list[tuple[Ids, str]]
 
 #: Operators that are told the sizes of their result.
 _SIZED = frozenset(
@@ -34,11 +35,33 @@ _PARTNERS = 8
 
 @dataclass(frozen=True)
 class Remedy:
-    """What may be done about a size in code. name: in a few words. ties, fixes: further ones for `solve`."""
+    """What may be done about a size in code.
+
+    name: in a few words. of: for each call concerned, further ties and fixes for `solve`. about: the axes that ties are
+    for; where nothing of one could be pruned any more, it had better be frozen, with the reason.
+    """
 
     name: str
-    ties: Pairs = field(default_factory=list)
-    fixes: list[tuple[Ids, str]] = field(default_factory=list)
+    of: dict[int, tuple[Pairs, Fixes]]
+    about: list[Ids] = field(default_factory=list)
+
+    @property
+    def ties(self) -> Pairs:
+        """Those for all calls."""
+        return [pair for ties, _ in self.of.values() for pair in ties]
+
+    @property
+    def fixes(self) -> Fixes:
+        """Those for all calls."""
+        return [fix for _, fixes in self.of.values() for fix in fixes]
+
+    def without(self, calls: Iterable[int]) -> Remedy:
+        """The same for fewer calls."""
+        return replace(self, of={k: parts for k, parts in self.of.items() if k not in set(calls)})
+
+    def spares(self, before: Solution, after: Solution) -> bool:
+        """Whether something of every axis the ties are for can be pruned still."""
+        return all(_prunable(after, axis) for axis in self.about if _prunable(before, axis))
 
     def changes(self, solution: Solution) -> bool:
         """Whether it ties anything that is not, or fixes anything prunable."""
@@ -68,34 +91,35 @@ def remedies(recording: Recording, solution: Solution, calls: Sequence[int]) -> 
 
 
 def _tying(scopes: list[_Scope]) -> Iterator[Remedy]:
-    def of(name: str, parts: Iterable[Pairs]) -> Remedy:
-        return Remedy(name, [pair for pairs in parts for pair in pairs])
+    def of(name: str, ties: Callable[[_Scope], Pairs]) -> Remedy:
+        return Remedy(name, {s.at: (ties(s), []) for s in scopes}, scopes[0].own())
 
-    yield of("the parts it states stay equal", (_equal(s.stated()) for s in scopes))
-    yield of("sizes stated beside it stay equal", (_equal(s.stated_beside()) for s in scopes))
-    yield of("parts of one width stay in proportion", (s.runs() for s in scopes))
-    yield of("widths of that size in its module stay equal", (_equal(s.widths(s.lengths())) for s in scopes))
-    for key in scopes[0].partners():
-        yield of("two widths stay in proportion", (s.partners().get(key, []) for s in scopes))
-    yield of("all equal widths in its module stay equal", (_equal(s.widths()) for s in scopes))
-    yield of("widths of that size beside its module stay equal", (_equal(s.above()) for s in scopes))
+    yield of("the parts it states stay equal", lambda s: _equal(s.stated()))
+    yield of("sizes stated beside it stay equal", lambda s: _equal(s.stated_beside()))
+    yield of("parts of one width stay in proportion", lambda s: s.runs())
+    yield of("widths of that size in its module stay equal", lambda s: _equal(s.widths(s.lengths())))
+    partners = {s.at: s.partners() for s in scopes}
+    for key in partners[scopes[0].at]:
+        yield of("two widths stay in proportion", lambda s, key=key: partners[s.at].get(key, []))  # type: ignore[misc]
+    yield of("all equal widths in its module stay equal", lambda s: _equal(s.widths()))
+    yield of("widths of that size beside its module stay equal", lambda s: _equal(s.above()))
 
 
 def _freezing(scopes: list[_Scope], reason: str) -> Iterator[Remedy]:
-    def of(axes: Iterable[tuple[_Scope, Ids]]) -> Remedy:
-        where = {True: "its channels stay"}
-        return Remedy(where[True], fixes=[(axis, reason.format(s.module or "the model")) for s, axis in axes])
+    def of(axes: Callable[[_Scope], list[Ids]]) -> Remedy:
+        why = {s.at: reason.format(s.module or "the model") for s in scopes}
+        return Remedy("its channels stay", {s.at: ([], [(axis, why[s.at]) for axis in axes(s)]) for s in scopes})
 
-    yield of((s, axis) for s in scopes for axis in s.stated())
-    yield of((s, axis) for s in scopes for axis in s.own())
-    yield of((s, axis) for s in scopes for axis in [*s.own(), *s.widths(s.lengths(), frozen=True)])
-    yield of((s, axis) for s in scopes for axis in s.before())
-    name = scopes[0].module
-    while True:  # the last resort: everything in the module, or in the nearest ancestor that has anything
-        yield of((s, axis) for s in scopes[:1] for axis in s.inside(name))
-        if not name:
+    yield of(lambda s: s.stated())
+    yield of(lambda s: s.own())
+    yield of(lambda s: [*s.own(), *s.widths(s.lengths(), frozen=True)])
+    yield of(lambda s: s.before())
+    names = {s.at: s.module for s in scopes}
+    while True:  # the last resort: everything in the modules, or in ancestors of theirs
+        yield of(lambda s, names=names: s.inside(names[s.at]))  # type: ignore[misc]
+        if not any(names.values()):
             return
-        name = name.rpartition(".")[0]
+        names = {at: name.rpartition(".")[0] for at, name in names.items()}
 
 
 def _prunable(solution: Solution, axis: Ids) -> bool:
@@ -206,14 +230,22 @@ class _Scope:
 
     def partners(self) -> dict[tuple[int, int], Pairs]:
         """For widths whose size is a multiple or a fraction of one of the call's: ties in proportion, nearest first."""
+        component, seen = self.solution.component, set[tuple[int, bytes]]()
         found: dict[tuple[int, int], Pairs] = {}
+        times: dict[tuple[int, int], int] = {}
         for k, own in enumerate(self.own()):
             for j, other in enumerate(self.inside(self.module)):
                 low, high = sorted((len(own), len(other)))
-                if low < high and high % low == 0 and _place(*sorted((own, other), key=len)) is None:
-                    found[k, j] = _in_proportion([own, other])
-        order = sorted(found, key=lambda key: (len(found[key]) // max(len(self.own()[key[0]]), 1), key))
-        return {key: found[key] for key in order[:_PARTNERS]}
+                if low == high or high % low or not _prunable(self.solution, other):
+                    continue
+                alike = (k, component[other].tobytes())
+                if alike not in seen and _place(*sorted((own, other), key=len)) is None:
+                    found[k, j], times[k, j] = _in_proportion([own, other]), high // low
+                seen.add(alike)
+        new = [
+            key for key, pairs in found.items() if any(not np.array_equal(component[a], component[b]) for a, b in pairs)
+        ]
+        return {key: found[key] for key in sorted(new, key=lambda key: (times[key], key))[:_PARTNERS]}
 
 
 def _full(label: Iterable[Ids | None]) -> list[Ids]:
@@ -227,7 +259,10 @@ def _axes_of(call: Call, *, stated: bool = False) -> list[Ids]:
 
 
 def trial_masks(solution: Solution, recording: Recording, at: Iterable[int], seed: int) -> dict[str, Bools]:
-    """A cut to random widths of all groups that meet in the modules of these calls; none goes below two channels."""
+    """A cut to random widths of all groups that meet in the modules of these calls.
+
+    None of three or more goes below two channels: of a single one PyTorch computes some products by other operators.
+    """
     generator = np.random.default_rng(seed)
     modules = tuple({recording.calls[k].module for k in at})
     prefixes = tuple(f"{name}." if name else "" for name in modules)
@@ -239,7 +274,7 @@ def trial_masks(solution: Solution, recording: Recording, at: Iterable[int], see
     touched[-1] = False  # frozen ones
     masks = {}
     for group in solution.groups:
-        if touched[group.channels[0]] and group.width > 2:
-            kept = int(generator.integers(2, group.width))
+        if touched[group.channels[0]]:
+            kept = int(generator.integers(min(2, group.width - 1), group.width))
             masks[group.name] = generator.permutation(group.width) < kept
     return masks

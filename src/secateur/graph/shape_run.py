@@ -117,6 +117,7 @@ def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagree
     args, kwargs = map_tensors(as_call(inputs), to_meta if meta else lambda t: t.detach().clone())
     model.eval()
     checker = _Checker(sizes)
+    kept = [(holder, dict(holder)) for module in model.modules() for holder in (vars(module), module._buffers)]
     try:
         with plain_kernels(), module_stack(model, checker.stack), checker:
             model(*args, **kwargs)
@@ -124,4 +125,9 @@ def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagree
         checker.found.append(Disagreement(error.call, str(error)))
     except Exception as error:
         checker.found.append(Disagreement(checker.at, " ".join(str(error).split())[:200]))
+    finally:
+        for holder, before in kept:  # a forward may keep what it has computed, and the next run is to be like this one
+            if len(holder) != len(before) or any(holder[key] is not value for key, value in before.items()):
+                holder.clear()
+                holder.update(before)
     return checker.found

@@ -34,21 +34,31 @@ class Repair:
         put_number(module, self.attribute, self.path, self.new)
 
 
+@dataclass(frozen=True)
+class Done:
+    """What was done about a size in code: remedy `number` of `secateur.graph.settling`, without some of the calls."""
+
+    number: int
+    without: tuple[int, ...] = ()
+    name: str = ""
+
+
 class SizeConflict(CutError):
     """An operator got sizes that no attribute explains; `call` is where, `done` what was done about it."""
 
-    def __init__(self, call: int, module: str, operator: str, detail: str, done: str = "") -> None:
-        then = f"; {done}" if done else ""
+    def __init__(self, call: int, module: str, operator: str, detail: str, done: Done | None = None) -> None:
+        then = f"; {done.name}" if done is not None and done.name else ""
         super().__init__(f"The size used by {operator} in {module or 'the model'} is written in code: {detail}{then}.")
         self.call, self.module, self.operator, self.detail, self.done = call, module, operator, detail, done
 
-    def settled(self, done: str) -> SizeConflict:
+    def settled(self, done: Done) -> SizeConflict:
         """The same, with what was done about it."""
         return SizeConflict(self.call, self.module, self.operator, self.detail, done)
 
-    def as_json(self) -> list[int | str]:
+    def as_json(self) -> list[Any]:
         """What a plan keeps of it, to be settled again on a fresh copy of the network."""
-        return [self.call, self.module, self.operator, self.detail, self.done]
+        done = [] if self.done is None else [self.done.number, list(self.done.without)]
+        return [self.call, self.module, self.operator, self.detail, *done]
 
 
 class Sizes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -20,7 +22,7 @@ from secateur.graph.labels import Ids
 from secateur.graph.modules import named_tensors, own_ancestor, unwrap
 from secateur.graph.settling import Remedy, concerned, remedies, trial_masks
 from secateur.graph.sides import Sides, sides_of
-from secateur.graph.sizes import SizeConflict
+from secateur.graph.sizes import Done, SizeConflict
 from secateur.graph.summary import summary
 from secateur.graph.verify import Verification, verify
 
@@ -191,34 +193,45 @@ class Graph:
         Raises:
             CutError: nothing there can be tied or frozen, so the code does not run twice alike.
         """
-        remedy = self._remedy(conflict)
+        at = min(conflict.call, len(self.recording.calls) - 1)
+        calls = concerned(self.recording, dict(self.model.named_modules()), at)
+        # a plan says what was done
+        choice = self._choose(calls) if conflict.done is None else conflict.done
+        found = None if choice is None else next(islice(self._remedies(calls), choice.number, None), None)
+        if choice is None or found is None:
+            raise CutError(f"{conflict} Nothing can be done about it here; please report this network.")
+        remedy = found.without(choice.without)
         self._together += remedy.ties
         self._never += remedy.fixes
         self._solve()
-        self.settled.append(conflict.settled(remedy.name))
+        self.settled.append(conflict.settled(replace(choice, name=remedy.name)))
         return str(self.settled[-1])
 
-    def _remedy(self, conflict: SizeConflict) -> Remedy:
-        """The first remedy that helps and takes nothing from what can go; else the one that leaves most."""
-        at = min(conflict.call, len(self.recording.calls) - 1)
-        calls = concerned(self.recording, dict(self.model.named_modules()), at)
+    def _remedies(self, calls: list[int]) -> Iterator[Remedy]:
+        return remedies(self.recording, self.solution, calls)
+
+    def _choose(self, calls: list[int]) -> Done | None:
+        """The first remedy that helps and takes little from what can go; else the one of those that leaves most."""
         best, least, seen = None, float("inf"), set[tuple[float, ...]]()
         enough = self._floor(self.solution) + _SPARED * self.costs.cost(self.widths()).macs
-        for remedy in remedies(self.recording, self.solution, calls):
-            if not remedy.changes(self.solution) or (conflict.done and remedy.name != conflict.done):
-                continue
-            solution = self._solved(remedy)
-            floor = self._floor(solution)
-            alike = (floor, *(group.width for group in solution.groups))
-            if floor >= least or alike in seen:
-                continue
-            seen.add(alike)
-            if conflict.done or self._helps(solution, calls):
-                best, least = remedy, floor
+        for number, remedy in enumerate(self._remedies(calls)):
+            without: list[int] = []
+            while (tried := remedy.without(without)).changes(self.solution):
+                solution = self._solved(tried)
+                floor = self._floor(solution)
+                alike = (floor, *(group.width for group in solution.groups))
+                known = alike in seen and not without
+                if floor >= least or known or not tried.spares(self.solution, solution):
+                    break
+                seen.add(alike)
+                failed = self._conflict(solution, list(tried.of))
+                if failed is None:
+                    best, least = Done(number, tuple(without)), floor
+                if failed is None or failed == calls[0]:
+                    break
+                without.append(failed)  # there the size is another matter
             if least <= enough:
                 break
-        if best is None:
-            raise CutError(f"{conflict} No channels can be kept so that it holds; please report this network.")
         return best
 
     def _solved(self, remedy: Remedy) -> Solution:
@@ -230,16 +243,16 @@ class Graph:
         costs = CostModel(self.recording, solution, {})
         return float(costs.evaluate(np.ones(len(solution.groups)))["macs"])
 
-    def _helps(self, solution: Solution, calls: list[int]) -> bool:
-        """Whether cuts to several widths meet no conflict at these calls."""
+    def _conflict(self, solution: Solution, calls: list[int]) -> int | None:
+        """Which of these calls meets a conflict in cuts to several widths; None if none does."""
         for seed in range(_TRIALS):
             masks = trial_masks(solution, self.recording, calls, seed)
             try:
                 check(self.model, self.example_inputs, self.recording, solution, alive_slots(solution, masks))
             except SizeConflict as other:
                 if other.call in calls:
-                    return False
-        return True
+                    return other.call
+        return None
 
     def __str__(self) -> str:
         """The groups and costs at a glance."""
