@@ -36,11 +36,11 @@ __all__ = [
 
 _ROOMS = (
     bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher, nap, pfp,
-    prunenet,
+    prunenet, baselines,
 )  # fmt: skip
 
 #: One frozen row a method: the command line, the docs and the test matrix are made from these.
-METHODS: tuple[MethodRow, ...] = (*(room.ROW for room in _ROOMS), *baselines.ROWS)
+METHODS: tuple[MethodRow, ...] = tuple(row for room in _ROOMS for row in getattr(room, "ROWS", None) or (room.ROW,))
 
 
 def create(name: str, model: nn.Module, example_inputs: Any, **options: Any) -> Method:

@@ -1,4 +1,4 @@
-"""DCP: greedy selection with its worked numbers, classifiers inside, passes that begin at a layer, single kernels."""
+"""DCP: greedy selection with its worked numbers, classifiers inside, passes that begin at a layer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from secateur import models
 from secateur.allocate import Constraints
-from secateur.errors import ConfigError, ModelError
-from secateur.methods.dcp.greedy import GreedyRules, GreedySelection, Part, Reconstruction, columns_of, kernels_of
+from secateur.errors import ConfigError
+from secateur.methods.dcp.channels import DCP, columns_of
+from secateur.methods.dcp.greedy import GreedyRules, GreedySelection, Part, Reconstruction
 from secateur.methods.dcp.heads import learn, pivots, pooled
-from secateur.methods.dcp.method import DCP
 from secateur.methods.dcp.replay import Replay, cut_points
 from secateur.methods.dcp.stopping import decreases, rounds, survival
-from secateur.repair import repairs
 from secateur.statistics.samples import PatchSums
 from secateur.testing.networks import NETWORKS, Network
 
@@ -166,18 +166,6 @@ def test_units_of_grouped_layers_and_what_went_before() -> None:
     assert gone.tolist() == [[0, 1]] * 3 + [[-2, -1]] * 3
     closed = Part("layer", grouped, gone, grouped.weight.detach()).open(torch.tensor([True, True]))
     assert closed[:, :, 0, 0].tolist() == [[1, 1]] * 3 + [[0, 1]] * 3
-    assert kernels_of(grouped).tolist() == [[2 * k, 2 * k + 1] for k in range(6)]
-
-
-def test_rows_with_kernels_of_their_own() -> None:
-    x, weight = _draw(60, 6) @ _draw(6, 6, seed=4), _draw(3, 6, seed=1)
-    bench = Bench(x, weight)
-    kept = torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) < 0.5
-    found = bench.goal.single(weight, kept)
-    for row in range(3):
-        wanted = torch.linalg.lstsq(x[:, kept[row]], bench.y[:, row]).solution
-        torch.testing.assert_close(found[row, kept[row]], wanted, rtol=1e-4, atol=1e-5)
-    assert not found[~kept].any()
 
 
 # ------------------------------------------------------------------------------------------------------ when it stops
@@ -287,9 +275,23 @@ def test_a_module_shared_between_places_is_run_again() -> None:
 
 def test_where_classifiers_can_stand() -> None:
     net = Blocks().eval()
-    assert cut_points(net, torch.randn(2, 3, 6, 6)) == ["stem", "act", "act"]
+    assert cut_points(net, torch.randn(2, 3, 6, 6)) == ["act", "act"]  # behind the sums
     assert cut_points(_network("no norm").make(), torch.randn(2, 3, 8, 8)) == ["1", "3"]
     assert cut_points(_network("concatenation").make(), torch.randn(2, 3, 8, 8)) == ["stem"]
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "behind"),
+    [
+        ("resnet20", 2, ["layer2.0", "layer3.1"]),  # blocks 4 and 8 of 9
+        ("resnet56", 3, ["layer1.6", "layer2.4", "layer3.2"]),  # 7, 14 and 21 of 27, as in the paper
+        ("mobilenet_v2", 2, ["features.10", "features.15"]),  # the 4th and 8th of 10 blocks with a shortcut
+        ("vgg16_bn", 2, ["features.16", "features.33"]),  # no sums: layers 5 and 10 of 13
+    ],
+)
+def test_classifiers_stand_behind_blocks(name: str, heads: int, behind: list[str]) -> None:
+    points = cut_points(models.create(name).eval(), torch.randn(1, 3, 32, 32))
+    assert [points[k - 1] for k in pivots(heads, len(points))] == behind
 
 
 def test_classifiers_learn_what_features_tell() -> None:
@@ -354,42 +356,12 @@ def test_one_channel_a_round_and_several_readers() -> None:
     method.finish()
 
 
-def test_single_kernels() -> None:
-    network = _network("residual")
-    method = _collected(network, unit="kernel", budget="params=0.4", weight=0.0, rounds=4)
-    small = method.finish()
-    weights = {name: small.get_parameter(f"{name}.weight") for name in method._layers}
-    assert "stem.0" not in weights
-    kernels = {name: (w.flatten(2) != 0).any(2) for name, w in weights.items()}
-    shares = [float(k.float().mean()) for k in kernels.values()]
-    assert max(shares) - min(shares) < 0.02
-    assert not kernels["first.0"].all(1).any()  # irregular inside a filter
-    kept = sum(int(w.count_nonzero()) for w in weights.values()) / sum(w.numel() for w in weights.values())
-    assert 0.99 * 0.4 <= kept <= 0.4
-    assert method.result.plan.provenance["sparse"]["names"] == [f"{name}.weight" for name in method._layers]
-    assert all(mask.all() for mask in method.plan().masks.values())
-    with pytest.raises(ConfigError, match="would fill zeros that unit=kernel has made"):
-        method.finish(repairs("batchnorm"), list(network.batches(1)))
-    whole = _collected(network, unit="kernel", budget="params=0.6", weight=0.0, rounds=1, count=2,
-                       constraints=Constraints(ignore=("first.0",)))  # fmt: skip
-    assert (whole.finish().first[0].weight != 0).all()
-
-
-def test_depthwise_kernels_are_no_choice() -> None:
-    network = _network("depthwise")
-    method = DCP(network.make(), network.inputs(), budget="params=0.5", unit="kernel")
-    assert method._layers == ["body.0", "body.6"]
-
-
 def test_refusals() -> None:
     network = _network("residual")
-    with pytest.raises(ConfigError, match="leave them out with unit: kernel"):
-        DCP(network.make(), network.inputs(), budget="params=0.5", unit="kernel", streams=True)
+    with pytest.raises(ConfigError, match=r"unit is gone: .* single kernels by the method dkp"):
+        DCP(network.make(), network.inputs(), budget="params=0.5", unit="kernel")
     with pytest.raises(ConfigError, match="what stop: share goes by"):
         DCP(network.make(), network.inputs(), budget="flops=0.5", stop="tolerance", shares={"first.0": 2.0})
-    linear = Network("linear", lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Linear(8, 5)))
-    with pytest.raises(ModelError, match="DKP chooses kernels of convolutions behind the first"):
-        DCP(linear.make(), linear.inputs(), budget="params=0.5", unit="kernel")
     method = DCP(_seen(network), network.inputs(), budget="flops=0.5")
     with pytest.raises(ConfigError, match="has seen no data"):
         method.finish()

@@ -33,13 +33,18 @@ MOST = 1 << 26
 def scatter(sums: torch.Tensor, squares: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Between-class and within-class scatter [channels] from sums over samples, in double precision.
 
-    With A_c = sum_k |S_kc|^2 / n_k and S = sum_k S_k:  b_c = A_c - |S_c|^2 / N,  w_c = Q_c - A_c.
+    Every class counts alike, however many of its samples were there: as if n_k samples were n = N / K, with the same
+    mean and scatter. S_k and Q_k are thus taken n / n_k times; then
+
+        A_c = sum_k |S_kc|^2 / n,  S = sum_k S_k:      b_c = A_c - |S_c|^2 / N,  w_c = Q_c - A_c
 
     Args:
         sums: S [classes, channels, d] of the features. squares: Q [classes, channels] of their squared norms.
         counts: n [classes] samples; all above 0.
     """
-    each = (sums.square().sum(2) / counts[:, None]).sum(0)
+    share = counts.mean() / counts  # n / n_k
+    sums, squares = sums * share[:, None, None], squares * share[:, None]
+    each = (sums.square().sum(2) / counts.mean()).sum(0)
     between = each - sums.sum(0).square().sum(1) / counts.sum()
     return between.clamp_min(0.0), (squares.sum(0) - each).clamp_min(0.0)
 
@@ -104,6 +109,7 @@ def _labels(batch: Any) -> torch.Tensor:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise InputError(f"A batch is {type(batch).__name__}: every batch must be a pair (inputs, target).")
     target = batch[1]
+    several = isinstance(target, torch.Tensor) and target.dim() == 2
     whole = isinstance(target, torch.Tensor) and target.dim() == 1 and not target.is_floating_point()
     if not whole or len(target) != count(batch[0]):
         raise ConfigError(

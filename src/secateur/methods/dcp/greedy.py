@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
-from secateur._protocols import BoolArray, IntArray
+from secateur._protocols import BoolArray
 from secateur.statistics.samples import PatchSums, least_squares
 
 #: How often SGD is tried with a smaller rate.
@@ -51,26 +50,10 @@ class Reconstruction:
             return torch.zeros_like(m.y).flatten()
         return ((m.y - torch.einsum("goc,gc->go", self._split(weight), m.x)) / m.count).flatten()
 
-    def columns(self, weight: torch.Tensor, kept: torch.Tensor, ridge: float) -> torch.Tensor:
-        """The best weights on the columns [groups, columns] that stay."""
-        return least_squares(self.moments, weight, kept, ridge=ridge, constant=self.constant)[0]
-
-    def single(self, weight: torch.Tensor, kept: torch.Tensor, steps: int = 30) -> torch.Tensor:
-        """Better weights on the entries [outputs, columns] that stay, each row with its own: conjugate gradients."""
-        w = weight.double() * kept
-        residual = -self.gradient(w) * kept
-        direction, size = residual.clone(), residual.square().sum(1, keepdim=True)
-        start = size.clone()
-        for _ in range(steps):
-            curved = torch.bmm(self._split(direction), self._xx).flatten(0, 1) / self.outputs * kept
-            step = size / (direction * curved).sum(1, keepdim=True).clamp_min(1e-300)
-            step = torch.where(size > 1e-16 * start, step, 0.0)  # rows that are done
-            w += step * direction
-            residual -= step * curved
-            fresh = residual.square().sum(1, keepdim=True)
-            direction = residual + fresh / size.clamp_min(1e-300) * direction
-            size = fresh
-        return w
+    def fit(self, weight: torch.Tensor, mask: torch.Tensor, ridge: float) -> torch.Tensor:
+        """The best weights on the entries [outputs, columns] that stay, the same columns in all rows of a group."""
+        rows = mask.unflatten(0, (len(self._xx), -1))[:, 0]
+        return least_squares(self.moments, weight, rows, ridge=ridge, constant=self.constant)[0]
 
     def _split(self, weight: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = weight.double().unflatten(0, (len(self._xx), -1))
@@ -106,7 +89,7 @@ class Part:
 @dataclass(frozen=True)
 class GreedyRules:
     """How the choice goes. weight: lambda; norm: of scores; epochs, rate: of SGD on the joint loss after each round;
-    batches: of passes. whole: units are columns, all rows alike."""
+    batches: of passes."""
 
     weight: float
     norm: Literal["sum", "frobenius"]
@@ -114,7 +97,6 @@ class GreedyRules:
     rate: float
     ridge: float
     batches: int
-    whole: bool = True
 
 
 class GreedySelection:
@@ -218,12 +200,7 @@ class GreedySelection:
         part, goal = self.parts[0], self.goal
         mask = part.open(self.kept)
         flat = part.layer.weight.flatten(1)
-        if self.rules.whole:
-            groups = len(goal.moments.xx)
-            rows = mask.flatten(1).unflatten(0, (groups, -1))[:, 0]
-            better = goal.columns(flat, rows, self.rules.ridge)
-        else:
-            better = goal.single(flat, mask.flatten(1))
+        better = goal.fit(flat, mask.flatten(1), self.rules.ridge)
         part.layer.weight.copy_((better.to(flat).view_as(mask)) * mask)
         self._balance()
         if self.rules.weight and self.rules.epochs:
@@ -273,20 +250,3 @@ class GreedySelection:
         best = self.goal.shift(self.parts[0].layer.weight.flatten(1))
         self._move(best - self._constant)
         self._constant = best
-
-
-def columns_of(layer: nn.Module, table: IntArray, mine: IntArray, gone: BoolArray) -> torch.Tensor:
-    """The unit of every kernel [outputs, inputs] where units are channels.
-
-    table: the channel at each input, -1: of none. mine: numbers of those to choose from. gone: inputs that went.
-    """
-    local = torch.from_numpy(np.where(np.isin(table, mine), table - mine[0], np.where(gone, -2, -1)))
-    weight: Any = layer.weight
-    groups = int(getattr(layer, "groups", 1))
-    return local.view(groups, -1).repeat_interleave(len(weight) // groups, 0).to(weight.device)
-
-
-def kernels_of(layer: nn.Module) -> torch.Tensor:
-    """The unit of every kernel where each is one."""
-    weight: Any = layer.weight
-    return torch.arange(weight.shape[0] * weight.shape[1], device=weight.device).view(weight.shape[:2])
