@@ -196,6 +196,28 @@ def test_counts_of_a_share(width: int, eta: float, kept: int) -> None:
     assert Constraints(max_ratio=eta).floor(width) == kept
 
 
+@pytest.mark.parametrize("budget", ["flops=0.3", "flops=0.5", "flops=0.7", "params=0.4"])
+def test_the_same_share_everywhere_up_to_rounding(budget: str) -> None:
+    """One share explains all widths, and what it leaves of the budget is said."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 7, 3, padding=1), nn.ReLU(), nn.Conv2d(7, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )  # fmt: skip
+    images = torch.randn(8, 3, 8, 8)
+    method = DCP(net, images[:1], budget=budget, weight=0.0)
+    method.collect([(images, None)], F.cross_entropy)
+    plan, full = method.plan(), {g.name: g.width for g in method.graph.groups}
+    least = max((width - 1) / full[name] for name, width in plan.widths.items())
+    assert least < min((width + 1) / full[name] for name, width in plan.widths.items())
+    bound, limit = budget.split("=")
+    key = "macs" if bound == "flops" else bound
+    used = getattr(method.graph.cost(plan), key) / getattr(method.graph.cost(), key) / float(limit)
+    assert used <= 1
+    assert (used < 0.99) == ("unspent" in plan.provenance)
+    assert plan.provenance.get("unspent", f"{used:.1%}").startswith(f"{used:.1%}")
+
+
 # ------------------------------------------------------------------------------------------------ classifiers, passes
 
 

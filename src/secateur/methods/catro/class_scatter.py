@@ -109,12 +109,11 @@ def _labels(batch: Any) -> torch.Tensor:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise InputError(f"A batch is {type(batch).__name__}: every batch must be a pair (inputs, target).")
     target = batch[1]
-    several = isinstance(target, torch.Tensor) and target.dim() == 2
     whole = isinstance(target, torch.Tensor) and target.dim() == 1 and not target.is_floating_point()
     if not whole or len(target) != count(batch[0]):
         raise ConfigError(
-            "Classes are to be told apart, and targets are no whole numbers, one a sample: give batches of (inputs, "
-            "class numbers)."
+            "Classes are to be told apart, and targets are no whole numbers, one a sample (of several labels none is "
+            "the class): give batches of (inputs, class numbers)."
         )
     result: torch.Tensor = target.detach().cpu()
     return result

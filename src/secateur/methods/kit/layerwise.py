@@ -225,7 +225,7 @@ class Layerwise(Method):
         """The channels chosen."""
         self._need_data()
         plan = Plan({name: mask.copy() for name, mask in self._masks.items()})
-        why = "more would widen some groups beyond their share, which is the same for all"
+        why = "the next channels would not fit, or give a group more than its share"
         left = unspent(self.graph, self.budget, plan.widths, why)
         plan.provenance.update({"criterion": self.name, "budget": self.budget.as_dict(), **left})
         return plan

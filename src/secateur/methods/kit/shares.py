@@ -60,14 +60,14 @@ def _next(blocks: Blocks, order: IntArray, widths: IntArray) -> list[int]:
 def unspent(graph: GraphLike, budget: Budget, widths: Mapping[str, int], why: str) -> dict[str, str]:
     """For a plan's provenance: `why` more than a hundredth of the budget is left, as a sentence; nothing if it is not.
 
-    widths: of all groups. why: such as "more would widen some groups beyond the share that is the same for all".
+    widths: of all groups. why: what is said behind the colon.
     """
     aim = Aim(graph, budget)
     if aim.close(widths):
         return {}
     cost = aim.cost(widths)
     used = max(cost[key] / limit for key, limit in aim.limits.items())
-    return {"unspent": f"{used:.1%} of the budget are used: {why}."}
+    return {"unspent": f"{used:.1%} of the budget is used: {why}."}
 
 
 def _weights(graph: GraphLike, weights: Mapping[str, float]) -> FloatArray:
