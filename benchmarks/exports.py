@@ -82,7 +82,7 @@ def pruned(name: str) -> tuple[secateur.Result, torch.Tensor]:
     else:
         loaded = references.load(name, seed=0)
     measure_norms(loaded.model, loaded.inputs)
-    result = secateur.prune(loaded.model, loaded.inputs, budget="flops=0.5", criterion="l1", verify=False)
+    result = secateur.prune(loaded.model, loaded.inputs, budget="flops=0.5", method="l1", verify=False)
     measure_norms(result.model, loaded.inputs)
     return result, loaded.inputs
 
@@ -164,7 +164,7 @@ def quantised(arguments: argparse.Namespace, done: set[Any]) -> Iterator[dict[st
         if left < 1:
             about["repair"] = "least_squares"
             result = secateur.prune(
-                model, inputs, budget=f"flops={left}", criterion="l1", data=calibration, repair="least_squares"
+                model, inputs, budget=f"flops={left}", method="l1", data=calibration, repair="least_squares"
             )
             model = result.model
         about["float"] = accuracy(model.eval(), test)

@@ -12,7 +12,8 @@ from _by_method import Facts, Measured, measured
 from _markdown import percent
 
 from secateur._settings import settings
-from secateur.methods import CRITERIA, METHODS, MethodRow
+from secateur.methods import METHODS, MethodRow
+from secateur.methods.baselines import CRITERIA
 
 Table = Callable[[Iterable[str], Iterable[Iterable[str]]], str]
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import secateur
 from secateur import cli
+from secateur.methods import METHODS
 from secateur.models import MODELS, create
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +104,7 @@ def test_the_top_says_what_there_is() -> None:
         assert "secateur prune zoo:resnet20 --budget flops=0.5" in succeed(*arguments)
 
 
-@pytest.mark.parametrize("command", ["inspect", "prune", "apply", "models", "criteria"])
+@pytest.mark.parametrize("command", ["inspect", "prune", "apply", "models", "methods"])
 def test_help_has_examples(command: str) -> None:
     said = succeed(command, "--help")
     assert "Examples:" in said
@@ -138,7 +139,7 @@ def test_quiet_says_less() -> None:
     assert "stem.0" not in succeed("inspect", "zoo:tiny", "-q")
     assert succeed("prune", "zoo:tiny", "--budget", "flops=0.5", "-q") == ""
     assert succeed("models", "-q").split() == list(MODELS)
-    assert "lamp" in succeed("criteria", "-q").split()
+    assert "lamp" in succeed("methods", "-q").split()
 
 
 def test_prune_shows_before_after_and_the_proof() -> None:
@@ -168,13 +169,13 @@ def test_prune_options_reach_the_library() -> None:
     assert kept == {"stem.0": (8, 8), "residual.0": (16, 8), "branch.0": (16, 12)}
     assert document["verification"] is None
     assert document["plan"]["provenance"]["allocator"] == "ratios"
-    options = "--criterion l2 --allocator uniform --normalise max --reduce mean --min-channels 3 --max-ratio 0.7"
+    options = "--method l2 --allocator uniform --normalise max --set reduce=mean --min-channels 3 --max-ratio 0.7"
     document = json.loads(
         succeed("prune", "zoo:tiny", "--budget", "flops=0.7", "--ignore", "stem", "--json", *options.split())
     )
     kept = {g["name"]: (g["width"], g["kept"]) for g in document["groups"]}
     assert kept["stem.0"] == (8, 8)
-    assert document["plan"]["provenance"]["criterion"] == "l2"
+    assert document["plan"]["provenance"]["method"] == "l2"
     assert "not verified" in succeed("prune", "zoo:tiny", "--budget", "flops=0.7", "--no-verify").casefold()
 
 
@@ -255,9 +256,9 @@ def test_lists() -> None:
     rows = json.loads(succeed("models", "--json"))["models"]
     assert [row["name"] for row in rows] == list(MODELS)
     assert "resnet20" in succeed("models")
-    rows = json.loads(succeed("criteria", "--json"))["criteria"]
-    assert [row["name"] for row in rows] == [c.name for c in secateur.criteria()]
-    assert "1608.08710" in succeed("criteria")
+    rows = json.loads(succeed("methods", "--json"))
+    assert [row["name"] for row in rows][: len(METHODS)] == [row.name for row in METHODS]
+    assert "1608.08710" in succeed("methods")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision")
@@ -299,11 +300,16 @@ REFUSED = {
     "empty budget": (("prune", "zoo:tiny", "--budget", ""), "empty"),
     "no budget": (("prune", "zoo:tiny"), "needs a budget"),
     "budget out of reach": (("prune", "zoo:tiny", "--budget", "flops=1e-6"), "smallest"),
-    "unknown criterion": ((*PRUNE, "--criterion", "l3"), "did you mean"),
-    "criterion that needs data": ((*PRUNE, "--criterion", "taylor"), "from Python"),
+    "unknown method": ((*PRUNE, "--method", "l3"), "did you mean"),
+    "method that needs data": ((*PRUNE, "--method", "taylor"), "--data"),
+    "method that trains": ((*PRUNE, "--method", "bwcp"), "secateur run"),
+    "setting of another method": ((*PRUNE, "--set", "cp.ridge=1"), "l1.KEY=VALUE"),
+    "unknown kind of data": ((*PRUNE, "--method", "cp", "--data", "digit"), "did you mean 'digits'"),
+    "data of another size": ((*PRUNE, "--method", "cp", "--data", "digits"), "1x8x8"),
+    "no such plug-in": ((*PRUNE, "--plugin", "nowhere.py"), "is not there"),
     "unknown allocator": ((*PRUNE, "--allocator", "globl"), "did you mean 'global'"),
     "unknown normalisation": ((*PRUNE, "--normalise", "median"), "median"),
-    "unknown reduction": ((*PRUNE, "--reduce", "median"), "median"),
+    "unknown reduction": ((*PRUNE, "--set", "reduce=median"), "median"),
     "unknown attention": ((*PRUNE, "--attention", "tails"), "head_dim"),
     "ignore that matches nothing": ((*PRUNE, "--ignore", "steam"), "did you mean 'stem'"),
     "ratio that matches nothing": (("prune", "zoo:tiny", "--ratio", "steam=0.5"), "steam"),

@@ -35,7 +35,7 @@ def macs(model: nn.Module) -> int:
 @pytest.mark.parametrize("allocator", ["global", "uniform", "per_cost"])
 @pytest.mark.parametrize("criterion", ["l1", "l2", "bn_scale", "fpgm", "lamp", "random"])
 def test_every_criterion_with_every_allocator(resnet: nn.Module, criterion: str, allocator: str) -> None:
-    result = secateur.prune(resnet, IMAGE, budget="flops=0.5", criterion=criterion, allocator=allocator, min_channels=2)
+    result = secateur.prune(resnet, IMAGE, budget="flops=0.5", method=criterion, allocator=allocator, min_channels=2)
     assert result.verification.exact
     assert result.verification.max_relative_error <= 1e-5
     assert 0.49 <= result.reached("flops") <= 0.5
@@ -44,7 +44,7 @@ def test_every_criterion_with_every_allocator(resnet: nn.Module, criterion: str,
     assert result.after.params == sum(p.numel() for p in result.model.parameters())
     assert type(result.model) is type(resnet)
     assert min(result.plan.widths.values()) >= 2
-    assert result.plan.provenance["criterion"] == criterion
+    assert result.plan.provenance["method"] == criterion
     assert result.settled == ()
 
 
@@ -92,12 +92,10 @@ def test_a_function_as_criterion(resnet: nn.Module) -> None:
     def last_first(graph: secateur.Graph) -> dict[str, np.ndarray]:
         return {g.name: -np.arange(g.width, dtype=float) - 1 for g in graph.groups}
 
-    result = secateur.prune(
-        resnet, IMAGE, budget="flops=0.5", criterion=last_first, allocator="uniform", normalise="none"
-    )
+    result = secateur.prune(resnet, IMAGE, budget="flops=0.5", method=last_first, allocator="uniform", normalise="none")
     for mask in result.plan.masks.values():
         assert mask[: mask.sum()].all()
-    assert result.plan.provenance["criterion"] == "last_first"
+    assert result.plan.provenance["method"] == "last_first"
     assert result.verification.exact
 
 
@@ -105,7 +103,7 @@ def test_taylor_with_data(resnet: nn.Module) -> None:
     batches = [(torch.randn(4, 3, 32, 32), torch.randint(0, 10, (4,))) for _ in range(2)]
     before = {n: t.clone() for n, t in resnet.state_dict().items()}
     result = secateur.prune(
-        resnet, IMAGE, budget="flops=0.5", criterion="taylor", data=iter(batches), loss=nn.functional.cross_entropy
+        resnet, IMAGE, budget="flops=0.5", method="taylor", data=iter(batches), loss=nn.functional.cross_entropy
     )
     assert result.verification.exact
     assert all(torch.equal(t, before[n]) for n, t in resnet.state_dict().items())
@@ -114,7 +112,7 @@ def test_taylor_with_data(resnet: nn.Module) -> None:
 
 
 def test_same_seed_same_plan_other_seed_other_plan(resnet: nn.Module) -> None:
-    plans = [secateur.prune(resnet, IMAGE, budget="flops=0.5", criterion="random", seed=s).plan for s in (3, 3, 4)]
+    plans = [secateur.prune(resnet, IMAGE, budget="flops=0.5", method="random", seed=s).plan for s in (3, 3, 4)]
     assert plans[0] == plans[1]
     assert plans[0] != plans[2]
 
@@ -177,7 +175,9 @@ def test_the_cut_model_trains(resnet: nn.Module) -> None:
 
 
 def test_the_signature_promised_in_the_readme() -> None:
-    wanted = "model example_inputs budget criterion allocator align ignore min_channels verify seed inplace".split()
+    wanted = (
+        "model example_inputs method budget data repair allocator align ignore min_channels verify seed inplace".split()
+    )
     parameters = inspect.signature(secateur.prune).parameters
     assert set(wanted) <= set(parameters)
     for name in wanted[2:]:

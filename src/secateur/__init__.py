@@ -1,7 +1,7 @@
 """Secateur: channel pruning of convolutional networks, exact and verified.
 
 graph = secateur.trace(model, example_inputs)
-result = secateur.prune(model, example_inputs, budget="flops=0.5", criterion="l1")
+result = secateur.prune(model, example_inputs, budget="flops=0.5", method="l1")
 """
 
 from secateur import graph, methods, models
@@ -22,14 +22,14 @@ from secateur.errors import (
     WeightsError,
 )
 from secateur.graph import Cost, Graph, Group, Member, Verification, trace
-from secateur.methods import CRITERIA, criteria, score
+from secateur.methods import score
 from secateur.plan import Plan
 from secateur.prune import Result, apply, prune
 from secateur.runtime import load
 
 __all__ = [
-    "ALLOCATORS", "CRITERIA", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError", "DataError",
+    "ALLOCATORS", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError", "DataError",
     "Graph", "Group", "InputError", "Member", "ModelError", "Plan", "PlanError", "Result", "RunError", "SecateurError",
-    "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply", "criteria",
+    "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply",
     "graph", "load", "methods", "models", "prune", "score", "trace",
 ]  # fmt: skip

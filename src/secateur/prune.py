@@ -8,90 +8,198 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from secateur._settings import validated
 from secateur.allocate import Constraints, allocate
+from secateur.batches import Batches
 from secateur.budget import Budget
-from secateur.errors import BudgetError, ModelError
-from secateur.graph import Graph, SizeConflict, trace
+from secateur.errors import ConfigError, ModelError
+from secateur.graph import Graph, trace
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.latency import Watcher, align_of, price
-from secateur.methods.baselines.criteria import CRITERIA, score
+from secateur.methods import Method, MethodRow, method, row_of
+from secateur.methods.baselines import OneShot, accumulate_gradients
 from secateur.plan import Plan
 from secateur.repair import Repair, mend, repairs
-from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
+from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember, settled_plan
 
 __all__ = ["Result", "apply", "prune"]
+
+Loss = Callable[[Any, Any], torch.Tensor]
 
 
 def prune(
     model: nn.Module,
     example_inputs: Any,
     *,
+    method: str | MethodRow | type[Method] | Callable[[Graph], Mapping[str, Any]] = "l1",
     budget: str | Mapping[str, float | str] | Budget | None = None,
-    criterion: str | Callable[[Graph], Mapping[str, Any]] = "l1",
-    allocator: str = "global",
-    normalise: str = "mean",
-    reduce: str = "sum",
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    repair: str | Repair | Iterable[str | Repair] = (),
+    allocator: str | None = None,
+    normalise: str | None = None,
     ratios: Mapping[str, float] | None = None,
     align: int | str = 1,
     ignore: Iterable[str] | str = (),
     min_channels: int = 1,
     max_ratio: float = 1.0,
     attention: Literal["heads", "head_dim"] = "heads",
-    data: Iterable[Any] | None = None,
-    loss: Callable[[Any, Any], torch.Tensor] | None = None,
-    repair: str | Repair | Iterable[str | Repair] = (),
     verify: bool = True,
     seed: int = 0,
     inplace: bool = False,
     watch: Watcher | None = None,
+    **settings: Any,
 ) -> Result:
-    """Remove the least important channels until the budget is met, and prove the result.
+    """Choose channels by a method, remove the others until the budget is met, and prove the result.
 
     Args:
         model: any `torch.nn.Module`; DataParallel, DistributedDataParallel and compiled wrappers are taken off.
         example_inputs: a tensor, a tuple of arguments or a dict of keywords with which `model` runs.
+        method: a name of `secateur methods` that needs no training loop, a `MethodRow`, a subclass of `Method`, or a
+            function from the graph to scores {group: [width]}, higher = keep.
         budget: what may remain, such as "flops=0.5", "params=2e6", {"flops": 0.5, "peak": 0.8} or
             "latency=0.6@onnxruntime"; see `Budget`.
-        criterion: a name of `secateur.criteria()`, or a function from the graph to scores {group: [width]}.
-        allocator: "global", "uniform", "per_cost" or "ratios" (with `ratios`: {layer pattern: share removed}).
-        normalise: how scores become comparable between groups. reduce: how a group's members are combined.
+        data: batches for methods and repairs that learn from images, in any form that `secateur.batches.Batches`
+            reads: a DataLoader, pairs (inputs, target), bare inputs, dicts. Labels are asked for where they are looked
+            at only.
+        loss: loss(output, target), for methods that look at it; cross entropy if not given.
+        repair: names of `secateur repairs`, or such objects: what is done to the surviving weights.
+        allocator: "global", "uniform", "per_cost" or "ratios" (with `ratios`: {layer pattern: share removed}, which
+            alone asks for it, too). normalise: how scores become comparable between groups; None: as the method has it.
         align: kept widths are multiples of this, or of what suits a processor: a name of
             `secateur.latency.PRESETS`, or "auto" for this one. ignore: patterns of layers whose outputs stay whole.
         min_channels: channels that stay in every group. max_ratio: largest share of a group that may go.
         attention: prune whole "heads" or the features of every head ("head_dim").
-        data, loss: batches (inputs, target) and loss(output, target), for criteria and repairs that need them.
-        repair: names of `secateur.repair.REPAIRS`, or such objects: what is done to the surviving weights.
-        verify: compare the result with the masked original. seed: of random scores and of the verification.
+        verify: compare the result with the masked original. seed: of everything random.
         inplace: narrow `model` itself instead of a copy.
         watch: told (done, total, runtime) while layer shapes are measured for a latency budget.
+        settings: the method's own, as `secateur methods NAME` lists them.
 
     Raises:
         SecateurError: one sentence that names the cause and the remedy; `model` is then as it was.
     """
+    row = _row(method, settings)
+    mending = repairs(repair)
+    _check_data(row, mending, data)
+    patterns = tuple([ignore] if isinstance(ignore, str) else ignore)
+    constraints = Constraints(patterns, min_channels, max_ratio, align_of(align))
+    bounds = None if budget is None else Budget.parse(budget)
+    allocator = allocator or ("ratios" if ratios else None)
+    batches = None if data is None else Batches(data, example_inputs)
+    factory: Any = row.factory
+    if isinstance(factory, type) and issubclass(factory, OneShot):
+        graph = _traced(model, example_inputs, attention)
+        constraints = price(graph, bounds, constraints, watch)
+        gradients = _Gradients(batches, loss or cross_entropy)
+        score = factory.scorer(validated(row.config, settings, "method"), seed, gradients)
+
+        def planned(graph: Graph) -> Plan:
+            scores = score(graph)
+            return allocate(
+                scores, graph, bounds, constraints,
+                allocator=allocator or "global", normalise=normalise or "mean", ratios=ratios,
+            )  # fmt: skip
+
+        return _scored(row, graph, planned, batches, mending, seed=seed, verify=verify, inplace=inplace)
+    if ratios or allocator == "ratios" or bounds is None:
+        raise ConfigError(
+            f'The method {row.name!r} finds its widths from a budget, such as budget="flops=0.5", and takes no ratios: '
+            "give a budget, or use ratios with a method that only scores, such as l1."
+        )
+    chosen = {"allocator": allocator} if allocator is not None else {}
+    made = factory(
+        model, example_inputs,
+        budget=bounds, constraints=constraints, normalise=normalise, attention=attention, seed=seed, watch=watch,
+        **chosen, **settings,
+    )  # fmt: skip
+    made.verify_cut = verify
+    if row.needs == "calibration":
+        assert batches is not None
+        made.collect(batches, loss or cross_entropy)
+    made.finish(mending, batches or ())
+    assert made.result is not None
+    result = replace(made.result, notes=tuple(made.notes))
+    return _inplace(result, made.graph) if inplace else result
+
+
+def cross_entropy(output: Any, target: Any) -> torch.Tensor:
+    """The usual loss of class scores; ConfigError where output and target are no such thing."""
+    scores = isinstance(output, torch.Tensor) and output.is_floating_point() and output.ndim >= 2
+    shares = isinstance(target, torch.Tensor) and scores and target.shape == output.shape and target.is_floating_point()
+    numbers = isinstance(target, torch.Tensor) and not target.is_floating_point() and target.ndim == output.ndim - 1
+    if not scores or not (shares or numbers) or output.shape[1] < 2:
+        raise ConfigError(
+            "Without loss= the loss is cross entropy of class scores and class numbers, and these outputs and targets "
+            "are no such thing: pass loss=(a function of output and target)."
+        )
+    return F.cross_entropy(output, target)
+
+
+def _row(given: Any, settings: Mapping[str, Any]) -> MethodRow:
+    """The row of what was given as `method`; ConfigError where that is no method for one call."""
+    if "criterion" in settings:
+        raise ConfigError(f"criterion= is now called method=: write method={settings['criterion']!r}.")
+    row = method(given) if isinstance(given, str) else row_of(given)
+    if row.acts == "while training":
+        raise ConfigError(
+            f"The method {row.name!r} acts while the network is trained, which one call cannot do: drive it in a "
+            f'training loop with secateur.methods.create("{row.name}", model, inputs, budget=..., steps=...), or write '
+            f"a recipe with method: {row.name} for secateur run."
+        )
+    return row
+
+
+def _check_data(row: MethodRow, mending: list[Repair], data: Any) -> None:
+    if row.needs == "calibration" and data is None:
+        what = "images and labels" if row.labels else "images"
+        raise ConfigError(
+            f"The method {row.name!r} learns from {what} and none are given: pass data=(batches), or "
+            "on the command line --data KIND:PATH."
+        )
+
+
+def _traced(model: nn.Module, example_inputs: Any, attention: Literal["heads", "head_dim"]) -> Graph:
+    """The graph of a model that can be pruned."""
     graph = trace(model, example_inputs, attention=attention)
     check_weights(graph)
     if not graph.groups:
         raise ModelError(nothing_to_prune(graph))
-    patterns = tuple([ignore] if isinstance(ignore, str) else ignore)
-    bounds = None if budget is None else Budget.parse(budget)
-    constraints = price(graph, bounds, Constraints(patterns, min_channels, max_ratio, align_of(align)), watch)
+    return graph
+
+
+class _Gradients:
+    """Gradients of the loss, gathered once, when they are first asked for."""
+
+    def __init__(self, batches: Batches | None, loss: Loss) -> None:
+        self._batches, self._loss = batches, loss
+        self._found: dict[str, torch.Tensor] = {}
+
+    def __call__(self, graph: Graph) -> dict[str, torch.Tensor]:
+        if not self._found:
+            assert self._batches is not None
+            shown = self._batches.labelled("The method")
+            self._found = accumulate_gradients(graph.model, shown, self._loss)
+        return self._found
+
+
+def _scored(
+    row: MethodRow,
+    graph: Graph,
+    planned: Callable[[Graph], Plan],
+    batches: Batches | None,
+    mending: list[Repair],
+    *,
+    seed: int,
+    verify: bool,
+    inplace: bool,
+) -> Result:
+    """Plan and cut, around every size that is written in the model's code."""
     before = graph.cost()
-    mending = repairs(repair)
-    needs_data = bool(mending) or any(row.name == criterion and row.needs_data for row in CRITERIA)
-    batches = list(data) if data is not None and needs_data else None  # a plan made again scores again
-    while True:
-        scores = criterion(graph) if callable(criterion) else _score(graph, criterion, reduce, seed, batches, loss)
-        plan = allocate(scores, graph, bounds, constraints, allocator=allocator, normalise=normalise, ratios=ratios)
-        try:
-            made = graph.cut(plan, inplace=inplace and not verify and not mending)
-            break
-        except SizeConflict as conflict:
-            graph.settle(conflict)
-            if not graph.groups:
-                raise BudgetError(nothing_to_prune(graph)) from None
-    plan.provenance.update({"criterion": getattr(criterion, "__name__", criterion), "seed": seed})
-    remember(graph, plan)
+    plan, made = settled_plan(graph, planned, inplace=inplace and not verify and not mending)
+    plan.provenance.update({"method": row.name, "seed": seed})
+    notes = tuple(remember(graph, plan))
     if mending:
         return _mended(graph, plan, mending, batches or (), verify=verify, inplace=inplace)
     proof = graph.verify(made, plan, seed=seed) if verify else None
@@ -99,7 +207,7 @@ def prune(
     if inplace and verify:  # only now that everything has worked out
         made = graph.cut(plan, inplace=True)
     settled = tuple(str(conflict) for conflict in graph.settled)
-    return Result(made.model, plan, before, after, proof, graph, made, settled)
+    return Result(made.model, plan, before, after, proof, graph, made, settled, notes)
 
 
 def _mended(
@@ -114,23 +222,28 @@ def _mended(
     notes = mend(plain, copied, graph, plan, mending, batches)
     result = apply(plain, graph.example_inputs, plan, verify=verify, timing=graph.timing)
     if notes:
-        plan.provenance["notes"] = notes
+        plan.provenance["notes"] = [*plan.provenance.get("notes", ()), *notes]
+    result = replace(result, notes=tuple(plan.provenance.get("notes", ())))
     if not inplace:
         return result
     repaired = named_tensors(plain)
     with torch.no_grad():
         for name, tensor in graph.tensors().items():
             tensor.copy_(repaired[name])
-    made = graph.cut(plan, inplace=True)
+    return _cut_here(result, graph)
+
+
+def _cut_here(result: Result, graph: Graph) -> Result:
+    """The same result with the user's own model narrowed."""
+    made = graph.cut(result.plan, inplace=True)
     return replace(result, model=made.model, cut=made)
 
 
-def _score(
-    graph: Graph,
-    criterion: str,
-    reduce: str,
-    seed: int,
-    data: list[Any] | None,
-    loss: Callable[[Any, Any], torch.Tensor] | None,
-) -> Mapping[str, Any]:
-    return score(criterion, graph, reduce=reduce, seed=seed, data=data, loss=loss)
+def _inplace(result: Result, graph: Graph) -> Result:
+    """The user's own model narrowed, with the weights that the method gave the narrow copy."""
+    found = named_tensors(result.model)
+    here = _cut_here(result, graph)
+    with torch.no_grad():
+        for name, tensor in named_tensors(here.model).items():
+            tensor.copy_(found[name])
+    return here

@@ -273,6 +273,10 @@ class Recipe(Section):
     model: ModelConfig = Field(description="Which network.")
     data: DataConfig = Field(description="Which images.")
     method: MethodConfig = Field(description="How channels are chosen.")
+    plugins: Words = Field(
+        default=(),
+        description="Methods of your own: .py files, modules or module:Class; imported before all else.",
+    )
     budget: Annotated[str, BeforeValidator(_budget)] = Field(
         description="What may remain: flops=0.5, params=2M or several, separated by commas; also activations, peak, "
         "latency=0.6@onnxruntime."
@@ -354,6 +358,8 @@ class Recipe(Section):
         return _yaml.dump(self.to_dict())
 
 
+#: The stages of a recipe that train.
+TRAINING = ("pretrain", "train", "finetune")
 _SHORT = {"model": "reference", "data": "name", "method": "name"}  # sections that one word may stand for
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from secateur.budget import KEYS
-from secateur.errors import PlanError, WeightsError
+from secateur.errors import BudgetError, PlanError, WeightsError
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
 from secateur.plan import Plan
 
@@ -26,6 +27,7 @@ class Result:
     graph: Graph
     cut: Cut
     settled: tuple[str, ...]  # sizes written in the model's code that kept channels from being cut freely
+    notes: tuple[str, ...] = ()  # sentences about what was done
 
     def reached(self, bound: str) -> float:
         """The fraction of the original that remains: of "flops", "params", "activations", "peak" or "latency"."""
@@ -79,15 +81,44 @@ def _settled(plan: Plan, graph: Graph) -> list[SizeConflict]:
     calls = graph.recording.calls
     for entry in noted if isinstance(noted, list) else [noted]:
         match entry:
-            case [int(call), str(module), str(operator), str(detail)] if 0 <= call < len(calls):
+            case [int(call), str(module), str(operator), str(detail), str(done)] if 0 <= call < len(calls):
                 if calls[call].module == module and calls[call].name.removeprefix("aten::") == operator:
-                    found.append(SizeConflict(call, module, operator, detail))
+                    found.append(SizeConflict(call, module, operator, detail, done))
                     continue
         raise PlanError(
             f"The plan was made around a size in code ({str(entry)[:80]}) that this network does not have there; "
             "make the plan again for this network."
         )
     return found
+
+
+def settled_plan(
+    graph: Graph, make_plan: Callable[[Graph], Plan], *, inplace: bool = False, notes: list[str] | None = None
+) -> tuple[Plan, Cut]:
+    """The plan that `make_plan` makes of a graph, and its cut; sizes in the model's code that stand against it settle.
+
+    A plan meets such a size only at some widths. The graph then ties or freezes channels, its groups are others, and
+    the plan is made again, until one can be cut; every time fewer channels are free, so there is an end.
+
+    Args:
+        graph: of the network; it is solved again where something settles.
+        make_plan: called once, and again each time something has settled.
+        inplace: narrow the network itself.
+        notes: takes one sentence for each size that settled.
+
+    Raises:
+        BudgetError: nothing is left that can be pruned. Whatever `make_plan` raises: a budget may be out of reach now.
+    """
+    while True:
+        plan = make_plan(graph)
+        try:
+            return plan, graph.cut(plan, inplace=inplace)
+        except SizeConflict as conflict:
+            said = graph.settle(conflict)
+        if notes is not None:
+            notes.append(said)
+        if not graph.groups:
+            raise BudgetError(nothing_to_prune(graph))
 
 
 def remember(graph: Graph, plan: Plan) -> list[str]:
@@ -98,10 +129,11 @@ def remember(graph: Graph, plan: Plan) -> list[str]:
     """
     plan.provenance["attention"] = graph.attention
     plan.provenance["settled"] = [conflict.as_json() for conflict in graph.settled]
+    notes: list[str] = list(plan.provenance.get("notes", ()))
     if graph.timing is not None:
         said = plan.provenance["latency"] = graph.timing.about(graph, plan)
-        return [said["note"]] if "note" in said else []
-    return []
+        notes += [said["note"]] if "note" in said else []
+    return notes
 
 
 def check_weights(graph: Graph) -> None:

@@ -101,9 +101,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def halve(model: nn.Module, inputs: Any, seed: int = 0, share: float = 0.5, **options: Any) -> Result:
     """Prune a random `share` of every group through the public door."""
-    return secateur.prune(
-        model, inputs, criterion="random", allocator="ratios", ratios={"*": share}, seed=seed, **options
-    )
+    return secateur.prune(model, inputs, method="random", allocator="ratios", ratios={"*": share}, seed=seed, **options)
 
 
 def masked(result: Result) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _sized import SIZED
 from hypothesis import strategies as st
 from torch import nn
 
@@ -350,11 +351,13 @@ BLOCKS: dict[str, type[nn.Module]] = {
         Plain, Residual, Dense, Grouped, Depthwise, Shuffle, Split, C2f, Gate, Pixels, Twice, Normed, Attention, Shape,
     )
 }  # fmt: skip
+BLOCKS |= SIZED
 FAMILIES = {
     "convolutions": "Plain Residual Dense Grouped Depthwise Gate".split(),
     "reshapes": "Plain Residual Shuffle Split C2f Pixels Shape Grouped Dense".split(),
     "sharing": "Plain Twice Residual Gate Split Shape Depthwise".split(),
     "mixing": "Plain Normed Attention Residual Gate Dense".split(),
+    "sizes": "Plain Stated Fraction Less Residual Split".split(),
 }
 
 

@@ -140,7 +140,7 @@ REFUSED = [
     # options
     option("pattern that matches nothing", ConfigError, ("stom", "stem"), ignore=("stom",)),
     option("everything ignored", BudgetError, ("ignore",), ignore=("*",)),
-    option("unknown criterion", ConfigError, ("l11", "l1"), criterion="l11"),
+    option("unknown criterion", ConfigError, ("l11", "l1"), method="l11"),
     option("unknown allocator", ConfigError, ("globe",), allocator="globe"),
     option("unknown normalisation", ConfigError, ("avg",), normalise="avg"),
     option("unknown reduction", ConfigError, ("total",), reduce="total"),
@@ -148,7 +148,7 @@ REFUSED = [
     option("align 0", ConfigError, ("align",), align=0),
     option("min_channels 0", ConfigError, ("min_channels",), min_channels=0),
     option("max_ratio above 1", ConfigError, ("max_ratio",), max_ratio=1.5),
-    option("Taylor without data", ConfigError, ("data",), criterion="taylor"),
+    option("Taylor without data", ConfigError, ("data",), method="taylor"),
 ]  # fmt: skip
 
 

@@ -10,6 +10,9 @@ from _harness import assert_applies, assert_same_state, assert_sound, halve, mas
 from _strategy import FAMILIES, Block, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+
+import secateur
 
 
 @pytest.mark.fuzz
@@ -17,6 +20,13 @@ from hypothesis import strategies as st
 @given(data=st.data())
 def test_random_network(family: str, data: st.DataObject) -> None:
     check(data.draw(specs(family), label="spec"))
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data())
+def test_random_network_aligned(family: str, data: st.DataObject) -> None:
+    check_aligned(data.draw(specs(family), label="spec"), data.draw(st.sampled_from([4, 8, 16]), label="align"))
 
 
 FOUND = {
@@ -37,6 +47,42 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_once_found(name: str) -> None:
     check(FOUND[name])
+
+
+ALIGNED = {
+    "a norm of two groups and heads": (Spec((Block("Normed", 16, 1), Block("Attention", 16, 1))), 8),
+    "stated halves of sixteen": (Spec((Block("Plain", 16, 1), Block("Stated", 16, 0))), 8),
+    "a part beside the rest": (Spec((Block("Plain", 16, 1), Block("Split", 8, 2), Block("Grouped", 16, 2))), 4),
+}
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_aligned(name: str) -> None:
+    check_aligned(*ALIGNED[name])
+
+
+def check_aligned(spec: Spec, align: int) -> None:
+    """Layers whose widths are multiples stay multiples, or the plan says which do not; and the cut is sound."""
+    model = build(spec)
+    inputs = torch.randn(2, 3, spec.side, spec.side, generator=torch.Generator().manual_seed(spec.seed))
+    fewest = 2 if any(b.kind == "Attention" for b in spec.blocks) else 1
+    options = {"criterion": "random", "seed": spec.seed, "align": align, "min_channels": fewest}
+    try:
+        result = secateur.prune(model, inputs, budget="flops=0.7", **options)
+    except secateur.BudgetError:
+        return
+    assert_sound(result, inputs)
+    if not result.plan.provenance.get("notes"):
+        assert_aligned(model, result.model, align)
+
+
+def assert_aligned(model: nn.Module, cut: nn.Module, align: int) -> None:
+    """Every convolution's and linear layer's outputs and inputs: a multiple, as wide as before, or never a multiple."""
+    whole = dict(model.named_modules())
+    for name, module in cut.named_modules():
+        for attribute in ("out_channels", "in_channels", "out_features", "in_features"):
+            width, before = getattr(module, attribute, 0), getattr(whole[name], attribute, 0)
+            assert width == before or width % align == 0 or before % align, f"{name}.{attribute}: {before} to {width}"
 
 
 def check(spec: Spec) -> None:

@@ -150,7 +150,7 @@ def error_after(network: Network, repairs: list[Any]) -> float:
     model = network.make().eval()
     settle(model, network)
     result = secateur.prune(
-        model, network.inputs(), budget="flops=0.5", criterion="l1", data=network.batches(40, seed=1), repair=repairs
+        model, network.inputs(), budget="flops=0.5", method="l1", data=network.batches(40, seed=1), repair=repairs
     )
     x = torch.cat([x for x, _ in network.batches(4, seed=8)])
     with torch.no_grad():

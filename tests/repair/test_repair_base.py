@@ -15,7 +15,7 @@ import secateur
 from secateur.errors import ConfigError, SecateurError
 from secateur.plan import Plan
 from secateur.repair import METHOD_OF, REPAIRS, Case, Repair, mend, repair, repairs
-from secateur.repair.base import Batches
+from secateur.repair.base import Pairs
 from secateur.repair.batchnorm import BatchNorm
 
 IMAGES = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -140,7 +140,7 @@ class Watching(Repair):
         self.modes: list[bool] = []
         self.lost: list[float] = []
 
-    def apply(self, case: Case, batches: Batches) -> None:
+    def apply(self, case: Case, batches: Pairs) -> None:
         self.modes.append(any(module.training for module in case.model.modules()))
         weight = case.model.get_parameter("0.weight")
         self.lost.append(float(weight[1].abs().max()))
@@ -204,7 +204,7 @@ class Silent(Repair):
 
     name = "silent"
 
-    def apply(self, case: Case, batches: Batches) -> None:
+    def apply(self, case: Case, batches: Pairs) -> None:
         case.model.get_parameter("0.weight")[0] *= 2
 
 
@@ -216,7 +216,7 @@ def test_a_repair_that_does_not_look_needs_none() -> None:
 class Raising(Repair):
     name = "raising"
 
-    def apply(self, case: Case, batches: Batches) -> None:
+    def apply(self, case: Case, batches: Pairs) -> None:
         raise ConfigError("It does not work.")
 
 
@@ -230,10 +230,18 @@ def test_modes_come_back_after_an_error() -> None:
     assert "repairs" not in case.plan.provenance
 
 
-@pytest.mark.parametrize("batch", [IMAGES, (IMAGES,), "text"], ids=["tensor", "one", "text"])
-def test_what_is_no_pair_is_refused(batch: Any) -> None:
-    with pytest.raises(SecateurError, match="must be a pair"):
+@pytest.mark.parametrize("batch", ["text", (), IMAGES[0]], ids=["text", "nothing", "one sample"])
+def test_what_is_no_batch_is_refused(batch: Any) -> None:
+    with pytest.raises(SecateurError, match=r"[Bb]atch"):
         mended(BatchNorm(), batches=[batch])
+
+
+@pytest.mark.parametrize("batch", [IMAGES, (IMAGES,), (IMAGES, 0, "name"), {"image": IMAGES, "label": 0}])
+def test_labels_are_not_asked_for(batch: Any) -> None:
+    wanted, found = mended(BatchNorm(), batches=[(IMAGES, 0)]), mended(BatchNorm(), batches=[batch])
+    tensors = wanted[0].state_dict() if isinstance(wanted, tuple) else wanted.state_dict()
+    others = found[0].state_dict() if isinstance(found, tuple) else found.state_dict()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
 
 
 # ------------------------------------------------------------------------------------------------- as people write them

@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur
-from secateur.methods import CRITERIA, METHODS, Method, MethodRow
+from secateur.methods import METHODS, Method, MethodRow
+from secateur.methods.baselines import CRITERIA
 from secateur.repair import REPAIRS, repairs
 from secateur.surgery import Result
 from secateur.testing import NETWORKS
@@ -80,7 +81,7 @@ def test_every_criterion_with_every_repair(criterion: Any, repair: Any) -> None:
         trained(),
         NETWORK.inputs(),
         budget=BUDGET,
-        criterion=criterion.name,
+        method=criterion.name,
         data=iter(DATA),
         loss=F.cross_entropy,
         repair=repair.name,

@@ -25,7 +25,7 @@ from secateur.methods import METHODS, method
 from secateur.plan import Plan
 from secateur.recipe import Recipe
 from secateur.repair import Case, Repair, repairs
-from secateur.repair.base import Batches
+from secateur.repair.base import Pairs
 from secateur.repair.batchnorm import BatchNorm
 from secateur.testing import NETWORKS
 from secateur.testing._subject import train
@@ -53,7 +53,7 @@ class Doubling(Repair):
 
     name = "doubling"
 
-    def apply(self, case: Case, batches: Batches) -> None:
+    def apply(self, case: Case, batches: Pairs) -> None:
         for part in ("weight", "bias"):
             case.model.get_parameter(f"head.fc.{part}").mul_(2)
         case.notes.append("Answers are doubled.")
@@ -95,7 +95,7 @@ def test_in_place_is_the_same_in_the_model_itself(verify: bool) -> None:
 class Raising(Repair):
     name = "raising"
 
-    def apply(self, case: Case, batches: Batches) -> None:
+    def apply(self, case: Case, batches: Pairs) -> None:
         for parameter in case.model.parameters():
             parameter.fill_(3.0)
         raise ConfigError("It does not work.")
@@ -104,7 +104,7 @@ class Raising(Repair):
 class Poison(Repair):
     name = "poison"
 
-    def apply(self, case: Case, batches: Batches) -> None:
+    def apply(self, case: Case, batches: Pairs) -> None:
         case.model.get_parameter("head.fc.bias").fill_(float("nan"))
 
 

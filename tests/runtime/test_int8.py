@@ -132,3 +132,31 @@ def test_what_cannot_be_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(RunError, match=r"cannot quantise the network .* leave onnxruntime out of export.int8"):
         export_int8("onnxruntime", network, x, tmp_path / "m", [torch.zeros(1, 5, 8, 8)])
     assert not list(tmp_path.iterdir())
+
+
+class TwoInputs(nn.Module):
+    """Adds what two layers make of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.one(x) + self.two(y)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_as_a_loader_gives_them(name: str, tmp_path: Path) -> None:
+    """The same file, whether labels come with the images or not; and a second input is no label."""
+    torch.manual_seed(0)
+    x, z, labels, row = torch.randn(6, 3, 8, 8), torch.randn(6, 1, 8, 8), torch.arange(6), QUANTISERS[name]
+    layer, path = nn.Conv2d(3, 4, 3), tmp_path / row.file
+    forms: list[Any] = [[x], [(x, labels)], iter([(x, labels, "names")]), [{"image": x, "label": labels}]]
+    found = [export_int8(name, layer, x[:1], path, form) for form in forms]
+    assert {each["relative_difference"] for each in found} == {found[0]["relative_difference"]}
+    assert [each["calibration_images"] for each in found] == [6, 6, 6, 6]
+    for form in ((x, z), (x, z, labels), ((x, z), labels)):
+        both = export_int8(name, TwoInputs(), (x[:1], z[:1]), path, [form])
+        assert both["calibration_images"] == 6
+    with pytest.raises(InputError, match="a single sample is no batch"):
+        export_int8(name, layer, x[:1], path, [(x[0], 1)])

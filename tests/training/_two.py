@@ -48,7 +48,7 @@ def digits(folder: Path) -> None:
     assert classes == [type(module) for module in net.modules()]
     assert fitted.steps == engine.steps(Training(epochs=2))
     found = engine.evaluate(net, data.test)
-    plan = secateur.prune(net, torch.zeros(2, 1, 8, 8), budget="flops=0.5", criterion="l1").plan
+    plan = secateur.prune(net, torch.zeros(2, 1, 8, 8), budget="flops=0.5", method="l1").plan
     masks = {name: mask.tolist() for name, mask in plan.masks.items()}
     keep(
         folder, "digits", net, {"masks": masks, "loss": found.loss, "accuracy": found.accuracy, "images": found.images}

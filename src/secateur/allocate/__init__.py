@@ -18,8 +18,10 @@ import torch
 
 from secateur._hints import choose, nearest, readable
 from secateur._protocols import Array, CostLike, FloatArray, GraphLike, IntArray
+from secateur.allocate.alignment import straight
 from secateur.allocate.blocks import Bounds, stack, whole_cost
 from secateur.allocate.constraints import Constraints
+from secateur.allocate.exchanges import used
 from secateur.allocate.normalise import NORMALISATIONS, normalisation
 from secateur.allocate.patterns import matched, parse_patterns
 from secateur.allocate.reach import unreachable
@@ -90,6 +92,9 @@ def allocate(
     }
     if chosen:
         provenance["ratios"] = chosen
+    note = constraints.alignment(graph).note(widths)
+    if note:
+        provenance["notes"] = [note]
     return Plan(masks, provenance, fingerprint(graph))
 
 
@@ -102,11 +107,16 @@ def _within(
     original: CostLike,
 ) -> IntArray:
     """Return the widths a budgeted allocator chooses; BudgetError if no legal widths are within the budget."""
-    blocks = stack(ranked, constraints.floors(graph), constraints)
+    floors, steps = constraints.grid(graph)
     bounds = Bounds(graph.costs, budget.limits(original))
-    if not bounds.fit(blocks.floors[None])[0]:
+    if not bounds.fit(floors[None])[0]:
         raise unreachable(graph, budget, constraints, original)
-    return _BUDGETED[allocator](blocks, bounds)
+
+    def choose(tops: IntArray) -> IntArray:
+        kept = [values[:top] for values, top in zip(ranked, tops.tolist(), strict=True)]
+        return _BUDGETED[allocator](stack(kept, floors, constraints, steps), bounds)
+
+    return straight(constraints.alignment(graph), floors, choose, lambda widths: float(used(bounds, widths[None])[0]))
 
 
 def _normalised(scores: Mapping[str, Array], graph: GraphLike, normalise: str) -> list[FloatArray]:
@@ -160,9 +170,9 @@ def _ratios(graph: GraphLike, ratios: Mapping[str, float] | None) -> dict[str, f
 def _explicit(graph: GraphLike, ratios: Mapping[str, float], constraints: Constraints) -> IntArray:
     """Return the widths for explicit ratios: the smallest legal ones that remove no more than asked."""
     widths = []
-    for group, floor in zip(graph.groups, constraints.floors(graph).tolist(), strict=True):
+    for group, floor, step in zip(graph.groups, *map(np.ndarray.tolist, constraints.grid(graph)), strict=True):
         wanted = group.width - math.floor(ratios.get(group.name, 0.0) * group.width + 1e-9)
-        legal = np.concatenate([[floor], constraints.ends(group.width, floor)])
+        legal = np.concatenate([[floor], constraints.ends(group.width, floor, step)])
         widths.append(int(legal[np.searchsorted(legal, wanted)]))
     return np.array(widths, dtype=np.int64)
 

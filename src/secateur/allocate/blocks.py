@@ -47,11 +47,17 @@ class Blocks:
     full: IntArray
 
 
-def stack(ranked: Sequence[FloatArray], floors: IntArray, constraints: Constraints) -> Blocks:
-    """Cut groups into blocks; `ranked` holds each group's scores, descending."""
+def stack(
+    ranked: Sequence[FloatArray], floors: IntArray, constraints: Constraints, steps: IntArray | None = None
+) -> Blocks:
+    """Cut groups into blocks; `ranked` holds each group's scores, descending.
+
+    floors, steps: of `constraints.grid`; without steps every channel is one index of its layers.
+    """
     sizes, ends, scores = [], [], []
-    for values, floor in zip(ranked, floors.tolist(), strict=True):
-        end = constraints.ends(len(values), floor)
+    each = [None] * len(floors) if steps is None else steps.tolist()
+    for values, floor, step in zip(ranked, floors.tolist(), each, strict=True):
+        end = constraints.ends(len(values), floor, step)
         start = np.concatenate([[floor], end[:-1]]).astype(np.int64)[: len(end)]
         ends.append(end)
         sizes.append(end - start)

@@ -10,6 +10,7 @@ from numbers import Real
 import numpy as np
 
 from secateur._protocols import GraphLike, IntArray
+from secateur.allocate.alignment import Alignment
 from secateur.allocate.patterns import matched, parse_patterns
 from secateur.errors import ConfigError
 
@@ -22,7 +23,7 @@ class Constraints:
         those modules read, ':both' means both sides.
     min_channels: channels that stay in every group at least (all of them in a narrower group).
     max_ratio: largest share of a group's channels that may be removed, in [0, 1].
-    align: kept widths are multiples of this; a group whose width is no multiple may also stay whole.
+    align: kept widths of layers are multiples of this; a layer whose width is no multiple may also stay whole.
     keep: names of groups that stay whole, because a method cannot prune them.
     """
 
@@ -64,19 +65,36 @@ class Constraints:
 
     def floors(self, graph: GraphLike) -> IntArray:
         """Return the smallest width each group may take, in the order of `graph.groups`."""
-        whole = {name for names in self.ignored(graph).values() for name in names} | set(self.keep)
-        floors = [group.width if group.name in whole else self.floor(group.width) for group in graph.groups]
-        return np.array(floors, dtype=np.int64)
+        return self.grid(graph)[0]
 
-    def floor(self, width: int) -> int:
-        """Return the smallest width a group of `width` channels may take when it is not ignored."""
+    def steps(self, graph: GraphLike) -> dict[str, int]:
+        """Return how many channels at a time each group may lose, so that the widths of its layers stay aligned."""
+        names = (group.name for group in graph.groups)
+        return dict(zip(names, self.grid(graph)[1].tolist(), strict=True))
+
+    def grid(self, graph: GraphLike) -> tuple[IntArray, IntArray]:
+        """Return floors and steps: a group is legal at its floor, every step above it, and as a whole."""
+        whole = {name for names in self.ignored(graph).values() for name in names} | set(self.keep)
+        lowest = [group.width if group.name in whole else self.floor(group.width, 1) for group in graph.groups]
+        return self.alignment(graph).grid(np.array(lowest, dtype=np.int64))
+
+    def alignment(self, graph: GraphLike) -> Alignment:
+        """Return what `align` means for the layers of this graph."""
+        return Alignment.of(graph, self.align)
+
+    def floor(self, width: int, step: int | None = None) -> int:
+        """Return the smallest width a group of `width` channels may take when it is not ignored.
+
+        step: how many channels go at a time; None: `align`, one channel being one index of every layer.
+        """
         # the tolerance makes 0.3 * 10 remove three channels although the product falls short of 3 in binary
         removable = min(math.floor(self.max_ratio * width + 1e-9), width)
-        lowest = max(1, self.min_channels, width - removable)
-        return int(min(-(-lowest // self.align) * self.align, width))
+        lowest, step = max(1, self.min_channels, width - removable), self.align if step is None else step
+        return int(min(-(-lowest // step) * step, width))
 
-    def ends(self, width: int, floor: int) -> IntArray:
-        """Return the legal widths above `floor`, ascending; the last is `width`."""
-        ends = np.arange(floor + self.align, width + 1, self.align, dtype=np.int64)
-        # a width that is no multiple is legal only as a whole
+    def ends(self, width: int, floor: int, step: int | None = None) -> IntArray:
+        """Return the legal widths above `floor`, ascending; the last is `width`. step: as for `floor`."""
+        step = self.align if step is None else step
+        ends = np.arange(floor + step, width + 1, step, dtype=np.int64)
+        # a width between two steps is legal only as a whole
         return ends if floor == width or (len(ends) and ends[-1] == width) else np.append(ends, width)

@@ -49,7 +49,7 @@ def _top(
 _COMMANDS = (
     running.run, running.demo, comparing.compare, folders.report, folders.verify, folders.export,
     surgery.inspect, surgery.prune, surgery.apply, latency.latency,
-    lists.methods, lists.models, lists.criteria, lists.repairs,
+    lists.methods, lists.models, lists.repairs,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command()(_command)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
+from rich.status import Status
 from typer.core import TyperGroup
 
 from secateur.errors import ConfigError, SecateurError
@@ -104,14 +105,28 @@ NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare with
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random weights, scores and verification.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 All = Annotated[bool, typer.Option("--all", help="Show tables in full, however long.")]
+Plugin = Annotated[
+    list[str],
+    typer.Option("--plugin", metavar="FILE", help="Methods of your own: a .py file, or module:Class. Repeatable."),
+]
+
+
+def plugged(plugins: Sequence[str]) -> list[str]:
+    """The change of a recipe that --plugin is short for; files by their whole path, so that a run can be resumed."""
+    named = [str(Path(p).absolute()) if p.endswith(".py") or ".py:" in p else p for p in plugins]
+    return [f"plugins={json.dumps(named)}"] if named else []
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what matters; errors always show.")]
 
 
 @contextlib.contextmanager
-def working(what: str, silent: bool, *, still: bool = False) -> Iterator[None]:
+def working(what: str, silent: bool, *, still: bool = False) -> Iterator[Callable[[str], None]]:
     """What models and libraries print goes to stderr, their warnings nowhere (unless debugging).
 
     still: nothing turns meanwhile, for it would take time from what is timed.
+
+    Yields a function that says how far the work is, where that is shown.
     """
     console = Console(stderr=True)
     shown = console.is_terminal and not silent
@@ -121,7 +136,12 @@ def working(what: str, silent: bool, *, still: bool = False) -> Iterator[None]:
     with warnings.catch_warnings(), busy, contextlib.redirect_stdout(sys.stderr):
         if not debugging():
             warnings.simplefilter("ignore")
-        yield
+
+        def say(text: str) -> None:
+            if isinstance(busy, Status):
+                busy.update(f"{what}: {text} ...")
+
+        yield say
 
 
 def emit(document: dict[str, Any] | list[Any], as_json: bool, table: Callable[[], RenderableType]) -> None:

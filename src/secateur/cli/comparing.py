@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli._base import AsJson, Interrupted, Quiet, show, working
+from secateur.cli._base import AsJson, Interrupted, Plugin, Quiet, plugged, show, working
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def compare(
         list[str],
         typer.Option("--with", metavar="METHOD.KEY=VALUE", help="A method's or repair's setting. Repeatable."),
     ] = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -79,7 +80,7 @@ def compare(
     from secateur.compare import compare as work
     from secateur.recipe import Recipe
 
-    read = Recipe.read(recipe, overrides)
+    read = Recipe.read(recipe, [*overrides, *plugged(plugin)])
     bars = not (as_json or quiet) and sys.stderr.isatty()
     with _interruptible(out), working("Comparing", silent=True):
         outcome = work(

@@ -1,4 +1,4 @@
-"""Commands that list what there is: models, criteria, methods, repairs."""
+"""Commands that list what there is: models, methods, repairs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli._base import AsJson, Quiet, emit, show
+from secateur.cli._base import AsJson, Plugin, Quiet, emit, show
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -47,51 +47,29 @@ def models(as_json: AsJson = False, quiet: Quiet = False) -> None:
     emit({"models": rows}, as_json, lambda: report.listing(columns, cells, right=columns[1:3]))
 
 
-def criteria(as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """List the criteria by which channels can be scored.
-
-    \b
-    Examples:
-      secateur criteria
-      secateur criteria --json
-    """
-    from secateur import report
-    from secateur.methods import CRITERIA
-
-    if quiet and not as_json:
-        return show("\n".join(row.name for row in CRITERIA))
-    rows = [
-        {
-            "name": row.name,
-            "summary": row.summary,
-            "needs_data": row.needs_data,
-            "paper": row.paper,
-            "year": row.year,
-            "arxiv": row.arxiv,
-        }
-        for row in CRITERIA
-    ]
-    cells = [(c.name, c.summary, "yes" if c.needs_data else "no", str(c.year), c.arxiv) for c in CRITERIA]
-    emit({"criteria": rows}, as_json, lambda: report.listing(("criterion", "score", "data", "year", "arXiv"), cells))
-
-
 def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One method, with its settings.", show_default=False)
     ] = None,
+    plugin: Plugin = [],  # noqa: B006  # typer copies it
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the pruning methods, or show one with its settings: what a recipe may say under method.
+    """List the pruning methods, or show one with its settings: what `prune --method` and a recipe's method may say.
+
+    Methods of installed packages (entry points of the group secateur.methods) are among them.
 
     \b
     Examples:
       secateur methods
       secateur methods bwcp
+      secateur methods --plugin mine.py
       secateur methods --json
     """
-    from secateur.methods import METHODS, method
+    from secateur.methods import known, method, plug_in
 
+    for each in plugin:
+        plug_in(each)
     if name is not None:
         row = method(name)
         settings = _settings(row.config)
@@ -99,8 +77,8 @@ def methods(
             return show("\n".join(s["name"] for s in settings))
         return emit(_method(row) | {"settings": settings}, as_json, lambda: _method_table(row, settings))
     if quiet and not as_json:
-        return show("\n".join(row.name for row in METHODS))
-    emit([_method(row) for row in METHODS], as_json, lambda: _methods_table(METHODS))
+        return show("\n".join(row.name for row in known()))
+    emit([_method(row) for row in known()], as_json, lambda: _methods_table(known()))
 
 
 def _methods_table(rows: Sequence[MethodRow]) -> RenderableType:
@@ -110,7 +88,7 @@ def _methods_table(rows: Sequence[MethodRow]) -> RenderableType:
 
     from secateur import report
 
-    cells = [(r.name, r.summary, f"{r.year}, {r.arxiv}" if r.arxiv else str(r.year), r.needs, r.acts) for r in rows]
+    cells = [(r.name, r.summary, _source(r), _needs(r), r.acts) for r in rows]
     alike: dict[str, list[str]] = {}
     for row in rows:
         alike.setdefault(row.fidelity, []).append(row.name)
@@ -121,8 +99,17 @@ def _methods_table(rows: Sequence[MethodRow]) -> RenderableType:
     )
 
 
+def _source(row: MethodRow) -> str:
+    return ", ".join(filter(None, (str(row.year or ""), row.arxiv)))
+
+
+def _needs(row: MethodRow) -> str:
+    """What it learns from, in a word or three."""
+    return {"calibration": "images and labels" if row.labels else "images"}.get(row.needs, row.needs)
+
+
 def _method(row: MethodRow) -> dict[str, Any]:
-    keys = ("name", "summary", "paper", "year", "arxiv", "needs", "acts", "granularity", "fidelity")
+    keys = ("name", "summary", "paper", "year", "arxiv", "needs", "labels", "acts", "granularity", "fidelity")
     return {key: getattr(row, key) for key in keys}
 
 
@@ -138,11 +125,11 @@ def _method_table(row: MethodRow, settings: list[dict[str, str]]) -> RenderableT
 
     from secateur import report
 
-    paper = f"{row.paper}, {row.year}" + (f", arXiv {row.arxiv}" if row.arxiv else "")
+    paper = ", ".join(filter(None, (row.paper, str(row.year or ""), f"arXiv {row.arxiv}" if row.arxiv else "")))
     lines = [
         Text.assemble((row.name, "bold"), f"  {row.summary}"),
-        Text(f"Paper: {paper}"),
-        Text(f"Acts {row.acts}; needs {row.needs}; removes whole {row.granularity}s."),
+        Text(f"Paper: {paper or 'none'}"),
+        Text(f"Acts {row.acts}; needs {_needs(row)}; removes whole {row.granularity}s."),
         Text(f"Fidelity: {row.fidelity}"),
     ]
     cells = [(s["name"], s["default"], s["allowed"], s["meaning"]) for s in settings]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli._base import AsJson, Interrupted, Quiet, show, working
+from secateur.cli._base import AsJson, Interrupted, Plugin, Quiet, plugged, show, working
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def run(
             "--repair", metavar="NAME", help="Of secateur repairs: short for --set repair=[NAME]. Repeatable."
         ),
     ] = [],  # noqa: B006  # typer copies it
+    plugin: Plugin = [],  # noqa: B006
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -63,7 +64,8 @@ def run(
     from secateur.recipe import Recipe
 
     if resume is not None:
-        given = {"RECIPE": recipe, "--set": overrides, "--out": out, "--device": device, "--repair": repair}
+        given = {"RECIPE": recipe, "--set": overrides, "--out": out, "--device": device}
+        given |= {"--repair": repair, "--plugin": plugin}
         for name, value in given.items():
             if value:
                 raise ConfigError(f"--resume and {name} are both given, and a run keeps to the recipe it began with.")
@@ -72,7 +74,7 @@ def run(
         return
     if recipe is None:
         raise ConfigError("Neither a recipe nor --resume is given: write secateur run RECIPE, or --resume DIR.")
-    read = Recipe.read(recipe, [*overrides, *_short_forms(overrides, device, repair)])
+    read = Recipe.read(recipe, [*overrides, *_short_forms(overrides, device, repair), *plugged(plugin)])
     where = out if out is not None else Path(FOLDER) / f"{_short(read.name)}-{read.seed}"
     _work(lambda **told: runs.start(read, where, **told), where, as_json, quiet)
 

@@ -20,6 +20,7 @@ from secateur.cli._base import (
     ModelArg,
     NoVerify,
     Out,
+    Plugin,
     Quiet,
     Seed,
     Weights,
@@ -82,9 +83,26 @@ def prune(
             help="What may remain: flops=0.5, params=2M or both; also activations, peak, latency=0.6@onnxruntime.",
         ),
     ] = None,
-    criterion: Annotated[str, typer.Option(help="How channels are scored; see `secateur criteria`.")] = "l1",
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="How channels are chosen; see `secateur methods`.")
+    ] = "l1",
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="KIND:PATH", help="Images to learn from: digits, imagefolder:photos."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="How many images they are shown.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images at a time.")] = 64,
+    repair: Annotated[
+        list[str], typer.Option("--repair", metavar="NAME", help="Of `secateur repairs`, before the cut. Repeatable.")
+    ] = [],  # noqa: B006
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", metavar="NAME.KEY=VALUE", help="Of the method or a repair: cp.ridge=1e-3. Repeatable."),
+    ] = [],  # noqa: B006
+    plugin: Plugin = [],  # noqa: B006
     allocator: Annotated[
-        str | None, typer.Option(help="global, uniform, per_cost or ratios. Default: global, or ratios with --ratio.")
+        str | None,
+        typer.Option(help="global, uniform, per_cost or ratios. Default: the method's own, or ratios with --ratio."),
     ] = None,
     ratio: Annotated[
         list[str], typer.Option("--ratio", metavar="PATTERN=SHARE", help="Share of channels to remove. Repeatable.")
@@ -100,9 +118,11 @@ def prune(
     min_channels: Annotated[int, typer.Option(help="Channels that stay in every group.")] = 1,
     max_ratio: Annotated[float, typer.Option(help="Largest share of a group that may go.")] = 1.0,
     normalise: Annotated[
-        str, typer.Option(help="How groups become comparable: mean, max, sum, standard, gauss, lamp, none.")
-    ] = "mean",
-    reduce: Annotated[str, typer.Option(help="How a group's members are combined: sum, mean, max, prod.")] = "sum",
+        str | None,
+        typer.Option(
+            help="How groups become comparable: mean, max, sum, standard, gauss, lamp, none. Default: the method's."
+        ),
+    ] = None,
     attention: Attention = "heads",
     seed: Seed = 0,
     no_verify: NoVerify = False,
@@ -116,46 +136,57 @@ def prune(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove the least important channels until the budget is met, and verify the result.
+    """Choose channels by a method, remove the others until the budget is met, and verify the result.
+
+    Methods that act while the network is trained need a recipe: see `secateur run`.
 
     \b
     Examples:
       secateur prune zoo:resnet20 --budget flops=0.5
       secateur prune torchvision:mobilenet_v2 --budget flops=0.5,params=2M --align 8
+      secateur prune torchvision:resnet50 --budget flops=0.5 --method cp --data imagefolder:photos --images 512 \\
+          --repair least_squares --set cp.ridge=1e-3
       secateur prune torchvision:resnet50 --budget latency=0.6@onnxruntime
       secateur prune zoo:vgg16_bn --ratio 'features.*=0.5' --ignore features.0
       secateur prune mymodel.py:factory --input-size 3x64x64 --budget params=0.3 \\
           --weights mine.safetensors --out small.safetensors --plan-out plan.json
     """
-    import secateur
     from secateur._hints import choose
     from secateur.allocate import ALLOCATORS, Constraints
     from secateur.budget import Budget
+    from secateur.cli._choice import chosen, images_of
     from secateur.latency import align_of
+    from secateur.prune import prune as secateur_prune
     from secateur.references import load
     from secateur.runtime import read_weights
 
     bounds = None if budget is None else Budget.parse(budget)
     ratios = _ratios(ratio)
-    allocator = choose(allocator or ("ratios" if ratios else "global"), ALLOCATORS, "allocator")
-    _check_criterion(criterion)
+    if allocator is not None:
+        choose(allocator, ALLOCATORS, "allocator")
+    own, mending = chosen(method, repair, settings, plugin)
     multiple = align_of(align)
     Constraints(tuple(ignore), min_channels, max_ratio, multiple)
     _check_files(weights, out, plan_out)
     silent = quiet or as_json
     timed = bounds is not None and bounds.target is not None
-    with working("Pruning", silent, still=timed), _measuring(silent) if timed else contextlib.nullcontext() as watch:
+    with (
+        working("Pruning", silent, still=timed) as say,
+        _measuring(silent) if timed else contextlib.nullcontext() as watch,
+    ):
         loaded = load(model, arguments=model_arg, input_size=input_size, input_shapes=input_shape, seed=seed)
         if weights is not None:
             read_weights(loaded.model, weights)
-        result = secateur.prune(
+        shown = None if data is None else images_of(data, loaded, images, batch_size, seed, say)
+        result = secateur_prune(
             loaded.model,
             loaded.inputs,
+            method=method,
             budget=bounds,
-            criterion=criterion,
+            data=shown,
+            repair=mending,
             allocator=allocator,
             normalise=normalise,
-            reduce=reduce,
             ratios=ratios or None,
             align=multiple,
             ignore=ignore,
@@ -165,6 +196,7 @@ def prune(
             verify=not no_verify,
             seed=seed,
             watch=watch,
+            **own,
         )
         result.plan.provenance["model"] = model
         files = _save(loaded, result, out, plan_out)
@@ -219,18 +251,6 @@ def _measuring(silent: bool) -> Iterator[Watcher]:
         yield progress.measured
     finally:
         progress.end_stage()  # a bar that an error or Ctrl-C has left
-
-
-def _check_criterion(name: str) -> None:
-    from secateur._hints import choose
-    from secateur.methods import CRITERIA
-
-    row = {row.name: row for row in CRITERIA}[choose(name, [row.name for row in CRITERIA], "criterion")]
-    if row.needs_data:
-        raise ConfigError(
-            f"The criterion {name!r} needs data and a loss: write a recipe with method: {name} for `secateur run`, or "
-            "call secateur.prune(..., data=batches, loss=function) from Python."
-        )
 
 
 def _ratios(texts: Sequence[str]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from secateur.compare.cluster import Cluster, connected
 from secateur.compare.record import Comparison, working
 from secateur.compare.tasks import Done, Engine, Task
 from secateur.errors import ConfigError
+from secateur.methods import plug_in
 from secateur.recipe import Recipe
 from secateur.report.leaderboard import write_leaderboard
 from secateur.runs.preparing import prepare
@@ -78,6 +79,8 @@ def compare(
         SecateurError: one sentence, before anything is written. What goes wrong later in one run is one failed cell.
         KeyboardInterrupt: after Ctrl-C; the same call goes on from there.
     """
+    for plugin in recipe.plugins:
+        plug_in(plugin)
     cells = _cells(recipe, methods, seeds, budgets)
     given = _settings(recipe, cells, settings or {})
     check(recipe, [cell.row for cell in cells])

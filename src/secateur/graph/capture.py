@@ -56,6 +56,7 @@ class Call:
     strides: tuple[tuple[int, ...], ...]  # of the outputs: PyTorch picks operators by them
     form: Form | None = None  # of a convolution or linear layer
     value: Any = None  # of an operator whose result has a size that depends on data, on a run with real tensors
+    repeats: int = 1  # how many groups of a convolution share the columns of its weight
 
 
 @dataclass
@@ -149,7 +150,8 @@ class Recorder(Mode):
         shapes = tuple(tuple(t.shape) for t in outs)
         strides = tuple(t.stride() for t in outs)
         seen = (shapes, tuple(labels), tuple(op.expects), op.mixes, op.weight, strides)
-        return Call(op.name, op.module, *seen, op.form)
+        repeats = int(op.args.get("groups") or 1) if op.weight is not None else 1
+        return Call(op.name, op.module, *seen, op.form, repeats=repeats)
 
     def _labels(self, op: Op, is_pointwise: bool) -> list[Label]:
         found = find_rule(op.name, is_pointwise)

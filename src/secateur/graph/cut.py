@@ -98,15 +98,9 @@ def _take_on_cpu(tensor: torch.Tensor, kept: tuple[Ids | None, ...]) -> torch.Te
     return torch.from_numpy(array).view(tensor.dtype)
 
 
-def cut(
-    model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools, *, inplace: bool
-) -> Cut:
-    """A narrower copy of `model` (or `model` itself, narrowed) with only the alive slots.
-
-    Raises `SizeConflict` when a size in the model's code cannot follow; the model is then untouched.
-    """
-    slices = slices_of(recording, alive)
-    tensors = named_tensors(model)
+def check(model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools) -> list[Repair]:
+    """What a cut would set on `model`, which stays as it is; `SizeConflict` where a size in its code cannot follow."""
+    slices, tensors = slices_of(recording, alive), named_tensors(model)
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
 
     def shape_only(tensor: torch.Tensor) -> torch.Tensor:
@@ -116,12 +110,24 @@ def cut(
         shape = [n if k is None else len(k) for n, k in zip(tensor.shape, kept, strict=True)]
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
-    sizes = Sizes(recording, solution, alive)
     if recording.on_meta:
         twin = clone_module(model, shape_only)
     else:
         twin = clone_module(model, lambda t: take(t, by_id.get(id(t)) or (None,) * t.dim()))
-    repairs = repair_sizes(twin, inputs, sizes)
+    return repair_sizes(twin, inputs, Sizes(recording, solution, alive))
+
+
+def cut(
+    model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools, *, inplace: bool
+) -> Cut:
+    """A narrower copy of `model` (or `model` itself, narrowed) with only the alive slots.
+
+    Raises `SizeConflict` when a size in the model's code cannot follow; the model is then untouched.
+    """
+    repairs = check(model, inputs, recording, solution, alive)
+    slices = slices_of(recording, alive)
+    tensors = named_tensors(model)
+    by_id = {id(t): slices.get(name) for name, t in tensors.items()}
 
     def real(tensor: torch.Tensor) -> torch.Tensor:
         kept = by_id.get(id(tensor))

@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur.graph.capture import Recording
 from secateur.graph.shape_run import Disagreement, check_sizes
-from secateur.graph.sizes import Repair, SizeConflict, Sizes, get_number, numbers_of, put_number
+from secateur.graph.sizes import Path, Repair, SizeConflict, Sizes, get_number, numbers_of, put_number
 from secateur.graph.standard import standard_repairs
 
 
@@ -39,6 +39,7 @@ class _Search:
 
     def __init__(self, model: nn.Module, inputs: object, sizes: Sizes, modules: dict[str, nn.Module]) -> None:
         self.model, self.inputs, self.sizes, self.modules = model, inputs, sizes, modules
+        self.done: set[tuple[str, str, Path]] = set()
 
     def run(self) -> list[Repair]:
         done: list[Repair] = []
@@ -46,6 +47,7 @@ class _Search:
         while found:
             step, found = self._step(found)
             done += step
+            self.done |= {(r.module, r.attribute, r.path) for r in step}
         return done
 
     def _step(self, found: list[Disagreement]) -> tuple[list[Repair], list[Disagreement]]:
@@ -81,6 +83,23 @@ class _Search:
                 yield from ([repair] for repair in single)
                 if len(single) > 1:  # sizes the code divides by each other must change at once
                     yield single
+        yield from self._of_other_widths(call.module, pairs)
+
+    def _of_other_widths(self, module: str, known: list[tuple[int, int]]) -> Iterator[list[Repair]]:
+        """Attributes that hold another width of the module: the call may be given its difference to one.
+
+        One at a time, then all of a module at once, for code may also compare them.
+        """
+        prefix = f"{module}." if module else ""
+        calls = [c for c in self.sizes.recording.calls if c.module == module or c.module.startswith(prefix)]
+        pairs = dict.fromkeys([*known, *(pair for call in calls for pair in self.sizes.changes(call))])
+        for name in self._near(module)[: module.count(".") + 2 if module else 1]:
+            numbers = [n for n in numbers_of(self.modules[name]) if (name, n[0], n[1]) not in self.done]
+            fitting = [[Repair(name, a, path, old, new) for old, new in pairs if old == n] for a, path, n in numbers]
+            yield from ([repair] for each in fitting for repair in each if (repair.old, repair.new) not in known)
+            several = [each[0] for each in fitting if each]
+            if len(several) > 1:
+                yield several
 
     def _owners(self, at: int, module: str) -> Iterator[tuple[int, str]]:
         """Like calls and, for each, the module that stands to it as `module` stands to call `at`'s."""
@@ -119,6 +138,8 @@ class _Search:
         at = min(first, len(calls) - 1)
         result = [repair]
         for k, owner in self._owners(at, repair.module):
+            if (owner, repair.attribute, repair.path) in self.done:  # its size is a new one, whatever it equals
+                continue
             if owner == repair.module or type(self.modules[owner]) is not type(self.modules[repair.module]):
                 continue
             held = get_number(self.modules[owner], repair.attribute, repair.path)

@@ -33,15 +33,20 @@ class Repair:
 
 
 class SizeConflict(CutError):
-    """An operator got sizes that no attribute explains; `call` is where."""
+    """An operator got sizes that no attribute explains; `call` is where, `done` what was done about it."""
 
-    def __init__(self, call: int, module: str, operator: str, detail: str) -> None:
-        super().__init__(f"The size used by {operator} in {module or 'the model'} is written in code: {detail}.")
-        self.call, self.module, self.operator, self.detail = call, module, operator, detail
+    def __init__(self, call: int, module: str, operator: str, detail: str, done: str = "") -> None:
+        then = f"; {done}" if done else ""
+        super().__init__(f"The size used by {operator} in {module or 'the model'} is written in code: {detail}{then}.")
+        self.call, self.module, self.operator, self.detail, self.done = call, module, operator, detail, done
+
+    def settled(self, done: str) -> SizeConflict:
+        """The same, with what was done about it."""
+        return SizeConflict(self.call, self.module, self.operator, self.detail, done)
 
     def as_json(self) -> list[int | str]:
         """What a plan keeps of it, to be settled again on a fresh copy of the network."""
-        return [self.call, self.module, self.operator, self.detail]
+        return [self.call, self.module, self.operator, self.detail, self.done]
 
 
 class Sizes:

@@ -10,16 +10,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.errors import ConfigError, ModelError, PlanError
+from secateur.errors import ConfigError, CutError, ModelError, PlanError
 from secateur.graph.capture import Recording, Unsupported, capture
 from secateur.graph.channels import Bools, Frozen, Group, Seen, Solution, solve
 from secateur.graph.cost import Cost, CostModel, Floats
-from secateur.graph.cut import Cut, alive_slots, cut, slices_of
+from secateur.graph.cut import Cut, alive_slots, check, cut, slices_of
 from secateur.graph.labels import Ids
 from secateur.graph.modules import named_tensors, unwrap
-from secateur.graph.resize import like_calls
+from secateur.graph.settling import Remedy, concerned, remedies, trial_masks
+from secateur.graph.sides import Sides, sides_of
 from secateur.graph.sizes import SizeConflict
 from secateur.graph.verify import Verification, verify
+
+#: Cuts on which a remedy for a size in code is tried.
+_TRIALS = 3
+#: A remedy takes little where the MACs of the narrowest network grow by less than this share of all.
+_SPARED = 0.02
 
 
 class Masks(Protocol):
@@ -54,7 +60,6 @@ class Graph:
         self.timing: Timing | None = None
         self._never: list[tuple[Ids, str]] = []
         self._together: list[tuple[Ids, Ids]] = []
-        self._equalised: set[int] = set()
         self._solve()
 
     def _solve(self) -> None:
@@ -64,7 +69,14 @@ class Graph:
         self.costs = CostModel(self.recording, self.solution, sizes)
         if self.timing is not None:
             self.costs.latency = self.timing.bind(self)
+        self._sides: Sides | None = None
         self.timings["solve"] = time.perf_counter() - started
+
+    def sides(self) -> Sides:
+        """The widths of all layers, made of groups."""
+        if self._sides is None:
+            self._sides = sides_of(self.recording, self.solution)
+        return self._sides
 
     def attach(self, timing: Timing) -> None:
         """Make latency one of the costs, whatever becomes of the groups."""
@@ -144,81 +156,61 @@ class Graph:
     def settle(self, conflict: SizeConflict) -> str:
         """Make the network follow a size in code, in every module of that class; returns a line for the report.
 
-        First the channels concerned are tied to another width of the same size in that module (attention whose inner
-        width the code takes from its input); if that does not help, they are frozen. The graph is solved again.
+        Channels are tied to each other, or stay: the least that helps (`secateur.graph.settling`). The graph is solved
+        again.
+
+        Raises:
+            CutError: nothing there can be tied or frozen, so the code does not run twice alike.
         """
-        self.settled.append(conflict)
-        modules = dict(self.model.named_modules())
-        concerned = like_calls(self.recording, modules, min(conflict.call, len(self.recording.calls) - 1))
-        fresh = [k for k in concerned if k not in self._equalised]
-        self._equalised.update(fresh)
-        tied = [pair for k in fresh for pair in self._partners(k)]
-        self._together += tied
-        if not tied:
-            reason = f"a size is written in code ({conflict.operator} in {{}})"
-            frozen = sum(self._freeze(k, reason) for k in concerned)
-            frozen = frozen or sum(self._freeze(k - 1, reason) for k in concerned)
-            if not frozen and not self._freeze_module(self.recording.calls[concerned[0]].module, reason):
-                raise conflict
+        remedy = self._remedy(conflict)
+        self._together += remedy.ties
+        self._never += remedy.fixes
         self._solve()
-        return str(conflict)
+        self.settled.append(conflict.settled(remedy.name))
+        return str(self.settled[-1])
 
-    def _prunable(self, axis: Ids) -> bool:
-        """Whether any index of an axis belongs to a channel."""
-        return bool((self.solution.channels_of(axis) >= 0).any())
-
-    def _freeze_module(self, name: str, reason: str) -> bool:
-        """The last resort: fix everything prunable in a module, or in the nearest ancestor that has anything."""
-        while True:
-            prefix = f"{name}." if name else ""
-            found = [
-                axis
-                for call in self.recording.calls
-                if call.module == name or call.module.startswith(prefix)
-                for axis in [*(call.weight or ()), *(a for label in call.labels for a in label)]
-                if axis is not None and self._prunable(axis)
-            ]
-            if found or not name:
-                self._never += [(axis, reason.format(name or "the model")) for axis in found]
-                return bool(found)
-            name = name.rpartition(".")[0]
-
-    def _partners(self, at: int, *, frozen: bool = False) -> list[tuple[Ids, Ids]]:
-        """Different widths of one size in the module that makes call `at`: code that reads one may mean the other.
-
-        Frozen ones only with `frozen`: tied to one, its partner could not be pruned either.
-        """
-        prefix = self.recording.calls[at].module
-        component = self.solution.component
-        first: dict[int, Ids] = {}
-        pairs = []
-        for call in self.recording.calls:
-            if call.module != prefix and not call.module.startswith(prefix + "."):
+    def _remedy(self, conflict: SizeConflict) -> Remedy:
+        """The first remedy that helps and takes nothing from what can go; else the one that leaves most."""
+        at = min(conflict.call, len(self.recording.calls) - 1)
+        calls = concerned(self.recording, dict(self.model.named_modules()), at)
+        best, least, seen = None, float("inf"), set[tuple[float, ...]]()
+        enough = self._floor(self.solution) + _SPARED * self.costs.cost(self.widths()).macs
+        for remedy in remedies(self.recording, self.solution, calls):
+            if not remedy.changes(self.solution) or (conflict.done and remedy.name != conflict.done):
                 continue
-            for axis in [*(call.weight or ())[::-1], *(a for label in call.labels for a in label)]:
-                if axis is None or len(axis) < 2 or len(np.unique(component[axis])) < 2:
-                    continue
-                if not frozen and not self._prunable(axis):
-                    continue
-                other = first.setdefault(len(axis), axis)
-                if not np.array_equal(component[other], component[axis]):
-                    pairs.append((other, axis))
-        return pairs
+            solution = self._solved(remedy)
+            floor = self._floor(solution)
+            alike = (floor, *(group.width for group in solution.groups))
+            if floor >= least or alike in seen:
+                continue
+            seen.add(alike)
+            if conflict.done or self._helps(solution, calls):
+                best, least = remedy, floor
+            if least <= enough:
+                break
+        if best is None:
+            raise CutError(f"{conflict} No channels can be kept so that it holds; please report this network.")
+        return best
 
-    def _freeze(self, at: int, reason: str) -> bool:
-        """Fix every prunable axis call `at` has to do with, and widths of its size beside it; whether there is any."""
-        if at < 0:
-            return False
-        call = self.recording.calls[at]
-        stated = [e.axis for e in call.expects]  # the sizes the call states; freezing those is often enough
-        others = [axis for label in call.labels for axis in label]
-        others += [axis for pair in self._partners(at, frozen=True) for axis in pair]
-        found: list[Ids] = []
-        for axes in (stated, others):
-            if not found:
-                found = [a for a in axes if a is not None and self._prunable(a)]
-        self._never += [(axis, reason.format(call.module or "the model")) for axis in found]
-        return bool(found)
+    def _solved(self, remedy: Remedy) -> Solution:
+        never, together = [*self._never, *remedy.fixes], [*self._together, *remedy.ties]
+        return solve(self.recording, never, together, self.attention)
+
+    def _floor(self, solution: Solution) -> float:
+        """MACs of the network with one channel in every group."""
+        costs = CostModel(self.recording, solution, {})
+        return float(costs.evaluate(np.ones(len(solution.groups)))["macs"])
+
+    def _helps(self, solution: Solution, calls: list[int]) -> bool:
+        """Whether cuts to several widths meet no conflict at these calls."""
+        for seed in range(_TRIALS):
+            masks = trial_masks(solution, self.recording, calls, seed)
+            try:
+                check(self.model, self.example_inputs, self.recording, solution, alive_slots(solution, masks))
+            except SizeConflict as other:
+                if other.call in calls:
+                    return False
+        return True
 
     def explain(self, name: str) -> str:
         """What is known of a layer (or a group): its groups, members, cost, and why it can or cannot be pruned."""

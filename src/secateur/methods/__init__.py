@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from secateur._hints import choose
+from secateur.errors import ConfigError
 from secateur.methods import (
     baselines,
     bwcp,
@@ -23,15 +27,16 @@ from secateur.methods import (
     group_fisher,
     nap,
     pfp,
+    plugins,
     prunenet,
 )
-from secateur.methods.baselines import CRITERIA, Criterion, accumulate_gradients, criteria, score
+from secateur.methods.baselines import accumulate_gradients, score, scoring
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.kit.scores import Scores
 
 __all__ = [
-    "CRITERIA", "METHODS", "Criterion", "Method", "MethodRow", "Scores", "Settings", "accumulate_gradients", "create",
-    "criteria", "method", "score",
+    "METHODS", "Method", "MethodRow", "Scores", "Settings", "accumulate_gradients", "create", "known", "method",
+    "plug_in", "register", "row_of", "score",
 ]  # fmt: skip
 
 _ROOMS = (
@@ -39,16 +44,120 @@ _ROOMS = (
     prunenet, baselines,
 )  # fmt: skip
 
-#: One frozen row a method: the command line, the docs and the test matrix are made from these.
+#: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.
 METHODS: tuple[MethodRow, ...] = tuple(row for room in _ROOMS for row in getattr(room, "ROWS", None) or (room.ROW,))
+
+_OWN = {row.name: row for row in METHODS}
+_REGISTERED: dict[str, MethodRow] = {}
 
 
 def create(name: str, model: nn.Module, example_inputs: Any, **options: Any) -> Method:
-    """The method of this name at work on `model`, for a training loop of one's own; see `Method` for the options."""
+    """The method of this name at work on `model`, for a training loop of one's own; see `Method` for the options.
+
+    Raises:
+        ConfigError: there is no such method; the nearest name is said.
+    """
     return method(name).factory(model, example_inputs, **options)
 
 
 def method(name: str) -> MethodRow:
     """The row of a method; ConfigError with the nearest name for an unknown one."""
-    choose(name, [row.name for row in METHODS], "method")
-    return next(row for row in METHODS if row.name == name)
+    found = _OWN.get(name) or _REGISTERED.get(name)
+    if found is None and name in plugins.installed():
+        register(plugins.loaded(plugins.installed()[name]), name=name)
+        found = _REGISTERED[name]
+    if found is None:
+        choose(name, [*_OWN, *sorted({*_REGISTERED, *plugins.installed()})], "method")
+    assert found is not None
+    return found
+
+
+def known() -> tuple[MethodRow, ...]:
+    """All methods there are: Secateur's own, those registered, those of installed packages.
+
+    Raises:
+        ConfigError: a package's method cannot be loaded; one sentence.
+    """
+    others = {*_REGISTERED, *plugins.installed()} - _OWN.keys()
+    return (*METHODS, *(method(name) for name in sorted(others)))
+
+
+def register(what: Any = None, *, name: str | None = None, summary: str | None = None) -> Any:
+    """Make a method of one's own known by name, to `prune`, recipes, `compare` and the command line.
+
+    Args:
+        what: a MethodRow, a subclass of Method, or a function from the graph to scores {group: [width]}. Without it
+            this is a decorator: `@secateur.methods.register(name="mine")`.
+        name, summary: in place of the class's or function's own name and of the first line of its docstring.
+
+    Returns:
+        what it was given, as decorators do.
+
+    Raises:
+        ConfigError: it is nothing of these, or the name is taken.
+    """
+    if what is None:
+        return lambda given: register(given, name=name, summary=summary)
+    row = row_of(what, name=name, summary=summary)
+    taken = _OWN.get(row.name) or _REGISTERED.get(row.name)
+    if taken is not None and taken.factory is not row.factory and _REGISTERED.get(row.name) is not row:
+        raise ConfigError(f"There is a method named {row.name!r} already: register this one under another name.")
+    _REGISTERED[row.name] = row
+    return what
+
+
+def row_of(what: Any, *, name: str | None = None, summary: str | None = None) -> MethodRow:
+    """The row of a row, a subclass of Method or a function from the graph to scores; ConfigError for anything else."""
+    if isinstance(what, MethodRow):
+        return what if name in (None, what.name) else replace(what, name=str(name))
+    doc = next(iter((inspect.getdoc(what) or "").splitlines()), "").rstrip(".")
+    if isinstance(what, type) and issubclass(what, Method):
+        own = name or str(getattr(what, "name", "") or what.__name__.lower())
+        collects = what.collect is not Method.collect
+        trains = what.loss is not Method.loss or what.after_step is not Method.after_step
+        return MethodRow(
+            name=own,
+            factory=what,
+            summary=summary or doc or own,
+            needs="training" if trains else "calibration" if collects else "nothing",
+            acts="while training" if trains else "after training",
+            labels=collects,
+        )
+    if callable(what) and not isinstance(what, type):
+        own = name or str(getattr(what, "__name__", type(what).__name__)).strip("<>")
+        return scoring(own, what, summary or doc or own)
+    raise ConfigError(
+        f"{what!r:.80} is no method: give a MethodRow, a subclass of secateur.methods.Method, or a function from the "
+        "graph to scores."
+    )
+
+
+def plug_in(reference: str) -> list[str]:
+    """Import what registers methods: a file or module whose code calls `register`, or names one in `file.py:Name`.
+
+    Returns:
+        the names of the methods it brought, also if it was imported before.
+
+    Raises:
+        ConfigError: it cannot be imported, or brings no method; one sentence.
+    """
+    before = set(_REGISTERED)
+    found = plugins.imported(reference)
+    if not isinstance(found, ModuleType):
+        row = row_of(found)
+        register(row)
+        return [row.name]
+    source = found.__name__
+    own = [row.name for row in _REGISTERED.values() if getattr(_maker(row), "__module__", None) == source]
+    names = sorted({*own, *(set(_REGISTERED) - before)})
+    if not names:
+        raise ConfigError(
+            f"The plug-in {reference!r} registers no method: put @secateur.methods.register above its class or "
+            "function, or name it, as in file.py:Name."
+        )
+    return names
+
+
+def _maker(row: MethodRow) -> Any:
+    """The class or function of one's own behind a row."""
+    return getattr(row.factory, "function", None) or row.factory

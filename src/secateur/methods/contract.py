@@ -18,13 +18,11 @@ time; `pruner.plain()` is an ordinary copy of it as it stands.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
-from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -39,6 +37,8 @@ from secateur.errors import ConfigError, ModelError
 from secateur.graph import SizeConflict, trace
 from secateur.graph.modules import clone_module, map_tensors
 from secateur.latency import Watcher, price
+from secateur.methods.hands import Loss as Loss
+from secateur.methods.hands import counting, inserted, reading, require_free, take, without_decay
 from secateur.plan import Plan, fingerprint
 from secateur.repair.base import Repair, mend
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
@@ -46,7 +46,6 @@ from secateur.surgery import Result, apply, check_weights, nothing_to_prune, rem
 Needs = Literal["nothing", "calibration", "training"]
 Acts = Literal["before training", "while training", "after training"]
 Begins = Literal["weights", "new", "narrow"]
-Loss = Callable[[Any, Any], torch.Tensor]
 #: Told that tensors got narrower: indices kept along every dimension (None: all), by name in the method's state_dict.
 Follower = Callable[[Mapping[str, tuple[IntArray | None, ...]]], None]
 
@@ -76,6 +75,7 @@ class MethodRow:
     year: int | None = None
     arxiv: str = ""  # number of the preprint; empty where there is none
     needs: Needs = "nothing"  # nothing, calibration batches, or training
+    labels: bool = False  # whether collect() looks at the targets of its batches
     acts: Acts = "after training"
     granularity: str = "channel"  # what is removed
     fidelity: str = "not from a paper"  # how close this is to the paper, and what was reconstructed
@@ -112,6 +112,8 @@ class Method(nn.Module):
     narrows: ClassVar[bool] = False
     #: How scores of different groups are made comparable if nobody says; "none" where they are in one unit.
     comparable: ClassVar[str] = "mean"
+    #: Whether `finish` compares the narrow network with the masked one.
+    verify_cut: bool = True
 
     def __init__(
         self,
@@ -157,15 +159,15 @@ class Method(nn.Module):
         self.result: Result | None = None
         self._forwards = self._steps_seen = self._losses = 0  # in this process, while training
         check_weights(self.graph)
-        _free(self.model, self.name)
+        require_free(self.model, self.name)
         self._settle()
         self.constraints = price(self.graph, self.budget, self.constraints, watch)
         self._architecture = fingerprint(self.graph)  # before anything is inserted
         self._check_reach()  # and while a refusal leaves the model as it was
-        before = _inserted(self.model)
+        before = inserted(self.model)
         self.prepare()
-        if _inserted(self.model) != before:
-            _HANDS[self.model] = ref(self)
+        if inserted(self.model) != before:
+            take(self.model, self)
         self._check_reach()  # of what the method's own constraints leave
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -178,7 +180,9 @@ class Method(nn.Module):
                 "and could not be set: give it another name."
             )
         if "loss" in cls.__dict__:
-            setattr(cls, "loss", _counting(cls.loss))  # noqa: B010
+            setattr(cls, "loss", counting(cls.loss))  # noqa: B010
+        if "collect" in cls.__dict__:
+            setattr(cls, "collect", reading(cls.collect))  # noqa: B010
 
     # ------------------------------------------------------------------------------------------------- hooks
 
@@ -215,7 +219,9 @@ class Method(nn.Module):
     def collect(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
         """Learn what the scores need from batches (inputs, target) and loss(output, target).
 
-        Batches may be read once only, unless they come through `secateur.statistics.replayable`.
+        The user's batches may have any form that `secateur.batches.Batches` reads; a subclass gets pairs, the target
+        None where there is none. They may be read once only, unless they come through
+        `secateur.statistics.replayable`.
         """
 
     def score(self) -> Mapping[str, Any]:
@@ -272,7 +278,7 @@ class Method(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """All trained parameters for an optimiser of PyTorch's, those of `undecayed` without weight decay."""
-        return without_decay(self, [{"params": [*self.parameters()], "weight_decay": weight_decay}])
+        return without_decay(self.undecayed(), [{"params": [*self.parameters()], "weight_decay": weight_decay}])
 
     @torch.no_grad()
     def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
@@ -293,12 +299,12 @@ class Method(nn.Module):
         plain = self.plain()
         self.repair(plain, plan)
         inputs = _moved(self.example_inputs, self.device)
-        result = apply(plain, inputs, plan, timing=timing)
+        result = apply(plain, inputs, plan, verify=self.verify_cut, timing=timing)
         self.check(result)  # before anything is repaired, for then the two should differ
         if repairs:
             said = mend(plain, self.plain, self.graph, plan, repairs, batches)
             self.notes += [note for note in said if note not in self.notes]  # once, however often it is asked
-            result = apply(plain, inputs, plan, timing=timing)
+            result = apply(plain, inputs, plan, verify=self.verify_cut, timing=timing)
         self.result = result
         self.result.model.train(self.model.training)
         return self.result.model
@@ -364,47 +370,3 @@ def _steps(steps: int | None) -> int:
 
 def _moved(inputs: Any, device: torch.device) -> Any:
     return map_tensors(inputs, lambda tensor: tensor.to(device))
-
-
-#: Models into which a method has inserted something, and whose hands they are in.
-_HANDS: WeakKeyDictionary[nn.Module, ref[Method]] = WeakKeyDictionary()
-
-
-def _free(model: nn.Module, name: str) -> None:
-    """ModelError for a model that another method has inserted something into."""
-    other = _HANDS[model]() if model in _HANDS else None
-    if other is not None:
-        raise ModelError(
-            f"The model is already in the hands of {other.name!r}, so that {name!r} cannot take it: give it the narrow "
-            f"network of finish(), or plain(), an ordinary copy of the model as it stands."
-        )
-
-
-def _inserted(model: nn.Module) -> list[tuple[Any, ...]]:
-    """What a method changes when it inserts something: modules, their classes, hooks and tensors."""
-    return [
-        (name, type(m), len(m._forward_hooks), len(m._forward_pre_hooks), *m._parameters, *m._buffers)
-        for name, m in model.named_modules()
-    ]
-
-
-def _counting(loss: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tensor]:
-    """A method's loss() that counts how often it is asked for."""
-
-    @functools.wraps(loss)
-    def counted(self: Method) -> torch.Tensor:
-        self._losses += 1
-        return loss(self)
-
-    return counted
-
-
-def without_decay(module: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Groups of an optimiser with those parameters that a method calls `undecayed` in one of their own, undecayed.
-
-    module: the method, or what wraps it. groups: as PyTorch's optimisers take them; empty ones are left out.
-    """
-    apart = {id(p) for m in module.modules() if isinstance(m, Method) for p in m.undecayed()}
-    found = [{**group, "params": [p for p in group["params"] if id(p) not in apart]} for group in groups]
-    free = [p for group in groups for p in group["params"] if id(p) in apart]
-    return [group for group in found if group["params"]] + ([{"params": free, "weight_decay": 0.0}] if free else [])

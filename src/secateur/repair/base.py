@@ -17,15 +17,15 @@ from torch import nn
 
 from secateur._protocols import BoolArray
 from secateur._settings import Section, validated
-from secateur.errors import ConfigError, InputError
+from secateur.batches import Batches
+from secateur.errors import ConfigError
 from secateur.graph import Graph
-from secateur.graph.modules import as_call, clone_module
+from secateur.graph.modules import clone_module
 from secateur.graph.norms import sources
 from secateur.plan import Plan
 from secateur.repair.masking import Slices, alive, apply_masks
-from secateur.statistics.gather import listed, replayable
 
-Batches = Iterable[tuple[Any, Any]]
+Pairs = Iterable[tuple[Any, Any]]
 _Layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -113,7 +113,7 @@ class Repair:
         """Check the settings; ConfigError for one that is unknown or out of range."""
         self.settings = validated(self.Config, settings, f"repair {self.name}")
 
-    def apply(self, case: Case, batches: Batches) -> None:
+    def apply(self, case: Case, batches: Pairs) -> None:
         """Change `case.model` in place.
 
         batches: (inputs, target), on any device, which may be gone through several times; targets are not looked at.
@@ -142,21 +142,22 @@ def mend(
     graph: Graph,
     plan: Plan,
     repairs: Sequence[Repair],
-    batches: Batches,
+    batches: Iterable[Any],
 ) -> list[str]:
     """Apply repairs to `model`, a plain copy that is not yet cut, in place; returns sentences for the report.
 
     original: makes the network before the cut, for repairs that compare with it.
-    graph: its trace. plan: which channels stay. repairs: in the order they are applied. batches: what they look at.
+    graph: its trace. plan: which channels stay. repairs: in the order they are applied.
+    batches: what they look at, in any form that `Batches` reads.
     """
     if not repairs:
         return []
-    case, shown = Case(model, original, graph, plan), replayable(batches)
+    case, shown = Case(model, original, graph, plan), Batches(batches, graph.example_inputs)
     modes = [(module, module.training) for module in model.modules()]
     try:
         for repair in repairs:
             model.eval()
-            repair.apply(case, _Shown(shown, repair.name, graph.example_inputs))
+            repair.apply(case, _Shown(shown, repair.name))
             case.clear()
     finally:
         for module, mode in modes:
@@ -166,28 +167,17 @@ def mend(
 
 
 class _Shown:
-    """Batches as one repair sees them: refused when it looks and there are none, or where one cannot be a call."""
+    """Batches as one repair sees them: refused when it looks and there are none."""
 
-    def __init__(self, batches: Batches, name: str, example_inputs: Any) -> None:
-        self._batches, self._name, self._example = batches, name, example_inputs
+    def __init__(self, batches: Batches, name: str) -> None:
+        self._batches, self._name = batches, name
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         none = True
         for batch in self._batches:
             none = False
-            self._check(batch)
             yield batch
         if none:
             raise ConfigError(
                 f"The repair {self._name!r} learns from data and none are given: pass batches of (inputs, target)."
-            )
-
-    def _check(self, batch: Any) -> None:
-        """A list of images, as a detector's loader gives it, would be one argument an image."""
-        args = as_call(self._example)[0]
-        inputs: Any = batch[0] if isinstance(batch, tuple | list) and batch else None
-        if len(args) == 1 and listed(args[0]) and listed(inputs) and inputs[0].ndim == args[0][0].ndim:
-            raise InputError(
-                "The network takes one list of images, and a batch's inputs are a bare list, which would be an "
-                "argument for each image: give pairs ((images,), target)."
             )

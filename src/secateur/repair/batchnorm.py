@@ -16,7 +16,7 @@ from secateur._files import said
 from secateur._settings import Section
 from secateur.errors import InputError
 from secateur.graph.modules import as_call
-from secateur.repair.base import Batches, Case, Repair, RepairRow
+from secateur.repair.base import Case, Pairs, Repair, RepairRow
 from secateur.statistics.gather import count, pair
 
 
@@ -33,7 +33,7 @@ class BatchNorm(Repair):
     Config = BatchNormSettings
     settings: BatchNormSettings
 
-    def apply(self, case: Case, batches: Batches) -> None:
+    def apply(self, case: Case, batches: Pairs) -> None:
         """Norms normalise by each batch while the rest evaluates; the averages over images are what stays.
 
         Raises:
@@ -56,7 +56,7 @@ class BatchNorm(Repair):
                 norm.momentum = momentum
                 norm.eval()
 
-    def _look(self, case: Case, batches: Batches) -> None:
+    def _look(self, case: Case, batches: Pairs) -> None:
         device, largest = next(case.model.parameters()).device, 0
         for batch in itertools.islice(batches, self.settings.batches):
             inputs = pair(batch, device)[0]

@@ -27,7 +27,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from secateur._settings import Section
 from secateur.graph.modules import clone_module
 from secateur.graph.norms import sources
-from secateur.repair.base import Batches, Case, Reader, Repair, RepairRow
+from secateur.repair.base import Case, Pairs, Reader, Repair, RepairRow
 from secateur.statistics.gather import gather
 from secateur.statistics.moments import Moment, Moments
 
@@ -195,7 +195,7 @@ class Compensation(Repair):
     Config = CompensationSettings
     settings: CompensationSettings
 
-    def apply(self, case: Case, batches: Batches) -> None:
+    def apply(self, case: Case, batches: Pairs) -> None:
         """Statistics of all layers in one pass through the network before the cut; or, recollecting, layer by layer."""
         if self.settings.recollect:
             self._one_by_one(case, batches)
@@ -204,7 +204,7 @@ class Compensation(Repair):
         moments = self._moments(case.dense, readers, batches)
         compensate(case, moments, rescale=self.settings.rescale, ridge=self.settings.ridge, readers=readers)
 
-    def _one_by_one(self, case: Case, batches: Batches) -> None:
+    def _one_by_one(self, case: Case, batches: Pairs) -> None:
         """A twin as wide as the original loses inputs layer by layer, so that the lost ones can still be measured."""
         readers = affected(case)
         wide = copy.copy(case)
@@ -215,7 +215,7 @@ class Compensation(Repair):
                 compensate(each, moments, rescale=self.settings.rescale, ridge=self.settings.ridge, readers=(reader,))
         case.notes[:] = dict.fromkeys(case.notes)  # both cases hold the same list
 
-    def _moments(self, model: nn.Module, readers: tuple[Reader, ...], batches: Batches) -> Moments:
+    def _moments(self, model: nn.Module, readers: tuple[Reader, ...], batches: Pairs) -> Moments:
         moments = Moments([reader.name for reader in readers], positions=self.settings.positions)
         gather(model, batches, [moments])
         return moments

@@ -28,7 +28,7 @@ from torch import nn
 
 from secateur._hints import few
 from secateur._settings import Section
-from secateur.repair.base import Batches, Case, Reader, Repair, RepairRow
+from secateur.repair.base import Case, Pairs, Reader, Repair, RepairRow
 from secateur.statistics.gather import pair, rows
 from secateur.statistics.lockstep import Stop, together, visits
 from secateur.statistics.samples import PatchSums, Sampler, answers, least_squares, patches_at, ridge_for
@@ -60,7 +60,7 @@ class LeastSquares(Repair):
     Config = LeastSquaresSettings
     settings: LeastSquaresSettings
 
-    def apply(self, case: Case, batches: Batches) -> None:
+    def apply(self, case: Case, batches: Pairs) -> None:
         """One pass over all images at once, held up in front of every layer."""
         s, device = self.settings, next(case.model.parameters()).device
         shown = [inputs for inputs, _ in limited(batches, s.images, device)]
@@ -126,7 +126,7 @@ def norm_scale(norm: Any) -> torch.Tensor | float:
     return torch.where(closed, 0.0, deviation / torch.where(closed, 1.0, norm.weight))
 
 
-def limited(batches: Batches, images: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
+def limited(batches: Pairs, images: int, device: torch.device) -> Iterator[tuple[Any, Any]]:
     """Whole batches, (inputs, target) on `device`, until there are so many images."""
     seen = 0
     for batch in batches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -16,8 +16,22 @@ from secateur.report.page.headline import headline
 from secateur.report.page.inputs import read_run
 
 if TYPE_CHECKING:
-    from secateur.recipe import Training
-    from secateur.runs import Prepared
+    from secateur.recipe import Recipe, Training
+
+
+class Prepared(Protocol):
+    """What is asked of a run that is about to begin; `secateur.runs.Prepared` is one."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def row(self) -> Any: ...
+    @property
+    def dense(self) -> Any: ...
+    @property
+    def stages(self) -> tuple[str, ...]: ...
 
 
 def plan_table(prepared: Prepared, folder: Path) -> RenderableType:
@@ -44,7 +58,7 @@ def plan_table(prepared: Prepared, folder: Path) -> RenderableType:
 
 
 def _stages(prepared: Prepared) -> Iterator[str]:
-    from secateur.runs.preparing import TRAINING
+    from secateur.recipe import TRAINING
 
     acts = prepared.row.acts == "while training"
     for stage in prepared.stages:

@@ -96,20 +96,10 @@ def calibration_of(recipe: Recipe, data: Any) -> Calibration:
 
 def _quantised(row: Quantiser, subject: Subject, path: Path, calibration: Calibration, test: Split) -> Values:
     """Write one network in 8 bits, and say what it is worth."""
-    found = quantise_subject(row.name, subject, path, _Images(calibration))
+    found = quantise_subject(row.name, subject, path, calibration)
     size = None if found["dynamic_batch"] else batch_of(subject.inputs)
     accuracy, images = _tested(open_exported(path, batch_size=size), test, calibration.size)
     return {**found, "accuracy": accuracy, "images": images}
-
-
-class _Images:
-    """The images of a calibration without their labels, as often as they are asked for."""
-
-    def __init__(self, calibration: Calibration) -> None:
-        self.calibration = calibration
-
-    def __iter__(self) -> Any:
-        return (images for images, _ in self.calibration)
 
 
 @torch.no_grad()

@@ -22,9 +22,9 @@ from secateur.data import Data, open_data
 from secateur.errors import ConfigError, InputError, ModelError
 from secateur.graph import Cost
 from secateur.latency import Watcher
-from secateur.methods import Method, MethodRow, method
+from secateur.methods import Method, MethodRow, method, plug_in
 from secateur.models import MODELS
-from secateur.recipe import Recipe
+from secateur.recipe import TRAINING, Recipe
 from secateur.references import Loaded, load
 from secateur.repair import repairs
 from secateur.runtime import EXPORTERS, QUANTISERS, read_weights
@@ -38,7 +38,6 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "after training": ("train", "prune", "finetune", "export", "latency", "report"),
     "before training": ("prune", "train", "export", "latency", "report"),
 }
-TRAINING = ("pretrain", "train", "finetune")
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,8 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
     Raises:
         SecateurError: one sentence for the first thing that cannot be.
     """
+    for plugin in recipe.plugins:
+        plug_in(plugin)
     row = method(recipe.method.name)
     settings = validated(row.config, recipe.method.settings, "method")
     asked = repairs([each.model_dump() for each in recipe.repair])  # refuses what there is not

@@ -1,6 +1,6 @@
 """The narrow network in whole numbers of 8 bits, by the post-training quantisers of the runtimes that will run it.
 
-found = export_int8("onnxruntime", network, inputs, "model.int8.onnx", [images for images, _ in some_batches])
+found = export_int8("onnxruntime", network, inputs, "model.int8.onnx", loader)
 quick = open_exported("model.int8.onnx")     # a module for inference, to measure what it is worth
 """
 
@@ -78,8 +78,9 @@ def export_int8(
 
     Args:
         name, model, example_inputs, path: as in `export_model`.
-        calibration: inputs of the training set as the network takes them (a tensor, or a tuple or dict of tensors),
-            in batches; from them the quantiser learns the range of every activation. May be gone through twice.
+        calibration: batches of the training set in any form that `secateur.batches.Batches` takes, as a DataLoader
+            gives them; targets are not looked at. From the inputs the quantiser learns the range of every activation.
+            May be gone through twice.
 
     Returns:
         "calibration_images", "relative_difference" (root mean square of the difference of the outputs over that of the
@@ -87,7 +88,8 @@ def export_int8(
         made from), "bytes" and "sha256" ("files" has them of each, where there are several).
 
     Raises:
-        ConfigError: there is no such quantiser, or a package is missing. InputError: nothing to calibrate with.
+        ConfigError: there is no such quantiser, or a package is missing. InputError: nothing to calibrate with, or a
+        batch that the network cannot be called with.
         RunError: the quantiser refuses the network, or the file cannot be written.
     """
     choose(name, list(QUANTISERS), "quantiser")

@@ -100,8 +100,9 @@ def plan_keeps_constraints(subject: Subject) -> None:
         kept = method.plan().widths
         if constraints.ignore:
             require(kept[whole] == widths[whole], f"the plan cuts {whole}, which constraints.ignore names")
+        steps = constraints.steps(method.graph)
         for name, width in widths.items():
-            _legal(name, width, kept[name], constraints)
+            _legal(name, width, kept[name], constraints, steps[name])
 
 
 def plan_follows_its_channels(subject: Subject) -> None:
@@ -150,12 +151,12 @@ def permute(model: nn.Module, graph: Graph, orders: Mapping[str, IntArray]) -> N
             tensor.copy_(tensor.index_select(member.dim, torch.from_numpy(index)))
 
 
-def _legal(name: str, width: int, kept: int, constraints: Constraints) -> None:
+def _legal(name: str, width: int, kept: int, constraints: Constraints, step: int) -> None:
     where = f"of {width} channels of {name} the plan keeps {kept}, and constraints"
     least, most = min(constraints.min_channels, width), constraints.max_ratio * width + 1e-9
     require(kept >= least, f"{where}.min_channels is {constraints.min_channels}")
     require(width - kept <= most, f"{where}.max_ratio is {constraints.max_ratio}")
-    require(kept % constraints.align == 0 or kept == width, f"{where}.align is {constraints.align}")
+    require(kept % step == 0 or kept == width, f"{where}.align is {constraints.align}")
 
 
 def _ready(subject: Subject, **options: Any) -> Method | None:

@@ -7,79 +7,18 @@ engine.evaluate(model, data.test).accuracy
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from torch import nn
 
-import torch
-from torch import distributed, nn
-from torch.nn import functional as F
-
-from secateur._distributed import rank, world
-from secateur.errors import ConfigError, RunError
-from secateur.recipe import EngineConfig, Training
-from secateur.training.board import Board
-from secateur.training.checkpoints import Store
-from secateur.training.devices import accelerator
-from secateur.training.interface import Data, Evaluation, Fitted, Split
-from secateur.training.losses import logits
-from secateur.training.metrics import Metrics
-from secateur.training.prefetch import on_device
-from secateur.training.progress import Progress, Silent
-from secateur.training.randomness import preserved
+from secateur.errors import ConfigError
+from secateur.methods.contract import Method
+from secateur.recipe import Training
+from secateur.training.interface import Fitted
+from secateur.training.machine import Machine, evaluating
 from secateur.training.stage import Stage
 
-if TYPE_CHECKING:
-    from secateur.methods.contract import Method
 
-_LOST = ("gloo", "nccl", "connection", "socket", "peer", "rendezvous")  # words of a process that is gone
-
-
-class Engine:
-    """Trains and evaluates networks on one data set, for one run.
-
-    Args:
-        data: images; the engine trains on `data.train` and watches `data.validation`, and touches nothing else of it.
-        config: how the machine is used. seed: of everything random.
-        batch_size: images of one optimiser step, over all processes and micro-batches together.
-        workers: more than 0: batches are made ahead, in a thread (always so on a GPU).
-        folder: of the run: gets checkpoints/ and metrics.jsonl with the first epoch. None: nothing is kept.
-        progress: who is told; only the first of several processes tells.
-
-    Raises:
-        ConfigError: the machine cannot do what `config` asks.
-    """
-
-    def __init__(
-        self,
-        data: Data,
-        config: EngineConfig | None = None,
-        *,
-        seed: int = 0,
-        batch_size: int = 128,
-        workers: int = 0,
-        folder: Path | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        self.data, self.config = data, config or EngineConfig()
-        self.seed, self.batch_size, self.workers = seed, batch_size, workers
-        self.accelerator = accelerator(self.config)
-        self.device: torch.device = self.accelerator.device
-        self.scaler: Any = self.accelerator.scaler
-        self.main = rank() == 0
-        self.progress: Progress = progress if progress is not None and self.main else Silent()
-        self.notes: list[str] = []  # sentences for the run's report
-        self.folder = Path(folder) if folder is not None else None
-        self.store: Store | None = None
-        if self.folder is not None:
-            self.store = Store(self.folder / "checkpoints", self.config.keep_checkpoints, self.say)
-        self.metrics = Metrics(self.folder / "metrics.jsonl" if self.folder is not None and self.main else None)
-        self._board = self._make_board()
-        self._began = time.monotonic()
-
-    # ----------------------------------------------------------------------------------------------------- what it does
+class Engine(Machine):
+    """Trains and evaluates networks on one data set, for one run; see `Machine` for what it is made of."""
 
     def fit(
         self,
@@ -109,106 +48,8 @@ class Engine:
         module.to(self.device)
         if teacher is not None:
             teacher.to(self.device)
-        with self.together(), _evaluating(teacher):
+        with self.together(), evaluating(teacher):
             return Stage(self, stage, module, training, method, teacher).run()
-
-    def evaluate(
-        self, module: nn.Module, split: Split, *, transform: Callable[[torch.Tensor], torch.Tensor] | None = None
-    ) -> Evaluation:
-        """Loss and accuracy of `module`, in evaluation mode, on all images of `split`; several processes share them.
-
-        transform: applied to the images of every batch before the module sees them.
-        """
-        module.to(self.device)
-        count = 0
-        sums = torch.zeros(3, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=self.device)
-        with self.together(), preserved(self.device), _evaluating(module), torch.no_grad():
-            batches = split.batches(self.batch_size, rank=rank(), world=world())
-            for images, labels in on_device(batches, self.device, ahead=self.workers > 0):
-                if not len(images):
-                    continue
-                with self.autocast():
-                    output = module(images if transform is None else transform(images))
-                scores = logits(output, len(images), "in evaluation").float()
-                loss = F.cross_entropy(scores, labels, reduction="sum")
-                right = (scores.argmax(1) == labels).sum()
-                sums[:2] += torch.stack([loss, right.to(loss)])
-                count += len(images)
-            sums[2] = count
-            if world() > 1:
-                distributed.all_reduce(sums)
-        total, correct, seen = sums.tolist()
-        return Evaluation(total / max(seen, 1), correct / max(seen, 1), int(seen))
-
-    def steps(self, training: Training) -> int:
-        """Optimiser steps of a stage; what a method wants to know as `steps`."""
-        return training.epochs * self.steps_per_epoch
-
-    # --------------------------------------------------------------------------------------------- for a stage at work
-
-    @property
-    def drops_last(self) -> bool:
-        """A last batch of a single image is left out: batch norm has no variance of one value."""
-        images = len(self.data.train)
-        return images > self.batch_size and images % self.batch_size == 1
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.data.train.batch_count(self.batch_size, drop_last=self.drops_last)
-
-    @property
-    def validation(self) -> Split | None:
-        """Images to watch by, if there are any."""
-        split = self.data.validation
-        return split if split is not None and len(split) else None
-
-    @property
-    def seconds(self) -> float:
-        """Since the run began, time before a resumption included."""
-        return time.monotonic() - self._began
-
-    def wind(self, seconds: float) -> None:
-        """Count what was spent before a checkpoint was written."""
-        self._began = min(self._began, time.monotonic() - seconds)
-
-    def say(self, sentence: str, *, note: bool = True) -> None:
-        """Tell the user, and by default the run's report."""
-        if note:
-            self.notes.append(sentence)
-        self.progress.say(sentence)
-
-    def record(self, row: Mapping[str, Any]) -> None:
-        """Keep one epoch's numbers."""
-        self.metrics.append(row)
-        if self._board is not None:
-            self._board.add(row)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision in which layers compute."""
-        return nullcontext() if self.config.mixed_precision == "no" else self.accelerator.autocast()
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Say in a sentence that another process of this run has died, which shows as a broken connection."""
-        try:
-            yield
-        except RuntimeError as error:
-            words = str(error).lower()
-            if world() == 1 or not (isinstance(error, distributed.DistError) or any(word in words for word in _LOST)):
-                raise
-            raise RunError(
-                "Another process of this run has ended, and training needs them all: look at its messages, then resume "
-                "the run from its last checkpoint."
-            ) from error
-
-    # ---------------------------------------------------------------------------------------------------------- inside
-
-    def _make_board(self) -> Board | None:
-        if not self.config.tensorboard:
-            return None
-        if self.folder is None:
-            raise ConfigError("engine.tensorboard writes into the run's folder, and there is none: set it to false.")
-        return Board(self.folder / "tensorboard") if self.main else None
 
     def _refuse(
         self, stage: str, module: nn.Module, training: Training, method: Method | None, teacher: nn.Module | None
@@ -226,18 +67,3 @@ class Engine:
             )
         if not len(self.data.train) or self.steps_per_epoch < 1:
             raise ConfigError(f"There are no images to train on in stage {stage}: check data.")
-
-
-@contextmanager
-def _evaluating(module: nn.Module | None) -> Iterator[None]:
-    """Inside, the module is in evaluation mode; afterwards every part of it is in the mode it was in."""
-    if module is None:
-        yield
-        return
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError
-from secateur.methods.contract import without_decay
+from secateur.methods.contract import Method
+from secateur.methods.hands import without_decay
 from secateur.recipe import Training
 
 
@@ -28,7 +29,8 @@ def make_optimiser(module: nn.Module, training: Training) -> torch.optim.Optimiz
         kinds = ([p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1])
         decays = (training.weight_decay, 0.0)
         groups = [{"params": kind, "weight_decay": d} for kind, d in zip(kinds, decays, strict=True) if kind]
-    groups = without_decay(module, groups)
+    undecayed = [p for part in module.modules() if isinstance(part, Method) for p in part.undecayed()]
+    groups = without_decay(undecayed, groups)
     if training.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
     return torch.optim.SGD(

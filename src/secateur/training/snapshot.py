@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import distributed
@@ -17,41 +17,14 @@ from secateur.training.gradients import take_firsts
 from secateur.training.interface import Fitted
 from secateur.training.packing import pack, unpack
 from secateur.training.randomness import capture, restore
+from secateur.training.standing import Best, Position, Standing
 from secateur.training.tally import Tally
-
-if TYPE_CHECKING:
-    from secateur.training.stage import Stage
-
-
-@dataclass
-class Position:
-    """Where a stage stands: epochs done, batches of the next one, optimiser steps in all, seconds."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best epoch so far; weights are kept only if they may be selected."""
-
-    epoch: int
-    accuracy: float
-    loss: float
-    checkpoint: str
-    weights: dict[str, torch.Tensor]
-    method: Mapping[str, Any] | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "accuracy": self.accuracy, "loss": self.loss, "checkpoint": self.checkpoint}
 
 
 class Snapshots:
     """The checkpoints of one stage."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Standing) -> None:
         self.stage, self.engine, self.store = stage, stage.engine, stage.engine.store
 
     @property

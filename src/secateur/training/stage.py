@@ -7,64 +7,54 @@ import math
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, closing, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from secateur._distributed import rank, world
 from secateur.errors import DataError, RunError
+from secateur.methods.contract import Method
 from secateur.recipe import Training
-from secateur.training.averages import Average, assign
+from secateur.training.averages import assign
 from secateur.training.checks import check_fit
 from secateur.training.gradients import add_up, any_of, take_firsts
 from secateur.training.interface import Fitted
 from secateur.training.interrupts import Interrupts
 from secateur.training.losses import Targets, TaskLoss, logits, mix, mixing
-from secateur.training.optimisers import make_optimiser, set_rate
+from secateur.training.machine import Machine
+from secateur.training.optimisers import set_rate
 from secateur.training.prefetch import on_device
 from secateur.training.randomness import derive, preserved, seed_all
 from secateur.training.schedules import learning_rate
-from secateur.training.snapshot import Best, Position, Snapshots
+from secateur.training.snapshot import Snapshots
+from secateur.training.standing import Best, Standing
 from secateur.training.sync_norm import synchronised
 from secateur.training.tally import Tally
-
-if TYPE_CHECKING:
-    from secateur.methods.contract import Method
-    from secateur.training.engine import Engine
 
 #: With a method at work the best weights are looked for in the last part of the stage only: before that the network
 #: is not yet as narrow as it will be, and better for it.
 _SETTLED = 0.75
 
 
-class Stage:
-    """Everything that changes while one stage lasts; `run` is called once."""
+class Stage(Standing):
+    """One stage at work; `run` is called once."""
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Machine,
         name: str,
         module: nn.Module,
         training: Training,
         method: Method | None,
         teacher: nn.Module | None,
     ) -> None:
-        self.engine, self.name, self.module, self.training = engine, name, module, training
-        self.method, self.teacher = method, teacher
-        self.device = engine.device
+        super().__init__(engine, name, module, training, method)
+        self.teacher = teacher
         self.drop_last = engine.drops_last
-        self.steps = engine.steps_per_epoch
         self.seed = derive(engine.seed, name)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimiser = make_optimiser(module, training)
         self.loss = TaskLoss(training)
-        self.average = Average(module, training.ema) if training.ema else None
-        if method is not None and self.average is not None:
-            method.followers.append(self.average.follow)
-        self.position = Position()
-        self.best: Best | None = None
-        self.tally = Tally(self.device)
         self.snapshots = Snapshots(self)
         self.interrupts = Interrupts(engine.progress.say)
         self._checked = self._stop = self._due = False

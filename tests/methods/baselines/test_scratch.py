@@ -17,7 +17,7 @@ IMAGE = torch.randn(2, 3, 32, 32)
 
 def test_widths_are_those_of_the_plan_and_channels_are_not(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    found = secateur.prune(create("resnet8_b"), IMAGE, budget="flops=0.5", criterion="l1")
+    found = secateur.prune(create("resnet8_b"), IMAGE, budget="flops=0.5", method="l1")
     found.plan.save(tmp_path / "plan.json")
     scratch = method("scratch").factory(
         create("resnet8_b"), IMAGE, budget="flops=0.5", plan=str(tmp_path / "plan.json")

@@ -549,7 +549,7 @@ def test_resnet50_at_224_pixels() -> None:
 def test_as_a_criterion_of_prune() -> None:
     model = network("resnet8_b")
     result = secateur.prune(
-        model, IMAGE, budget="flops=0.5", criterion=cpmc, normalise="none", min_channels=4, max_ratio=0.9
+        model, IMAGE, budget="flops=0.5", method=cpmc, normalise="none", min_channels=4, max_ratio=0.9
     )
     assert result.verification is not None
     assert result.verification.exact

@@ -70,11 +70,6 @@ CRITERIA: tuple[Criterion, ...] = (
 )  # fmt: skip
 
 
-def criteria() -> tuple[Criterion, ...]:
-    """Return the rows of all criteria."""
-    return CRITERIA
-
-
 def score(
     name: str,
     graph: GraphLike,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from secateur.errors import ConfigError
+from secateur.graph import Graph
 from secateur.methods.baselines.criteria import CRITERIA, Criterion, score
 from secateur.methods.baselines.gradients import accumulate_gradients
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.kit.scores import Scores
+
+Gradients = Callable[[Graph], dict[str, torch.Tensor]]
 
 
 class NoSettings(Settings):
@@ -32,24 +35,46 @@ class Members(Reduction):
 
 
 class OneShot(Method):
-    """Score by one criterion, once."""
+    """Score the network as it stands, once; a subclass says how."""
 
-    criterion: Criterion
+    @classmethod
+    def scorer(cls, settings: Settings, seed: int, gradients: Gradients) -> Callable[[Graph], Mapping[str, Any]]:
+        """What scores a graph: one number a channel, {group: [width]}, higher = keep.
 
-    def score(self) -> Scores:
-        """The criterion's scores of the model as it stands."""
-        gradients = None
-        if self.criterion.needs_data:
-            if not self._gradients:
-                raise ConfigError(
-                    f"The method {self.name!r} has seen no data: call collect(batches, loss) before finish()."
-                )
-            gradients = self._gradients
-        return score(self.criterion.name, self.graph, seed=self.seed, gradients=gradients, **self.settings.model_dump())
+        gradients: gives those of the loss, for one who needs them.
+        """
+        raise NotImplementedError
 
     def prepare(self) -> None:
         """Nothing is known of the gradients yet."""
         self._gradients: dict[str, torch.Tensor] = {}
+
+    def score(self) -> Mapping[str, Any]:
+        """The scores of the model as it stands."""
+        return self.scorer(self.settings, self.seed, self._collected)(self.graph)
+
+    def _collected(self, graph: Graph) -> dict[str, torch.Tensor]:
+        if not self._gradients:
+            raise ConfigError(
+                f"The method {self.name!r} has seen no data: call collect(batches, loss) before finish()."
+            )
+        return self._gradients
+
+
+class ByCriterion(OneShot):
+    """Score by one criterion."""
+
+    criterion: Criterion
+
+    @classmethod
+    def scorer(cls, settings: Settings, seed: int, gradients: Gradients) -> Callable[[Graph], Scores]:
+        """The criterion's scores."""
+
+        def scored(graph: Graph) -> Scores:
+            known = gradients(graph) if cls.criterion.needs_data else None
+            return score(cls.criterion.name, graph, seed=seed, gradients=known, **settings.model_dump())
+
+        return scored
 
     def collect(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
         """Gradients of the loss, for a criterion that needs them."""
@@ -57,25 +82,39 @@ class OneShot(Method):
             self._gradients = accumulate_gradients(self.model, batches, loss)
 
 
+class ByFunction(OneShot):
+    """Score by a function of one's own."""
+
+    function: ClassVar[Callable[[Graph], Mapping[str, Any]]]
+
+    @classmethod
+    def scorer(cls, settings: Settings, seed: int, gradients: Gradients) -> Callable[[Graph], Mapping[str, Any]]:
+        """What the function gives."""
+        return cls.function
+
+
+def scoring(name: str, function: Callable[[Graph], Mapping[str, Any]], summary: str) -> MethodRow:
+    """The method that scores by a function from the graph to {group: [width]}, higher = keep."""
+    body = {"name": name, "function": staticmethod(function), "__module__": __name__, "__doc__": function.__doc__}
+    return MethodRow(name=name, factory=type("ByFunction", (ByFunction,), body), summary=summary)
+
+
 def _row(criterion: Criterion) -> MethodRow:
     """The method that scores by one criterion."""
     takes = criterion.options
     settings: type[Settings] = Members if "members" in takes else Reduction if "reduce" in takes else NoSettings
     name = "".join(part.capitalize() for part in criterion.name.split("_"))
-    factory = type(
-        name, (OneShot,), {"name": criterion.name, "Config": settings, "criterion": criterion, "__module__": __name__}
-    )
+    body = {"name": criterion.name, "Config": settings, "criterion": criterion, "__module__": __name__}
     return MethodRow(
         name=criterion.name,
+        factory=type(name, (ByCriterion,), body),
         summary=criterion.summary,
         paper=criterion.paper,
         year=criterion.year,
         arxiv=criterion.arxiv,
         needs="calibration" if criterion.needs_data else "nothing",
-        acts="after training",
-        granularity="channel",
+        labels=criterion.needs_data,
         fidelity="the criterion only; the paper's own schedule of pruning and retraining is the recipe's business",
-        factory=factory,
         settings=settings,
         chance="every score is drawn" if criterion.name == "random" else "",
     )

@@ -293,6 +293,7 @@ ROW = MethodRow(
     year=2021,
     arxiv="2108.13728",
     needs="calibration",
+    labels=True,
     acts="after training",
     granularity="channel",
     fidelity="abstract and both repositories of the authors were read (statistics, compensation, ranking, search), not "

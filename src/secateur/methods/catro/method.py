@@ -233,7 +233,8 @@ class CATRO(Method):
             named = {group.name: score for group, score in zip(groups, scores, strict=True)}
             return self.graph.widths(self._allocate(named))
         ranked = [np.sort(score)[::-1] for score in scores]
-        blocks = stack(ranked, self.constraints.floors(self.graph), self.constraints)
+        floors, steps = self.constraints.grid(self.graph)
+        blocks = stack(ranked, floors, self.constraints, steps)
         return greedy(
             blocks, Bounds(self.graph.costs, self.budget.limits(self.graph.cost())), ranked, self.settings.beta
         )
@@ -293,6 +294,7 @@ ROW = MethodRow(
     year=2023,
     arxiv="2110.10921",
     needs="calibration",
+    labels=True,
     acts="after training",
     granularity="channel",
     fidelity="only title, abstract and index terms were read: trace ratio, submodularity, two greedy stages and few "

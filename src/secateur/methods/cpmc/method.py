@@ -84,7 +84,7 @@ class CPMCSettings(Settings):
 
 
 def cpmc(graph: Graph, *, constraints: Constraints | None = None, **settings: Any) -> Scores:
-    """I_u of every channel; `secateur.prune(..., criterion=cpmc, normalise="none")` ranks by it.
+    """I_u of every channel; `secateur.prune(..., method=cpmc, normalise="none")` ranks by it.
 
     constraints: what no plan may do, which matters with `recompute` alone.
     """
@@ -213,7 +213,8 @@ class CPMC(Method):
         """Remove from the bottom of the ranking until the budget is met, and no more."""
         ranks = {name: np.argsort(-score, kind="stable") for name, score in scores.items()}
         ranked = [scores[name][rank] for name, rank in ranks.items()]
-        blocks = stack(ranked, self.constraints.floors(self.graph), self.constraints)
+        floors, steps = self.constraints.grid(self.graph)
+        blocks = stack(ranked, floors, self.constraints, steps)
         bounds = Bounds(self.graph.costs, self.budget.limits(self.graph.cost()))
         widths = longest(blocks, np.argsort(-blocks.score, kind="stable"), blocks.floors, bounds)
         masks = {name: np.zeros(len(rank), dtype=np.bool_) for name, rank in ranks.items()}

@@ -61,8 +61,8 @@ def _relative(rows: FloatArray) -> FloatArray:
 def squeezed(graph: Graph, aim: Aim, constraints: Constraints, factor: float) -> Plan:
     """Every group at its width divided by `factor`, or at the next width that its constraints allow."""
     masks = {}
-    for group, floor in zip(graph.groups, constraints.floors(graph).tolist(), strict=True):
-        legal = np.concatenate([[floor], constraints.ends(group.width, floor)])
+    for group, floor, step in zip(graph.groups, *map(np.ndarray.tolist, constraints.grid(graph)), strict=True):
+        legal = np.concatenate([[floor], constraints.ends(group.width, floor, step)])
         wanted = int(np.ceil(group.width / factor - 1e-9))
         masks[group.name] = np.arange(group.width) < legal[np.searchsorted(legal, wanted)]
     plan = Plan(masks, {"allocator": "squeeze", "squeeze": factor})

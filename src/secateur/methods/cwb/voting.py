@@ -67,13 +67,13 @@ def elect(
 
 def elected(votes: Mapping[str, FloatArray], graph: GraphLike, constraints: Constraints, keep: float) -> IntArray:
     """Widths [groups] where the threshold is the int(keep · total)-th vote of all groups that may be narrowed."""
-    floors = constraints.floors(graph)
+    floors, steps = constraints.grid(graph)
     voting = [group.name for group, floor in zip(graph.groups, floors.tolist(), strict=True) if floor < group.width]
     ranked = np.sort(np.concatenate([votes[name] for name in voting]))[::-1]
     threshold = ranked[max(int(keep * len(ranked)), 1) - 1]
     widths = []
-    for group, floor in zip(graph.groups, floors.tolist(), strict=True):
-        legal = np.concatenate([[floor], constraints.ends(group.width, floor)])
+    for group, floor, step in zip(graph.groups, floors.tolist(), steps.tolist(), strict=True):
+        legal = np.concatenate([[floor], constraints.ends(group.width, floor, step)])
         wanted = max(int((votes[group.name] >= threshold).sum()), floor)
         widths.append(int(legal[np.searchsorted(legal, wanted, side="right") - 1]))
     return np.array(widths, dtype=np.int64)

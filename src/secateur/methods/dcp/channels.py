@@ -181,6 +181,7 @@ ROW = MethodRow(
     "tolerance found from it, our advice",
     factory=DCP,
     settings=DCPSettings,
+    labels=True,
     variants=(
         {"rounds": None, "norm": "frobenius", "streams": True, "weight": 0.0},
         {"stop": "tolerance", "shortcuts": True, "weight": 0.0},

@@ -202,4 +202,5 @@ ROW = MethodRow(
     "layer's kernels stays, and the network keeps its shape",
     factory=DKP,
     settings=DKPSettings,
+    labels=True,
 )

@@ -281,7 +281,8 @@ class DCPCAC(NarrowingMethod):
         scores = dict(zip(self.masks, np.split(change, ends), strict=True))
         held = dict(zip(self.masks, np.split(barred, ends), strict=True))
         floors = dict(zip(self.masks, self._floors.tolist(), strict=True))
-        limits = Limits(floors, cap, held, self.constraints.align, CLOSE if share == 1 else 0.0, exchange=True)
+        steps = self.constraints.steps(self.graph)
+        limits = Limits(floors, cap, held, steps, CLOSE if share == 1 else 0.0, exchange=True)
         return lower(self.graph, self.masks, scores, [g.at(share) for g in self._goals], limits, self.allocator)
 
     def _change(self) -> FloatArray:

@@ -242,9 +242,10 @@ class FeatureRelevance(Method):
         now: dict[str, list[int]] = {name: [] for name in final}
         for _, _, channel, name in sorted(goes)[: math.ceil(len(goes) * due - 1e-9)]:
             now[name].append(channel)
+        steps = self.constraints.steps(self.graph)
         for name, channels in now.items():
             left = np.count_nonzero(self._kept[name]) - len(channels)
-            spared = int(-left % self.constraints.align)  # the best of them wait for the next event
+            spared = int(-left % steps[name])  # the best of them wait for the next event
             self._kept[name][channels[: max(len(channels) - spared, 0)]] = False
         self._round = reached
         self._follow()
@@ -253,7 +254,7 @@ class FeatureRelevance(Method):
         """Masks within those so far that meet the budget: the smallest scores of the whole network go."""
         floors = dict(zip(self._kept, self.constraints.floors(self.graph).tolist(), strict=True))
         goal = Goal(self.graph.costs, self.aim.full, self.aim.limits)
-        limits = Limits(floors, align=self.constraints.align, close=_CLOSE, exchange=True)
+        limits = Limits(floors, steps=self.constraints.steps(self.graph), close=_CLOSE, exchange=True)
         return lower(self.graph, self._kept, self.score(), [goal], limits, self.allocator)
 
     def _holding(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:

@@ -256,7 +256,7 @@ class GroupFisher(Method):
         """The least important channels go until the goals are met."""
         scores = self._importance(masks)
         silent = {name: masks[name] for name, values in scores.items() if not (values > 0).any()}
-        limits = Limits(floors or self._floors, 1.0, silent, self.constraints.align, close)
+        limits = Limits(floors or self._floors, 1.0, silent, self.constraints.steps(self.graph), close)
         found = lower(self.graph, masks, scores, goals, limits, self.allocator)
         if silent and not all(goal.met(self._widths(found)) for goal in goals):
             found = lower(self.graph, masks, scores, goals, replace(limits, held={}), self.allocator)

@@ -78,25 +78,26 @@ class _Left:
 
 @dataclass(frozen=True)
 class _Least(Constraints):
-    """Constraints whose floors are given."""
+    """Constraints whose floors and steps are given."""
 
     least: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
 
-    def floors(self, graph: GraphLike) -> IntArray:
-        return np.array(self.least, dtype=np.int64)
+    def grid(self, graph: GraphLike) -> tuple[IntArray, IntArray]:
+        return np.array(self.least, dtype=np.int64), np.array(self.between, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Limits:
     """How far one step may go. floors: least widths of all. cap: largest share of a group that goes (at least one
-    channel does). held: channels that stay this time. align: widths are multiples of it. close: how much of a bound
-    should be used, where that is possible by sparing one group, or, if `exchange`, by keeping channels in place of
-    others."""
+    channel does). held: channels that stay this time. steps: how many channels lie between a group's legal widths,
+    where it is not one (`Constraints.steps`). close: how much of a bound should be used, where that is possible by
+    sparing one group, or, if `exchange`, by keeping channels in place of others."""
 
     floors: Mapping[str, int]
     cap: float = 1.0
     held: Mapping[str, BoolArray] = field(default_factory=dict)
-    align: int = 1
+    steps: Mapping[str, int] = field(default_factory=dict)
     close: float = 0.0
     exchange: bool = False
 
@@ -104,8 +105,9 @@ class Limits:
         """The least width of a group whose channels are `mask` when the step begins."""
         width = int(mask.sum())
         held = int((self.held[name] & mask).sum()) if name in self.held else 0
-        lowest = max(self.floors[name], width - max(1, int(self.cap * width + 1e-9)), held)
-        return min(-(-lowest // self.align) * self.align, width)
+        floor, step = self.floors[name], self.steps.get(name, 1)
+        lowest = max(floor, width - max(1, int(self.cap * width + 1e-9)), held)
+        return min(lowest + (floor - lowest) % step, width)
 
 
 def lower(
@@ -164,8 +166,8 @@ def _exchanged(
 ) -> dict[str, BoolArray]:
     """Some channels in place of others, where that uses more of the goal."""
     orders = {name: np.argsort(-values, kind="stable") for name, values in ranked.items()}
-    constraints = Constraints(align=rules.align)
-    blocks = stack([ranked[name][order] for name, order in orders.items()], np.array(least), constraints)
+    steps = np.array([rules.steps.get(name, 1) for name in orders], dtype=np.int64)
+    blocks = stack([ranked[name][order] for name, order in orders.items()], np.array(least), Constraints(), steps)
     widths = exchanged(blocks, Bounds(goal.costs, goal.limits), _counts(chosen), rules.close)
     kept = {name: np.zeros(len(order), dtype=np.bool_) for name, order in orders.items()}
     for (name, order), width in zip(orders.items(), widths.tolist(), strict=True):
@@ -191,7 +193,7 @@ def _chosen(
         keys = {cost: key for key, cost in KEYS.items()}
         bounds = tuple((keys[cost], limit) for cost, limit in goal.limits.items())
         budget = Budget(bounds, Target("any") if "latency" in goal.limits else None)
-        constraints = _Least(align=rules.align, least=tuple(least))
+        constraints = _Least(least=tuple(least), between=tuple(rules.steps.get(name, 1) for name in names))
         return allocate(ranked, left, budget, constraints, allocator=allocator, normalise="none").masks
     kept = {name: np.zeros(len(ranked[name]), dtype=np.bool_) for name in names}
     for name, width in zip(names, least, strict=True):

@@ -35,8 +35,8 @@ def proportional(
     Raises:
         BudgetError: no legal widths are within the budget. ConfigError: a pattern or a weight is wrong.
     """
-    floors = constraints.floors(graph)
-    blocks = stack([np.zeros(group.width) for group in graph.groups], floors, constraints)
+    floors, steps = constraints.grid(graph)
+    blocks = stack([np.zeros(group.width) for group in graph.groups], floors, constraints, steps)
     bounds = Bounds(graph.costs, budget.limits(whole))
     if not bounds.fit(floors[None])[0]:
         raise unreachable(graph, budget, constraints, whole)

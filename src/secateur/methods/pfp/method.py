@@ -159,7 +159,7 @@ class PFP(Method):
         whole = {group.name: np.ones(group.width, dtype=np.bool_) for group in self.graph.groups}
         goal, limits = (
             Goal(self.graph.costs, aim.full, aim.limits),
-            Limits(floors, 1.0, {}, self.constraints.align, CLOSE),
+            Limits(floors, 1.0, {}, self.constraints.steps(self.graph), CLOSE),
         )
         masks = lower(self.graph, whole, scores, [goal], limits, self.allocator)
         asking = [scores[name][~mask].max() for name, mask in masks.items() if not mask.all()]  # for more than is left

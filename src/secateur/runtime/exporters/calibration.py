@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from secateur.batches import Batches
 from secateur.errors import InputError
 from secateur.graph.modules import map_tensors
 from secateur.runtime.exporters.subject import Subject
@@ -18,8 +19,7 @@ class Pieces:
     """The inputs, each as the network takes it; `images` is how many the last time through had."""
 
     def __init__(self, calibration: Iterable[Any], subject: Subject) -> None:
-        again = iter(calibration) is not calibration  # an iterator would be empty the second time
-        self.given = calibration if again else list(calibration)
+        self.given = Batches(calibration, subject.inputs)
         self.size = None if subject.reason is None else batch_of(subject.inputs)
         first = next(iter(self), None)
         if first is None:
@@ -30,7 +30,7 @@ class Pieces:
 
     def __iter__(self) -> Iterator[Any]:
         self.images = 0
-        for inputs in self.given:
+        for inputs in self.given.inputs():
             for piece in split(to_device(inputs, torch.device("cpu")), self.size):
                 self.images += batch_of(piece) or 1
                 yield piece

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from secateur.errors import ConfigError, RunError
+from secateur.errors import ConfigError, RunError, SecateurError
 
 
 def needed(package: str, extra: str = "export") -> Any:
@@ -57,7 +57,7 @@ def told(what: str, remedy: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (RunError, ConfigError):
+    except SecateurError:
         raise
     except Exception as error:
         raise RunError(f"{what} ({brief(error)}): {remedy}.") from error

@@ -1,0 +1,114 @@
+"""What `prune` takes from its options: settings of a method and its repairs, and images for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from secateur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateur.data import Data
+    from secateur.references import Loaded
+    from secateur.repair import Repair
+
+#: What people call the data sets otherwise.
+_ALSO = {"imagefolder": "folder", "image_folder": "folder"}
+
+
+def chosen(
+    name: str, repairs: Sequence[str], settings: Sequence[str], plugins: Sequence[str]
+) -> tuple[dict[str, Any], list[Repair]]:
+    """The settings of a method, and the repairs, from options such as --set cp.ridge=1e-3.
+
+    Raises:
+        ConfigError: there is no such method, repair or setting; one sentence.
+    """
+    from secateur._settings import validated
+    from secateur.methods import method, plug_in
+    from secateur.repair import METHOD_OF
+    from secateur.repair import repairs as made
+
+    for each in plugins:
+        plug_in(each)
+    row = method(name)
+    mending = [METHOD_OF.get(each, each) for each in repairs]
+    made(mending)
+    given: dict[str, dict[str, Any]] = {row.name: {}, **{each: {} for each in mending}}
+    for text in settings:
+        owner, key, value = _setting(text, row.name)
+        if owner not in given:
+            raise ConfigError(
+                f"--set {text!r} is of {owner!r}, which is not used here: write {row.name}.KEY=VALUE"
+                + "".join(f" or {each}.KEY=VALUE" for each in mending)
+                + "."
+            )
+        given[owner][key] = value
+    own = given.pop(row.name)
+    validated(row.config, own, row.name)
+    return own, made([{"name": each, **given[each]} for each in mending])
+
+
+def _setting(text: str, name: str) -> tuple[str, str, Any]:
+    """Owner, key and value of NAME.KEY=VALUE, or of KEY=VALUE of the method."""
+    from secateur import _yaml
+
+    path, sign, value = text.partition("=")
+    owner, dot, key = path.strip().rpartition(".")
+    if not sign or not key or (dot and not owner):
+        raise ConfigError(f"--set {text!r} is not understood: write NAME.KEY=VALUE, such as {name}.KEY=VALUE.")
+    return owner or name, key, _yaml.parse(value, f"--set {text!r}")
+
+
+def images_of(given: str, loaded: Loaded, images: int, batch_size: int, seed: int, say: Callable[[str], None]) -> Shown:
+    """Batches of training images for a network, from KIND or KIND:PATH, as `data:` of a recipe names them.
+
+    say: told which batch is being looked at, and how often all of them have been.
+
+    Raises:
+        SecateurError: there are no such data, or the network does not take images of their size; one sentence.
+    """
+    from secateur._settings import validated
+    from secateur.data import open_data
+    from secateur.data.options import ImageOptions
+    from secateur.data.registry import dataset
+    from secateur.recipe import DataConfig
+
+    kind, _, path = given.partition(":")
+    kind = _ALSO.get(kind, kind)
+    options: dict[str, Any] = {}
+    shape = loaded.shapes[0] if loaded.shapes else ()
+    if issubclass(dataset(kind).options, ImageOptions) and len(shape) == 4 and shape[2] == shape[3]:
+        options = {"size": shape[2], "channels": shape[1]}
+    config = {"name": kind, "path": path or None, "validation": 0.0, "augment": (), "options": options}
+    data = open_data(validated(DataConfig, config, "data"), seed)
+    if len(shape) == 4 and tuple(shape[1:]) != tuple(data.input_size):
+        raise ConfigError(
+            f"The network takes images of {_size(shape[1:])}, and those of {data.name} are {_size(data.input_size)}: "
+            "give --input-size, or other data."
+        )
+    return Shown(data, images, batch_size, seed, say)
+
+
+class Shown:
+    """Calibration images, batch by batch, which may be gone through again."""
+
+    def __init__(self, data: Data, images: int, batch_size: int, seed: int, say: Callable[[str], None]) -> None:
+        import torch
+
+        from secateur.runs.calibration import Calibration
+
+        images = min(images, len(data.train))
+        self._batches = Calibration(data, images, batch_size, seed, torch.device("cpu"))
+        self._count, self._say, self._pass = -(-images // self._batches.size), say, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Pairs of images and labels."""
+        self._pass += 1
+        for number, batch in enumerate(self._batches, 1):
+            self._say(f"batch {number} of {self._count}, pass {self._pass} over the images")
+            yield batch
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

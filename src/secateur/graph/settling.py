@@ -1,0 +1,245 @@
+"""Settle: a size in a model's code cannot follow a cut, so channels move together, or stay, until it can.
+
+Remedies are tried from the least to the most: what one call states is tied, then widths of the same size in its module,
+then widths in proportion (a fraction of a width follows it if runs of channels go), and only then something is frozen.
+Each is tried on cuts of the network without storage; the first that helps and loses nothing is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from torch import nn
+
+from secateur.graph.capture import Call, Recording
+from secateur.graph.channels import Bools, Solution
+from secateur.graph.labels import Ids
+from secateur.graph.resize import like_calls
+
+Pairs = list[tuple[Ids, Ids]]
+
+#: Operators that are told the sizes of their result.
+_SIZED = frozenset(
+    f"aten::{name}"
+    for name in "view _unsafe_view reshape expand repeat zeros ones empty full rand randn new_zeros new_ones new_empty "
+    "new_full slice narrow".split()
+)
+#: Partners of one width that are tried in proportion.
+_PARTNERS = 8
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What may be done about a size in code. name: in a few words. ties, fixes: further ones for `solve`."""
+
+    name: str
+    ties: Pairs = field(default_factory=list)
+    fixes: list[tuple[Ids, str]] = field(default_factory=list)
+
+    def changes(self, solution: Solution) -> bool:
+        """Whether it ties anything that is not, or fixes anything prunable."""
+        component = solution.component
+        return any(_prunable(solution, axis) for axis, _ in self.fixes) or any(
+            not np.array_equal(component[a], component[b]) for a, b in self.ties
+        )
+
+
+def concerned(recording: Recording, modules: dict[str, nn.Module], at: int) -> list[int]:
+    """Call `at`, then its like in other modules of that class that have to do with as many widths."""
+    calls = recording.calls
+
+    def shape(k: int) -> tuple[int, int]:
+        return len(calls[k].expects), len(_axes_of(calls[k]))
+
+    return [at, *(k for k in like_calls(recording, modules, at) if k != at and shape(k) == shape(at))]
+
+
+def remedies(recording: Recording, solution: Solution, calls: Sequence[int]) -> Iterator[Remedy]:
+    """What may be done about these calls, of which the first met a conflict; the least first."""
+    scopes = [_Scope(recording, solution, k) for k in calls]
+    at = calls[0]
+    yield from _tying(scopes)
+    operator = recording.calls[at].name.removeprefix("aten::")
+    yield from _freezing(scopes, f"a size is written in code ({operator} in {{}})")
+
+
+def _tying(scopes: list[_Scope]) -> Iterator[Remedy]:
+    def of(name: str, parts: Iterable[Pairs]) -> Remedy:
+        return Remedy(name, [pair for pairs in parts for pair in pairs])
+
+    yield of("the parts it states stay equal", (_equal(s.stated()) for s in scopes))
+    yield of("sizes stated beside it stay equal", (_equal(s.stated_beside()) for s in scopes))
+    yield of("parts of one width stay in proportion", (s.runs() for s in scopes))
+    yield of("widths of that size in its module stay equal", (_equal(s.widths(s.lengths())) for s in scopes))
+    for key in scopes[0].partners():
+        yield of("two widths stay in proportion", (s.partners().get(key, []) for s in scopes))
+    yield of("all equal widths in its module stay equal", (_equal(s.widths()) for s in scopes))
+    yield of("widths of that size beside its module stay equal", (_equal(s.above()) for s in scopes))
+
+
+def _freezing(scopes: list[_Scope], reason: str) -> Iterator[Remedy]:
+    def of(axes: Iterable[tuple[_Scope, Ids]]) -> Remedy:
+        where = {True: "its channels stay"}
+        return Remedy(where[True], fixes=[(axis, reason.format(s.module or "the model")) for s, axis in axes])
+
+    yield of((s, axis) for s in scopes for axis in s.stated())
+    yield of((s, axis) for s in scopes for axis in s.own())
+    yield of((s, axis) for s in scopes for axis in [*s.own(), *s.widths(s.lengths(), frozen=True)])
+    yield of((s, axis) for s in scopes for axis in s.before())
+    name = scopes[0].module
+    while True:  # the last resort: everything in the module, or in the nearest ancestor that has anything
+        yield of((s, axis) for s in scopes[:1] for axis in s.inside(name))
+        if not name:
+            return
+        name = name.rpartition(".")[0]
+
+
+def _prunable(solution: Solution, axis: Ids) -> bool:
+    return bool((solution.channels_of(axis) >= 0).any())
+
+
+def _equal(axes: Sequence[Ids]) -> Pairs:
+    """Axes of one length are tied to the first of it, position by position."""
+    first: dict[int, Ids] = {}
+    return [(first[len(a)], a) for a in axes if first.setdefault(len(a), a) is not a]
+
+
+def _in_proportion(axes: Sequence[Ids]) -> Pairs:
+    """Runs of channels are tied: as many in every axis, of lengths in proportion to the axes'."""
+    count = math.gcd(*(len(axis) for axis in axes))
+    if count < 2:
+        return []
+    runs = [axis.reshape(count, -1) for axis in axes]
+    pairs = [(run[:, 0], run[:, k]) for run in runs for k in range(1, run.shape[1])]
+    return pairs + [(runs[0][:, 0], run[:, 0]) for run in runs[1:]]
+
+
+def _place(part: Ids, whole: Ids) -> int | None:
+    """Where `part` lies in `whole` as one stretch; None if it does not."""
+    for start in np.flatnonzero(whole == part[0]).tolist():
+        if np.array_equal(whole[start : start + len(part)], part):
+            return int(start)
+    return None
+
+
+class _Scope:
+    """One call and the module that makes it."""
+
+    def __init__(self, recording: Recording, solution: Solution, at: int) -> None:
+        self.recording, self.solution, self.at = recording, solution, at
+        self.call, self.module = recording.calls[at], recording.calls[at].module
+        self._axes: dict[str, list[Ids]] = {}
+
+    def stated(self) -> list[Ids]:
+        """The axes whose sizes the call states one by one."""
+        return [e.axis for e in self.call.expects if len(e.axis) > 1]
+
+    def own(self) -> list[Ids]:
+        """The axes the call has to do with; of one that makes a tensor, those that meet channels."""
+        found = [a for a in _axes_of(self.call, stated=True) if len(a) > 1]
+        return [a for a in found if _prunable(self.solution, a)] or found
+
+    def before(self) -> list[Ids]:
+        """The axes of the call before it."""
+        return [] if self.at == 0 else [a for label in self.recording.calls[self.at - 1].labels for a in _full(label)]
+
+    def lengths(self) -> set[int]:
+        """The sizes the call has to do with."""
+        return {len(axis) for axis in self.own()}
+
+    def stated_beside(self) -> list[Ids]:
+        """The axes of these sizes that calls of the same module state."""
+        lengths = self.lengths()
+        found = []
+        for call in self.recording.calls:
+            if call.module == self.module:
+                found += [e.axis for e in call.expects]
+                found += [a for label in call.labels for a in _full(label)] if call.name in _SIZED else []
+        return [axis for axis in found if len(axis) in lengths and len(axis) > 1]
+
+    def inside(self, module: str) -> list[Ids]:
+        """All axes in a module, each once."""
+        if module not in self._axes:
+            prefix = f"{module}." if module else ""
+            calls = [c for c in self.recording.calls if c.module == module or c.module.startswith(prefix)]
+            found = {axis.tobytes(): axis for call in calls for axis in _axes_of(call) if len(axis) > 1}
+            self._axes[module] = list(found.values())
+        return self._axes[module]
+
+    def widths(self, lengths: set[int] | None = None, *, frozen: bool = False) -> list[Ids]:
+        """The axes of different channels in the module, of these sizes (None: all).
+
+        Frozen ones only with `frozen`: tied to one, its partner could not be pruned either.
+        """
+        return self._widths(self.module, lengths, frozen)
+
+    def above(self) -> list[Ids]:
+        """The same in the module around it, of the sizes the call has to do with."""
+        return self._widths(self.module.rpartition(".")[0], self.lengths(), frozen=False)
+
+    def _widths(self, module: str, lengths: set[int] | None, frozen: bool) -> list[Ids]:
+        found = [a for a in self.inside(module) if lengths is None or len(a) in lengths]
+        several = [a for a in found if len(np.unique(self.solution.component[a])) > 1]
+        return [a for a in several if frozen or _prunable(self.solution, a)]
+
+    def runs(self) -> Pairs:
+        """A width of which the call takes a part, cut at all places where the module does, in proportion."""
+        pairs: Pairs = []
+        done: set[bytes] = set()
+        for part in self.own():
+            wholes = [a for a in self.inside(self.module) if len(a) > len(part) and _place(part, a) is not None]
+            if not wholes:
+                continue
+            whole = max(wholes, key=len)
+            if whole.tobytes() not in done:
+                done.add(whole.tobytes())
+                cuts = {0, len(whole)}
+                for axis in self.inside(self.module):
+                    start = _place(axis, whole)
+                    cuts |= set() if start is None else {start, start + len(axis)}
+                pairs += _in_proportion([whole[a:b] for a, b in pairwise(sorted(cuts))])
+        return pairs
+
+    def partners(self) -> dict[tuple[int, int], Pairs]:
+        """For widths whose size is a multiple or a fraction of one of the call's: ties in proportion, nearest first."""
+        found: dict[tuple[int, int], Pairs] = {}
+        for k, own in enumerate(self.own()):
+            for j, other in enumerate(self.inside(self.module)):
+                low, high = sorted((len(own), len(other)))
+                if low < high and high % low == 0 and _place(*sorted((own, other), key=len)) is None:
+                    found[k, j] = _in_proportion([own, other])
+        order = sorted(found, key=lambda key: (len(found[key]) // max(len(self.own()[key[0]]), 1), key))
+        return {key: found[key] for key in order[:_PARTNERS]}
+
+
+def _full(label: Iterable[Ids | None]) -> list[Ids]:
+    return [axis for axis in label if axis is not None]
+
+
+def _axes_of(call: Call, *, stated: bool = False) -> list[Ids]:
+    """Axes of a call: of its weight (what it reads first), its results, and those whose sizes it states."""
+    found = _full((call.weight or ())[::-1]) + [a for label in call.labels for a in _full(label)]
+    return [e.axis for e in call.expects] + found if stated else found
+
+
+def trial_masks(solution: Solution, recording: Recording, at: Iterable[int], seed: int) -> dict[str, Bools]:
+    """A cut to random widths of all groups that meet in the modules of these calls; none goes below two channels."""
+    generator = np.random.default_rng(seed)
+    modules = tuple({recording.calls[k].module for k in at})
+    prefixes = tuple(f"{name}." if name else "" for name in modules)
+    touched = np.zeros(int(solution.channel.max(initial=-1)) + 2, dtype=np.bool_)
+    for call in recording.calls:
+        if call.module in modules or call.module.startswith(prefixes):
+            for axis in _axes_of(call):
+                touched[solution.channels_of(axis)] = True
+    touched[-1] = False  # frozen ones
+    masks = {}
+    for group in solution.groups:
+        if touched[group.channels[0]] and group.width > 2:
+            kept = int(generator.integers(2, group.width))
+            masks[group.name] = generator.permutation(group.width) < kept
+    return masks

@@ -1,0 +1,85 @@
+"""Whose hands a model is in, what an own loop has called, which parameters weight decay leaves alone.
+
+Below the contract, which every method keeps through these.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import nn
+
+from secateur.batches import Batches
+from secateur.errors import InputError, ModelError
+
+Loss = Callable[[Any, Any], torch.Tensor]
+
+#: Models into which a method has inserted something, with the method.
+_HANDS: WeakKeyDictionary[nn.Module, ref[Any]] = WeakKeyDictionary()
+
+
+def require_free(model: nn.Module, name: str) -> None:
+    """ModelError for a model that another method has inserted something into."""
+    other = _HANDS[model]() if model in _HANDS else None
+    if other is not None:
+        raise ModelError(
+            f"The model is already in the hands of {other.name!r}, so that {name!r} cannot take it: give it the narrow "
+            "network of finish(), or plain(), an ordinary copy of the model as it stands."
+        )
+
+
+def take(model: nn.Module, method: Any) -> None:
+    """Note that the model is in the hands of this method, as long as there is one."""
+    _HANDS[model] = ref(method)
+
+
+def inserted(model: nn.Module) -> list[tuple[Any, ...]]:
+    """What a method changes when it inserts something: modules, their classes, hooks and tensors."""
+    return [
+        (name, type(m), len(m._forward_hooks), len(m._forward_pre_hooks), *m._parameters, *m._buffers)
+        for name, m in model.named_modules()
+    ]
+
+
+def counting(loss: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tensor]:
+    """A method's loss() that counts how often it is asked for."""
+
+    @functools.wraps(loss)
+    def counted(self: Any) -> torch.Tensor:
+        self._losses += 1
+        return loss(self)
+
+    return counted
+
+
+def reading(collect: Callable[[Any, Any, Loss], None]) -> Callable[[Any, Any, Loss], None]:
+    """A method's collect() that takes batches in any usual form, and asks for labels only when the loss does."""
+
+    @functools.wraps(collect)
+    def read(self: Any, batches: Iterable[Any], loss: Loss) -> None:
+        def asked(output: Any, target: Any) -> torch.Tensor:
+            if target is None:
+                raise InputError(
+                    f"The method {self.name!r} looks at targets and a batch has none: give pairs (inputs, target)."
+                )
+            return loss(output, target)
+
+        shown = Batches(batches, self.example_inputs, keep=False)
+        collect(self, iter(shown) if isinstance(batches, Iterator) else shown, asked)
+
+    return read
+
+
+def without_decay(undecayed: Iterable[nn.Parameter], groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of an optimiser with these parameters in one of their own, without weight decay.
+
+    groups: as PyTorch's optimisers take them; empty ones are left out.
+    """
+    apart = {id(parameter) for parameter in undecayed}
+    found = [{**group, "params": [p for p in group["params"] if id(p) not in apart]} for group in groups]
+    free = [p for group in groups for p in group["params"] if id(p) in apart]
+    return [group for group in found if group["params"]] + ([{"params": free, "weight_decay": 0.0}] if free else [])
