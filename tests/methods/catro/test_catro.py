@@ -16,7 +16,7 @@ import secateur
 from secateur.allocate import Constraints
 from secateur.allocate.blocks import Bounds, stack
 from secateur.allocate.strategies import uniform
-from secateur.errors import BudgetError, ConfigError, InputError, ModelError
+from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.graph import trace
 from secateur.methods.catro import submodular
 from secateur.methods.catro.class_scatter import ClassScatter, Sample, scatter
@@ -475,7 +475,7 @@ def test_a_class_with_one_sample_is_left_out() -> None:
     ("shown", "error", "word"),
     [
         (lambda: iter(()), ConfigError, "data are empty"),
-        (lambda: [torch.zeros(2, 3, 8, 8)], InputError, "must be a pair"),
+        (lambda: [torch.zeros(2, 3, 8, 8)], ConfigError, "no whole numbers"),
         (lambda: [(IMAGE, torch.rand(2, 5))], ConfigError, "no whole numbers"),
         (lambda: [(IMAGE, torch.tensor([[0, 1], [1, 1]]))], ConfigError, "of several labels none is the class"),
         (lambda: [(IMAGE, torch.zeros(3, dtype=torch.long))], ConfigError, "no whole numbers"),

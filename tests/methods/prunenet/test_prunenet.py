@@ -252,9 +252,7 @@ def test_a_plan_says_what_lambda_leaves_whatever_floors_say() -> None:
     pruner = collected(Chain(), budget="flops=0.3", floor=0.5)
     said, plan = pruner.plan().provenance["widths"], pruner.plan()
     assert said.keys() == plan.widths.keys()
-    norms = {name: int((scores >= pruner.score()[name].max() - 1).sum()) for name, scores in pruner.score().items()}
     assert any(said[name] < plan.widths[name] for name in said)
-    assert norms.keys() == said.keys()
 
 
 def test_streams_stay_whole_unless_asked() -> None:

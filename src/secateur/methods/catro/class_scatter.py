@@ -21,9 +21,9 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur._distributed import global_max, global_sum, world
 from secateur._protocols import BoolArray, FloatArray, IntArray
-from secateur.errors import ConfigError, InputError, ModelError
-from secateur.graph.modules import map_tensors
-from secateur.statistics.gather import Collector, count
+from secateur.errors import ConfigError, ModelError
+from secateur.methods.kit.classes import class_numbers, few_of
+from secateur.statistics.gather import Collector
 
 Batches = Iterable[tuple[Any, Any]]
 #: Numbers in the sums of all classes (8 bytes each); maps are pooled coarser where it would take more.
@@ -90,40 +90,19 @@ class Sample:
 
     def few(self, batches: Batches) -> Iterator[tuple[Any, torch.Tensor]]:
         """These samples, batch by batch, with their classes numbered 0, 1, ... in the order of `counts`."""
-        left, number = dict(self.counts), {label: k for k, label in enumerate(self.counts)}
-        for batch in batches:
-            labels = _labels(batch).tolist()
-            chosen = []
-            for at, label in enumerate(labels):
-                if left.get(label, 0):
-                    left[label] -= 1
-                    chosen.append(at)
-            if chosen:
-                keep = torch.tensor(chosen)
-                yield _rows(batch[0], keep, len(labels)), torch.tensor([number[labels[at]] for at in chosen])
-            if not any(left.values()):
-                return
+        number = {label: k for k, label in enumerate(self.counts)}
+        for inputs, labels in few_of(batches, self.counts):
+            yield inputs, torch.tensor([number[label] for label in labels.tolist()])
 
 
 def _labels(batch: Any) -> torch.Tensor:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise InputError(f"A batch is {type(batch).__name__}: every batch must be a pair (inputs, target).")
-    target = batch[1]
-    whole = isinstance(target, torch.Tensor) and target.dim() == 1 and not target.is_floating_point()
-    if not whole or len(target) != count(batch[0]):
+    found = class_numbers(batch)
+    if found is None:
         raise ConfigError(
             "Classes are to be told apart, and targets are no whole numbers, one a sample (of several labels none is "
             "the class): give batches of (inputs, class numbers)."
         )
-    result: torch.Tensor = target.detach().cpu()
-    return result
-
-
-def _rows(inputs: Any, keep: torch.Tensor, samples: int) -> Any:
-    def some(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[keep.to(tensor.device)] if tensor.dim() and len(tensor) == samples else tensor
-
-    return map_tensors(inputs, some)
+    return found
 
 
 @dataclass

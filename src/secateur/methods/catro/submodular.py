@@ -61,8 +61,8 @@ def greedy(blocks: Blocks, bounds: Bounds, ranked: Sequence[FloatArray], beta: f
 
     The better of the greedy widths and of the same share of every group, for greed by gain per cost alone has no
     guarantee. Where bounds are products of widths, a gain per cost can only fall while others grow, so a heap of old
-    values that are checked when they come up finds the largest (a peak of activations is no such bound). Where more than
-    a hundredth of the budget is left, a channel is exchanged for others if that costs less than a hundredth of U.
+    values that are checked when they come up finds the largest (a peak of activations is no such bound). Where more
+    than a hundredth of the budget is left, channels are exchanged if that costs less than a hundredth of U.
     """
     stacks = _Stacks(blocks, ranked, beta)
     found = [_climb(blocks, bounds, stacks, blocks.floors), uniform(blocks, bounds)]
