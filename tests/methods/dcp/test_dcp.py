@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,17 @@ def test_after_an_exact_fit_chosen_channels_ask_for_nothing() -> None:
     assert float(gradient[:, kept].abs().max()) < 1e-9 < float(gradient[:, ~kept].abs().max())
     assert not bench.layer.weight[:, ~kept].any()
     assert bench.selection.losses[-1] == pytest.approx(bench.loss())
+
+
+def test_when_nothing_is_left_to_gain_the_largest_weights_join() -> None:
+    """Fewer patches than inputs: after three of them the fit is exact, and gradients are rounding errors."""
+    weight = _draw(2, 8, seed=1)
+    bench = Bench(_draw(3, 8), weight)
+    bench.selection.run(8, 1)
+    assert bench.selection.losses[3] < 1e-10 * bench.selection.losses[0]
+    rest = bench.selection.order[3:]
+    sizes = weight.norm(dim=0)[rest]
+    assert (sizes.diff() < 0).all()
 
 
 def test_a_twin_comes_last() -> None:
@@ -186,7 +198,10 @@ def test_a_tolerance_for_the_network_is_the_rule_of_every_layer() -> None:
     for _ in range(20):
         losses = generator.random(7) + 0.5
         added = generator.permutation(np.repeat(np.arange(1, 7), 2))
-        scores = survival(losses.tolist(), added)
+        order = np.argsort(added + generator.random(12) / 2)
+        scores = survival(losses.tolist(), added, order.tolist())
+        for one, other in itertools.pairwise(order):
+            assert scores[one] > scores[other] or added[one] < added[other]  # within a round, as they joined
         for epsilon in (0.0, 0.05, 0.2, 0.5, 1.0):
             assert ((scores > epsilon) == (added <= rounds(losses.tolist(), epsilon))).all()
 

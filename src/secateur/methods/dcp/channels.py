@@ -118,7 +118,7 @@ class DCP(Discriminating):
         width = len(self._channels[group])
         selection.run(width, self._per_round(width))
         selection.restore(before)
-        return survival(selection.losses, selection.added)
+        return survival(selection.losses, selection.added, selection.order)
 
     def _choose(self, work: Work, stop: Stop, moments: PatchSums, group: str, width: int) -> BoolArray:
         """The channels that come back first."""

@@ -22,6 +22,8 @@ from secateur.statistics.samples import PatchSums, least_squares
 
 #: How often SGD is tried with a smaller rate.
 _TRIALS = 3
+#: The share of the first loss that counts as none.
+_NOTHING = 1e-10
 
 
 class Reconstruction:
@@ -122,6 +124,7 @@ class GreedySelection:
         self._rate = rules.rate
         self.losses: list[float] = []
         self.added = np.zeros(units, dtype=np.int64)  # the round in which each unit joined
+        self.order: list[int] = []  # units as they joined
 
     def run(self, count: int, per_round: int) -> BoolArray:
         """Choose `count` units, so many in each round; V is left in the layers, and `losses` has one value more."""
@@ -181,6 +184,9 @@ class GreedySelection:
         return float(loss.detach()), [torch.zeros_like(w) if g is None else g for g, w in pairs]
 
     def _add(self, gradients: Sequence[torch.Tensor], number: int) -> None:
+        """Units that the gradients ask for most join; once nothing is left to gain, those of the largest weights."""
+        if self.losses[-1] <= _NOTHING * self.losses[0]:  # the gradients are rounding errors
+            gradients = [part.former for part in self.parts]
         scores = torch.zeros(self.units, dtype=torch.float64, device=self.kept.device)
         for part, gradient in zip(self.parts, gradients, strict=True):
             size = float(part.former.double().norm()) if len(self.parts) > 1 else 1.0
@@ -189,6 +195,7 @@ class GreedySelection:
         best = torch.argsort(scores, descending=True, stable=True)[:number]
         self.kept[best] = True
         self.added[best.cpu().numpy()] = self.added.max(initial=0) + 1
+        self.order += best.tolist()
         fresh = torch.zeros_like(self.kept)
         fresh[best] = True
         for part in self.parts:

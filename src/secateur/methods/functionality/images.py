@@ -50,7 +50,7 @@ class Ascent:
 
     steps: of length `rate` (L2) along the gradient. sigma: of the Gaussian blur after each step, in pixels; 0: none.
     low, high: [colours], what pixels may be; None: anything. momentum: share of a step that the next goes on with, in
-    steps that get shorter along half a cosine; 0: all are of the same length.
+    steps that get shorter along half a cosine, from twice `rate`; 0: all are of the same length.
     """
 
     steps: int
@@ -62,7 +62,7 @@ class Ascent:
 
     def length(self, step: int) -> float:
         """Of one step, counted from 0."""
-        return self.rate * (0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.momentum else 1.0)
+        return self.rate * (1 + math.cos(math.pi * step / self.steps) if self.momentum else 1.0)
 
 
 def ascend(objective: Objective, start: torch.Tensor, ascent: Ascent) -> torch.Tensor:
