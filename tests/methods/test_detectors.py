@@ -52,7 +52,9 @@ def test_a_method_begins_or_says_why_not(row: MethodRow) -> None:
     settings = {"clustering": "even"} if row.name == "csgd" else {}  # k-means takes its time
     said = ""
     try:
-        method = row.factory(detector(), IMAGES, budget="flops=0.8", steps=2, **settings)
+        method = row.factory(
+            detector(), IMAGES, budget=row.example_budget.replace("flops=0.5", "flops=0.8"), steps=2, **settings
+        )
         assert method.graph.groups
     except SecateurError as error:
         said = str(error)

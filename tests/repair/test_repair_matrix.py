@@ -29,7 +29,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "functionality": {"ascent_steps": 1, "restarts": 1, "size": 4},
     "prunenet": {"rounds": 6, "sweeps": 10},
 }
-AFTER = [row for row in METHODS if row.acts == "after training"]
+AFTER = [row for row in METHODS if row.acts == "after training" and row.granularity == "channel"]
 
 
 @cache

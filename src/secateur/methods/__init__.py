@@ -41,11 +41,11 @@ __all__ = [
 
 _ROOMS = (
     bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher, nap, pfp,
-    prunenet,
+    prunenet, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.
-METHODS: tuple[MethodRow, ...] = (*(room.ROW for room in _ROOMS), *baselines.ROWS)
+METHODS: tuple[MethodRow, ...] = tuple(row for room in _ROOMS for row in getattr(room, "ROWS", None) or (room.ROW,))
 
 _OWN = {row.name: row for row in METHODS}
 _REGISTERED: dict[str, MethodRow] = {}

@@ -94,6 +94,11 @@ class MethodRow:
         kind: type[Settings] = found
         return kind
 
+    @property
+    def example_budget(self) -> str:
+        """A budget in what it saves: FLOPs, or the share of weights that stay where all it does is set some to zero."""
+        return "params=0.5" if self.granularity in ("kernel", "weight") else "flops=0.5"
+
 
 class Method(nn.Module):
     """One method at work on one model; a subclass overrides the hooks it has a use for.

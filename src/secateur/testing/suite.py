@@ -13,7 +13,7 @@ from secateur.methods import METHODS
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.testing import _construction, _cutting, _selection, _training
 from secateur.testing._promises import Broken, Check
-from secateur.testing._subject import Subject
+from secateur.testing._subject import BUDGET, Subject
 from secateur.testing.networks import NETWORKS, Network
 
 Subjected = Callable[[Subject], None]
@@ -106,7 +106,10 @@ def checks(
     tried = tuple(NETWORKS if networks is None else networks)
     if not tried:
         raise ConfigError("There is no network to check the method on: leave networks out, or give at least one.")
-    subjects = [Subject(factory, row, settings or {}, network) for network in tried]
+    settings = dict(settings or {})
+    if row is not None and row.example_budget != BUDGET:
+        settings = {"budget": row.example_budget, **settings}
+    subjects = [Subject(factory, row, settings, network) for network in tried]
     main = _Main(subjects)
     if row is not None:
         yield _check(row.name, _construction.row_is_complete, row)
@@ -117,7 +120,7 @@ def checks(
     yield from _cuts(subjects, _name(method))
     if row is not None:
         for variant in row.variants:
-            yield from _varied(row, {**(settings or {}), **variant}, variant, tried)
+            yield from _varied(row, {**settings, **variant}, variant, tried)
 
 
 def _cuts(subjects: Iterable[Subject], name: str, about: str = "") -> Iterator[Check]:

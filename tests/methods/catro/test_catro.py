@@ -16,8 +16,9 @@ import secateur
 from secateur.allocate import Constraints
 from secateur.allocate.blocks import Bounds, stack
 from secateur.allocate.strategies import uniform
-from secateur.errors import BudgetError, ConfigError, InputError, ModelError
+from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.graph import trace
+from secateur.methods.catro import submodular
 from secateur.methods.catro.class_scatter import ClassScatter, Sample, scatter
 from secateur.methods.catro.method import CATRO, fisher, observed, ranked_by_ratio, scatters, trace_ratio
 from secateur.methods.catro.submodular import greedy, shares, utility
@@ -62,14 +63,16 @@ def seen(model: nn.Module, shown: list[Any], *, pool: int = 4, samples: int = 10
 
 
 def two_pass(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """b, w and t of [samples, channels, d], as they are defined."""
-    f, mean = features.double(), features.double().mean(0)
-    between, within = torch.zeros(f.shape[1]).double(), torch.zeros(f.shape[1]).double()
-    for k in labels.unique():
-        own = f[labels == k]
-        between += len(own) * (own.mean(0) - mean).square().sum(1)
-        within += (own - own.mean(0)).square().sum((0, 2))
-    return between, within, (f - mean).square().sum((0, 2))
+    """b, w and t of [samples, channels, d], as they are defined, every class as if it had as many samples."""
+    f, classes = features.double(), labels.unique()
+    mean = torch.stack([f[labels == k].mean(0) for k in classes]).mean(0)
+    between, within, total = torch.zeros(3, f.shape[1]).double()
+    for k in classes:
+        own, each = f[labels == k], len(f) / len(classes)
+        between += each * (own.mean(0) - mean).square().sum(1)
+        within += each * (own - own.mean(0)).square().mean(0).sum(1)
+        total += each * (own - mean).square().mean(0).sum(1)
+    return between, within, total
 
 
 def sums(features: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, ...]:
@@ -112,6 +115,21 @@ def test_without_differences_there_is_no_scatter() -> None:
     assert float(w) == pytest.approx(0, abs=1e-12)
     assert float(b) > 1
     assert np.isfinite(trace_ratio(b.numpy(), w.numpy(), 1).scores).all()
+
+
+def test_classes_count_alike_whatever_their_numbers() -> None:
+    """A class seen four times as often, with the same mean and scatter, changes nothing but the common factor."""
+    torch.manual_seed(2)
+    features, labels = torch.randn(12, 5, 2), torch.arange(12) % 3
+    common = torch.cat([features, *[features[labels == 0]] * 3]), torch.cat([labels, *[labels[labels == 0]] * 3])
+    for mine, true in zip(scatter(*sums(*common, 3)), scatter(*sums(features, labels, 3)), strict=True):
+        torch.testing.assert_close(mine / 24, true / 12)
+    x, y = images(60, classes=3)
+    rare = torch.cat([(y > 0).nonzero()[:, 0], (y == 0).nonzero()[:4, 0]])
+    one = method()
+    one.collect([(x[rare], y[rare])], F.cross_entropy)
+    most = int(torch.bincount(y[rare]).max())
+    assert one.notes == [f"Classes were seen in 4 to {most} samples; each counts alike."]
 
 
 def test_names_order_and_copies_of_samples() -> None:
@@ -228,7 +246,7 @@ def test_maps_are_pooled_coarser_where_sums_would_be_large(monkeypatch: pytest.M
     assert ClassScatter(tables, [2] * 50, [60], pool=4).pool == 1
     one = method()
     one.collect(batches(), F.cross_entropy)
-    assert one.notes == ["Maps were averaged to a side of 2: sums over classes would take too much memory."]
+    assert "Maps were averaged to a side of 2: sums over classes would take too much memory." in one.notes
 
 
 # --------------------------------------------------------------------------------------------------- trace ratio
@@ -382,6 +400,34 @@ def test_the_heap_is_as_greedy_as_looking_at_all() -> None:
         assert u[0] >= u[1] - 1e-12 or (bounds.one(mine) / limit).max() > (bounds.one(widths) / limit).max()
 
 
+def test_the_budget_is_not_used_up_at_any_price() -> None:
+    """Of exchanges that leave less of the budget only those count that cost less than a hundredth of U."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        ranked = [np.sort(shares(rng.exponential(size=4)))[::-1] for _ in range(2)]
+        blocks = stack(ranked, np.array([1, 1]), Constraints())
+        bounds = Bounds(Costs(), {"macs": float(rng.uniform(10, 34))})
+        stacks = submodular._Stacks(blocks, ranked, 50)
+        climbed = submodular._climb(blocks, bounds, stacks, blocks.floors)
+        best = max(stacks.utility(climbed), stacks.utility(uniform(blocks, bounds)))
+        assert stacks.utility(greedy(blocks, bounds, ranked, 50)) >= 0.99 * best
+
+
+def test_a_plan_says_what_is_unspent() -> None:
+    torch.manual_seed(0)
+    coarse = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5),
+    )  # fmt: skip
+    one = CATRO(coarse, IMAGE, budget="flops=0.5")
+    one.collect(batches(), F.cross_entropy)
+    plan = one.plan()
+    used = one.graph.cost(plan).macs / one.graph.cost().macs / 0.5
+    assert used < 0.99
+    assert plan.provenance["unspent"].startswith(f"{used:.1%} of the budget is used: no exchange of channels")
+    assert "unspent" not in method_plan(budget="flops=0.5").provenance
+
+
 # -------------------------------------------------------------------------------------------------------- samples
 
 
@@ -418,7 +464,7 @@ def test_a_class_with_one_sample_is_left_out() -> None:
     y[0] = 4
     alone = method()
     alone.collect([(x, y)], F.cross_entropy)
-    assert alone.notes == ["1 classes with a single sample were left out."]
+    assert alone.notes[0] == "1 classes with a single sample were left out."
     without = method()
     without.collect([(x[1:], y[1:])], F.cross_entropy)
     assert alone.plan().masks.keys() == without.plan().masks.keys()
@@ -429,8 +475,9 @@ def test_a_class_with_one_sample_is_left_out() -> None:
     ("shown", "error", "word"),
     [
         (lambda: iter(()), ConfigError, "data are empty"),
-        (lambda: [torch.zeros(2, 3, 8, 8)], InputError, "must be a pair"),
+        (lambda: [torch.zeros(2, 3, 8, 8)], ConfigError, "no whole numbers"),
         (lambda: [(IMAGE, torch.rand(2, 5))], ConfigError, "no whole numbers"),
+        (lambda: [(IMAGE, torch.tensor([[0, 1], [1, 1]]))], ConfigError, "of several labels none is the class"),
         (lambda: [(IMAGE, torch.zeros(3, dtype=torch.long))], ConfigError, "no whole numbers"),
         (lambda: [(IMAGE, torch.tensor([1, 1]))], ConfigError, "at least two classes"),
         (lambda: [(IMAGE, torch.tensor([1, 2]))], ConfigError, "of 2 classes 0 have two samples"),

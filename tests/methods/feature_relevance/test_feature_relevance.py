@@ -335,6 +335,18 @@ def test_networks_without_classes_are_refused() -> None:
         pruner(start=0.8)
 
 
+def test_what_tells_no_class_is_refused_before_training() -> None:
+    with pytest.raises(ModelError, match=r"is \(2, 1\) and not \[samples, two classes or more\]"):
+        pruner(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1)))
+    several = torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
+    for target in (several, several.long(), torch.tensor([0.5, 2.0]), torch.tensor([0, 5])):
+        method = pruner(steps=1000).train()
+        with pytest.raises(ConfigError, match=r"the targets do not tell it: .*several labels do not"):
+            method.after_forward(method(IMAGE), target)
+    method = pruner(steps=1000).train()
+    method.after_forward(method(IMAGE), torch.tensor([[0.7, 0.3, 0, 0, 0], [0, 0, 0, 0, 1.0]]))
+
+
 def test_one_shot_meets_the_budget() -> None:
     chosen = NETWORKS[0]
     method = FeatureRelevance(chosen.make(), chosen.inputs(), budget="flops=0.4")

@@ -13,10 +13,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur
-from secateur.errors import ConfigError, InputError, ModelError
+from secateur.errors import ConfigError, ModelError
 from secateur.graph import trace
-from secateur.methods.functionality.images import WeightContribution, singly, true_logit
-from secateur.methods.functionality.method import Functionality, FunctionalitySettings, going, removed, split
+from secateur.methods.functionality.images import Ascent, WeightContribution, maximise, singly, true_logit
+from secateur.methods.functionality.method import (
+    Functionality,
+    FunctionalitySettings,
+    _balanced,
+    going,
+    removed,
+    split,
+)
 from secateur.recipe import Recipe
 from secateur.repair.merging import merge
 from secateur.statistics.gather import gather
@@ -180,17 +187,70 @@ def test_options(settings: dict[str, Any]) -> None:
     assert method.result.reached("flops") <= 0.6
 
 
-def test_only_so_many_images_are_looked_at() -> None:
-    shown: list[int] = []
+def test_settings_of_the_ascent_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Ascent] = []
 
-    def counted() -> Iterator[Any]:
-        for batch in batches(10, size=4):
-            shown.append(len(batch[0]))
-            yield batch
+    def watched(model: nn.Module, view: Any, start: torch.Tensor, ascent: Ascent, *, chunk: int) -> torch.Tensor:
+        seen.append(ascent)
+        return maximise(model, view, start, ascent, chunk=chunk)
 
-    method = Functionality(plain(), IMAGE, budget="flops=0.6", images=10, ascent_steps=1, restarts=1)
-    method.collect(counted(), F.cross_entropy)
-    assert sum(shown) <= 16
+    monkeypatch.setattr("secateur.methods.functionality.method.maximise", watched)
+    one = collected(plain(), ascent_steps=1)
+    many = collected(plain(), ascent_steps=30, ascent="constant", blur=0.0)
+    assert [(a.steps, a.momentum, a.sigma) for a in seen] == [(1, 0.9, 0.4)] * 2 + [(30, 0.0, 0.0)] * 2
+    assert not np.allclose(one._rows["0"] @ one._rows["0"].T, many._rows["0"] @ many._rows["0"].T, atol=1e-3)
+
+
+def test_only_so_many_images_are_looked_at_of_every_class_as_many() -> None:
+    x = torch.arange(20.0).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    labels = torch.tensor([0] * 12 + [1] * 6 + [2] * 2)
+    shown = list(zip(x.split(7), labels.split(7), strict=True))
+
+    def looked(images: int, pairs: Any = shown) -> tuple[list[int], int]:
+        found = list(_balanced(iter(pairs), images))
+        return torch.bincount(torch.cat([y for _, y in found])).tolist(), sum(len(inputs) for inputs, _ in found)
+
+    assert looked(9) == ([4, 3, 2], 9)
+    assert looked(3) == ([1, 1, 1], 3)
+    assert looked(20) == ([12, 6, 2], 20)
+    first = torch.cat([inputs for inputs, _ in _balanced(shown, 9)])[:, 0, 0, 0]
+    assert first.tolist() == [0, 1, 2, 3, 12, 13, 14, 18, 19]
+    bare = [(inputs, None) for inputs, _ in shown]
+    assert sum(len(inputs) for inputs, _ in _balanced(bare, 9)) == 14  # whole batches, as nothing tells classes
+    few, all_ = (collected(plain(), images=images)._gamma["0"] for images in (5, 1000))
+    assert not np.allclose(few, all_)
+
+
+def test_plans_do_not_cluster_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import secateur.methods.functionality.method as module
+
+    method, calls = collected(plain(), budget="flops=0.15"), []
+    true = module.kmeans
+    monkeypatch.setattr(module, "kmeans", lambda *a, **k: calls.append(a[1]) or true(*a, **k))
+    first = method.plan()
+    assert calls  # fewer channels than functions
+    number = len(calls)
+    assert method.plan() == first
+    assert len(calls) == number
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_images_are_small_where_the_network_takes_them(pooled: bool) -> None:
+    """In front of a linear layer, too: behind a global pooling, and not behind a flattening."""
+    torch.manual_seed(0)
+    inner: list[nn.Module] = [nn.AdaptiveAvgPool2d(1)] if pooled else []
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, 2, 1), nn.ReLU(), *inner, nn.Flatten(),
+        nn.Linear(4 if pooled else 4 * 36, 5),
+    )  # fmt: skip
+    method = Functionality(model.eval(), torch.randn(1, 3, 24, 24), budget="flops=0.6", size=8)
+    assert method._fits(method._views["0"], (3, 8, 8))
+    assert method._fits(method._views["2"], (3, 8, 8)) == pooled
+    grown = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 9), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten(), nn.Linear(4, 5)).eval()  # fmt: skip
+    method = Functionality(grown, torch.randn(1, 3, 24, 24), budget="flops=0.6", size=8)
+    assert not method._fits(method._views["2"], (3, 8, 8))  # the second kernel is larger than its map
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in grown.modules())
 
 
 # ------------------------------------------------------------------------------------------------- γ from weights
@@ -301,8 +361,9 @@ def test_the_network_is_left_as_it_was() -> None:
         assert parameter.requires_grad == (number != 0)
         assert parameter.grad is grads[number]
         assert parameter.grad is None or bool((parameter.grad == 7).all())
-    with pytest.raises(InputError):
-        Functionality(model, IMAGE, budget="flops=0.6", wrt="weight").collect([torch.ones(2)], F.cross_entropy)
+    wrong = [(torch.ones(2, 7, 8, 8), torch.zeros(2, dtype=torch.long))]
+    with pytest.raises(RuntimeError, match="channels"):
+        Functionality(model, IMAGE, budget="flops=0.6", wrt="weight").collect(wrong, F.cross_entropy)
     assert next(model.parameters()).grad is grads[0]  # also when it ends early
 
 

@@ -62,6 +62,21 @@ def test_the_objective_grows_and_images_excite_their_own_channel_most() -> None:
     assert (each.argmax(1) == torch.arange(6)).sum() >= 5
 
 
+def test_momentum_and_shorter_steps_climb_higher_in_as_many() -> None:
+    """By hand: v <- 0.9 v + 1 along a fixed direction, steps of rate · (1 + cos(π t / T))."""
+    start = torch.zeros(1, 1, 2, 2)
+    flat = ascend(lambda x: x.sum((1, 2, 3)), start, Ascent(3, 1.0, 0.0, momentum=0.9))
+    assert float(flat[0, 0, 0, 0]) == pytest.approx(
+        (2 * 1 + 1.5 * 1.9 + 0.5 * 2.71) / 2, abs=1e-5
+    )  # four pixels: a length of 2
+    model, begin = network(), 0.1 * noise(3, 12, 12)
+    low, high = torch.full((3,), -1.0), torch.full((3,), 1.0)
+    found = {m: maximise(model, FIRST, begin, Ascent(10, 0.3, 0.0, low, high, m)) for m in (0.0, 0.9)}
+    with Maps(model, FIRST).open() as maps:
+        value = {momentum: maps.of(np.arange(6))(images).mean() for momentum, images in found.items()}
+    assert value[0.9] > 1.1 * value[0.0]
+
+
 def test_images_do_not_depend_on_the_chunk_and_the_model_is_left_alone() -> None:
     model, start = network().train(), 0.1 * noise(3, 10, 10)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -228,6 +228,33 @@ def test_refit_is_no_worse_than_select() -> None:
     assert errors[0] < errors[1]
 
 
+def test_what_is_worth_nothing_goes_and_nothing_is_missed() -> None:
+    """Channels that never change have s = 0: without them, refitted, the network computes the same."""
+    torch.manual_seed(0)
+    model = Chain().eval()
+    with torch.no_grad():
+        model.one[1].weight[::2], model.one[1].bias[::2] = 0.0, -1.0
+    pruner = collected(model, budget="flops=0.48")
+    scores = pruner.score()
+    assert not scores["one.0"][::2].any()
+    assert scores["one.0"][1::2].all()
+    plan = pruner.plan()
+    plan.masks = {name: values > 0 for name, values in scores.items()}
+    pruner.plan = lambda: plan
+    assert plan.widths["one.0"] == 8
+    x, _ = next(NETWORKS[0].batches(1, seed=9))
+    with torch.no_grad():
+        torch.testing.assert_close(pruner.finish().eval()(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_plan_says_what_lambda_leaves_whatever_floors_say() -> None:
+    torch.manual_seed(0)
+    pruner = collected(Chain(), budget="flops=0.3", floor=0.5)
+    said, plan = pruner.plan().provenance["widths"], pruner.plan()
+    assert said.keys() == plan.widths.keys()
+    assert any(said[name] < plan.widths[name] for name in said)
+
+
 def test_streams_stay_whole_unless_asked() -> None:
     whole = collected(NETWORKS[0].make(), budget="flops=0.5")
     assert whole.plan().widths["stem.0"] == 24

@@ -21,9 +21,9 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur._distributed import global_max, global_sum, world
 from secateur._protocols import BoolArray, FloatArray, IntArray
-from secateur.errors import ConfigError, InputError, ModelError
-from secateur.graph.modules import map_tensors
-from secateur.statistics.gather import Collector, count
+from secateur.errors import ConfigError, ModelError
+from secateur.methods.kit.classes import class_numbers, few_of
+from secateur.statistics.gather import Collector
 
 Batches = Iterable[tuple[Any, Any]]
 #: Numbers in the sums of all classes (8 bytes each); maps are pooled coarser where it would take more.
@@ -33,13 +33,18 @@ MOST = 1 << 26
 def scatter(sums: torch.Tensor, squares: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Between-class and within-class scatter [channels] from sums over samples, in double precision.
 
-    With A_c = sum_k |S_kc|^2 / n_k and S = sum_k S_k:  b_c = A_c - |S_c|^2 / N,  w_c = Q_c - A_c.
+    Every class counts alike, however many of its samples were there: as if n_k samples were n = N / K, with the same
+    mean and scatter. S_k and Q_k are thus taken n / n_k times; then
+
+        A_c = sum_k |S_kc|^2 / n,  S = sum_k S_k:      b_c = A_c - |S_c|^2 / N,  w_c = Q_c - A_c
 
     Args:
         sums: S [classes, channels, d] of the features. squares: Q [classes, channels] of their squared norms.
         counts: n [classes] samples; all above 0.
     """
-    each = (sums.square().sum(2) / counts[:, None]).sum(0)
+    share = counts.mean() / counts  # n / n_k
+    sums, squares = sums * share[:, None, None], squares * share[:, None]
+    each = (sums.square().sum(2) / counts.mean()).sum(0)
     between = each - sums.sum(0).square().sum(1) / counts.sum()
     return between.clamp_min(0.0), (squares.sum(0) - each).clamp_min(0.0)
 
@@ -85,40 +90,19 @@ class Sample:
 
     def few(self, batches: Batches) -> Iterator[tuple[Any, torch.Tensor]]:
         """These samples, batch by batch, with their classes numbered 0, 1, ... in the order of `counts`."""
-        left, number = dict(self.counts), {label: k for k, label in enumerate(self.counts)}
-        for batch in batches:
-            labels = _labels(batch).tolist()
-            chosen = []
-            for at, label in enumerate(labels):
-                if left.get(label, 0):
-                    left[label] -= 1
-                    chosen.append(at)
-            if chosen:
-                keep = torch.tensor(chosen)
-                yield _rows(batch[0], keep, len(labels)), torch.tensor([number[labels[at]] for at in chosen])
-            if not any(left.values()):
-                return
+        number = {label: k for k, label in enumerate(self.counts)}
+        for inputs, labels in few_of(batches, self.counts):
+            yield inputs, torch.tensor([number[label] for label in labels.tolist()])
 
 
 def _labels(batch: Any) -> torch.Tensor:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise InputError(f"A batch is {type(batch).__name__}: every batch must be a pair (inputs, target).")
-    target = batch[1]
-    whole = isinstance(target, torch.Tensor) and target.dim() == 1 and not target.is_floating_point()
-    if not whole or len(target) != count(batch[0]):
+    found = class_numbers(batch)
+    if found is None:
         raise ConfigError(
-            "Classes are to be told apart, and targets are no whole numbers, one a sample: give batches of (inputs, "
-            "class numbers)."
+            "Classes are to be told apart, and targets are no whole numbers, one a sample (of several labels none is "
+            "the class): give batches of (inputs, class numbers)."
         )
-    result: torch.Tensor = target.detach().cpu()
-    return result
-
-
-def _rows(inputs: Any, keep: torch.Tensor, samples: int) -> Any:
-    def some(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[keep.to(tensor.device)] if tensor.dim() and len(tensor) == samples else tensor
-
-    return map_tensors(inputs, some)
+    return found
 
 
 @dataclass

@@ -25,7 +25,9 @@ Where this differs from the reconstruction, and why:
         stream's costs many times as much and is read by all that follow, so that almost only streams went.
     Features of later layers are taken anew `refresh` times on the way through the network (`null`: for every group),
         as a pass for each group costs more than the training of some networks.
-    Classes with a single sample are left out: nothing scatters within them.
+    Classes with a single sample are left out: nothing scatters within them. Where some have fewer samples than others,
+        their sums are scaled up to as many, so that each class counts alike.
+    The utility may give way by a hundredth to use the budget up; beyond that the plan says what is unspent.
     The rows of classes that are left out stay in the classifier: a network keeps its outputs.
 """
 
@@ -50,6 +52,7 @@ from secateur.methods.catro.class_scatter import ClassScatter, Sample
 from secateur.methods.catro.submodular import greedy, shares
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.kit.floors import keep_streams, leave
+from secateur.methods.kit.shares import unspent
 from secateur.plan import Plan
 from secateur.statistics.gather import gather, replayable
 
@@ -57,7 +60,11 @@ from secateur.statistics.gather import gather, replayable
 class CATROSettings(Settings):
     """The paper's values are not known: defaults are the reconstruction's."""
 
-    samples: int = Field(50, ge=2, description="of every class that are looked at, at most")
+    samples: int = Field(
+        50,
+        ge=2,
+        description="of every class that are looked at, at most; 50 as for ten classes, 20 are advised for many",
+    )
     pool: int = Field(4, ge=1, le=64, description="side that feature maps are averaged to; 1: their means")
     eps: float = Field(1e-8, ge=0, lt=1, description="channels with less of their group's median scatter are dead")
     r_min: float = Field(0.1, ge=0, le=1, description="share of every group that stays")
@@ -189,6 +196,9 @@ class CATRO(Method):
         sample = Sample.of(shown, self.settings.samples, self.settings.classes)
         if sample.skipped:
             self.notes.append(f"{len(sample.skipped)} classes with a single sample were left out.")
+        fewest, most = min(sample.counts.values()), max(sample.counts.values())
+        if fewest < most:
+            self.notes.append(f"Classes were seen in {fewest} to {most} samples; each counts alike.")
         self._sample = sample
         self._first_pass(shown)
         widths = self._widths()
@@ -262,8 +272,12 @@ class CATRO(Method):
         self._require_data()
         provenance = {"criterion": self.name, "allocator": self.allocator, "budget": self.budget.as_dict()}
         seen = {"samples": sum(self._sample.counts.values()), "classes": len(self._sample.counts)}
-        masks = {name: mask.copy() for name, mask in self._masks.items()}
-        return Plan(masks, provenance | seen | {"trace_ratios": dict(self.ratios)})
+        plan = Plan({name: mask.copy() for name, mask in self._masks.items()}, provenance | seen)
+        if self.allocator == "global":
+            why = "no exchange of channels uses more for less than a hundredth of the utility"
+            plan.provenance |= unspent(self.graph, self.budget, plan.widths, why)
+        plan.provenance["trace_ratios"] = dict(self.ratios)
+        return plan
 
     def _require_data(self) -> None:
         if not self._masks:
@@ -288,4 +302,5 @@ ROW = MethodRow(
     "submodular function, the split into stages and all values are a reconstruction, unverified",
     factory=CATRO,
     settings=CATROSettings,
+    variants=({"streams": True, "sweeps": 2, "refresh": None}, {"classes": [0, 1], "pool": 1}),
 )

@@ -19,8 +19,9 @@ from secateur.allocate.strategies import uniform
 
 #: A wide group is filled in at most so many steps, until the budget is near.
 _STEPS = 128
-#: How much of the budget should be used, where channels are small enough.
+#: How much of the budget should be used, where channels are small enough, and how much of U that may cost.
 CLOSE = 0.99
+_DEAR = 0.01
 
 
 def shares(scores: FloatArray) -> FloatArray:
@@ -60,7 +61,8 @@ def greedy(blocks: Blocks, bounds: Bounds, ranked: Sequence[FloatArray], beta: f
 
     The better of the greedy widths and of the same share of every group, for greed by gain per cost alone has no
     guarantee. Where bounds are products of widths, a gain per cost can only fall while others grow, so a heap of old
-    values that are checked when they come up finds the largest (a peak of activations is no such bound).
+    values that are checked when they come up finds the largest (a peak of activations is no such bound). Where more
+    than a hundredth of the budget is left, channels are exchanged if that costs less than a hundredth of U.
     """
     stacks = _Stacks(blocks, ranked, beta)
     found = [_climb(blocks, bounds, stacks, blocks.floors), uniform(blocks, bounds)]
@@ -68,7 +70,9 @@ def greedy(blocks: Blocks, bounds: Bounds, ranked: Sequence[FloatArray], beta: f
     if _used(bounds, best) >= CLOSE:
         return best
     nearer = [_climb(blocks, bounds, stacks, row) for row in _exchanged(blocks, bounds, stacks, best)]
-    return max([best, *nearer], key=lambda widths: (min(_used(bounds, widths), CLOSE), stacks.utility(widths)))
+    least = (1 - _DEAR) * stacks.utility(best)
+    worthy = [best, *(widths for widths in nearer if stacks.utility(widths) >= least)]
+    return max(worthy, key=lambda widths: (min(_used(bounds, widths), CLOSE), stacks.utility(widths)))
 
 
 def _used(bounds: Bounds, widths: IntArray) -> float:

@@ -1,5 +1,10 @@
-"""Discrimination-aware channel and kernel pruning: DCP and DKP."""
+"""Discrimination-aware pruning, of channels (DCP) and of single kernels (DKP)."""
 
-from secateur.methods.dcp.method import DCP, ROW
+from secateur.methods.dcp import channels, kernels
+from secateur.methods.dcp.channels import DCP
+from secateur.methods.dcp.kernels import DKP
 
-__all__ = ["DCP", "ROW"]
+__all__ = ["DCP", "DKP", "ROWS"]
+
+#: One row for what goes: channels, or kernels.
+ROWS = (channels.ROW, kernels.ROW)

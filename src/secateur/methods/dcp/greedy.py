@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
-from secateur._protocols import BoolArray, IntArray
+from secateur._protocols import BoolArray
 from secateur.statistics.samples import PatchSums, least_squares
 
 #: How often SGD is tried with a smaller rate.
 _TRIALS = 3
+#: The share of the first loss that counts as none.
+_NOTHING = 1e-10
 
 
 class Reconstruction:
@@ -51,26 +52,10 @@ class Reconstruction:
             return torch.zeros_like(m.y).flatten()
         return ((m.y - torch.einsum("goc,gc->go", self._split(weight), m.x)) / m.count).flatten()
 
-    def columns(self, weight: torch.Tensor, kept: torch.Tensor, ridge: float) -> torch.Tensor:
-        """The best weights on the columns [groups, columns] that stay."""
-        return least_squares(self.moments, weight, kept, ridge=ridge, constant=self.constant)[0]
-
-    def single(self, weight: torch.Tensor, kept: torch.Tensor, steps: int = 30) -> torch.Tensor:
-        """Better weights on the entries [outputs, columns] that stay, each row with its own: conjugate gradients."""
-        w = weight.double() * kept
-        residual = -self.gradient(w) * kept
-        direction, size = residual.clone(), residual.square().sum(1, keepdim=True)
-        start = size.clone()
-        for _ in range(steps):
-            curved = torch.bmm(self._split(direction), self._xx).flatten(0, 1) / self.outputs * kept
-            step = size / (direction * curved).sum(1, keepdim=True).clamp_min(1e-300)
-            step = torch.where(size > 1e-16 * start, step, 0.0)  # rows that are done
-            w += step * direction
-            residual -= step * curved
-            fresh = residual.square().sum(1, keepdim=True)
-            direction = residual + fresh / size.clamp_min(1e-300) * direction
-            size = fresh
-        return w
+    def fit(self, weight: torch.Tensor, mask: torch.Tensor, ridge: float) -> torch.Tensor:
+        """The best weights on the entries [outputs, columns] that stay, the same columns in all rows of a group."""
+        rows = mask.unflatten(0, (len(self._xx), -1))[:, 0]
+        return least_squares(self.moments, weight, rows, ridge=ridge, constant=self.constant)[0]
 
     def _split(self, weight: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = weight.double().unflatten(0, (len(self._xx), -1))
@@ -106,7 +91,7 @@ class Part:
 @dataclass(frozen=True)
 class GreedyRules:
     """How the choice goes. weight: lambda; norm: of scores; epochs, rate: of SGD on the joint loss after each round;
-    batches: of passes. whole: units are columns, all rows alike."""
+    batches: of passes."""
 
     weight: float
     norm: Literal["sum", "frobenius"]
@@ -114,7 +99,6 @@ class GreedyRules:
     rate: float
     ridge: float
     batches: int
-    whole: bool = True
 
 
 class GreedySelection:
@@ -140,6 +124,7 @@ class GreedySelection:
         self._rate = rules.rate
         self.losses: list[float] = []
         self.added = np.zeros(units, dtype=np.int64)  # the round in which each unit joined
+        self.order: list[int] = []  # units as they joined
 
     def run(self, count: int, per_round: int) -> BoolArray:
         """Choose `count` units, so many in each round; V is left in the layers, and `losses` has one value more."""
@@ -199,6 +184,9 @@ class GreedySelection:
         return float(loss.detach()), [torch.zeros_like(w) if g is None else g for g, w in pairs]
 
     def _add(self, gradients: Sequence[torch.Tensor], number: int) -> None:
+        """Units that the gradients ask for most join; once nothing is left to gain, those of the largest weights."""
+        if self.losses[-1] <= _NOTHING * self.losses[0]:  # the gradients are rounding errors
+            gradients = [part.former for part in self.parts]
         scores = torch.zeros(self.units, dtype=torch.float64, device=self.kept.device)
         for part, gradient in zip(self.parts, gradients, strict=True):
             size = float(part.former.double().norm()) if len(self.parts) > 1 else 1.0
@@ -207,6 +195,7 @@ class GreedySelection:
         best = torch.argsort(scores, descending=True, stable=True)[:number]
         self.kept[best] = True
         self.added[best.cpu().numpy()] = self.added.max(initial=0) + 1
+        self.order += best.tolist()
         fresh = torch.zeros_like(self.kept)
         fresh[best] = True
         for part in self.parts:
@@ -218,12 +207,7 @@ class GreedySelection:
         part, goal = self.parts[0], self.goal
         mask = part.open(self.kept)
         flat = part.layer.weight.flatten(1)
-        if self.rules.whole:
-            groups = len(goal.moments.xx)
-            rows = mask.flatten(1).unflatten(0, (groups, -1))[:, 0]
-            better = goal.columns(flat, rows, self.rules.ridge)
-        else:
-            better = goal.single(flat, mask.flatten(1))
+        better = goal.fit(flat, mask.flatten(1), self.rules.ridge)
         part.layer.weight.copy_((better.to(flat).view_as(mask)) * mask)
         self._balance()
         if self.rules.weight and self.rules.epochs:
@@ -273,20 +257,3 @@ class GreedySelection:
         best = self.goal.shift(self.parts[0].layer.weight.flatten(1))
         self._move(best - self._constant)
         self._constant = best
-
-
-def columns_of(layer: nn.Module, table: IntArray, mine: IntArray, gone: BoolArray) -> torch.Tensor:
-    """The unit of every kernel [outputs, inputs] where units are channels.
-
-    table: the channel at each input, -1: of none. mine: numbers of those to choose from. gone: inputs that went.
-    """
-    local = torch.from_numpy(np.where(np.isin(table, mine), table - mine[0], np.where(gone, -2, -1)))
-    weight: Any = layer.weight
-    groups = int(getattr(layer, "groups", 1))
-    return local.view(groups, -1).repeat_interleave(len(weight) // groups, 0).to(weight.device)
-
-
-def kernels_of(layer: nn.Module) -> torch.Tensor:
-    """The unit of every kernel where each is one."""
-    weight: Any = layer.weight
-    return torch.arange(weight.shape[0] * weight.shape[1], device=weight.device).view(weight.shape[:2])

@@ -20,6 +20,7 @@ from secateur.graph.calls import Mode
 from secateur.graph.modules import as_call, map_tensors, module_stack, output_tensors
 from secateur.graph.rules import tensors_in
 
+_SUMS = (torch.ops.aten.add, torch.ops.aten.add_)
 _Call = tuple[str, int]  # a module, and which of its calls
 
 
@@ -197,7 +198,8 @@ def _empty(tensor: torch.Tensor) -> torch.Tensor:
 def cut_points(model: nn.Module, inputs: Any) -> list[str]:
     """Modules, in order, whose result is all that what follows depends on: a place for a classifier of its own.
 
-    One for each stretch between two weighted layers, the last there; with at least one axis besides the channels.
+    One for each stretch between two weighted layers, the last there; with at least one axis besides the channels. In
+    networks that add activations up, only stretches with such a sum count: they are the ends of residual blocks.
     """
     modules = dict(model.named_modules())
     weighted = {name for name, m in modules.items() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
@@ -205,10 +207,14 @@ def cut_points(model: nn.Module, inputs: Any) -> list[str]:
     reads: list[int] = []
     found: list[tuple[int, int, str]] = []  # operators so far, weighted layers so far, module
     layers = 0
+    sums: set[int] = set()  # stretches in which two results of one shape are added
 
     class _Operators(Mode):
         def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
-            used = [made[id(t)] for t in tensors_in((args, kwargs or {})) if id(t) in made]
+            read = [t for t in tensors_in((args, kwargs or {})) if id(t) in made]
+            used = [made[id(t)] for t in read]
+            if func.overloadpacket in _SUMS and len(read) == 2 and read[0].shape == read[1].shape:
+                sums.add(layers)
             out = func(*args, **(kwargs or {}))
             reads.append(min(used, default=len(reads)))
             for tensor in tensors_in(out):
@@ -235,4 +241,5 @@ def cut_points(model: nn.Module, inputs: Any) -> list[str]:
         least[k] = min(least[k + 1], reads[k])
     cuts = [(layer, name) for operator, layer, name in found if least[operator + 1] >= operator]
     last = dict(cuts)  # the last of every stretch
-    return [name for _, name in sorted(last.items())]
+    ends = {layer: name for layer, name in last.items() if layer in sums} or last
+    return [name for _, name in sorted(ends.items())]

@@ -13,6 +13,9 @@ import numpy as np
 
 from secateur._protocols import FloatArray, IntArray
 
+#: How far channels of one round are apart, as a share of their score.
+_APART = 1e-9
+
 
 def decreases(losses: Sequence[float]) -> FloatArray:
     """|L_t - L_{t-1}| / L_0 of every round; a first loss of zero leaves nothing to gain."""
@@ -26,11 +29,19 @@ def rounds(losses: Sequence[float], epsilon: float) -> int:
     return int(found[0]) + 1 if len(found) else len(losses) - 1
 
 
-def survival(losses: Sequence[float], added: IntArray) -> FloatArray:
-    """Up to which tolerance every channel stays: a score. added: the round, from 1, in which each was chosen.
+def survival(losses: Sequence[float], added: IntArray, order: Sequence[int]) -> FloatArray:
+    """Up to which tolerance every channel stays: a score.
 
-    The first round is there whatever the tolerance; among channels of one round there is no difference.
+    The first round is there whatever the tolerance. Among channels of one round, those that joined first are ahead, by
+    less than any tolerance tells apart.
+
+    Args:
+        losses: before and after every round. added: the round, from 1, in which each channel was chosen. order: all
+            channels as they were chosen.
     """
     gains = decreases(losses)
     least = np.concatenate([[2.0 * max(1.0, float(gains.max(initial=0.0)))], np.minimum.accumulate(gains)])
-    return np.asarray(least[np.asarray(added) - 1])
+    scores = least[np.asarray(added) - 1]
+    place = np.empty(len(scores))
+    place[np.asarray(order)] = np.arange(len(scores))
+    return np.asarray(scores - _APART * np.maximum(scores, _APART) * place / len(scores))

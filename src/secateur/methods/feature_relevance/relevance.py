@@ -139,17 +139,20 @@ class Layout:
 
 @torch.no_grad()
 def layout(model: nn.Module, layers: Sequence[Maker], inputs: Any) -> Layout:
-    """Run once and see where groups are read; ModelError where the output is not one row of scores for every sample."""
+    """Run once and see where groups are read; ModelError where the output is not one row of scores for every sample.
+
+    One score is none of a class: there is no other it could be compared with.
+    """
     watched = _Watched(model, layers)
     with untouched(model), ExitStack() as stack:
         for handle in watched.hooks():
             stack.callback(handle.remove)
         args, keywords = as_call(pair((inputs, None), next(model.parameters()).device)[0])
         logits = output_tensors(model(*args, **keywords))[0]
-    if logits.dim() != 2 or watched.tape.number(logits) is None:
+    if logits.dim() != 2 or logits.shape[1] < 2 or watched.tape.number(logits) is None:
         raise ModelError(
-            f"The output of {type(model).__name__} is {tuple(logits.shape)} and not [samples, classes], so that "
-            "relevance cannot start at a class: choose a method without labels."
+            f"The output of {type(model).__name__} is {tuple(logits.shape)} and not [samples, two classes or more], "
+            "so that relevance cannot start at a class: choose a method without labels."
         )
     spots = watched.spots()
     return Layout(
@@ -220,13 +223,15 @@ def shares_of(target: Any, logits: torch.Tensor) -> torch.Tensor:
     """[samples, classes]: 1 at the true class, or the probabilities of mixed images; ConfigError for anything else."""
     if isinstance(target, torch.Tensor) and target.device == logits.device:
         if target.shape == logits.shape and target.is_floating_point():
-            return target.to(logits)
+            one = bool((target >= 0).all()) and bool(((target.sum(1) - 1).abs() < 1e-2).all())
+            if one:
+                return target.to(logits)
         whole = target.shape == logits.shape[:1] and not target.is_floating_point()
         if whole and int(target.min()) >= 0 and int(target.max()) < logits.shape[1]:
             return F.one_hot(target.long(), logits.shape[1]).to(logits)
     raise ConfigError(
         "Relevance starts at the true class and the targets do not tell it: give one class number for every sample, "
-        f"from 0 to {logits.shape[1] - 1}, or class probabilities."
+        f"from 0 to {logits.shape[1] - 1}, or class probabilities that add up to 1 (several labels do not)."
     )
 
 

@@ -6,6 +6,7 @@ run no further than that. In evaluation samples do not meet, so that a chunk of 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,7 +49,8 @@ class Ascent:
     """How images climb.
 
     steps: of length `rate` (L2) along the gradient. sigma: of the Gaussian blur after each step, in pixels; 0: none.
-    low, high: [colours], what pixels may be; None: anything.
+    low, high: [colours], what pixels may be; None: anything. momentum: share of a step that the next goes on with, in
+    steps that get shorter along half a cosine, from twice `rate`; 0: all are of the same length.
     """
 
     steps: int
@@ -56,17 +58,24 @@ class Ascent:
     sigma: float = 0.4
     low: torch.Tensor | None = None
     high: torch.Tensor | None = None
+    momentum: float = 0.0
+
+    def length(self, step: int) -> float:
+        """Of one step, counted from 0."""
+        return self.rate * (1 + math.cos(math.pi * step / self.steps) if self.momentum else 1.0)
 
 
 def ascend(objective: Objective, start: torch.Tensor, ascent: Ascent) -> torch.Tensor:
     """Images [n, colours, height, width] from `start` that make objective(images) [n] large, each its own."""
     images = start.detach().clone()
-    for _ in range(ascent.steps):
+    onward = torch.zeros_like(images)
+    for step in range(ascent.steps):
         with torch.enable_grad():
             images.requires_grad_()
             (gradient,) = torch.autograd.grad(objective(images).sum(), images)
         length = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        images = blurred(images.detach() + ascent.rate * gradient / (length + 1e-8), ascent.sigma)
+        onward = ascent.momentum * onward + gradient / (length + 1e-8)
+        images = blurred(images.detach() + ascent.length(step) * onward, ascent.sigma)
         if ascent.low is not None:
             images = torch.maximum(images, ascent.low.to(images).view(-1, 1, 1))
         if ascent.high is not None:

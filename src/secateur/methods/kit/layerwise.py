@@ -25,7 +25,7 @@ from secateur.graph.norms import sources
 from secateur.graph.readers import readers
 from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.kit.floors import keep_streams
-from secateur.methods.kit.shares import proportional
+from secateur.methods.kit.shares import proportional, unspent
 from secateur.plan import Plan
 from secateur.repair.base import Case, Reader
 from secateur.repair.least_squares import limited, samples
@@ -224,8 +224,11 @@ class Layerwise(Method):
     def plan(self) -> Plan:
         """The channels chosen."""
         self._need_data()
-        masks = {name: mask.copy() for name, mask in self._masks.items()}
-        return Plan(masks, {"criterion": self.name, "budget": self.budget.as_dict()})
+        plan = Plan({name: mask.copy() for name, mask in self._masks.items()})
+        why = "the next channels would not fit, or give a group more than its share"
+        left = unspent(self.graph, self.budget, plan.widths, why)
+        plan.provenance.update({"criterion": self.name, "budget": self.budget.as_dict(), **left})
+        return plan
 
     def _need_data(self) -> None:
         if not self._masks:

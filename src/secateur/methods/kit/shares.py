@@ -7,13 +7,14 @@ from numbers import Real
 
 import numpy as np
 
-from secateur._protocols import CostLike, FloatArray, GraphLike
-from secateur.allocate.blocks import Bounds, longest, refill, stack
+from secateur._protocols import CostLike, FloatArray, GraphLike, IntArray
+from secateur.allocate.blocks import Blocks, Bounds, longest, stack
 from secateur.allocate.constraints import Constraints
 from secateur.allocate.patterns import matched, parse_patterns
 from secateur.allocate.reach import unreachable
 from secateur.budget import Budget
 from secateur.errors import ConfigError
+from secateur.methods.kit.aim import Aim
 
 
 def proportional(
@@ -25,7 +26,8 @@ def proportional(
 ) -> dict[str, int]:
     """The widths of all groups: share of a group = min(1, s · its weight), with the largest s within the budget.
 
-    What then is left goes to the group that is farthest below its proportion.
+    What then is left rounds widths up, at most: one more step of a group that is below its proportion. Beyond that it
+    stays unspent, for groups wider than their proportion are not what was asked for.
 
     Args:
         whole: cost of the original. weights: {module pattern: weight}; 1 where none matches, the last one wins.
@@ -40,8 +42,32 @@ def proportional(
         raise unreachable(graph, budget, constraints, whole)
     share = blocks.end / (blocks.full * _weights(graph, weights or {}))[blocks.group]
     order = np.argsort(share, kind="stable")
-    widths = refill(blocks, order, longest(blocks, order, floors, bounds), bounds)
+    widths = longest(blocks, order, floors, bounds)
+    for block in _next(blocks, order, widths):
+        wider = widths.copy()
+        wider[blocks.group[block]] = blocks.end[block]
+        widths = wider if bounds.fit(wider[None])[0] else widths
     return {group.name: int(width) for group, width in zip(graph.groups, widths, strict=True)}
+
+
+def _next(blocks: Blocks, order: IntArray, widths: IntArray) -> list[int]:
+    """The block on top of every group's width, in the given order."""
+    left = order[blocks.end[order] > widths[blocks.group[order]]]
+    _, first = np.unique(blocks.group[left], return_index=True)
+    return [int(block) for block in left[np.sort(first)]]
+
+
+def unspent(graph: GraphLike, budget: Budget, widths: Mapping[str, int], why: str) -> dict[str, str]:
+    """For a plan's provenance: `why` more than a hundredth of the budget is left, as a sentence; nothing if it is not.
+
+    widths: of all groups. why: what is said behind the colon.
+    """
+    aim = Aim(graph, budget)
+    if aim.close(widths):
+        return {}
+    cost = aim.cost(widths)
+    used = max(cost[key] / limit for key, limit in aim.limits.items())
+    return {"unspent": f"{used:.1%} of the budget is used: {why}."}
 
 
 def _weights(graph: GraphLike, weights: Mapping[str, float]) -> FloatArray:

@@ -12,7 +12,7 @@ from torch import nn
 from secateur.allocate import Constraints
 from secateur.allocate.patterns import matched, parse_patterns
 from secateur.budget import Budget
-from secateur.errors import BudgetError, ConfigError
+from secateur.errors import BudgetError, ConfigError, VerificationError
 from secateur.graph import Graph
 from secateur.graph.channels import Member
 
@@ -68,9 +68,18 @@ class WeightMasks(nn.Module):
         return torch.where(mask.to(scores.device), scores.double(), -1.0).flatten().to(mask.device)
 
     def describe(self, model: nn.Module) -> tuple[str, dict[str, Any]]:
-        """What is left in a finished model, as papers say it: a sentence, and the numbers."""
+        """What is left in a finished model, as papers say it: a sentence, and the numbers.
+
+        Raises:
+            VerificationError: more weights are other than zero than the masks let stay.
+        """
         weights = {name: model.get_parameter(name) for name in self.names}
         left = sum(int(weight.count_nonzero()) for weight in weights.values())
+        if left > self.kept:
+            raise VerificationError(
+                f"The finished network has {left} single weights that are not zero, and the masks let {self.kept} "
+                "stay: this is a defect of the method, please report it."
+            )
         times = self.total / max(left, 1)
         sentence = (
             f"Single weights: {left} of {self.total} in {len(weights)} linear and convolution layers are not zero "
@@ -90,8 +99,8 @@ def share_of(budget: Budget, masks: WeightMasks | None) -> float:
     if set(bounds) != {"params"}:
         other = next(key for key in bounds if key != "params")
         raise BudgetError(
-            f"mode: weight sets single weights to zero, which saves no {other}: give the share of weights that stay, "
-            "such as params=0.1."
+            f"Single weights that are set to zero save no {other}: give the share of weights that stay, such as "
+            "params=0.1."
         )
     value = bounds["params"]
     if masks is None:
@@ -111,7 +120,7 @@ def check_constraints(constraints: Constraints) -> None:
     usual = Constraints()
     for name in ("min_channels", "max_ratio", "align"):
         if getattr(constraints, name) != getattr(usual, name):
-            raise ConfigError(f"constraints.{name} is about channels, and mode: weight removes none: leave it out.")
+            raise ConfigError(f"constraints.{name} is about channels, and only single weights go here: leave it out.")
 
 
 def keep_zeros(model: nn.Module, names: Iterable[str]) -> None:

@@ -18,6 +18,11 @@ Where this differs from the reconstruction, and why:
     Several layers that read a channel share one norm, each divided by its sigma_l; channels that layers read side by
         side are solved for together.
     Rows are scaled by what the batch norm behind them does to outputs (advice of the specification).
+    Between sweeps the channels that are left leap together to the minimum of a quadratic that lies above the penalty,
+        as single steps creep where inputs are alike; a solution is done at a relative change of `tolerance`.
+    Patches are those of a lattice of `positions` places in every image, the same in all, and not of random ones.
+    The refit sees the inputs of the whole network in every layer, and not those of the pruned layers in front of it:
+        one pass over the images instead of one for each layer.
 """
 
 from __future__ import annotations
@@ -130,10 +135,11 @@ class PruneNet(Method):
             aim, floors = Aim(self.graph, self.budget), self.constraints.floors(self.graph).tolist()
             least = {group.name: floor for group, floor in zip(self.graph.groups, floors, strict=True)}
             path.bisect(aim, least)
+            path.widths = {name: int(width) for name, width in path.alive(path.strength).items()}
         highest = float(len(path.tried))
         scores = {group.name: np.full(group.width, highest + 1.0) for group in self.graph.groups}
         scores.update(path.scores())
-        story = {"criterion": "prunenet", "lambda": path.strength, "tried": len(path.tried)}
+        story = {"criterion": "prunenet", "lambda": path.strength, "tried": len(path.tried), "widths": path.widths}
         return Scores(scores, story | self.settings.model_dump(mode="json"))
 
     def _lasso(self, family: Family, moments: Moments) -> GroupLasso:
@@ -171,6 +177,7 @@ class Path:
         self._families, self._lassos, self._s = found, lassos, s
         self.tried: dict[float, list[FloatArray]] = {0.0: [lasso.norms() for lasso in lassos]}
         self.strength = 0.0  # the largest lambda that does not meet the budget
+        self.widths: dict[str, int] = {}  # what it leaves, whatever floors say
 
     def bisect(self, aim: Aim, least: dict[str, int]) -> None:
         """Down to the budget, within 1% of it, or until nearly the same lambda does and does not meet it."""
@@ -196,12 +203,15 @@ class Path:
                 break
         self.strength = low
 
-    def _widths(self, strength: float, least: dict[str, int]) -> dict[str, float]:
+    def alive(self, strength: float) -> dict[str, float]:
+        """How many channels of every group are there at a lambda that was tried."""
         result: dict[str, float] = {}
         for family, norms in zip(self._families, self.tried[strength], strict=True):
-            for name, alive in family.split(norms > self._s.tau).items():
-                result[name] = float(max(int(alive.sum()), least[name]))
+            result.update({name: float(alive.sum()) for name, alive in family.split(norms > self._s.tau).items()})
         return result
+
+    def _widths(self, strength: float, least: dict[str, int]) -> dict[str, float]:
+        return {name: max(width, least[name]) for name, width in self.alive(strength).items()}
 
     def scores(self) -> dict[str, FloatArray]:
         """The place of the largest lambda at which a channel is there, and s / (1 + s) at that lambda."""
@@ -241,4 +251,5 @@ ROW = MethodRow(
     "its normalisation, the selection and the refit are a reconstruction, unverified",
     factory=PruneNet,
     settings=PruneNetSettings,
+    variants=({"units": "all", "weights": "select", "after_norm": False, "rounds": 6}, {"mode": "score"}),
 )
