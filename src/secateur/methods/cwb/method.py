@@ -337,4 +337,7 @@ ROW = MethodRow(
     factory=CWB,
     settings=CWBSettings,
     begins="new",
+    acting=30 / 330,
+    acting_rate=1.0,
+    variants=({"units": "all", "sparsity": 0.01},),
 )

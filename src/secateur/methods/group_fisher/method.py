@@ -338,4 +338,7 @@ ROW = MethodRow(
     "ours; the authors' learning rate for classification is not known (0.004 at batch 256 in reimplementations)",
     factory=GroupFisher,
     settings=GroupFisherSettings,
+    acting=0.25,
+    acting_rate=0.04,
+    variants=({"normaliser": "flops"},),
 )
