@@ -82,8 +82,8 @@ class MethodRow:
     settings: type[Settings] | None = None  # None: the factory's Config
     begins: Begins = "weights"  # trained weights, a new network, or a new one that is narrow from the start
     finetunes: bool = True  # whether its paper trains on after the cut
-    #: Share of the epochs in which its paper has the method at work: of all of them, or of those that follow the training
-    #: of the network it begins with; None: not said.
+    #: Share of the epochs in which its paper has the method at work: of all of them, or of those that follow the
+    #: training of the network it begins with; None: not said.
     acting: float | None = None
     #: The learning rate then, constant, over the highest of a training from nothing; None: the schedule goes on.
     acting_rate: float | None = None

@@ -16,11 +16,8 @@ def fairness(document: Mapping[str, Any]) -> list[str]:
     epochs = {row["label"]: (row["epochs"]["train"] or 0, row["epochs"]["finetune"] or 0) for row in document["rows"]}
     groups: dict[_Kind, list[str]] = {}
     for method in (method for method in document["methods"] if method["label"] in epochs):
-        kind = _Kind(
-            *(method[key] for key in ("acts", "begins", "finetunes")),
-            *epochs[method["label"]],
-            *(method.get(key) for key in ("acting", "acting_rate")),
-        )
+        own, (acting, after) = {key: method.get(key) for key in _Kind._fields}, epochs[method["label"]]
+        kind = _Kind(**own | {"train": acting, "after": after})
         groups.setdefault(kind, []).append(method["label"])
     found = [_all(first, last)]
     for kind, labels in groups.items():
@@ -29,7 +26,7 @@ def fairness(document: Mapping[str, Any]) -> list[str]:
 
 
 class _Kind(NamedTuple):
-    """How a method shares its epochs. train, after: epochs before and after the cut. acting, rate: of its row."""
+    """How a method shares its epochs. train, after: epochs before and after the cut. The others are its row's."""
 
     acts: str
     begins: str
@@ -37,7 +34,7 @@ class _Kind(NamedTuple):
     train: int
     after: int
     acting: float | None
-    rate: float | None
+    acting_rate: float | None
 
 
 def _all(first: int, last: int) -> str:
@@ -55,7 +52,7 @@ def _group(kind: _Kind, train: Mapping[str, Any] | None) -> str:
             f"same base weights for each seed, and the same fine-tuning epochs and learning rates ({after}), so that a "
             "difference comes from the pruning."
         )
-    rate = f"a constant learning rate of {kind.rate * train['lr']:g}" if kind.rate and train else ""
+    rate = f"a constant learning rate of {kind.acting_rate * train['lr']:g}" if kind.acting_rate and train else ""
     if kind.acts == "while training" and kind.begins == "weights":
         cut = f"and the other {kind.after} follow the cut" if kind.after else "and none follow the cut"
         return (
