@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from secateur._protocols import FloatArray, GraphLike, IntArray
+from secateur._protocols import BoolArray, FloatArray, GraphLike, IntArray
 from secateur.allocate import Constraints, allocate
 from secateur.allocate.blocks import Bounds, whole_cost
 from secateur.budget import Budget
@@ -25,6 +25,14 @@ def class_votes(masks: FloatArray) -> FloatArray:
     """|sum_k M_kc| of masks [classes, channels]."""
     votes: FloatArray = np.abs(masks.sum(0))
     return votes
+
+
+def learnt(masks: FloatArray) -> BoolArray:
+    """Which channels of masks [classes, channels] ever had a gradient of the task, which is another for every class.
+
+    Weight decay and penalties act on all classes alike.
+    """
+    return np.asarray((masks != masks[0]).any(0))
 
 
 def elect(
