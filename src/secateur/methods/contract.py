@@ -111,6 +111,9 @@ class Method(nn.Module):
     narrows: ClassVar[bool] = False
     #: How scores of different groups are made comparable if nobody says; "none" where they are in one unit.
     comparable: ClassVar[str] = "mean"
+    #: What the loss was multiplied by before its backward pass, in half precision: `after_backward` sees gradients of
+    #: that. Whoever scales the loss sets it before `after_backward`.
+    loss_scale: float | torch.Tensor = 1.0
 
     def __init__(
         self,

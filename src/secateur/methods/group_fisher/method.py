@@ -20,6 +20,9 @@ Where this differs from the paper, and why:
     The paper takes one channel every 25 iterations for as long as it takes. Here the budget is met by `end` of the
         training: an event takes one channel, or as many as leave the cost where a straight line from the whole network
         to the budget has it. Training too short for 20 events in that time has shorter intervals.
+    The paper's code prunes at a small constant learning rate, 0.004 where the base network began with 0.1, for about a
+        quarter of all epochs, and then trains on with the whole schedule: a comparison does so; a run does what its
+        `train` says.
     The last event uses at least 99% of the budget where channels are small enough, by sparing a group.
     Channels that are read by anything but convolutions and linear layers stay whole, and a group for which no gradient
         came at all is not touched (as in the authors' code) unless the budget cannot be met otherwise.
@@ -142,11 +145,11 @@ class GroupFisher(Method):
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        """Square each sample's gradient; times the samples, for the loss is their mean."""
+        """Square each sample's gradient; times the samples, for the loss is their mean, and without its scale."""
         found = self.shared.take(self._rows)
         if found is None:
             return
-        squares = (found * self._rows).square().sum(0)
+        squares = (found * (self._rows / self.loss_scale)).square().sum(0)
         if bool(torch.isfinite(squares).all()):  # not where a scaled loss overflowed
             self._pending = squares if self._pending is None else self._pending + squares
 
