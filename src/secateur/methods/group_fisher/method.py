@@ -52,14 +52,12 @@ from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.group_fisher.gate_gradients import Fisher, Shared, filters
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.dependency import savings
-from secateur.methods.kit.ranking import Goal, Limits, lower
+from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
 from secateur.plan import Plan
 from secateur.statistics.gather import gather
 
 Masks = dict[str, BoolArray]
 
-#: How much of the budget is used in the end, where the channels are small enough.
-CLOSE = 0.99
 #: Events there are at least, where the training has as many steps.
 EVENTS = 20
 #: Parts in which one event goes down where what a channel costs depends on the widths.
@@ -118,8 +116,7 @@ class GroupFisher(Method):
             self.register_buffer(name, torch.zeros(self.shared.channels, device=self.device))
         self._pending: torch.Tensor | None = None  # of this step's micro-batches
         self._rows = 0
-        aim = Aim(self.graph, self.budget)
-        self._goal = Goal(self.graph.costs, aim.full, aim.limits)
+        self._goal = Goal.of(self.graph.costs, Aim(self.graph, self.budget))
         s = self.settings
         self.interval = max(1, min(s.interval, int((s.end - s.start) * self.steps) // EVENTS))
         self._set({group.name: np.ones(group.width, dtype=np.bool_) for group in groups})
