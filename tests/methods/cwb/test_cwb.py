@@ -204,6 +204,23 @@ def test_thresholds_are_monotone_and_floors_hold() -> None:
     assert graph.cost(exact).macs >= graph.cost(plan).macs
 
 
+def test_what_no_channel_fits_into_is_said() -> None:
+    """Half of the MACs can be met within 1%, half a channel more cannot."""
+    graph = trace(chain(), IMAGE)
+    votes = {group.name: np.arange(1.0, group.width + 1) for group in graph.groups}
+    full, found = graph.cost().macs, 0
+    for share in (0.5, 0.35, 0.3, 0.25):
+        plan = elect(votes, graph, Budget.parse(f"flops={share}"), Constraints())
+        used = graph.cost(plan).macs / (share * full)
+        assert ("unspent" in plan.provenance) == (used < 0.99)
+        found += used < 0.99
+        for name, width in plan.widths.items():
+            if width < len(votes[name]):
+                more = np.array([plan.widths[n] + (n == name) for n in votes])
+                assert graph.costs.evaluate(more)["macs"] > share * full
+    assert found
+
+
 def test_ties_and_what_cannot_be_reached() -> None:
     """Equal votes are all at the threshold, and never lead below the budget; floors may be above it."""
     graph = trace(chain(), IMAGE)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.methods.pfp.by_error import MOST, asked
-from secateur.methods.pfp.by_reader import SATURATED, Reader, errors
+from secateur.methods.pfp.by_reader import SATURATED, Asking, errors
 from secateur.methods.pfp.method import PFP
 from secateur.methods.pfp.sensitivity import Sensitivities
 from secateur.models import create
@@ -20,11 +20,11 @@ from secateur.testing.networks import NETWORKS
 RESIDUAL = next(network for network in NETWORKS if network.name == "residual")
 
 
-def reader(shares: list[float], flow: list[float], alpha: float = 300.0) -> Reader:
-    return Reader(np.arange(len(shares)), np.array(shares), np.array(flow), alpha)
+def reader(shares: list[float], flow: list[float], alpha: float = 300.0) -> Asking:
+    return Asking(np.arange(len(shares)), np.array(shares), np.array(flow), alpha)
 
 
-def best_first(*readers: Reader) -> list[int]:
+def best_first(*readers: Asking) -> list[int]:
     (found,) = errors(readers, [len(readers[0].channels)])
     return np.argsort(-found, kind="stable").tolist()
 
@@ -46,8 +46,8 @@ def test_an_error_is_the_largest_of_each_layers_own() -> None:
     """Not that of the largest share and the largest α: layer by layer, over all that a layer reads."""
     rng = np.random.default_rng(0)
     s, t = rng.random(6), rng.random(10)
-    first = Reader(np.arange(6), s, np.full(6, 1 / 6), 200.0)
-    second = Reader(np.arange(10), t, np.full(10, 0.1), 400.0)  # a concatenation of two groups
+    first = Asking(np.arange(6), s, np.full(6, 1 / 6), 200.0)
+    second = Asking(np.arange(10), t, np.full(10, 0.1), 400.0)  # a concatenation of two groups
     found = np.concatenate(errors([first, second], [6, 4]))
     wanted = asked(t, 400.0)
     wanted[:6] = np.maximum(wanted[:6], asked(s, 200.0))
@@ -69,8 +69,8 @@ def test_numbers_of_channels_say_nothing() -> None:
     for _ in range(5):
         shares = np.where(rng.random((3, 12)) < 0.6, 1.0, rng.random((3, 12)))
         flow, order = rng.random((3, 12)), rng.permutation(12)
-        plain = [Reader(np.arange(12), s, f, 300.0) for s, f in zip(shares, flow, strict=True)]
-        moved = [Reader(np.arange(12), s[order], f[order], 300.0) for s, f in zip(shares, flow, strict=True)]
+        plain = [Asking(np.arange(12), s, f, 300.0) for s, f in zip(shares, flow, strict=True)]
+        moved = [Asking(np.arange(12), s[order], f[order], 300.0) for s, f in zip(shares, flow, strict=True)]
         np.testing.assert_array_equal(errors(plain, [12])[0][order], errors(moved, [12])[0])
 
 

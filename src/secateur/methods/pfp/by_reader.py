@@ -20,7 +20,7 @@ SATURATED = 1.0 - 1e-5
 
 
 @dataclass(frozen=True)
-class Reader:
+class Asking:
     """One layer. channels: which it reads, [n], each once. shares: their s_j there; flow: their shares of all that the
     layer sums up. alpha: of the layer."""
 
@@ -35,7 +35,7 @@ class Reader:
         return np.where(self.shares >= SATURATED, 1.0, self.shares)
 
 
-def errors(readers: Sequence[Reader], widths: Sequence[int]) -> list[FloatArray]:
+def errors(readers: Sequence[Asking], widths: Sequence[int]) -> list[FloatArray]:
     """log ε of every channel of groups that are so wide: the largest error with which some layer still asks for it.
 
     In each layer equal shares stand in the order of the largest that another layer gives, then of the mean flow. In a
@@ -59,7 +59,7 @@ def errors(readers: Sequence[Reader], widths: Sequence[int]) -> list[FloatArray]
     return found
 
 
-def _mean(readers: Iterable[Reader], count: int) -> FloatArray:
+def _mean(readers: Iterable[Asking], count: int) -> FloatArray:
     """A channel's flow, the mean over all who read it."""
     total, number = np.zeros(count), np.zeros(count)
     for each in readers:

@@ -59,7 +59,7 @@ from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
 from secateur.methods.pfp.by_error import DELTA, LEAST, C, difficulty, needed
-from secateur.methods.pfp.by_reader import Reader, errors
+from secateur.methods.pfp.by_reader import Asking, errors
 from secateur.methods.pfp.sensitivity import Sensitivities
 from secateur.plan import Plan
 from secateur.statistics.gather import count, gather, pair
@@ -150,7 +150,7 @@ class PFP(Method):
             self._scores = {group.name: values for group, values in zip(groups, found, strict=True)}
         return dict(self._scores)
 
-    def _readers(self) -> list[Reader]:
+    def _readers(self) -> list[Asking]:
         """Every layer that reads channels, with what it says of them."""
         if self.sensitivities is None:
             raise ConfigError(_UNSEEN)
@@ -165,7 +165,7 @@ class PFP(Method):
             np.add.at(flow, place, self.sensitivities.flow[name].cpu().numpy()[table >= 0])
             kernel = layer.weight[0, 0].numel() * len(place) // len(channels) // getattr(layer, "groups", 1)
             alpha = difficulty(positions, max(kernel, 1), self.settings.delta)
-            found.append(Reader(channels, np.minimum(shares, 1.0), flow, alpha))
+            found.append(Asking(channels, np.minimum(shares, 1.0), flow, alpha))
         return found
 
     # ------------------------------------------------------------------------------------------------ the result
