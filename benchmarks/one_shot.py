@@ -108,10 +108,14 @@ def photographs(arguments: argparse.Namespace) -> Iterator[Setup]:
 SETUPS = {"cifar10": cifar10, "photographs": photographs}
 
 
+#: Methods whose `collect` is one sentence: they learn in training alone.
+REFUSE = ("cwb",)
+
+
 def one_shot(row: MethodRow) -> bool:
     """Whether a method can score a trained network without training it."""
     if row.acts == "while training":
-        return getattr(row.factory, "collect", None) is not Method.collect
+        return row.name not in REFUSE and getattr(row.factory, "collect", None) is not Method.collect
     return row.acts == "after training"
 
 

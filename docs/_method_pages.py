@@ -74,7 +74,8 @@ def _use(row: MethodRow) -> str:
     return (
         f"In a [recipe](../recipes.md) `method: {row.name}`, or `method: {{name: {row.name}, ...}}` with settings; on "
         f"the command line `secateur run recipe.yaml --set method={row.name}`; in Python "
-        f'`pruner = secateur.methods.method("{row.name}").factory(model, images, budget="{row.example_budget}"{steps})`, {shown}.'
+        f'`pruner = secateur.methods.create("{row.name}", model, images, budget="{row.example_budget}"{steps})`, '
+        f"{shown}."
     )
 
 

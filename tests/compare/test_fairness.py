@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from _contest import recipe
 
-from secateur.compare.cells import Cell, arrange, base_recipe, check_settings
+from secateur.compare.cells import Cell, arrange, base_recipe, check_settings, split
 from secateur.errors import ConfigError, SecateurError
-from secateur.methods import METHODS
+from secateur.methods import METHODS, MethodRow, method
 
 BASE = "bases/0/weights.safetensors"
 
@@ -55,8 +56,10 @@ def test_after_training_fine_tunes_as_the_recipe_says() -> None:
 
 
 def test_while_training_from_weights_shares_the_fine_tuning() -> None:
+    """Two thirds, rounded up, where the paper's share is not known."""
     whole = recipe()
-    made = arrange(whole, cell(kinds()["while training", "weights"]), {}, BASE)
+    made = arrange(whole, cell("nap"), {}, BASE)
+    assert method("nap").acting is None
     assert made.train is not None
     assert made.finetune is not None
     assert whole.finetune is not None
@@ -70,9 +73,49 @@ def test_while_training_from_weights_shares_the_fine_tuning() -> None:
     assert short.train.epochs == 1
 
 
-def test_while_training_from_new_has_both_schedules() -> None:
-    made = arrange(recipe(), cell("cwb"), {}, BASE)
-    assert (made.train, made.finetune) == (recipe().train, recipe().finetune)
+def test_the_papers_share_of_the_epochs_from_weights() -> None:
+    """Group Fisher: a quarter of what follows the base, at a constant 0.04 of the base's rate, then `finetune`."""
+    whole = recipe("finetune.epochs=8")
+    made = arrange(whole, cell("group_fisher"), {}, BASE)
+    assert made.train is not None
+    assert made.finetune is not None
+    assert whole.finetune is not None
+    assert (made.train.epochs, made.finetune.epochs) == (2, 6)
+    assert (made.train.schedule, made.train.lr, made.train.warmup) == ("constant", pytest.approx(0.04 * 0.05), 0.0)
+    assert made.finetune == whole.finetune.model_copy(update={"epochs": 6})
+    three = arrange(recipe(), cell("group_fisher"), {}, BASE)
+    assert (three.train and three.train.epochs, three.finetune and three.finetune.epochs) == (1, 2)
+    given = arrange(recipe("train=null", "model.weights=mine.safetensors"), cell("group_fisher"), {}, None)
+    assert given.train is not None  # the rate of the given weights' training is not known
+    assert (given.train.schedule, given.train.lr) == ("cosine", 0.02)
+
+
+def test_the_papers_share_of_the_epochs_from_new() -> None:
+    """White Box: 30 of 330 at `train`'s rate, constant; then the narrow network has the whole schedule of `train`."""
+    whole = recipe("train.epochs=20", "finetune.epochs=13")
+    made = arrange(whole, cell("cwb"), {}, BASE)
+    assert whole.train is not None
+    assert made.train is not None
+    assert (made.train.epochs, made.train.schedule, made.train.lr, made.train.warmup) == (3, "constant", 0.05, 0.0)
+    assert made.finetune == whole.train.model_copy(update={"epochs": 30})
+    short = arrange(recipe(), cell("cwb"), {}, BASE)
+    assert (short.train and short.train.epochs, short.finetune and short.finetune.epochs) == (1, 4)
+
+
+def test_shares_are_split_like_this() -> None:
+    """Never no epoch, never all of them, unless the paper trains no more after the cut."""
+
+    def row(begins: str, acting: float | None, *, finetunes: bool = True) -> MethodRow:
+        return replace(method("nap"), begins=begins, acting=acting, finetunes=finetunes)  # type: ignore[arg-type]
+
+    assert split(row("weights", None), 0, 3) == (2, 1)
+    assert split(row("weights", 0.9), 0, 3) == (2, 1)
+    assert split(row("weights", 0.01), 0, 3) == (1, 2)
+    assert split(row("weights", 0.5), 0, 1) == (1, 0)
+    assert split(row("weights", None, finetunes=False), 0, 3) == (3, 0)
+    assert split(row("new", None), 10, 3) == (10, 3)
+    assert split(row("new", 30 / 330), 10, 3) == (1, 12)
+    assert split(row("new", 0.3, finetunes=False), 10, 3) == (13, 0)
 
 
 def test_without_fine_tuning_in_the_paper_the_method_has_all_epochs() -> None:

@@ -19,7 +19,11 @@ HOSTILE = "<b onmouseover=alert(1)>|x|`y`\n# z</b>\u202e\x1b"
 
 
 def row(label: str, seed: int, budget: str, share: float, final: float) -> dict[str, Any]:
-    begins = KINDS[label][1] == "weights"
+    acts, begun, _ = KINDS[label]
+    begins = begun == "weights"
+    acting = {"cwb": 1, "nap": 2}.get(label, 13)
+    train = None if acts == "after training" else acting
+    after = 0 if train == 13 else 13 - (10 if begins else 0) - (train or 0)
     return {
         "label": label, "method": label.partition("+")[0], "repair": label.split("+")[1:], "seed": seed,
         "budget": budget, "folder": f"runs/{label}-{seed}-{budget}",
@@ -31,7 +35,7 @@ def row(label: str, seed: int, budget: str, share: float, final: float) -> dict[
         "macs": {"before": 12_000_000, "after": round(12e6 * share), "share": share},
         "params": {"before": 80_000, "after": 40_000, "share": 0.5},
         "within": label != "nap",
-        "epochs": {"base": 10 if begins else None, "train": None if begins else 10, "finetune": 3, "total": 13},
+        "epochs": {"base": 10 if begins else None, "train": train, "finetune": after or None, "total": 13},
         "seconds": {
             "base": 200.0 if begins else None, "acting": 90.5 if label == "bwcp" else None, "prune": 0.25,
             "train": None, "finetune": 60.0, "total": 260.25,
@@ -56,12 +60,13 @@ def board() -> dict[str, Any]:
             "label": label, "method": label.partition("+")[0], "summary": f"what {label} does", "paper": "A Paper",
             "year": 2020, "arxiv": "2001.00001", "needs": "nothing", "acts": acts, "begins": begins,
             "finetunes": finetunes, "fidelity": "near",
+            **({"acting": 0.1, "acting_rate": 1.0} if label == "cwb" else {}),
         }
         for label, (acts, begins, finetunes) in KINDS.items()
     ]  # fmt: skip
     recipe = {
         "name": "short", "model": {"reference": "zoo:resnet8_b"}, "data": {"name": "cifar10"},
-        "train": {"epochs": 10, "select": "last"}, "finetune": {"epochs": 3, "select": "best"},
+        "train": {"epochs": 10, "lr": 0.1, "select": "last"}, "finetune": {"epochs": 3, "select": "best"},
         "latency": {"batch_size": 1, "threads": 1, "repeats": 30},
     }  # fmt: skip
     return {

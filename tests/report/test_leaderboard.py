@@ -43,7 +43,7 @@ def test_times_and_runs_are_listed() -> None:
     runs = run_table(board())
     assert len(runs.rows) == 21
     assert runs.rows[0] == (
-        "bwcp", "flops=0.5", "0", "–", "–", "60.60", "30.30", "60.60", "5.970M", "49.8%", "40k", "50.0%", "10 + 3",
+        "bwcp", "flops=0.5", "0", "–", "–", "60.60", "30.30", "60.60", "5.970M", "49.8%", "40k", "50.0%", "13",
         "2.000", "1.250", "1.60 (1.50 to 1.70)", "1.5e-07", "023456789a",
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ def test_fairness_names_every_kind_and_its_epochs() -> None:
         said[1:],
         (
             ("bwcp: no base weights, and no fine-tuning", "for 13 epochs"),
-            ("cwb: no base weights", "for 10 epochs", "fine-tuning epochs"),
+            ("cwb: no base weights", "for 1 epoch, with a constant learning rate of 0.1", "for 12 epochs, with the"),
             ("nap: same base weights", "in the first 2", "the other 1 follow the cut"),
             ("l1 and l1+batchnorm: same base weights", "(3 epochs)"),
             ("scratch: no base weights", "for 13 epochs"),

@@ -226,6 +226,22 @@ def test_loss_scaling_changes_nothing_but_the_overflows(tmp_path: Path) -> None:
     assert not same(nets[0], before)
 
 
+def test_a_method_is_told_the_scale_of_its_gradients() -> None:
+    """So that what it sums over steps does not depend on how the scale goes up and down."""
+
+    class Told(ToyMethod):
+        def after_backward(self) -> None:
+            super().after_backward()
+            scales.append(float(self.loss_scale))
+
+    scales: list[float] = []
+    method, engine = Told(toy_net()), make_engine()
+    engine.fit("train", method, short(epochs=1), method=method)
+    engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=2)
+    engine.fit("train", method, short(epochs=1), method=method)
+    assert scales == [1.0] * 5 + [16.0, 16.0, 32.0, 32.0, 64.0]
+
+
 def test_batches_made_ahead_are_the_same() -> None:
     nets = [toy_net(), toy_net()]
     for workers, net in enumerate(nets):

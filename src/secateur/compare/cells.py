@@ -2,12 +2,18 @@
 
 Let E1 be the epochs of the recipe's `train` and E2 those of its `finetune`. Every cell has E1 + E2 of them:
 
-    acts after training            the base network of its seed (`train`), pruned, then `finetune`
-    while training, from weights   the base network, two thirds of `finetune` (rounded up) with the method at work,
-                                   the rest of it afterwards
-    while training, from new       `train` with the method at work, then `finetune`; with E1 + E2 epochs and no
-                                   fine-tuning where the method's paper has none
+    acts after training            the base network of its seed (`train`), pruned, then `finetune`, also where the paper
+                                   trains no more: what such a method leaves without that stands beside it
+    while training, from weights   the base network, a part of `finetune` with the method at work, the rest of it after
+                                   the cut
+    while training, from new       a part of E1 + E2 with the method at work and the schedule of `train`, then the rest,
+                                   with that schedule anew
     before training                `train` with E1 + E2 epochs, of the narrow network
+
+The part is the share that the method's paper has (`MethodRow.acting`), rounded, at least one epoch and not all of
+them; where a paper has no training after the cut, everything. Where it is not known, two thirds of `finetune` (rounded
+up), or `train`, with `finetune` after it. Papers with a constant learning rate while the method acts (`acting_rate`)
+have it as that share of `train`'s; without `train`, whose rate it refers to, the schedule of `finetune`.
 """
 
 from __future__ import annotations
@@ -148,17 +154,38 @@ def _sections(recipe: Recipe, row: MethodRow) -> dict[str, Training | None]:
     assert finetune is not None
     if row.acts == "after training":
         return {"train": None}
-    if row.begins != "weights" and not row.finetunes:
-        assert train is not None
-        return {"train": _lasting(train, train.epochs + finetune.epochs), "finetune": None}
-    if row.begins != "weights":
-        return {}
-    acting = -(-2 * finetune.epochs // 3)
-    rest = finetune.epochs - acting
-    return {
-        "train": _lasting(finetune, acting).model_copy(update={"distill": Distil()}),
-        "finetune": _lasting(finetune, rest) if rest else None,
-    }
+    if row.begins == "weights":
+        acting, rest = split(row, 0, finetune.epochs)
+        after = _lasting(finetune, rest) if rest else None
+        return {"train": _at_work(row, train, finetune, acting), "finetune": after}
+    assert train is not None
+    acting, rest = split(row, train.epochs, finetune.epochs)
+    after = (_lasting(train, rest) if row.acting else finetune) if rest else None
+    return {"train": _at_work(row, train, train, acting), "finetune": after}
+
+
+def split(row: MethodRow, first: int, last: int) -> tuple[int, int]:
+    """Epochs with the method at work, and after the cut, of a method that trains: together `first` + `last`.
+
+    first: of `train`, 0 for a method that begins with weights. last: of `finetune`.
+    """
+    total = first + last
+    if not row.finetunes or row.acts == "before training":
+        acting = total
+    elif row.acting is not None:
+        acting = max(1, min(round(row.acting * total), total - 1))
+    else:
+        acting = first or -(-2 * last // 3)
+    return acting, total - acting
+
+
+def _at_work(row: MethodRow, train: Training | None, stage: Training, epochs: int) -> Training:
+    """The stage with the method at work: its own schedule, or the constant rate of the method's paper."""
+    found = _lasting(stage, epochs).model_copy(update={"distill": Distil()})
+    if row.acting_rate is None or train is None:
+        return found
+    plain = {key: Training.model_fields[key].default for key in ("milestones", "gamma", "warmup")}
+    return found.model_copy(update={"schedule": "constant", "lr": row.acting_rate * train.lr} | plain)
 
 
 def _lasting(training: Training, epochs: int) -> Training:

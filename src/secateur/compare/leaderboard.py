@@ -208,7 +208,19 @@ def _methods(cells: Iterable[Cell]) -> list[Row]:
     rows = {}
     for cell in cells:
         of = cell.row
-        keys = ("summary", "paper", "year", "arxiv", "needs", "acts", "begins", "finetunes", "fidelity")
+        keys = (
+            "summary",
+            "paper",
+            "year",
+            "arxiv",
+            "needs",
+            "acts",
+            "begins",
+            "finetunes",
+            "acting",
+            "acting_rate",
+            "fidelity",
+        )
         rows[cell.label] = {"label": cell.label, "method": of.name, **{key: getattr(of, key) for key in keys}}
     return list(rows.values())
 

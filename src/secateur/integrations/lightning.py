@@ -78,7 +78,9 @@ class PruningCallback(_Callback):  # type: ignore[misc]
             )
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        """Gradients of one batch are there."""
+        """Gradients of one batch are there; in half precision of a scaled loss."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._at_work.loss_scale = 1.0 if scaler is None else scaler.get_scale()
         self._at_work.after_backward()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:

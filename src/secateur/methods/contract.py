@@ -83,7 +83,11 @@ class MethodRow:
     settings: type[Settings] | None = None  # None: the factory's Config
     begins: Begins = "weights"  # trained weights, a new network, or a new one that is narrow from the start
     finetunes: bool = True  # whether its paper trains on after the cut
-    acting: float | None = None  # share of all epochs in which its paper has the method at work; None: not said
+    #: Share of the epochs in which its paper has the method at work: of all of them, or of those that follow the
+    #: training of the network it begins with; None: not said.
+    acting: float | None = None
+    #: The learning rate then, constant, over the highest of a training from nothing; None: the schedule goes on.
+    acting_rate: float | None = None
     variants: tuple[Mapping[str, Any], ...] = ()  # settings that take another way, which the contract suite also runs
     chance: str = ""  # what is drawn by the number of a channel, so that a plan does not follow its channels
 
@@ -115,6 +119,9 @@ class Method(nn.Module):
     comparable: ClassVar[str] = "mean"
     #: Whether `finish` compares the narrow network with the masked one.
     verify_cut: bool = True
+    #: What the loss was multiplied by before its backward pass, in half precision: `after_backward` sees gradients of
+    #: that. Whoever scales the loss sets it before `after_backward`.
+    loss_scale: float | torch.Tensor = 1.0
 
     def __init__(
         self,

@@ -19,7 +19,8 @@ Where this differs from the paper, and why:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from secateur._hints import few
 from secateur._settings import Section
 from secateur.repair.base import Case, Pairs, Reader, Repair, RepairRow
 from secateur.statistics.gather import pair, rows
-from secateur.statistics.lockstep import Stop, together, visits
+from secateur.statistics.lockstep import Standing, Stop, together, visits
 from secateur.statistics.samples import PatchSums, Sampler, answers, least_squares, patches_at, ridge_for
 from secateur.statistics.shortcuts import shortcuts
 
@@ -81,8 +82,7 @@ class LeastSquares(Repair):
     def _fit(self, case: Case, reader: Reader, stop: Stop, sampler: Sampler) -> None:
         layer: Any = case.model.get_submodule(reader.name)
         has_constant = case.add_constant(reader, torch.zeros(len(layer.weight), device=layer.weight.device))
-        each = sampler.few(case.dense.get_submodule(reader.name), stop.inputs[0][0])
-        moments = PatchSums.of(samples(case.dense, case.model, stop, sampler, reader.norm), each)
+        moments = patch_sums(case.dense, case.model, stop, sampler, reader.norm)
         weight = layer.weight.flatten(1)
         kept = reader.columns(layer.weight)
         ridge = ridge_for(moments, weight, kept, ridge=self.settings.ridge, constant=has_constant)
@@ -92,15 +92,27 @@ class LeastSquares(Repair):
             case.add_constant(reader, constant)
 
 
+def patch_sums(dense: nn.Module, model: nn.Module, stop: Stop, sampler: Sampler, norm: str | None) -> PatchSums:
+    """The moments of what a layer reads now and of what it should answer to that.
+
+    dense: the whole network, which answers. model: the one that reads; the same one where stops are of one model.
+    """
+    standing = stop.batches()
+    first = next(standing)
+    each = sampler.few(dense.get_submodule(stop.layer), first.inputs[0])
+    return PatchSums.of(samples(dense, model, stop.layer, chain((first,), standing), sampler, norm), each)
+
+
 def samples(
-    dense: nn.Module, model: nn.Module, stop: Stop, sampler: Sampler, norm: str | None
+    dense: nn.Module, model: nn.Module, layer: str, standing: Iterable[Standing], sampler: Sampler, norm: str | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Patches of what a layer reads now, and what it should answer to them (its bias taken away), batch by batch."""
-    before: Any = dense.get_submodule(stop.layer)
-    now: Any = model.get_submodule(stop.layer)
+    before: Any = dense.get_submodule(layer)
+    now: Any = model.get_submodule(layer)
     scale = norm_scale(None if norm is None else model.get_submodule(norm))
-    for number, (whole, x) in enumerate(zip(stop.inputs[0], stop.inputs[1], strict=True)):
-        first, second = stop.held[0][number], stop.held[1][number]
+    for number, batch in enumerate(standing):
+        whole, x = batch.inputs[0], batch.inputs[-1]
+        first, second = batch.held[0], batch.held[-1]
         numbers = before.weight[0].numel() * getattr(before, "groups", 1)
         for part, places in sampler.places(before, number, whole).parts(numbers):
             wanted = answers(before, patches_at(before, whole[part], places), before.weight, before.bias)

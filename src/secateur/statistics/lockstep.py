@@ -3,16 +3,18 @@
 Reconstruction goes layer by layer: what a layer receives depends on the weights found for all those before it. Instead
 of running the network anew for every layer, each batch is one pass, begun once, that is held up in front of a layer
 while its weights change, and then goes on. Memory: what a forward pass holds of all batches together, at one layer.
+Where that is too much, which is early in a network, batches go there one by one instead, anew for each of these layers.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -20,18 +22,26 @@ from torch import nn
 from secateur.graph.calls import Mode
 from secateur.graph.modules import as_call
 from secateur.graph.rules import tensors_in
+from secateur.statistics.gather import count
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One batch in front of a layer. inputs: of the layer, in every model. held: results of operators, likewise."""
+
+    inputs: tuple[torch.Tensor, ...]
+    held: tuple[torch.Tensor | None, ...]
 
 
 @dataclass(frozen=True)
 class Stop:
     """All passes stand in front of one layer, which has not run yet.
 
-    layer: its name. inputs: of this layer, one list of batches a model. held: results of operators asked for, likewise.
+    layer: its name. batches: gives what stands there, batch by batch; to be asked before the next stop.
     """
 
     layer: str
-    inputs: tuple[list[torch.Tensor], ...]
-    held: tuple[list[torch.Tensor | None], ...]
+    batches: Callable[[], Iterator[Standing]]
 
 
 class _Left(BaseException):
@@ -117,6 +127,7 @@ def together(
     batches: Iterable[Any],
     layers: Collection[str],
     held: Mapping[str, int] | None = None,
+    anew: Sequence[str] = (),
 ) -> Iterator[Stop]:
     """Run models of one class over all batches of inputs, and stop at every call of `layers`, in order of execution.
 
@@ -124,38 +135,108 @@ def together(
 
     Args:
         layers: names of convolutions and linear layers. held: {layer: number of an operator before it} whose result is
-            wanted at the layer's stop; see `secateur.statistics.shortcuts`.
+            wanted at the layer's stop; see `secateur.statistics.shortcuts`. anew: the first of the layers, in their
+            order, if each runs once: batches go there one by one from the beginning, see `crowded`.
     """
-    wanted = dict(held or {})
+    wanted, shown = dict(held or {}), list(batches)
+    for layer in anew:
+        yield Stop(layer, partial(_one_by_one, models, shown, layer, wanted.pop(layer, -1)))
+    rest = [layer for layer in layers if layer not in anew]
+    if rest or not anew:
+        yield from _side_by_side(models, shown, rest, wanted)
+
+
+def _one_by_one(models: Sequence[nn.Module], shown: Sequence[Any], layer: str, number: int) -> Iterator[Standing]:
+    """Every batch in front of one layer, the others not begun."""
+    with ExitStack() as stack:
+        for model in models:
+            stack.callback(_hooked(model, layer))
+        for inputs in shown:
+            row = [_Pass(model, inputs, {number}) for model in models]
+            try:
+                for each in row:
+                    each.advance()
+                seen = tuple(each.input for each in row if each.input is not None)
+                yield Standing(seen, tuple(each.counter.kept.get(number) for each in row))
+            finally:
+                for each in row:
+                    each.close()
+
+
+def _side_by_side(
+    models: Sequence[nn.Module], shown: Sequence[Any], layers: Collection[str], wanted: dict[str, int]
+) -> Iterator[Stop]:
+    """All batches of all models, from one layer to the next."""
     with ExitStack() as stack:
         for model in models:
             for name in layers:
-                hook = model.get_submodule(name).register_forward_pre_hook(partial(_hold, name), with_kwargs=True)
-                stack.callback(hook.remove)
-        shown = list(batches)
-        passes = [[_Pass(model, inputs, set(wanted.values())) for inputs in shown] for model in models]
+                stack.callback(_hooked(model, name))
+        passes = [[_Pass(model, inputs, set(wanted.values())) for model in models] for inputs in shown]
         for each in (one for row in passes for one in row):
             stack.callback(each.close)
         while True:
-            for row in passes:
-                for each in row:
-                    each.advance()
-            layer = passes[0][0].layer if passes[0] else None
+            for each in (one for row in passes for one in row):
+                each.advance()
+            layer = passes[0][0].layer if passes and passes[0] else None
             if layer is None:
                 return
             number = wanted.pop(layer, -1)
-            stop = Stop(
-                layer,
-                tuple([each.input for each in row if each.input is not None] for row in passes),
-                tuple([each.counter.kept.get(number) for each in row] for row in passes),
-            )
-            yield stop
-            for inputs, kept in zip(stop.inputs, stop.held, strict=True):  # who still has the stop holds no tensors
-                inputs.clear()
-                kept.clear()
+            yield Stop(layer, partial(_standing, passes, number))
             if number not in wanted.values():
                 for each in (one for row in passes for one in row):
                     each.counter.kept.pop(number, None)
+
+
+def _standing(passes: Sequence[Sequence[_Pass]], number: int) -> Iterator[Standing]:
+    for row in passes:
+        seen = tuple(each.input for each in row if each.input is not None)
+        yield Standing(seen, tuple(each.counter.kept.get(number) for each in row))
+
+
+def _hooked(model: nn.Module, layer: str) -> Callable[[], None]:
+    """Let passes wait in front of this layer; returns how that ends."""
+    return model.get_submodule(layer).register_forward_pre_hook(partial(_hold, layer), with_kwargs=True).remove
+
+
+@torch.no_grad()
+def crowded(model: nn.Module, shown: Sequence[Any], layers: Collection[str], memory: float) -> list[str]:
+    """The first layers in front of which the passes of all batches together would hold more than so many bytes.
+
+    Up to the last such layer, in order of execution. One pass of the first batch tells, without what is handed in.
+    """
+    living, began, held = _Living(), list[str](), list[float]()
+
+    def note(name: str, *_: Any) -> None:
+        began.append(name)
+        held.append(living.bytes())
+
+    with ExitStack() as stack:
+        for name in layers:
+            stack.callback(model.get_submodule(name).register_forward_pre_hook(partial(note, name)).remove)
+        args, keywords = as_call(shown[0])
+        with living:
+            model(*args, **keywords)
+    times = sum(count(inputs) for inputs in shown) / max(count(shown[0]), 1)
+    return began[: max((place + 1 for place, number in enumerate(held) if number * times > memory), default=0)]
+
+
+class _Living(Mode):
+    """Knows the results of operators that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._results: list[ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self._results += [ref(tensor) for tensor in tensors_in((out,))]
+        return out
+
+    def bytes(self) -> float:
+        """Of their memory, each piece once."""
+        self._results = [result for result in self._results if result() is not None]
+        pieces = [tensor.untyped_storage() for result in self._results if (tensor := result()) is not None]
+        return float(sum({piece.data_ptr(): piece.nbytes() for piece in pieces}.values()))
 
 
 @torch.no_grad()

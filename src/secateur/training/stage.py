@@ -199,8 +199,10 @@ class Stage(Standing):
         total = task / whole
         if self.method is not None:
             total = total + self.method.loss() * (len(images) / whole)
-        (total if self.engine.scaler is None else self.engine.scaler.scale(total)).backward()
+        scaler = self.engine.scaler
+        (total if scaler is None else scaler.scale(total)).backward()
         if self.method is not None:
+            self.method.loss_scale = 1.0 if scaler is None else scaler.scale(torch.ones_like(task.detach()))
             self.method.after_backward()
         return torch.stack([task.detach(), targets.correct(output).to(task.dtype)])
 

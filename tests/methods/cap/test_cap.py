@@ -205,7 +205,7 @@ def stream(sizes: list[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 @pytest.mark.parametrize("sizes", [[20], [1] * 20, [3, 9, 8], [7, 13]])
 def test_one_image_in_eight_is_held_out(sizes: list[int]) -> None:
-    held = HeldOut(100)
+    held = HeldOut(100, F.cross_entropy)
     rest = torch.cat([inputs for inputs, _ in held.rest(stream(sizes), torch.device("cpu"))])
     assert rest[:, 0].tolist() == [x for x in range(20) if x not in (7, 15)]
     assert len(held) == 2
@@ -215,27 +215,93 @@ def test_one_image_in_eight_is_held_out(sizes: list[int]) -> None:
             assert set(x[:, 0].tolist()) <= {7.0, 15.0}
             return F.one_hot(torch.where(x[:, 0] < 10, x[:, 0].long() % 3, 1), 3).float()
 
-    assert held.accuracy(Right()) == 0.5
+    assert held.begin(Right()) == held.whole == held.measure(Right()) == 0.5
 
 
 def test_held_images_are_bounded_and_needed() -> None:
-    held = HeldOut(3)
+    held = HeldOut(3, F.cross_entropy)
     rest = list(held.rest(stream([64, 64]), torch.device("cpu")))
     assert (len(held), sum(len(x) for x, _ in rest)) == (3, 125)
-    few = HeldOut(3)
+    few = HeldOut(3, F.cross_entropy)
     list(few.rest(stream([7]), torch.device("cpu")))
     with pytest.raises(ConfigError, match="one image in 8, and fewer were shown"):
         few.require()
 
 
-def test_accuracy_of_probabilities_and_of_no_classes() -> None:
-    held, x = HeldOut(9), torch.zeros(8, 2)
-    list(held.rest([(x, torch.tensor([[0.2, 0.8]]).expand(8, 2))], torch.device("cpu")))
-    assert held.accuracy(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1))) in (0.0, 1.0)
-    regression = HeldOut(9)
-    list(regression.rest([(x, torch.rand(8))], torch.device("cpu")))
-    with pytest.raises(ConfigError, match="Accuracy is measured here, and needs class scores"):
-        regression.accuracy(nn.Linear(2, 2))
+class Says(nn.Module):
+    """Gives the same output whatever it sees."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output.expand(len(x), *self.output.shape[1:])
+
+
+def holding(target: torch.Tensor, loss: Any) -> HeldOut:
+    held = HeldOut(9, loss)
+    list(held.rest([(torch.zeros(8, 2), target)], torch.device("cpu")))
+    return held
+
+
+LOSSES: dict[str, tuple[Any, list[float], list[float], float, float]] = {
+    # loss, targets, the whole network's output, its loss, and that of an output of zeros
+    "one number": (F.mse_loss, [2.0], [1.0], 1.0, 4.0),
+    "one class": (F.binary_cross_entropy_with_logits, [1.0], [1.0], 0.313262, 0.693147),
+    "several classes": (F.binary_cross_entropy_with_logits, [1.0, 1.0, 0.0], [1.0, 1.0, -1.0], 0.313262, 0.693147),
+    "probabilities": (F.cross_entropy, [0.5, 0.5], [0.1, 0.1], 0.693147, 0.693147),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_without_classes_the_loss_says_what_is_kept(name: str) -> None:
+    """The whole network keeps 1, another one its loss over the new: 1 / 4, and 0.313 / 0.693."""
+    loss, target, output, before, after = LOSSES[name]
+    held = holding(torch.tensor([target]).expand(8, -1), loss)
+    assert held.begin(Says(torch.tensor([output]))) == pytest.approx(1.0)
+    assert not held.by_accuracy
+    assert held.whole == pytest.approx(before, rel=1e-5)
+    assert held.measure(Says(torch.zeros(1, len(output)))) == pytest.approx(before / after, rel=1e-5)
+
+
+def test_numbers_that_are_no_classes_do_not_count() -> None:
+    """Of six pixels of one image two are not labelled; three of the others are right."""
+    output = torch.zeros(1, 3, 2, 3)
+    output[0, 1] = 1.0
+    target = torch.tensor([[[1, 1, 255], [1, 2, -100]]]).expand(8, 2, 3)
+    assert holding(target, F.cross_entropy).begin(Says(output)) == 0.75
+
+
+def test_where_nothing_can_be_measured() -> None:
+    with pytest.raises(ConfigError, match=r"that is 0: give a loss above zero"):
+        holding(torch.ones(8, 1), F.mse_loss).begin(Says(torch.ones(1, 1)))
+    with pytest.raises(ConfigError, match="need class numbers as targets, or a loss"):
+        holding(torch.ones(8, 2), lambda output, target: output).begin(Says(torch.ones(1, 2)))
+    held = HeldOut(9, F.cross_entropy)
+    list(held.rest([(torch.zeros(8, 2), None)], torch.device("cpu")))
+    with pytest.raises(ConfigError, match="need class numbers as targets, or a loss"):
+        held.begin(Says(torch.ones(1, 3)))
+
+
+def test_a_network_with_one_output_is_searched_by_its_loss() -> None:
+    """Accuracy would be 1 whatever is cut, and all units would lose as much."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(12, 1),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[-1].weight.mul_(100)
+    x = torch.randn(64, 3, 8, 8)
+    y = model(x).detach() + 0.01 * torch.randn(64, 1)
+    pruner = method("cap").factory(model, x[:1], budget="flops=0.5")
+    pruner.collect([(x, y)], F.mse_loss)
+    story = pruner.plan().provenance["search"]
+    assert 0 < story["loss"] < story["loss_after"]
+    assert "accuracy" not in story
+    assert len(set(story["shares"])) > 1
+    assert "The search goes by loss on 8 images held out of those shown, for outputs" in " ".join(pruner.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- families
@@ -375,6 +441,7 @@ def test_repairs_and_rounds_of_the_story() -> None:
     assert story["images"] == 32
     assert len(story["shares"]) == 2
     assert 0 <= story["step"] <= story["accuracy"] <= 1
+    assert "The search goes by accuracy on 32 images held out of those shown." in pruner.notes
 
 
 def test_least_widths_of_a_family_come_first() -> None:

@@ -17,6 +17,7 @@ from secateur.graph import trace
 from secateur.methods import method as row
 from secateur.methods.cp.lasso import channel_moments, lasso, path, select
 from secateur.methods.cp.method import CP
+from secateur.methods.kit import layerwise
 from secateur.methods.kit.shares import proportional
 from secateur.repair import repairs
 from secateur.statistics.samples import PatchSums
@@ -196,7 +197,7 @@ def test_streams_stay_whole_unless_the_budget_needs_them() -> None:
     assert widths("flops=0.5", streams=True)["stem.0"] < 24
     deep = widths("flops=0.02")
     assert deep["stem.0"] < 24
-    assert deep["notes"] == 1
+    assert deep["notes"] == 2  # and how many images there were
     with pytest.raises(BudgetError):
         CP(network.make(), network.inputs(), budget="flops=1e-6")
 
@@ -267,6 +268,109 @@ def test_a_duplicate_channel_costs_nothing() -> None:
     images, _ = next(network.batches(1, seed=4))
     with torch.no_grad():
         torch.testing.assert_close(small.eval()(images), model(images), rtol=1e-3, atol=1e-4)
+
+
+class Fork(nn.Module):
+    """Four channels that say different things, read by two layers: the first mostly 0 and 1, the second 2 and 3."""
+
+    def __init__(self, second: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.a, self.b = (nn.Conv2d(4, n, 1, bias=False) for n in (4, 5, 5))
+        with torch.no_grad():
+            self.stem.weight.copy_(torch.eye(4).view(4, 4, 1, 1))
+            for layer, sizes in ((self.a, (1.0, 0.9, 0.3, 0.0)), (self.b, (0.0, 0.2, 1.0, 0.9))):
+                layer.weight.div_(layer.weight.norm(dim=0)).mul_(torch.tensor(sizes).view(1, 4, 1, 1))
+            self.b.weight.mul_(second)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return torch.cat([self.a(x), self.b(x)], 1).mean((2, 3))
+
+
+@pytest.mark.parametrize("second", [1.0, 100.0, 0.01])
+def test_channels_that_several_layers_read_are_chosen_for_all_of_them(second: float) -> None:
+    """Shares of the energy: (0.53, 0.45, 0.59, 0.44) together, whatever the scale; the first layer alone: 0 and 1."""
+    x = torch.randn(64, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    method = CP(Fork(second).eval(), x[:1], budget="flops=0.5", streams=True, positions=36)
+    method.collect([(x, None)], F.cross_entropy)
+    assert method.plan().masks["stem"].tolist() == [True, False, True, False]
+
+
+def _read(model: nn.Module, layers: list[str], x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What layers read (patches [N, columns]) and answer [N, outputs], their biases taken away."""
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def note(name: str) -> object:
+        def hook(layer: nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> None:
+            if isinstance(layer, nn.Linear):
+                found[name] = args[0].double(), (out - layer.bias).double()
+                return
+            keys = ("dilation", "padding", "stride")
+            seen = F.unfold(args[0], layer.kernel_size, **{key: getattr(layer, key) for key in keys})
+            bias = 0 if layer.bias is None else layer.bias.view(-1, 1, 1)
+            found[name] = seen.mT.flatten(0, 1).double(), (out - bias).flatten(2).mT.flatten(0, 1).double()
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(note(name)) for name in layers]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("name", ["no norm", "residual", "depthwise"])
+def test_what_is_left_unexplained_has_nothing_to_do_with_what_is_read(name: str) -> None:
+    """The normal equations of every layer: answers of the whole network, inputs of the network as pruned so far."""
+    network = _network(name)
+    model = _seen(network)
+    batches = list(network.batches(6))
+    settings = {"budget": "flops=0.6", "positions": 1000, "per_column": 0, "ridge": 1e-12, "shortcuts": False}
+    method = CP(copy.deepcopy(model), network.inputs(), **settings)
+    method.collect(batches, F.cross_entropy)
+    plan, pruned = method.plan(), method.plain().eval()
+    with torch.no_grad():
+        method.repair(pruned, plan)
+    gone = np.concatenate([~plan.masks[g.name] for g in method.graph.groups] + [np.zeros(1, dtype=bool)])
+    layers = [n for n, table in method._tables.items() if getattr(model.get_submodule(n), "groups", 1) == 1]
+    x = torch.cat([x for x, _ in batches])
+    whole, now = _read(model, layers, x), _read(pruned, layers, x)
+    moved = 0
+    for layer in layers:
+        seen, left = now[layer][0], whole[layer][1] - now[layer][1]
+        kept = torch.from_numpy(~gone[method._tables[layer]]).repeat_interleave(
+            seen.shape[1] // len(method._tables[layer])
+        )
+        seen = seen[:, kept]
+        if method._has_constant(layer):
+            seen, left = seen - seen.mean(0), left - left.mean(0)
+        assert (
+            float((seen.T @ left).abs().max()) < 1e-3 * float(seen.norm() * whole[layer][1].norm()) / len(seen) ** 0.5
+        )
+        moved += float((whole[layer][0] - now[layer][0]).abs().max()) > 0.01
+    assert moved  # layers that read something else than before
+
+
+def test_all_images_whatever_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch by batch in front of the layers: bit by bit the same as all at once, and said."""
+    network = _network("residual")
+    model = _seen(network)
+
+    def collected() -> CP:
+        method = CP(copy.deepcopy(model), network.inputs(), budget="flops=0.5", streams=True)
+        method.collect(network.batches(4), F.cross_entropy)
+        return method
+
+    plain = collected()
+    assert not any("GiB" in note for note in plain.notes)
+    monkeypatch.setattr(layerwise, "_MEMORY", 1)
+    other = collected()
+    assert other.plan() == plain.plan()
+    assert all(torch.equal(a, b) for a, b in zip(plain._fitted.values(), other._fitted.values(), strict=True))
+    said = next(note for note in other.notes if "GiB" in note)
+    assert f"the first {len(plain._tables)} of {len(plain._tables)} layers" in said
 
 
 def test_batches_targets_and_seed() -> None:

@@ -376,6 +376,20 @@ def test_overflowing_batches_are_left_out() -> None:
     assert bool(torch.isfinite(method.sums).all() & (method.sums > 0).any())
 
 
+def test_a_scaled_loss_has_the_same_sums() -> None:
+    """Trap: a loss scale that changes would weigh the steps before and after by its square."""
+    plain, scaled = made(steps=1000), made(steps=1000)
+    for scale, (images, labels) in zip((1.0, 1024.0, 256.0), RESIDUAL.batches(3), strict=True):
+        for method, times in ((plain, 1.0), (scaled, scale)):
+            method.train()
+            (F.cross_entropy(method(images), labels) * times).backward()
+            method.loss_scale = torch.tensor(times)
+            method.after_backward()
+            method.after_step()
+    assert bool((plain.sums > 0).any())
+    torch.testing.assert_close(scaled.sums, plain.sums, rtol=1e-4, atol=0.0)
+
+
 def test_frozen_weights_have_gradients_of_masks_too() -> None:
     model = RESIDUAL.make().requires_grad_(False)
     model.head.requires_grad_(True)

@@ -1,4 +1,8 @@
-"""Images held out of those shown, to measure accuracy on: what statistics were made from would flatter."""
+"""Images held out of those shown, to measure a network on: what statistics were made from would flatter.
+
+Measured is accuracy where outputs are scores of two classes or more and targets are class numbers; on every other task
+how much of the whole network's quality is kept, its loss over the loss now.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from torch import nn
 
 from secateur.errors import ConfigError
 from secateur.graph.modules import as_call, map_tensors
-from secateur.statistics.gather import pair, rows
+from secateur.statistics.gather import Loss, pair, rows
 
 #: One image in so many is held out.
 _EVERY = 8
@@ -21,11 +25,13 @@ _BATCH = 256
 class HeldOut:
     """Every eighth image of a stream, until there are `most`; the same however the stream is cut into batches."""
 
-    def __init__(self, most: int) -> None:
-        """Hold nothing yet."""
-        self.most = most
+    def __init__(self, most: int, loss: Loss) -> None:
+        """Hold nothing yet. loss: loss(output, target), where there is no accuracy."""
+        self.most, self._loss = most, loss
         self._batches: list[tuple[Any, Any]] = []
         self._images = 0
+        self.whole = 0.0  # the whole network's accuracy, or loss
+        self.by_accuracy = True
 
     def __len__(self) -> int:
         return self._images
@@ -48,19 +54,60 @@ class HeldOut:
     def require(self) -> None:
         """Refuse to measure on nothing."""
         if not self._images:
-            raise ConfigError(f"Accuracy is measured on one image in {_EVERY}, and fewer were shown: show more images.")
+            raise ConfigError(
+                f"Networks are measured on one image in {_EVERY}, and fewer were shown: show more images."
+            )
+
+    def begin(self, model: nn.Module) -> float:
+        """Choose between accuracy and loss, and measure the whole network: its accuracy, or 1.
+
+        Raises:
+            ConfigError: there are no targets, or the loss is not a positive number.
+        """
+        output, target = next(self._answers(model))
+        self.by_accuracy = _tells_classes(output, target)
+        self.whole = self._accuracy(model) if self.by_accuracy else self._mean_loss(model)
+        if not self.by_accuracy and not 0 < self.whole < float("inf"):
+            raise ConfigError(
+                f"The search goes by how much the loss rises, as a share of the whole network's, and that is "
+                f"{self.whole:g}: give a loss above zero, or choose another method."
+            )
+        return self.measure(model)
+
+    def measure(self, model: nn.Module) -> float:
+        """The accuracy of the network, or the whole network's loss over its own; the model evaluates."""
+        if self.by_accuracy:
+            return self._accuracy(model)
+        loss = self._mean_loss(model)
+        return self.whole / loss if loss > 0 else float(loss == loss)  # a loss that is no number keeps nothing
 
     @torch.no_grad()
-    def accuracy(self, model: nn.Module) -> float:
-        """The share of held images whose class has the largest output; the model evaluates."""
-        right = total = 0
+    def _answers(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
         for inputs, target in self._joined():
             args, keywords = as_call(inputs)
-            output = model(*args, **keywords)
-            found, wanted = _classes(output, target)
-            right += int((found == wanted).sum())
-            total += wanted.numel()
-        return right / total
+            yield model(*args, **keywords), target
+
+    def _accuracy(self, model: nn.Module) -> float:
+        """The share of held images whose class has the largest output; class numbers that are none do not count."""
+        right = total = 0
+        for output, target in self._answers(model):
+            asked = (target >= 0) & (target < output.shape[1])
+            right += int((output.argmax(1) == target)[asked].sum())
+            total += int(asked.sum())
+        return right / max(total, 1)
+
+    def _mean_loss(self, model: nn.Module) -> float:
+        total = images = 0.0
+        for (inputs, _), (output, target) in zip(self._joined(), self._answers(model), strict=True):
+            value = self._loss(output, target) if target is not None else None
+            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+                raise ConfigError(
+                    "Networks are measured here, and need class numbers as targets, or a loss(output, target) that is "
+                    "one number: give targets and such a loss, or choose a method that looks at inputs alone."
+                )
+            total += float(value) * rows(inputs)
+            images += rows(inputs)
+        return total / images
 
     def _joined(self) -> list[tuple[Any, Any]]:
         """The held images in fewer, larger batches, where they are plain tensors."""
@@ -74,14 +121,9 @@ def _some(value: Any, which: torch.Tensor) -> Any:
     return map_tensors(value, lambda tensor: tensor[which] if tensor.ndim and len(tensor) == len(which) else tensor)
 
 
-def _classes(output: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Classes answered and asked for; a target of probabilities asks for the largest."""
-    if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor) and output.ndim >= 2:
-        wanted = target.argmax(1) if target.shape == output.shape else target
-        found = output.argmax(1)
-        if found.shape == wanted.shape and not wanted.is_floating_point():
-            return found, wanted
-    raise ConfigError(
-        "Accuracy is measured here, and needs class scores in dimension 1 of the output and class numbers as targets: "
-        "choose a method without labels for another task."
-    )
+def _tells_classes(output: Any, target: Any) -> bool:
+    """Whether there is an accuracy: scores of two classes or more in dimension 1, and class numbers."""
+    if not isinstance(output, torch.Tensor) or not isinstance(target, torch.Tensor) or output.ndim < 2:
+        return False
+    numbers = not target.is_floating_point() and not target.is_complex() and target.dtype != torch.bool
+    return output.shape[1] > 1 and numbers and target.shape == output.shape[:1] + output.shape[2:]

@@ -15,7 +15,9 @@ Where this differs from the paper, and why:
     same share of its channels, or shares in the proportions of `shares` (VGG-16 as recalled: conv4 1.5 times that of
     conv1 to conv3, conv5 whole), as large as the budget allows. The count is met exactly.
     (i) runs on second moments, exact and over all samples, not on 400 of them; the path of solutions is followed
-    from the largest lambda down. Around the means where the layer's constant is fitted anew.
+    from the largest lambda down. Around the means of every output where the layer's constant is fitted anew; the
+    authors' code has one intercept for all outputs at once, which picks other channels in about every second layer.
+    `data.calibration_images` of a recipe bounds the images, too: it is less than the 5000 of the paper unless set.
     Channels that several layers read are chosen once, by the sum of these layers' problems in the whole network, each
     over the energy of its answers. Residual streams stay whole, as in the paper, unless the budget is out of reach.
     The paper's sampler in front of a branch, which reads part of a stream, is no cut of channels: left out. So are
@@ -34,8 +36,8 @@ from secateur._protocols import BoolArray, FloatArray
 from secateur.methods.contract import MethodRow
 from secateur.methods.cp.lasso import channel_moments, select
 from secateur.methods.kit.layerwise import Layerwise, LayerwiseSettings, Work
-from secateur.repair.least_squares import samples
-from secateur.statistics.lockstep import Stop, together
+from secateur.repair.least_squares import patch_sums
+from secateur.statistics.lockstep import Stop
 from secateur.statistics.samples import PatchSums
 
 
@@ -66,9 +68,8 @@ class CP(Layerwise):
                 several[group] = found
         self._shared = {group: np.zeros((len(self._channels[group]),) * 2) for group in several}
         layers, dense = {layer for found in several.values() for layer in found}, work.case.dense
-        for stop in together((dense,), work.shown, layers) if layers else ():
-            both = Stop(stop.layer, stop.inputs * 2, stop.held * 2)
-            moments = PatchSums.of(samples(dense, dense, both, work.sampler, None))
+        for stop in self._together((dense,), work, sorted(layers), {}) if layers else ():
+            moments = patch_sums(dense, dense, stop, work.sampler, None)
             energy = max(moments.energy(constant=self._has_constant(stop.layer)), 1e-30)
             for group in [g for g, found in several.items() if stop.layer in found]:
                 self._shared[group] += self._problem(moments, dense, stop.layer, group)[0] / energy
@@ -104,4 +105,5 @@ ROW = MethodRow(
     "and the factorisations of 3C are left out",
     factory=CP,
     settings=CPSettings,
+    variants=({"streams": True, "shortcuts": False},),
 )

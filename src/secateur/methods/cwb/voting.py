@@ -10,11 +10,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from secateur._protocols import FloatArray, GraphLike, IntArray
+from secateur._protocols import BoolArray, FloatArray, GraphLike, IntArray
 from secateur.allocate import Constraints, allocate
 from secateur.allocate.blocks import Bounds, whole_cost
 from secateur.budget import Budget
 from secateur.errors import BudgetError
+from secateur.methods.kit.ranking import CLOSE
 from secateur.plan import Plan
 
 #: Share of all channels above the threshold that is tried first.
@@ -25,6 +26,14 @@ def class_votes(masks: FloatArray) -> FloatArray:
     """|sum_k M_kc| of masks [classes, channels]."""
     votes: FloatArray = np.abs(masks.sum(0))
     return votes
+
+
+def learnt(masks: FloatArray) -> BoolArray:
+    """Which channels of masks [classes, channels] ever had a gradient of the task, which is another for every class.
+
+    Weight decay and penalties act on all classes alike.
+    """
+    return np.asarray((masks != masks[0]).any(0))
 
 
 def elect(
@@ -47,9 +56,14 @@ def elect(
     Raises:
         BudgetError: the floors are above the budget.
     """
-    if step is None:
-        return allocate(votes, graph, budget, constraints, allocator=allocator, normalise="none")
     bounds = Bounds(graph.costs, budget.limits(whole_cost(graph)))
+    if step is None:
+        plan = allocate(votes, graph, budget, constraints, allocator=allocator, normalise="none")
+        widths = np.array([plan.widths[group.name] for group in graph.groups])
+        used = float((bounds.one(widths) / bounds.values()).max())
+        if used < CLOSE:
+            plan.provenance["unspent"] = f"{1 - used:.1%} of the budget is left, and no channel voted out fits into it."
+        return plan
     keeps = np.arange(_FIRST, 0.0, -step)
     rows = np.stack([elected(votes, graph, constraints, float(keep)) for keep in keeps])
     fitting = np.flatnonzero(bounds.fit(rows))

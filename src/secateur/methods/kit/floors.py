@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields
 
 from secateur._hints import few
+from secateur.allocate import Constraints
 from secateur.errors import BudgetError
 from secateur.graph.readers import summed
 from secateur.methods.contract import Method
 
 
-def leave(method: Method, share: float, setting: str) -> None:
-    """Let every plan of the method keep this share of every group; BudgetError naming the setting if it cannot be."""
+@dataclass(frozen=True)
+class _Down(Constraints):
+    """Constraints that round the share of a group that stays down."""
+
+    def floor(self, width: int, step: int | None = None) -> int:
+        lowest = max(1, self.min_channels, int((1.0 - self.max_ratio) * width + 1e-9))
+        step = self.align if step is None else step
+        return int(min(-(-lowest // step) * step, width))
+
+
+def leave(method: Method, share: float, setting: str, *, down: bool = False) -> None:
+    """Let every plan of the method keep this share of every group; BudgetError naming the setting if it cannot be.
+
+    down: whether it is rounded down to whole channels, at least one; else up.
+    """
     ratio = 1.0 - share
     if ratio >= method.constraints.max_ratio:
         return
-    method.constraints = replace(method.constraints, max_ratio=ratio)
+    given = {field.name: getattr(method.constraints, field.name) for field in fields(method.constraints)}
+    method.constraints = (_Down if down else Constraints)(**given | {"max_ratio": ratio})
     try:
         method._check_reach()
     except BudgetError as error:

@@ -1,14 +1,15 @@
 """Going through a network layer by layer: at each, choose which of the channels it reads first stay, and fit it anew.
 
 What a layer reads comes from the network as pruned so far, what it should answer from the whole one. All calibration
-images are one pass, held up in front of every layer (`secateur.statistics.lockstep`). The model itself is left alone;
-what was fitted is put into the copy that is cut.
+images are one pass, held up in front of every layer (`secateur.statistics.lockstep`); in front of the first layers,
+where that would take more than `_MEMORY`, they come batch by batch instead, anew for each layer. The model itself is
+left alone; what was fitted is put into the copy that is cut.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +29,13 @@ from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.shares import proportional, unspent
 from secateur.plan import Plan
 from secateur.repair.base import Case, Reader
-from secateur.repair.least_squares import limited, samples
+from secateur.repair.least_squares import limited, patch_sums
 from secateur.statistics.gather import count
-from secateur.statistics.lockstep import Stop, together
+from secateur.statistics.lockstep import Stop, crowded, together
 from secateur.statistics.samples import PatchSums, Sampler, least_squares, readable, ridge_for
 from secateur.statistics.shortcuts import shortcuts
 
-#: Bytes that activations of all images may take at once; of more images the first are used.
+#: Bytes that activations of all images may take at once.
 _MEMORY = 4 << 30
 
 
@@ -132,25 +133,43 @@ class Layerwise(Method):
         self._remember(work.case.model)
 
     def _work(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> Work:
-        each = 4 * 2 * self.graph.cost().peak_activations / max(count(self.example_inputs), 1)
-        images = max(1, min(self.settings.images, int(_MEMORY / max(each, 1))))
-        pairs = list(limited(batches, images, self.device))
+        s = self.settings
+        pairs = list(limited(batches, s.images, self.device))
         if not pairs:
             raise ConfigError(f"The method {self.name!r} has been shown no batch: give at least one (inputs, target).")
         shown = [inputs for inputs, _ in pairs]
         case = Case(self._copy(), self._copy, self.graph, Plan({}))
         case.model.eval()
         layers = [case.dense.get_submodule(name) for name in self._tables]
-        counts, s = [count(inputs) for inputs in shown], self.settings
+        counts = [count(inputs) for inputs in shown]
+        if sum(counts) < s.images:
+            self._say(f"The method {self.name!r} looks at up to {s.images} images and was shown {sum(counts)}.")
         sampler = Sampler(counts, s.positions, self.seed, per_column=s.per_column, layers=layers)
         return Work(case, shown, [target for _, target in pairs], loss, sampler, self._widths())
 
     def _copy(self) -> nn.Module:
         return clone_module(self.model, lambda tensor: tensor.detach().clone())
 
+    def _say(self, note: str) -> None:
+        """Put a sentence into the notes, once."""
+        self.notes += [note] if note not in self.notes else []
+
     def _stops(self, work: Work, layers: Sequence[str]) -> Iterable[Stop]:
+        """All images in front of one layer after the other, in the whole network and in the one as pruned so far."""
         held = shortcuts(work.case.dense, work.shown[0], layers, self._norms) if self.settings.shortcuts else {}
-        return together((work.case.dense, work.case.model), work.shown, layers, held)
+        return self._together((work.case.dense, work.case.model), work, layers, held)
+
+    def _together(
+        self, models: Sequence[nn.Module], work: Work, layers: Sequence[str], held: Mapping[str, int]
+    ) -> Iterable[Stop]:
+        """`lockstep.together`, within `_MEMORY`."""
+        anew = crowded(models[0], work.shown, layers, _MEMORY / len(models))
+        if anew and len(models) > 1:
+            self._say(
+                f"All images together would take more than {_MEMORY / 2**30:g} GiB in front of the first {len(anew)} "
+                f"of {len(layers)} layers: for each of these they go through the network anew."
+            )
+        return together(models, work.shown, layers, held, anew)
 
     def _survey(self, work: Work) -> None:
         """Learn from the whole network, before anything is chosen."""
@@ -172,9 +191,7 @@ class Layerwise(Method):
         self._fit(work, stop, moments, anew=bool(fresh))
 
     def _moments(self, work: Work, stop: Stop) -> PatchSums:
-        each = work.sampler.few(work.case.dense.get_submodule(stop.layer), stop.inputs[0][0])
-        blocks = samples(work.case.dense, work.case.model, stop, work.sampler, self._norms.get(stop.layer))
-        return PatchSums.of(blocks, each)
+        return patch_sums(work.case.dense, work.case.model, stop, work.sampler, self._norms.get(stop.layer))
 
     def _table(self, stop: Stop) -> IntArray:
         return self._tables[stop.layer]

@@ -14,6 +14,10 @@ from secateur.allocate import Constraints, allocate
 from secateur.allocate.blocks import Bounds, stack
 from secateur.allocate.exchanges import exchanged
 from secateur.budget import KEYS, Budget, Target
+from secateur.methods.kit.aim import Aim
+
+#: How much of a budget is used in the end, where the channels are small enough.
+CLOSE = 0.99
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,11 @@ class Goal:
     costs: CostModelLike
     full: Mapping[str, float]  # of the whole network
     limits: Mapping[str, float]
+
+    @classmethod
+    def of(cls, costs: CostModelLike, aim: Aim) -> Goal:
+        """A budget's own bounds."""
+        return cls(costs, aim.full, aim.limits)
 
     @classmethod
     def channels(cls, full: int, limit: int) -> Goal:

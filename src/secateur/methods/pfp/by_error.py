@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from secateur._protocols import FloatArray
+from secateur._protocols import FloatArray, IntArray
 
 K = 3.0
 #: c of the logarithms, and the probability δ that the bound fails.
@@ -90,13 +90,15 @@ def wanted(sensitivities: FloatArray, alpha: float, error: float) -> int:
     return max(1, min(math.ceil(found - 1e-9), int(np.count_nonzero(sensitivities))))
 
 
-def asked(sensitivities: FloatArray, alpha: float) -> FloatArray:
+def asked(sensitivities: FloatArray, alpha: float, order: IntArray | None = None) -> FloatArray:
     """log ε of every channel [width]: the largest error that still asks for so many channels, best first.
 
     The most sensitive channel is always asked for; those that never contribute only if there is room.
+
+    order: the channels by falling sensitivity, where there is more to say of equal ones than their numbers.
     """
     result = np.full(len(sensitivities), LEAST)
-    order = np.argsort(-sensitivities, kind="stable")
+    order = np.argsort(-sensitivities, kind="stable") if order is None else order
     total = float(sensitivities.sum())
     shares = sensitivities / total if total > 0 else sensitivities
     able = int(np.count_nonzero(sensitivities))

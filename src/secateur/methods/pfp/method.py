@@ -14,10 +14,17 @@ One ε for all layers, the smallest for which the network is within its budget, 
     variant top    channels with q_j >= 1/m stay, the others of the number are drawn from the rest and weighted
 
 Where this differs from the paper, and why:
-    The paper treats each layer's inputs by themselves, and assumes a chain when it counts weights. Here the graph's
-        groups have one width each: s_j is the largest over all layers that read channel j (still an upper bound), α
-        that of the most demanding of them, and the budget is of any cost, by the exact cost model.
-    What one ε leaves of the budget is used up; a group is spared where that brings the plan within 1% of the budget.
+    The paper cuts each layer's inputs by themselves, takes a filter away when no layer reads it any more, and assumes
+        a chain when it counts weights. Here the graph's groups have one width each: a channel has the largest ε with
+        which some layer that reads it asks for it, which is the same union, and the budget is of any cost, by the
+        exact cost model. Of equal shares see `secateur.methods.pfp.by_reader`.
+    In that union a residual stream stays nearly whole. Here it stays whole, unless the budget is out of reach;
+        `units: all` cuts streams like everything else.
+    With the widths that budgets ask for the bound itself says nothing: a plan's `log_error` of 7 is a relative error of
+        110,000%. What counts is that ε is the same for all layers: it sets their widths in relation to each other.
+    S is held out from training in the paper; it is what is shown here, training images in a run.
+    What one ε leaves of the budget is used up; a group is spared where that brings the plan within 1% of the budget and
+        ε grows by no more than 1%.
     `rand` and `top` draw until as many different channels are drawn as ε asks for, instead of a number of draws fixed
         before, or budgets would be met on average only. This makes the weights slightly biased. A channel is drawn once
         for all its readers.
@@ -32,7 +39,7 @@ Where this differs from the paper, and why:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -42,21 +49,24 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from secateur._hints import few
-from secateur._protocols import FloatArray
+from secateur._protocols import BoolArray, FloatArray
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph
 from secateur.graph.modules import map_tensors
 from secateur.graph.readers import readers
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.kit.aim import Aim
-from secateur.methods.kit.ranking import Goal, Limits, lower
-from secateur.methods.pfp.by_error import DELTA, C, asked, difficulty, needed
+from secateur.methods.kit.floors import keep_streams
+from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
+from secateur.methods.pfp.by_error import DELTA, LEAST, C, difficulty, needed
+from secateur.methods.pfp.by_reader import Asking, errors
 from secateur.methods.pfp.sensitivity import Sensitivities
 from secateur.plan import Plan
 from secateur.statistics.gather import count, gather, pair
 
-#: How much of the budget is used, if channels allow.
-CLOSE = 0.99
+_UNSEEN = "The method 'pfp' has seen no data: call collect(batches, loss) before finish()."
+#: By how much log ε may grow where that uses the budget up.
+_GROWTH = 0.01
 
 
 class PFPSettings(Settings):
@@ -64,6 +74,9 @@ class PFPSettings(Settings):
 
     variant: Literal["det", "rand", "top"] = Field(
         "det", description="keep the most sensitive channels; draw them with weights; keep some and draw the rest"
+    )
+    units: Literal["all", "inside"] = Field(
+        "inside", description="all: residual streams too; inside: those only if the budget is out of reach"
     )
     kernel: Literal["sum", "max"] = Field(
         "sum", description="a channel's share is that of all its weights in a filter, or the largest single product"
@@ -100,6 +113,8 @@ class PFP(Method):
                 f"Groups that are not read by convolutions and linear layers alone stay whole: {few(whole)}."
             )
             self.constraints = self.constraints.keeping(whole)
+        if self.settings.units == "inside":
+            keep_streams(self)
         if self.normalise != "none":
             self.notes.append(f"PFP has one error for all layers, so normalise={self.normalise!r} was not applied.")
         self.sensitivities: Sensitivities | None = None
@@ -123,58 +138,87 @@ class PFP(Method):
     def _shares(self) -> dict[str, FloatArray]:
         """s_j by group."""
         if self.sensitivities is None:
-            raise ConfigError("The method 'pfp' has seen no data: call collect(batches, loss) before finish().")
+            raise ConfigError(_UNSEEN)
         parts = np.split(self.sensitivities.channels(int(self._ends[-1])), self._ends[:-1])
         return {group.name: part for group, part in zip(self.graph.groups, parts, strict=True)}
 
     def score(self) -> dict[str, FloatArray]:
-        """log ε of every channel: the largest error that still asks for it."""
+        """log ε of every channel: the largest error with which a layer that reads it still asks for it."""
         if not self._scores:
-            shares, alphas = self._shares(), self._alphas()
-            self._scores = {name: asked(values, alphas[name]) for name, values in shares.items()}
+            groups = self.graph.groups
+            found = errors(self._readers(), [group.width for group in groups])
+            self._scores = {group.name: values for group, values in zip(groups, found, strict=True)}
         return dict(self._scores)
 
-    def _alphas(self) -> dict[str, float]:
-        """α of every group: the largest of its readers'."""
-        assert self.sensitivities is not None
-        result = dict.fromkeys((group.name for group in self.graph.groups), difficulty(1, 1, self.settings.delta))
-        number = np.repeat(np.arange(len(result)), [group.width for group in self.graph.groups])
-        names = list(result)
+    def _readers(self) -> list[Asking]:
+        """Every layer that reads channels, with what it says of them."""
+        if self.sensitivities is None:
+            raise ConfigError(_UNSEEN)
+        found = []
         for name, positions in self.sensitivities.positions.items():
             table, layer = self._tables[name], cast(Any, self.model.get_submodule(name))
-            inside = table[table >= 0]
-            kernel = layer.weight[0, 0].numel() * len(inside) // len(np.unique(inside)) // getattr(layer, "groups", 1)
+            channels, place = np.unique(table[table >= 0], return_inverse=True)
+            if not len(channels):
+                continue
+            shares, flow = np.zeros(len(channels)), np.zeros(len(channels))
+            np.maximum.at(shares, place, self.sensitivities.of[name].double().cpu().numpy()[table >= 0])
+            np.add.at(flow, place, self.sensitivities.flow[name].cpu().numpy()[table >= 0])
+            kernel = layer.weight[0, 0].numel() * len(place) // len(channels) // getattr(layer, "groups", 1)
             alpha = difficulty(positions, max(kernel, 1), self.settings.delta)
-            for k in np.unique(number[inside]):
-                result[names[k]] = max(result[names[k]], alpha)
-        return result
+            found.append(Asking(channels, np.minimum(shares, 1.0), flow, alpha))
+        return found
 
     # ------------------------------------------------------------------------------------------------ the result
 
     def plan(self) -> Plan:
         """As many channels of every group as one error asks for."""
-        aim = Aim(self.graph, self.budget)
-        floors = dict(zip(aim.groups, self.constraints.floors(self.graph).tolist(), strict=True))
-        scores = self.score()
-        whole = {group.name: np.ones(group.width, dtype=np.bool_) for group in self.graph.groups}
-        goal, limits = (
-            Goal(self.graph.costs, aim.full, aim.limits),
-            Limits(floors, 1.0, {}, self.constraints.steps(self.graph), CLOSE),
-        )
-        masks = lower(self.graph, whole, scores, [goal], limits, self.allocator)
-        asking = [scores[name][~mask].max() for name, mask in masks.items() if not mask.all()]  # for more than is left
-        said = {"criterion": self.name, "budget": self.budget.as_dict(), "allocator": self.allocator}
-        provenance = said | {"log_error": float(max(asking))} if asking else said
+        masks, said = self._asked_for()
+        said |= {"criterion": self.name, "budget": self.budget.as_dict(), "allocator": self.allocator}
+        if (error := self._error(masks)) > LEAST:
+            said["log_error"] = error
         if self.settings.variant != "det":
             masks = {name: self._drawn(name, int(mask.sum()))[0] > 0 for name, mask in masks.items()}
-        return Plan(masks, provenance)
+        return Plan(masks, said)
+
+    def _asked_for(self) -> tuple[dict[str, BoolArray], dict[str, Any]]:
+        """Masks for the least ε within the budget; a group is spared to use more of it where ε hardly grows."""
+        floors = dict(
+            zip((g.name for g in self.graph.groups), self.constraints.floors(self.graph).tolist(), strict=True)
+        )
+        whole = {group.name: np.ones(group.width, dtype=np.bool_) for group in self.graph.groups}
+        goal = Goal.of(self.graph.costs, Aim(self.graph, self.budget))
+
+        def found(close: float) -> dict[str, BoolArray]:
+            limits = Limits(floors, steps=self.constraints.steps(self.graph), close=close)
+            return lower(self.graph, whole, self.score(), [goal], limits, self.allocator)
+
+        masks = found(0.0)
+        used = goal.used(np.array([int(mask.sum()) for mask in masks.values()]))
+        if used >= CLOSE:
+            return masks, {}
+        closer = found(CLOSE)
+        if self._error(closer) <= self._error(masks) + _GROWTH:
+            return closer, {}
+        return masks, {
+            "unspent": f"{1 - used:.1%} of the budget is left, for what would use it up asks for an error of all "
+            f"layers that is more than {_GROWTH:.0%} larger."
+        }
+
+    def _error(self, masks: Mapping[str, BoolArray]) -> float:
+        """log ε with which no more than these channels are asked for."""
+        scores = self.score()
+        return max((float(scores[name][~mask].max()) for name, mask in masks.items() if not mask.all()), default=LEAST)
 
     def _drawn(self, name: str, width: int) -> tuple[FloatArray, FloatArray]:
-        """Weights of one group's channels, `width` of which are not zero, and their sensitivities."""
-        values = self._shares()[name]
+        """Weights of one group's channels, `width` of which are not zero, and their sensitivities.
+
+        Draws go along the order of the scores, so that they follow the channels and not their numbers.
+        """
+        values, order = self._shares()[name], np.argsort(-self.score()[name], kind="stable")
         number = next(k for k, group in enumerate(self.graph.groups) if group.name == name)
-        generator = np.random.default_rng((self.seed, number))
-        return draw(values, width, self.settings.variant, generator), values
+        weights = np.zeros(len(values))
+        weights[order] = draw(values[order], width, self.settings.variant, np.random.default_rng((self.seed, number)))
+        return weights, values
 
     @torch.no_grad()
     def repair(self, model: nn.Module, plan: Plan) -> None:
@@ -282,8 +326,9 @@ ROW = MethodRow(
     acts="after training",
     granularity="channel",
     fidelity="the authors' code and the abstract were read, the theory's constants recalled, unverified (a budget "
-    "makes them irrelevant but for their ratio between layers); coupled channels by their largest sensitivity, costs "
-    "by the graph and draws until a width is reached are ours; one step of the paper's cascade",
+    "makes them irrelevant but for their ratio between layers); the union over layers in closed form, residual "
+    "streams whole, costs by the graph and draws until a width is reached are ours; one step of the paper's cascade",
     factory=PFP,
     settings=PFPSettings,
+    variants=({"variant": "rand"}, {"units": "all", "kernel": "max"}),
 )

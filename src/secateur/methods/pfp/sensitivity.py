@@ -5,8 +5,9 @@ For one sample, filter i and output position p, with the positive (or negative) 
     share of channel j = Σ_κ W[i, j, κ] a[j, κ, p] / Σ_j' Σ_κ W[i, j', κ] a[j', κ, p]                    kernel: sum
 
 and s_j is its maximum over samples, filters, positions and the four pairs of signs; with kernel: max the
-largest single product κ stands above the line. What a layer reads is looked at in blocks of patches. The shares of one
-block are never all in memory: it takes `BLOCK` numbers for the patches and `_PIECE` for shares.
+largest single product κ stands above the line. Beside these maxima stands a channel's share of all that flows into the
+layer's sums, over all samples, filters and positions at once. What a layer reads is looked at in blocks of patches.
+The shares of one block are never all in memory: it takes `BLOCK` numbers for the patches and `_PIECE` for shares.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
-from secateur._distributed import global_max
+from secateur._distributed import global_max, global_sum
 from secateur._protocols import FloatArray, IntArray
 from secateur.statistics.gather import Collector
 from secateur.statistics.patches import Lattice, patches
@@ -48,7 +49,8 @@ _SLACK = 1.0 + 1e-5
 class Sensitivities(Collector):
     """s_j of every channel in every layer that reads it, in one pass.
 
-    of: by layer, for each position of its input, [inputs]. positions, kernel sizes: of each layer, by name.
+    of: by layer, for each position of its input, [inputs]. flow: likewise, the share of Σ |W| |a| over everything that
+    the layer sums up. positions: how many outputs of a filter there are, by layer.
     """
 
     def __init__(
@@ -66,6 +68,9 @@ class Sensitivities(Collector):
         """
         self.tables, self.kernel, self._most, self._draw = tables, kernel, positions, (draw,)
         self.of: dict[str, torch.Tensor] = {}
+        self.flow: dict[str, torch.Tensor] = {}
+        self._weighed: dict[str, torch.Tensor] = {}  # Σ |W| over filters, [groups, columns]
+        self._inputs: dict[str, torch.Tensor] = {}  # Σ |a| over samples and positions, likewise
         self.positions: dict[str, int] = {}
         self._units: dict[str, list[_Units]] = {}
 
@@ -74,7 +79,9 @@ class Sensitivities(Collector):
         for name, table in self.tables.items():
             layer: Any = model.get_submodule(name)
             if not isinstance(layer, _ConvTransposeNd):
-                self._units[name] = _units(table, getattr(layer, "groups", 1), layer.weight)
+                groups = getattr(layer, "groups", 1)
+                self._units[name] = _units(table, groups, layer.weight)
+                self._weighed[name] = layer.weight.detach().double().abs().unflatten(0, (groups, -1)).sum(1).flatten(1)
                 yield layer.register_forward_hook(partial(self._look, name))
 
     @torch.no_grad()
@@ -94,12 +101,17 @@ class Sensitivities(Collector):
             units.read(weight)
         for part in signs:
             for block in patches(layer, part.float(), lattice, getattr(layer, "groups", 1)):
+                seen = block[:, :-1].sum(2, dtype=torch.float64)
+                self._inputs[name] = self._inputs[name] + seen if name in self._inputs else seen
                 for number, units in enumerate(self._units[name]):
                     units.raise_(self.of[name], block[number, :-1], self.kernel)
 
     def total(self) -> None:
-        """The maxima over all processes."""
+        """The maxima and sums over all processes."""
         self.of = {name: global_max(found) for name, found in sorted(self.of.items())}
+        for name in self.of:
+            flow = (self._weighed[name] * global_sum(self._inputs[name])).view(len(self.tables[name]), -1).sum(1)
+            self.flow[name] = flow / flow.sum().clamp_min(1e-300)
 
     def channels(self, count: int) -> FloatArray:
         """s [count] of every channel: the largest of all layers that read it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from secateur.report.page.words import number_of, several
 
@@ -13,13 +13,28 @@ def fairness(document: Mapping[str, Any]) -> list[str]:
     recipe = document["recipe"]
     train, finetune = recipe["train"], recipe["finetune"]
     first, last = (train["epochs"] if train else 0), finetune["epochs"]
-    groups: dict[tuple[str, str, bool], list[str]] = {}
-    for method in document["methods"]:
-        groups.setdefault((method["acts"], method["begins"], method["finetunes"]), []).append(method["label"])
+    epochs = {row["label"]: (row["epochs"]["train"] or 0, row["epochs"]["finetune"] or 0) for row in document["rows"]}
+    groups: dict[_Kind, list[str]] = {}
+    for method in (method for method in document["methods"] if method["label"] in epochs):
+        own, (acting, after) = {key: method.get(key) for key in _Kind._fields}, epochs[method["label"]]
+        kind = _Kind(**own | {"train": acting, "after": after})
+        groups.setdefault(kind, []).append(method["label"])
     found = [_all(first, last)]
-    for (acts, begins, finetunes), labels in groups.items():
-        found.append(f"{several(labels, 30)}: {_group(acts, begins, finetunes, first, last)}")
+    for kind, labels in groups.items():
+        found.append(f"{several(labels, 30)}: {_group(kind, train)}")
     return [*found, _chosen(train, finetune)]
+
+
+class _Kind(NamedTuple):
+    """How a method shares its epochs. train, after: epochs before and after the cut. The others are its row's."""
+
+    acts: str
+    begins: str
+    finetunes: bool
+    train: int
+    after: int
+    acting: float | None
+    acting_rate: float | None
 
 
 def _all(first: int, last: int) -> str:
@@ -30,34 +45,37 @@ def _all(first: int, last: int) -> str:
     )
 
 
-def _group(acts: str, begins: str, finetunes: bool, first: int, last: int) -> str:
-    if acts == "after training":
+def _group(kind: _Kind, train: Mapping[str, Any] | None) -> str:
+    acting, after = number_of(kind.train, "epoch"), number_of(kind.after, "epoch")
+    if kind.acts == "after training":
         return (
-            "same base weights for each seed, and the same fine-tuning epochs and learning rates "
-            f"({number_of(last, 'epoch')}), so that a difference comes from the pruning."
+            f"same base weights for each seed, and the same fine-tuning epochs and learning rates ({after}), so that a "
+            "difference comes from the pruning."
         )
-    if acts == "while training" and begins == "weights":
-        acting = -(-2 * last // 3)
-        after = f"and the other {last - acting} follow the cut" if last > acting else "and none follow the cut"
+    rate = f"a constant learning rate of {kind.acting_rate * train['lr']:g}" if kind.acting_rate and train else ""
+    if kind.acts == "while training" and kind.begins == "weights":
+        cut = f"and the other {kind.after} follow the cut" if kind.after else "and none follow the cut"
         return (
             "same base weights for each seed and the same total epochs; of the fine-tuning epochs the method is at "
-            f"work in the first {acting}, with a learning rate schedule of their own, {after}."
+            f"work in the first {kind.train}, with {rate or 'a learning rate schedule of their own'}, {cut}."
         )
-    if acts == "while training" and not finetunes:
+    new = "while a new network, with the initial weights of the seed's base network, is trained for"
+    if kind.acts == "while training" and not kind.after:
         return (
-            "no base weights, and no fine-tuning, as in their papers: the method is at work while a new network, with "
-            f"the initial weights of the seed's base network, is trained for {number_of(first + last, 'epoch')}, with "
+            f"no base weights, and no fine-tuning, as in their papers: the method is at work {new} {acting}, with "
             "the schedule of the base network's training over all of them. Same total epochs."
         )
-    if acts == "while training":
+    if kind.acts == "while training":
+        begun = f"no base weights: the method is at work {new} {acting}"
+        if kind.acting is None:
+            return f"{begun}; then the same fine-tuning epochs and learning rates. Same total epochs."
         return (
-            "no base weights: the method is at work while a new network, with the initial weights of the seed's base "
-            f"network, is trained for {number_of(first, 'epoch')}; then the same fine-tuning epochs and learning "
-            "rates. Same total epochs."
+            f"{begun}, with {rate or 'the schedule of the base network'}; then the narrow network for {after}, with "
+            "the schedule of the base network's training. Same total epochs."
         )
     return (
-        f"no base weights: the narrow network is trained from new weights for {number_of(first + last, 'epoch')}, with "
-        "the schedule of the base network's training over all of them. Same total epochs."
+        f"no base weights: the narrow network is trained from new weights for {acting}, with the schedule of the base "
+        "network's training over all of them. Same total epochs."
     )
 
 
