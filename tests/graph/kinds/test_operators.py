@@ -50,7 +50,7 @@ def unpooled_in_line(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
 
 
 def by_tbc(x: torch.Tensor, square: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    return torch.conv_tbc(x.flatten(2).permute(2, 0, 1), square[None], row, 0).permute(1, 2, 0).reshape_as(x)
+    return torch.conv_tbc(x.flatten(2).permute(2, 0, 1).contiguous(), square[None], row, 0).permute(1, 2, 0).reshape_as(x)
 
 
 def pointwise_exponential(x: torch.Tensor, square: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
@@ -143,15 +143,12 @@ class Only(nn.Module):
     ("function", "name"),
     [
         (lambda x: torch.ops.spellings.halved(x), "spellings::halved"),
-        (lambda x: torch.linalg.matrix_exp(x.permute(2, 3, 0, 1)[..., :2]).sum() * x.sort(1)[0] * 0 + 1, ""),
         (lambda x: torch.ops.spellings.halved(x.flatten(2)).view_as(x) + x, "halved"),
         (lambda x: x + torch.ops.spellings.halved(x.mean((2, 3)))[..., None, None], "halved"),
     ],
 )
 def test_a_refusal_names_the_operator(function: Callable[[torch.Tensor], torch.Tensor], name: str) -> None:
     model = unique(Only(function)).eval()
-    if not name:
-        pytest.skip("both operators may be followed")
     with pytest.raises(SecateurError) as refused:
         secateur.prune(model, image(), budget="flops=0.5")
     assert name in str(refused.value)
@@ -203,16 +200,6 @@ def test_networks_prepared_for_quantisation(prepare: Callable[[str], nn.Module],
         each.apply(torch.ao.quantization.disable_observer)
     assert error(*off, image()) <= 1e-5
     result.model.train()(image()).sum().backward()
-
-
-class Grouped(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.g, self.out = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1, groups=8), None
-        self.out = nn.Conv2d(32, 4, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(self.g(self.a(x).relu()).relu())
 
 
 def test_grouped_convolutions_with_heads_of_one_group_each() -> None:
