@@ -143,9 +143,7 @@ def test_narrowed_layers_have_aligned_widths(
     (Pixels, "up", 16), (Gated, "gate", 16), (Resnext, "b", 8), (Resnext, "a", 8), (Heads, "q", 8), (Heads, "kv", 8),
     (Parts, "parts", 8),
 ])  # fmt: skip
-def test_a_layer_of_several_indices_a_channel_can_shrink(
-    build: Callable[[], nn.Module], name: str, align: int
-) -> None:
+def test_a_layer_of_several_indices_a_channel_can_shrink(build: Callable[[], nn.Module], name: str, align: int) -> None:
     model, x = unique(build()).eval(), image(*((2, 9, 6) if build is Heads else (2, 3, 8, 8)))
     result = secateur.prune(model, x, align=align, allocator="ratios", ratios={"*": 0.5})
     assert widths(result.model)[name] < widths(model)[name]

@@ -89,9 +89,7 @@ def test_compiled_layers_have_the_same_groups_and_give_the_same_cut(way: Callabl
         with torch.no_grad():
             model(image())
     result = secateur.prune(model, image(), budget="flops=0.5")
-    assert plain_names({g.name: g.width for g in result.graph.groups}) == {
-        g.name: g.width for g in wanted.graph.groups
-    }
+    assert plain_names({g.name: g.width for g in result.graph.groups}) == {g.name: g.width for g in wanted.graph.groups}
     assert plain_names(result.plan.widths) == wanted.plan.widths
     assert result.after.macs == wanted.after.macs == macs(wanted.model, image())
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):

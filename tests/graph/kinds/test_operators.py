@@ -50,7 +50,9 @@ def unpooled_in_line(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
 
 
 def by_tbc(x: torch.Tensor, square: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    return torch.conv_tbc(x.flatten(2).permute(2, 0, 1).contiguous(), square[None], row, 0).permute(1, 2, 0).reshape_as(x)
+    return (
+        torch.conv_tbc(x.flatten(2).permute(2, 0, 1).contiguous(), square[None], row, 0).permute(1, 2, 0).reshape_as(x)
+    )
 
 
 def pointwise_exponential(x: torch.Tensor, square: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
