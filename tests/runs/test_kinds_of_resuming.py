@@ -80,7 +80,6 @@ def resumed(folder: Path) -> tuple[SecateurError | None, list[str]]:
     try:
         outcome = runs.resume(folder, progress=watched)
     except SecateurError as refusal:
-        assert "\n" not in str(refusal)
         return refusal, [str(refusal)]
     return None, [*watched.said, *outcome.results["method"]["notes"], *outcome.results["data"].get("notes", [])]
 
@@ -198,8 +197,9 @@ def test_an_export_that_cannot_work_costs_no_training(name: str, tmp_path: Path)
     try:
         outcome = runs.start(recipe, folder, progress=watched)
     except SecateurError as refusal:
-        assert plain(str(refusal))
-        assert "onnx" in str(refusal).casefold()
+        text = str(refusal)
+        assert plain(text)
+        assert "onnx" in text.casefold()
         assert epochs_of(folder) == 0
         return
     notes = [*outcome.results["method"]["notes"], *watched.said]

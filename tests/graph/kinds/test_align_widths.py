@@ -122,13 +122,12 @@ def widths(model: nn.Module) -> dict[str, int]:
             if isinstance(m, LAYERS)}  # fmt: skip
 
 
-@pytest.mark.parametrize("allocator", ["global", "uniform"])
 @pytest.mark.parametrize(("build", "shape", "align"), NETS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_narrowed_layers_have_aligned_widths(
-    build: Callable[[], nn.Module], shape: tuple[int, ...], align: int, allocator: str
+    build: Callable[[], nn.Module], shape: tuple[int, ...], align: int
 ) -> None:
     model, x = unique(build()).eval(), image(*shape)
-    result = secateur.prune(model, x, budget="flops=0.6", align=align, allocator=allocator)
+    result = secateur.prune(model, x, budget="flops=0.6", align=align)
     before, after = widths(model), widths(result.model)
     narrowed = {name for name in before if after[name] < before[name]}
     assert narrowed
