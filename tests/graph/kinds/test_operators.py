@@ -185,8 +185,7 @@ def by_graph(backend: str) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
-@pytest.mark.parametrize("prepare", [eagerly, by_graph], ids=["eager", "fx"])
+@pytest.mark.parametrize(("prepare", "backend"), [(eagerly, "fbgemm"), (eagerly, "qnnpack"), (by_graph, "qnnpack")])
 def test_networks_prepared_for_quantisation(prepare: Callable[[str], nn.Module], backend: str) -> None:
     """The cut of a prepared network is the cut of the network without its observers."""
     torch.manual_seed(0)

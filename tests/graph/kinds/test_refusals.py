@@ -135,10 +135,6 @@ def exported(model: nn.Module) -> Any:
     return torch.export.export(model, (image(),)).module()
 
 
-def exported_and_decomposed(model: nn.Module) -> Any:
-    return torch.export.export(model, (image(),)).run_decompositions().module()
-
-
 def exported_program(model: nn.Module) -> Any:
     return torch.export.export(model, (image(),))
 
@@ -153,9 +149,7 @@ def exported_part(model: nn.Module) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "how", [exported, exported_and_decomposed, exported_program, scripted, exported_part], ids=lambda h: h.__name__
-)
+@pytest.mark.parametrize("how", [exported, exported_program, scripted, exported_part], ids=lambda h: h.__name__)
 def test_exported_and_traced_modules(how: Callable[[nn.Module], Any]) -> None:
     given = how(unique(Base()).eval())
     names = ("export", "jit", "script", "traced", "ExportedProgram", "written in code")
