@@ -83,6 +83,7 @@ RANDOM = [
 
 @pytest.mark.parametrize("function", RANDOM, ids=lambda f: f.__name__)
 def test_a_random_forward_is_named_or_pruned_rightly(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    torch.manual_seed(0)
     model = unique(Base()).eval()
     model.between = function
     result = right_or_refused(lambda: secateur.prune(model, image(), budget="flops=0.5"), "random", "dropout", "noise")
