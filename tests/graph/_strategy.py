@@ -400,7 +400,7 @@ class Numbered(nn.Module):
 
 
 # Whether the random networks have blocks whose inside reaches an output in training mode alone.
-TRAINING_HEADS = False
+TRAINING_HEADS = True
 
 
 class TrainingHead(nn.Module):

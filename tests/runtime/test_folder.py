@@ -361,3 +361,10 @@ def test_exporting_again_keeps_the_hashes_true(run: Run, copied: Copy, tmp_path:
 
 def test_the_two_runs_differ_in_weights_alone(run: Run, other_run: Run) -> None:
     assert not computes_the_same(run.narrow, other_run.narrow)
+
+
+def test_a_network_for_inference_only_can_be_pruned(run: Run) -> None:
+    loaded = secateur.load(run.folder)
+    result = secateur.prune(loaded, run.inputs, budget="flops=0.9")
+    assert result.verification is not None
+    assert result.verification.passed

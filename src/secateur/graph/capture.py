@@ -332,7 +332,11 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
     mode, so that they need no batch; where the rest cannot do without one, leaf modules stay as well. What this run
     computes does not count as cost. Where it fails, as a forward that needs targets does, that is told.
     """
-    twin.train()
+    try:
+        twin.train()
+    except Exception:  # a network for inference only, as one read from an exported file, has no other mode
+        twin.eval()
+        return
     for module in twin.modules():
         if isinstance(module, STEADY):
             module.training = False

@@ -122,7 +122,7 @@ def cut_rightly(
     before, mode = copy.deepcopy(model.state_dict()), model.training
     whole = copy.deepcopy(model)
     if "budget" not in options:
-        options = {"criterion": "random", "allocator": "ratios", "ratios": {"*": share}, **options}
+        options = {"method": "random", "allocator": "ratios", "ratios": {"*": share}, **options}
     result = secateur.prune(model, inputs, **options)
     assert result.verification is None or result.verification.passed
     for each in (inputs, *others):
