@@ -6,7 +6,7 @@ promises are the real tensors sliced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,8 +98,18 @@ def _take_on_cpu(tensor: torch.Tensor, kept: tuple[Ids | None, ...]) -> torch.Te
     return torch.from_numpy(array).view(tensor.dtype)
 
 
-def check(model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools) -> list[Repair]:
-    """What a cut would set on `model`, which stays as it is; `SizeConflict` where a size in its code cannot follow."""
+def check(
+    model: nn.Module,
+    inputs: object,
+    recording: Recording,
+    solution: Solution,
+    alive: Bools,
+    about: Collection[int] = (),
+) -> list[Repair]:
+    """What a cut would set on `model`, which stays as it is; `SizeConflict` where a size in its code cannot follow.
+
+    about: the calls that are of interest, if not all are.
+    """
     slices, tensors = slices_of(recording, alive), named_tensors(model)
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
 
@@ -114,7 +124,7 @@ def check(model: nn.Module, inputs: object, recording: Recording, solution: Solu
         twin = clone_module(model, shape_only)
     else:
         twin = clone_module(model, lambda t: take(t, by_id.get(id(t)) or (None,) * t.dim()))
-    return repair_sizes(twin, inputs, Sizes(recording, solution, alive))
+    return repair_sizes(twin, inputs, Sizes(recording, solution, alive), about)
 
 
 def cut(
