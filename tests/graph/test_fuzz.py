@@ -8,7 +8,7 @@ import pytest
 import torch
 from _harness import assert_applies, assert_same_state, assert_sound, call, halve, masked_error, outputs, state
 from _strategy import FAMILIES, Block, Spec, build, specs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -16,14 +16,26 @@ import secateur
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "sizes"])
 @given(data=st.data())
 def test_random_network(family: str, data: st.DataObject) -> None:
     check(data.draw(specs(family), label="spec"))
 
 
+#: Examples of what takes longer, because sizes settle or widths are chosen within a budget.
+FEW = settings(max_examples=settings().max_examples // 20)
+
+
+@pytest.mark.fuzz
+@FEW
+@given(data=st.data())
+def test_random_network_with_sizes_in_code(data: st.DataObject) -> None:
+    check(data.draw(specs("sizes"), label="spec"))
+
+
 @pytest.mark.fuzz
 @pytest.mark.parametrize("family", FAMILIES)
+@FEW
 @given(data=st.data())
 def test_random_network_aligned(family: str, data: st.DataObject) -> None:
     check_aligned(data.draw(specs(family), label="spec"), data.draw(st.sampled_from([4, 8, 16]), label="align"))

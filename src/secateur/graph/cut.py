@@ -6,7 +6,7 @@ promises are the real tensors sliced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -108,7 +108,12 @@ def _taken(tensor: torch.Tensor, kept: tuple[Ids | None, ...] | None) -> torch.T
 
 
 def _tried(
-    model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools
+    model: nn.Module,
+    inputs: object,
+    recording: Recording,
+    solution: Solution,
+    alive: Bools,
+    about: Collection[int] = (),
 ) -> tuple[nn.Module, Sizes, list[Repair]]:
     """A narrow copy without values, the sizes it was held against, and what was set on it so that it runs."""
     slices, tensors = slices_of(recording, alive), named_tensors(model)
@@ -129,12 +134,22 @@ def _tried(
     else:
         twin = clone_module(model, lambda t: _taken(t, by_id.get(id(t))))  # a forward may write to its buffers
     sizes = Sizes(recording, solution, alive)
-    return twin, sizes, repair_sizes(twin, inputs, sizes)
+    return twin, sizes, repair_sizes(twin, inputs, sizes, about)
 
 
-def check(model: nn.Module, inputs: object, recording: Recording, solution: Solution, alive: Bools) -> None:
-    """Raise `SizeConflict` where a size in the model's code cannot follow a cut; the model stays as it is."""
-    _tried(model, inputs, recording, solution, alive)
+def check(
+    model: nn.Module,
+    inputs: object,
+    recording: Recording,
+    solution: Solution,
+    alive: Bools,
+    about: Collection[int] = (),
+) -> None:
+    """Raise `SizeConflict` where a size in the model's code cannot follow a cut; the model stays as it is.
+
+    about: the calls that are of interest, if not all are.
+    """
+    _tried(model, inputs, recording, solution, alive, about)
 
 
 def cut(

@@ -7,7 +7,7 @@ code) is a `SizeConflict`, and the plan has to do without those channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import combinations, islice
 
 from torch import nn
@@ -19,10 +19,14 @@ from secateur.graph.standard import standard_repairs
 
 #: Pairs of attributes of one module that are tried together.
 _COMBINED = 12
+#: Tries at calls that are of no interest themselves.
+_BRIEFLY = 8
 
 
-def repair_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Repair]:
+def repair_sizes(model: nn.Module, inputs: object, sizes: Sizes, about: Collection[int] = ()) -> list[Repair]:
     """Set every attribute of `model` (narrowed, shapes only) that must follow; returns what was set.
+
+    about: the calls that are of interest, if not all are; others get a few tries, and what is behind them none.
 
     Raises `SizeConflict` naming the first call that no attribute explains.
     """
@@ -31,7 +35,7 @@ def repair_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Repair]
     modules = dict(model.named_modules())
     for repair in done:
         repair.apply(modules[repair.module])
-    search = _Search(model, inputs, sizes, modules)
+    search = _Search(model, inputs, sizes, modules, about)
     done += search.run()
     for module, training in modes:
         module.training = training
@@ -41,14 +45,22 @@ def repair_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Repair]
 class _Search:
     """Tries attributes one after the other; what helps in one module is applied to its siblings of the same class."""
 
-    def __init__(self, model: nn.Module, inputs: object, sizes: Sizes, modules: dict[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: object,
+        sizes: Sizes,
+        modules: dict[str, nn.Module],
+        about: Collection[int] = (),
+    ) -> None:
         self.model, self.inputs, self.sizes, self.modules = model, inputs, sizes, modules
+        self.about, self.last = about, max(about, default=len(sizes.recording.calls))
         self.done: set[tuple[str, str, Path]] = set()
 
     def run(self) -> list[Repair]:
         done: list[Repair] = []
         found = check_sizes(self.model, self.inputs, self.sizes)
-        while found:
+        while found and found[0].call <= self.last:
             step, found = self._step(found)
             done += step
             self.done |= {(r.module, r.attribute, r.path) for r in step}
@@ -58,7 +70,8 @@ class _Search:
         """Mend the first disagreement: the first candidate after which the run gets further."""
         first = found[0].call
         severity = _severity(found)
-        for candidate in self._candidates(first):
+        tries = None if not self.about or first in self.about else _BRIEFLY
+        for candidate in islice(self._candidates(first), tries):
             repairs = [r for one in candidate for r in self._with_siblings(one, first)]
             for repair in repairs:
                 repair.apply(self.modules[repair.module])

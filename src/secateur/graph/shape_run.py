@@ -26,7 +26,7 @@ class Disagreement:
 
 
 class _Checker(Mode):
-    """Runs a narrowed model, compares every call with what the plan promises, and mends shapes so that it goes on."""
+    """Runs a narrowed model and compares every call with what the plan promises, up to the first that disagrees."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -60,6 +60,8 @@ class _Checker(Mode):
             out = torch.empty(promised[0], device="meta", dtype=_dtype(args))
         out = self._check_shapes(out, self.sizes.fitting(call, promised, [tuple(t.shape) for t in tensors_in(out)]))
         self.at += 1
+        if self.found:
+            raise _Enough
         return out
 
     def _narrow(self, call: Call) -> Any:
@@ -101,6 +103,10 @@ def _reshaped(out: Any, outs: list[torch.Tensor], promised: tuple[tuple[int, ...
     return map_args(out, lambda t: swap.get(id(t), t))
 
 
+class _Enough(BaseException):
+    """The first call that disagrees is all there is to know; no model may catch this."""
+
+
 class _Diverged(Exception):
     def __init__(self, call: int, detail: str) -> None:
         super().__init__(detail)
@@ -112,7 +118,7 @@ def _dtype(args: Any) -> torch.dtype:
 
 
 def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagreement]:
-    """Every call of the narrowed model that does not get the sizes the plan promises, in order."""
+    """What is wrong with the first call of the narrowed model that does not get the sizes the plan promises."""
     meta = sizes.recording.on_meta
     args, kwargs = map_tensors(as_call(inputs), to_meta if meta else lambda t: t.detach().clone())
     model.eval()
@@ -121,6 +127,8 @@ def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagree
     try:
         with plain_kernels(), module_stack(model, checker.stack), checker:
             model(*args, **kwargs)
+    except _Enough:
+        pass
     except _Diverged as error:
         checker.found.append(Disagreement(error.call, str(error)))
     except Exception as error:

@@ -27,7 +27,7 @@ from secateur.graph.summary import summary
 from secateur.graph.verify import Verification, verify
 
 #: Cuts on which a remedy for a size in code is tried.
-_TRIALS = 3
+_TRIALS = 2
 #: A remedy takes little where the MACs of the narrowest network grow by less than this share of all.
 _SPARED = 0.02
 
@@ -224,13 +224,15 @@ class Graph:
                 if floor >= least or known or not tried.spares(self.solution, solution):
                     break
                 seen.add(alike)
-                failed = self._conflict(solution, list(tried.of))
-                if failed is None:
+                failed = self._conflict(solution, list(tried.of), trials=1 if tried.fixes else _TRIALS)
+                helps = failed is None or (bool(tried.fixes) and failed != calls[0])
+                if helps:
                     best, least = Done(number, tuple(without)), floor
-                if failed is None or failed == calls[0]:
+                if helps or failed is None or failed == calls[0]:
                     break
                 without.append(failed)  # there the size is another matter
-            if least <= enough:
+            # what is frozen later is more
+            if least <= enough or (best is not None and best.number == number and remedy.fixes):
                 break
         return best
 
@@ -243,12 +245,13 @@ class Graph:
         costs = CostModel(self.recording, solution, {})
         return float(costs.evaluate(np.ones(len(solution.groups)))["macs"])
 
-    def _conflict(self, solution: Solution, calls: list[int]) -> int | None:
+    def _conflict(self, solution: Solution, calls: list[int], trials: int) -> int | None:
         """Which of these calls meets a conflict in cuts to several widths; None if none does."""
-        for seed in range(_TRIALS):
+        for seed in range(trials):
             masks = trial_masks(solution, self.recording, calls, seed)
             try:
-                check(self.model, self.example_inputs, self.recording, solution, alive_slots(solution, masks))
+                alive = alive_slots(solution, masks)
+                check(self.model, self.example_inputs, self.recording, solution, alive, calls)
             except SizeConflict as other:
                 if other.call in calls:
                     return other.call
