@@ -18,6 +18,7 @@ import secateur
 from secateur.errors import RunError
 from secateur.models import create
 from secateur.runtime import export_pt2, save_model
+from secateur.runtime.inputs import Signature
 
 X = torch.zeros(1, 1, 8, 8)
 
@@ -169,3 +170,60 @@ def test_a_name_that_is_too_long_is_one_sentence(pruned: secateur.Result, tmp_pa
         save(tmp_path / name, pruned.model, pruned.plan)
     with pytest.raises(RunError, match="There is no folder"):
         secateur.load(tmp_path / name)
+
+
+class Described(nn.Module):
+    """Called with an image, a dict of tensors, a number and a text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(
+        self, x: torch.Tensor, more: dict[str, torch.Tensor], *, scale: float, mode: str = "mean"
+    ) -> torch.Tensor:
+        x = self.b(self.a(x) * scale).relu() * more["mask"]
+        return x.mean((2, 3)) if mode == "mean" else x.amax((2, 3))
+
+
+DESCRIBED = secateur.Inputs(torch.randn(2, 3, 8, 8), {"mask": torch.ones(2, 1, 8, 8)}, scale=0.5, mode="max")
+
+
+def test_dicts_and_plain_numbers_are_saved_with_a_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = secateur.prune(Described(), DESCRIBED, budget="flops=0.6")
+    save_model(tmp_path / "out", result.model, reference="mine.py:Described", inputs=DESCRIBED, plan=result.plan)
+    again = secateur.load(tmp_path / "out", model=Described()).eval()
+    wanted = result.model.eval()(*DESCRIBED.args, **DESCRIBED.kwargs)
+    assert torch.equal(again(*DESCRIBED.args, **DESCRIBED.kwargs), wanted)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"args": [{"tensor": 0}]},
+        {"args": [{"tensor": 0}, {"tensor": 0}], "kwargs": {}},
+        {"args": [{"tensor": 1}], "kwargs": {}},
+        {"args": [{"tensor": True}], "kwargs": {}},
+        {"args": [{"tensor": 0, "value": 1}], "kwargs": {}},
+        {"args": [{"code": "1"}, {"tensor": 0}], "kwargs": {}},
+        {"args": [{"value": [1]}, {"tensor": 0}], "kwargs": {}},
+        [1],
+    ],
+)
+def test_a_forged_call_is_refused(form: object) -> None:
+    with pytest.raises(RunError, match="malformed"):
+        Signature.read([[1, 2]], ["float32"], None, form)
+
+
+def test_every_call_comes_back() -> None:
+    x, y = torch.zeros(1, 2), torch.zeros(3, dtype=torch.int64)
+    for inputs in (x, (x, y), {"a": x, "b": y}, secateur.Inputs(x, b=y), (x, [y, (1, None)]), ({"k": x}, 2.5, True)):
+        noted = Signature.of(inputs)
+        again = Signature.read(*map(_json, (noted.shapes, noted.types, noted.names, noted.form)))
+        assert again == noted
+        assert Signature.of(again.make()) == noted
+
+
+def _json(value: object) -> object:
+    return json.loads(json.dumps(value))

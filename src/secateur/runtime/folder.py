@@ -25,7 +25,7 @@ from secateur.graph.modules import as_call, clone_module, map_tensors, unwrap
 from secateur.plan import Plan, kept_fingerprint
 from secateur.runtime import stored
 from secateur.runtime.archive import NotRun, read_archive
-from secateur.runtime.inputs import Inputs, to_device
+from secateur.runtime.inputs import Signature, to_device
 from secateur.runtime.program import Program
 from secateur.runtime.stored import Stored
 from secateur.runtime.weights import misfit, state_tensors
@@ -72,7 +72,7 @@ def save_model(
             network,
             reference=reference,
             arguments=dict(arguments or {}),
-            inputs=Inputs.of(inputs),
+            inputs=Signature.of(inputs),
             plan=plan,
             metadata={**more, **({"left_out": left_out} if left_out else {})},
         )
@@ -147,7 +147,7 @@ def _check_again(content: Stored, fresh: nn.Module) -> None:
 
 
 def _as(inputs: Any, model: nn.Module) -> Any:
-    """Inputs with numbers as precise as those of the model."""
+    """Signature with numbers as precise as those of the model."""
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return map_tensors(inputs, lambda tensor: tensor.to(kind) if tensor.is_floating_point() else tensor)
 

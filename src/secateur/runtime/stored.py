@@ -22,7 +22,7 @@ from secateur._version import __version__
 from secateur.errors import ConfigError, RunError
 from secateur.graph.modules import named_tensors
 from secateur.plan import Plan, kept_fingerprint, shapes_fingerprint
-from secateur.runtime.inputs import Inputs
+from secateur.runtime.inputs import Signature
 from secateur.runtime.weights import canonical, misfit, save_tensors, state_tensors
 
 FORMAT = "secateur.model"
@@ -38,7 +38,7 @@ class Stored:
     path: Path
     tensors: dict[str, torch.Tensor]
     header: Mapping[str, str]
-    inputs: Inputs
+    inputs: Signature
     reference: str
     arguments: dict[str, Any]
 
@@ -91,7 +91,7 @@ def described(
     *,
     reference: str,
     arguments: Mapping[str, Any],
-    inputs: Inputs,
+    inputs: Signature,
     plan: Plan,
     metadata: Mapping[str, Any],
 ) -> Stored:
@@ -107,6 +107,7 @@ def described(
         "inputs": json.dumps(inputs.shapes),
         "input_types": json.dumps(inputs.types),
         "input_names": json.dumps(inputs.names),
+        **({"input_form": json.dumps(inputs.form)} if inputs.form is not None else {}),
         "plan": kept_fingerprint(plan),
         "architecture": plan.architecture or "",
         "narrow": shapes_fingerprint(named_tensors(model)),
@@ -157,7 +158,9 @@ def read(path: Path) -> Stored:
     arguments = _parsed(path, header, "arguments")
     if not isinstance(arguments, dict):
         raise _malformed(path, "arguments")
-    inputs = Inputs.read(*(_parsed(path, header, key) for key in ("inputs", "input_types", "input_names")))
+    noted = [_parsed(path, header, key) for key in ("inputs", "input_types", "input_names")]
+    form = _parsed(path, header, "input_form") if "input_form" in header else None
+    inputs = Signature.read(noted[0], noted[1], noted[2], form)
     return Stored(path, tensors, header, inputs, header["reference"], arguments)
 
 
