@@ -297,6 +297,31 @@ def test_channels_that_several_layers_read_are_chosen_for_all_of_them(second: fl
     assert method.plan().masks["stem"].tolist() == [True, False, True, False]
 
 
+class Beside(nn.Module):
+    """One layer reads four channels, and beside them what they are made of, which stays: that tells the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.last = nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(8, 5, 1, bias=False)
+        with torch.no_grad():
+            self.stem.weight.copy_(torch.eye(4).view(4, 4, 1, 1))
+            own = self.last.weight[:, :4].div_(self.last.weight[:, :4].norm(dim=0))
+            self.last.weight[:, 4:] = own * torch.tensor([0.0, 0.0, 0.0, 10.0]).view(1, 4, 1, 1)
+            own.mul_(torch.tensor([1.0, 0.9, 0.3, 0.2]).view(1, 4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.cat([self.stem(x), x], 1)).mean((2, 3))
+
+
+def test_what_other_inputs_answer_is_no_merit_of_a_channel() -> None:
+    """The last channel says what an input beside it says ten times as loud; the first two say most by themselves."""
+    x = torch.randn(64, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    method = CP(Beside().eval(), x[:1], budget="flops=0.68", positions=36)
+    method.collect([(x, None)], F.cross_entropy)
+    assert method.plan().masks["stem"].tolist() == [True, True, False, False]
+
+
 def _read(model: nn.Module, layers: list[str], x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """What layers read (patches [N, columns]) and answer [N, outputs], their biases taken away."""
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
