@@ -46,7 +46,7 @@ def method_step(method: DCPCAC, optimiser: torch.optim.Optimizer, x: torch.Tenso
         optimiser.zero_grad()
         output = method(x)
         method.after_forward(output, y)
-        F.cross_entropy(output, y).backward()
+        (F.cross_entropy(output, y) + method.loss()).backward()
         method.after_backward()
         optimiser.step()
         method.after_step()

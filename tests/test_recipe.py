@@ -105,10 +105,10 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def test_choices_are_those_of_the_allocators() -> None:
     fields = Recipe.model_fields
-    assert {*get_args(fields["allocator"].annotation), "ratios"} == set(ALLOCATORS)
-    choices, null = get_args(fields["normalise"].annotation)
-    assert set(get_args(choices)) == set(NORMALISATIONS)
-    assert null is type(None)
+    for name, wanted in (("allocator", set(ALLOCATORS) - {"ratios"}), ("normalise", set(NORMALISATIONS))):
+        choices, null = get_args(fields[name].annotation)
+        assert set(get_args(choices)) == wanted
+        assert null is type(None)
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,41 @@ def test_per_cost_prunes_what_is_dear() -> None:
     assert allocate(negative, graph, "flops=0.5", allocator="per_cost", normalise="none").widths == widths
 
 
+@pytest.mark.parametrize("low", [-1e-9, -1.0, -1e6])
+def test_one_negative_score_changes_nothing_for_the_others(low: float) -> None:
+    """Per cost: as far below zero as it may be, the channel that does harm goes, and all others keep their order."""
+    graph = small()
+    scores = {name: np.abs(score) + 0.1 for name, score in scores_of(graph).items()}
+    plans = []
+    for value in (0.0, low):
+        scores["layer2.conv"][3] = value
+        plans.append(allocate(scores, graph, "flops=0.5", allocator="per_cost", normalise="none"))
+    assert plans[0] == plans[1]
+    assert not plans[0].masks["layer2.conv"][3]
+
+
+@pytest.mark.parametrize("normalise", ["standard", "gauss"])
+def test_normalising_below_zero_leaves_scores_a_say_per_cost(normalise: str) -> None:
+    """Half of the channels are below the mean of their group then; an outlier among them decides about itself alone."""
+    graph = small()
+    scores = scores_of(graph)
+    wanted = allocate(scores, graph, "flops=0.5", allocator="per_cost", normalise=normalise)
+    scores["stem"] = scores["stem"].copy()
+    scores["stem"][int(np.argmin(scores["stem"]))] -= 1e-3  # the worst becomes a little worse
+    assert allocate(scores, graph, "flops=0.5", allocator="per_cost", normalise=normalise).widths == wanted.widths
+    for name, mask in wanted.masks.items():
+        assert mask.all() or scores[name][mask].min() >= scores[name][~mask].max()
+
+
+def test_per_cost_lets_harm_go_first_the_dearer_the_sooner() -> None:
+    convs = [FakeConv("dear", (), 0, pixels=4, frozen_in=1), FakeConv("cheap", (), 1, pixels=1, frozen_in=1)]
+    graph = build((4, 4), convs, norms=False)
+    scores = {"dear": np.array([3.0, 2.0, -1.0, -1.0]), "cheap": np.array([3.0, 2.0, 1.0, -1.0])}
+    for budget, widths in (("flops=0.81", (3, 4)), ("flops=0.61", (2, 4)), ("flops=0.56", (2, 3))):
+        plan = allocate(scores, graph, budget, allocator="per_cost", normalise="none")
+        assert (plan.widths["dear"], plan.widths["cheap"]) == widths, budget
+
+
 def test_per_cost_handles_equal_peaks() -> None:
     """No single group lowers the maximum of two equal peaks, yet the third group must not pay."""
     convs = [

@@ -28,10 +28,8 @@ def uniform(blocks: Blocks, bounds: Bounds) -> IntArray:
 
 def per_cost(blocks: Blocks, bounds: Bounds) -> IntArray:
     """Remove what has the lowest score per cost: what one channel adds to the bounds that are not met yet."""
-    # a negative score divided by a high cost would look better than by a low one
-    score = blocks.score - min(float(blocks.score.min(initial=0.0)), 0.0)
     limits, widths = bounds.values(), blocks.full.copy()
-    everything = np.arange(len(score))
+    everything = np.arange(len(blocks.score))
     marginal = np.ones(len(widths))
     for left in range(_STEPS, 0, -1):
         excess = np.maximum(bounds.one(widths) - limits, 0.0)
@@ -40,18 +38,25 @@ def per_cost(blocks: Blocks, bounds: Bounds) -> IntArray:
         marginal = _marginal(blocks, bounds, widths, excess)
         kept = everything[blocks.end <= widths[blocks.group]]
         target = Bounds(bounds.costs, dict(zip(bounds.limits, limits + excess * ((left - 1) / left), strict=True)))
-        widths = longest(blocks, _by_worth(blocks, score, marginal, kept), blocks.floors, target)
-    return refill(blocks, _by_worth(blocks, score, marginal, everything), widths, bounds)
+        widths = longest(blocks, _by_worth(blocks, marginal, kept), blocks.floors, target)
+    return refill(blocks, _by_worth(blocks, marginal, everything), widths, bounds)
 
 
-def _by_worth(blocks: Blocks, score: FloatArray, marginal: FloatArray, chosen: IntArray) -> IntArray:
-    """Return the `chosen` blocks by score per cost, highest first; blocks that cost nothing come first of all."""
+def _by_worth(blocks: Blocks, marginal: FloatArray, chosen: IntArray) -> IntArray:
+    """Return the `chosen` blocks by score per cost, highest first; blocks that cost nothing come first of all.
+
+    What has a negative score does harm, and the more the dearer it is: it is worth score times cost. Adding a number to
+    all scores instead, so that none is negative, would leave nothing but the cost to decide.
+    """
+    tiny = np.finfo(np.float64).tiny
     # dividing by the largest cost and score keeps ratios finite and leaves their order alone
-    cost = (marginal / max(float(marginal.max(initial=0.0)), np.finfo(np.float64).tiny))[blocks.group[chosen]]
-    free, paid = chosen[cost <= 0], chosen[cost > 0]
-    worth = score[paid] / max(float(score.max(initial=0.0)), np.finfo(np.float64).tiny) / cost[cost > 0]
-    # both sorts are stable: ties fall to the earlier group, and the blocks of one group stay bottom first
-    return np.concatenate([free[np.argsort(-score[free], kind="stable")], paid[np.argsort(-worth, kind="stable")]])
+    cost = (marginal / max(float(marginal.max(initial=0.0)), tiny))[blocks.group[chosen]]
+    score = (blocks.score / max(float(np.abs(blocks.score).max(initial=0.0)), tiny))[chosen]
+    paid = np.maximum(cost, tiny)
+    worth = np.where(score > 0, score / paid, score * paid)
+    worth[cost <= 0] = np.inf
+    # ties: by score where nothing is paid, then the cheaper, then the earlier group, whose blocks stay bottom first
+    return chosen[np.lexsort((cost, np.where(cost <= 0, -score, 0.0), -worth))]
 
 
 def _marginal(blocks: Blocks, bounds: Bounds, widths: IntArray, excess: FloatArray) -> FloatArray:

@@ -32,6 +32,7 @@ from secateur._hints import choose
 from secateur._protocols import IntArray
 from secateur._settings import Section, validated
 from secateur.allocate import ALLOCATORS, NORMALISATIONS, Constraints, allocate
+from secateur.allocate.ties import undecided
 from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import SizeConflict, trace
@@ -132,7 +133,7 @@ class Method(nn.Module):
         steps: int | None = None,
         seed: int = 0,
         constraints: Constraints | None = None,
-        allocator: str = "global",
+        allocator: str | None = None,
         normalise: str | None = None,
         attention: Literal["heads", "head_dim"] = "heads",
         watch: Watcher | None = None,
@@ -156,7 +157,9 @@ class Method(nn.Module):
         self.budget = Budget.parse(budget)
         self.steps = _steps(steps)
         self.seed, self.constraints = seed, constraints or Constraints()
-        self.allocator = choose(allocator, [a for a in ALLOCATORS if a != "ratios"], "allocator")
+        self.allocator = choose(
+            allocator or self.usual_allocator(), [a for a in ALLOCATORS if a != "ratios"], "allocator"
+        )
         self.normalise = choose(normalise or self.comparable, NORMALISATIONS, "normalisation")
         self.example_inputs = example_inputs
         self.graph = trace(model, example_inputs, attention=attention)
@@ -193,6 +196,10 @@ class Method(nn.Module):
             setattr(cls, "collect", reading(cls.collect))  # noqa: B010
 
     # ------------------------------------------------------------------------------------------------- hooks
+
+    def usual_allocator(self) -> str:
+        """How scores become widths within `self.budget` if nobody says."""
+        return "global"
 
     def prepare(self) -> None:
         """Insert gates, hooks and collectors into `self.model`; `self.graph` is there."""
@@ -302,6 +309,7 @@ class Method(nn.Module):
         plan.architecture = self._architecture
         settings = self.settings.model_dump(mode="json")
         plan.provenance.update({"method": self.name, "seed": self.seed, "settings": settings})
+        self._note([plan.provenance[key] for key in ("undecided",) if key in plan.provenance])
         self._note(remember(self.graph, plan))
         inputs = _moved(self.example_inputs, self.device)
         plain, own, result = self._cut(plan, inputs)
@@ -358,9 +366,11 @@ class Method(nn.Module):
         return min(self.step / self.steps, 1.0)
 
     def _allocate(self, scores: Mapping[str, Any]) -> Plan:
-        return allocate(
+        plan = allocate(
             scores, self.graph, self.budget, self.constraints, allocator=self.allocator, normalise=self.normalise
         )
+        plan.provenance |= {"undecided": said} if (said := undecided(scores, plan.masks)) else {}
+        return plan
 
     def _check_reach(self) -> None:
         """BudgetError where not even the narrowest network meets the budget."""

@@ -92,7 +92,7 @@ EXAMPLE = np.array([6.0, 2.0, 4.0]), np.array([48.0, 48.0, 12.0]), np.array([3.0
 
 def test_combination_example() -> None:
     """Property 3: I = (.375, -.29167, .041667), so unit 1 goes first, then 2."""
-    found = importance(*EXAMPLE, CPMCSettings(v_mode="sum", alpha=0.5, beta=0.5))
+    found = importance(*EXAMPLE, CPMCSettings(v_mode="sum", alpha=0.5, beta=0.5, normaliser="max"))
     np.testing.assert_allclose(found, [0.375, -0.2916666667, 0.0416666667], rtol=1e-9)
     assert np.argsort(found).tolist() == [1, 2, 0]
 
@@ -124,7 +124,8 @@ def test_pure_weight_dependency_and_its_known_weakness() -> None:
     model = chain()
     graph, pure = traced(model), {"alpha": 0.0, "beta": 0.0, "v_mode": "sum"}
     value = np.concatenate(weight_values(graph))
-    np.testing.assert_allclose(units(graph, **pure), value / value.max())
+    np.testing.assert_allclose(units(graph, **pure, normaliser="max"), value / value.max())
+    np.testing.assert_allclose(units(graph, **pure), (value - value.min()) / (value.max() - value.min()))
     before = order(graph, **pure)
     with torch.no_grad():
         for layer in (model[0], model[3], model[5], model[10]):
@@ -376,10 +377,10 @@ def shares(graph: Graph, **settings: Any) -> list[float]:
 
 def test_sums_empty_narrow_layers_and_set_means_do_not(vgg: Graph) -> None:
     for weight in (0.0, 0.25, 0.5):
-        found = shares(vgg, v_mode="sum", alpha=weight, beta=weight)
+        found = shares(vgg, v_mode="sum", alpha=weight, beta=weight, normaliser="max")
         assert max(found[:3]) < 0.12  # conv1_1, conv1_2, conv2_1 at the floor
         assert min(found[6:12]) > 0.9  # conv3_3 to conv5_2 nearly whole
-    found = shares(vgg, v_mode="sum", alpha=0.25, beta=1.0)
+    found = shares(vgg, v_mode="sum", alpha=0.25, beta=1.0, normaliser="max")
     assert max(found[7:12]) < 0.12  # the reverse: conv4_1 to conv5_2
     assert min(found[1:7]) > 0.9
     assert all(0.4 < share < 0.9 for share in shares(vgg, alpha=0.0, beta=0.0))
@@ -400,6 +401,19 @@ def test_criteria_are_normalised_over_the_network() -> None:
         assert any("normalises over the whole network" in note for note in method.notes) == (normalise != "none")
         assert plans[-1].provenance["normalise"] == "none"
     assert plans[0] == plans[1] == plans[2]
+
+
+def test_the_defaults_empty_no_layer_and_the_weights_have_a_say() -> None:
+    """With x / max all weight values lie side by side, cost alone decides, and the first layers end at the floor."""
+    torch.manual_seed(0)
+    model = network("resnet8_b")
+    plans = [
+        CPMC(copy.deepcopy(model), IMAGE, budget="flops=0.5", **settings).plan().widths
+        for settings in ({}, {"normaliser": "max", "alpha": 0.25, "beta": 0.25})
+    ]
+    least = [min(plan[g.name] / g.width for g in traced(model, 32).groups) for plan in plans]
+    assert least[0] > 0.3
+    assert least[1] < 0.2
 
 
 def test_the_floor_protects_early_layers_and_is_told() -> None:
@@ -508,7 +522,7 @@ def test_bad_settings(settings: dict[str, Any], words: list[str]) -> None:
 def test_settings_say_what_they_are() -> None:
     assert all(field.description for field in CPMCSettings.model_fields.values())
     defaults = CPMCSettings()
-    assert (defaults.alpha, defaults.beta, defaults.v_mode, defaults.r_min) == (0.25, 0.25, "set_mean", 0.1)
+    assert (defaults.alpha, defaults.beta, defaults.v_mode, defaults.r_min) == (0.1, 0.1, "set_mean", 0.1)
 
 
 # ----------------------------------------------------------------------------------------------------- real networks

@@ -671,6 +671,22 @@ def test_spread_takes_the_farthest_row_next() -> None:
     assert score.tolist() == [10.0, 10.0, 1.0, 4.0]
 
 
+def test_vectors_get_in_a_short_training_what_they_got_in_the_papers() -> None:
+    """A tenth of the kernels' strength, and more where that is at its cap: share times strength times steps stands."""
+    assert toy(steps=600 * 782).vectors == 0.1
+    assert toy(steps=6 * 782).vectors == pytest.approx(0.1)  # the strength does it
+    assert toy(steps=700).strength == 1.0
+    assert toy(steps=700).vectors == pytest.approx(0.1 * 3e-3 * 600 * 782 / 700)
+    assert toy(steps=10).vectors == 1.0
+    assert toy(steps=10, vectors=0.2).vectors == 0.2
+    assert toy(steps=600 * 782, strength=3e-4).vectors == pytest.approx(1.0)
+
+
+def test_rounds_share_the_steps_so_each_gets_the_strength_of_a_whole_training() -> None:
+    assert toy(steps=60 * 782, rounds=2).strength == pytest.approx(2 * toy(steps=60 * 782).strength)
+    assert toy(steps=700, rounds=2).vectors == pytest.approx(2 * toy(steps=700).vectors)
+
+
 def test_the_strength_is_the_papers_in_a_training_as_long_and_more_in_a_shorter_one() -> None:
     assert toy(steps=600 * 782).strength == pytest.approx(3e-3)
     assert toy(steps=10**7).strength == 3e-3

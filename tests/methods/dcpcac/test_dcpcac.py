@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -18,16 +19,10 @@ import secateur
 from secateur.errors import ConfigError, ModelError
 from secateur.graph.readers import readers, summed
 from secateur.methods.dcpcac import DCPCAC
-from secateur.methods.dcpcac.conditional import (
-    Evidence,
-    conditional_change,
-    cross_entropy,
-    direct,
-    first_order,
-    right,
-    scale,
-)
-from secateur.methods.dcpcac.method import DCPCACSettings
+from secateur.methods.dcpcac.conditional import Evidence, conditional_change, direct, first_order
+from secateur.methods.dcpcac.narrowing import _OPTIMISERS
+from secateur.methods.dcpcac.settings import DCPCACSettings
+from secateur.methods.kit.answers import losses, right
 from secateur.models import create
 from secateur.testing import NETWORKS
 
@@ -152,7 +147,8 @@ def enumerated(model: FourChannels, metric: str, p: float) -> list[float]:
         worths = []
         for z in every(4).float():
             logits = model.out(hidden * z / (1 - p))
-            worths.append(float((right(logits, y) if metric == "accuracy" else -cross_entropy(logits, y)).mean()))
+            q = right(logits, y, "classes") if metric == "accuracy" else -losses(logits, y, "classes")
+            worths.append(float(q.mean()))
     table = torch.tensor(worths, dtype=torch.float64)
     return exact(lambda z: table[(z @ torch.tensor([8.0, 4.0, 2.0, 1.0], dtype=z.dtype)).long()], 4, p)
 
@@ -254,28 +250,6 @@ def test_forgetting_on_and_off_differently_would_bias_every_estimate() -> None:
 # -------------------------------------------------------------------------------------------------------------- metrics
 
 
-def test_worth_of_answers() -> None:
-    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    y = torch.tensor([0, 0])
-    assert right(logits, y).tolist() == [1.0, 0.0]
-    assert right(logits, F.one_hot(y, 2).float()).tolist() == [1.0, 0.0]  # of mixed images: the larger share
-    assert torch.allclose(cross_entropy(logits, y), F.cross_entropy(logits, y, reduction="none"))
-    maps = torch.randn(2, 3, 4, 4)
-    labels = torch.randint(0, 3, (2, 4, 4))
-    assert cross_entropy(maps, labels).mean().item() == pytest.approx(F.cross_entropy(maps, labels).item(), rel=1e-5)
-    assert right(maps, labels).shape == (2,)
-
-
-@pytest.mark.parametrize("factor", [1.0, 0.125, 65536.0])
-def test_the_scale_of_the_loss_is_found(factor: float) -> None:
-    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    y = torch.arange(8) % 5
-    (factor * F.cross_entropy(logits, y, reduction="sum")).backward()
-    assert scale(logits, y).item() == pytest.approx(factor, rel=1e-5)
-    logits.grad = torch.zeros_like(logits)
-    assert torch.isnan(scale(logits, y))  # nothing to find it from
-
-
 def test_gradients_of_gates_are_those_of_each_sample() -> None:
     model, p = FourChannels(), 0.2
     x, y = points(32)
@@ -285,7 +259,7 @@ def test_gradients_of_gates_are_those_of_each_sample() -> None:
     z = method.gates.z
     assert z is not None
     method.after_forward(output, y)
-    (F.cross_entropy(output, y) * 1000.0).backward()  # a loss scaler changes nothing
+    ((F.cross_entropy(output, y) + method.loss()) * 1000.0).backward()  # a loss scaler changes nothing
     method.after_backward()
     hidden = F.relu(model.hidden(x)).detach()
     leaf = z.detach().clone().requires_grad_()
@@ -449,7 +423,8 @@ def test_the_cost_follows_the_cubic_and_the_model_gets_narrower() -> None:
         elements.append(sum(p.numel() for p in method.model.parameters()))
         if method._last == method.step:
             wanted = 1.0 - 0.5 * method.share(method.progress)
-            assert wanted - 0.03 <= flops[-1] <= wanted + 1e-9
+            waits = flops[-1] == flops[-2] and wanted < 0.51  # a large channel would end it too early
+            assert waits or wanted - 0.03 <= flops[-1] <= wanted + 1e-9
     assert all(a >= b for a, b in itertools.pairwise(flops))
     assert elements[-1] < 0.7 * elements[0]
     assert len(set(elements)) > 5
@@ -632,7 +607,7 @@ def test_stopped_and_gone_on_is_the_same_before_and_after_narrowing(metric: str)
             optimiser.zero_grad()
             output = method(images)
             method.after_forward(output, labels)
-            F.cross_entropy(output, labels).backward()
+            (F.cross_entropy(output, labels) + method.loss()).backward()
             method.after_backward()
             optimiser.step()
             method.after_step()
@@ -696,7 +671,7 @@ def test_overflow_in_mixed_precision_spoils_nothing() -> None:
     images, labels = next(batches(1))
     output = method(images)
     method.after_forward(output, labels)
-    (F.cross_entropy(output, labels) * torch.inf).backward()
+    ((F.cross_entropy(output, labels) + method.loss()) * torch.inf).backward()
     method.after_backward()
     method.after_step()
     assert not method.evidence.seen.any()
@@ -709,10 +684,173 @@ def test_a_loop_that_keeps_the_targets_to_itself_is_told() -> None:
     method.after_backward()
     with pytest.raises(ConfigError, match="call after_forward"):
         method.after_step()
-    method = pruner()
+    method = pruner(metric="loss")
     method.train()
-    with pytest.raises(ConfigError, match="needs the target of every sample"):
+    with pytest.raises(ConfigError, match="needs the target of every sample, 2 here"):
         method.after_forward(method(IMAGE), torch.tensor([1, 2, 3]))
+
+
+# ------------------------------------------------------------------------------------------ other answers and losses
+
+
+def narrow_end(outputs: int, flat: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    ends = [nn.Flatten(0)] if flat else []
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.BatchNorm2d(12),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, outputs), *ends,
+    )  # fmt: skip
+
+
+class Dense(nn.Module):
+    """Class scores for every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(F.relu(self.b(F.relu(self.a(x)))))
+
+
+def yes_or_no(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(output.flatten(), target.flatten().float())
+
+
+def squares(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.mse_loss(output.flatten(), target.flatten())
+
+
+def void(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(output, target, ignore_index=255)
+
+
+def contrast(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    other = output @ output.T - 1e9 * torch.eye(len(labels))
+    return -(other.log_softmax(1) * (labels[:, None] == labels)).mean()
+
+
+def pixels(y: torch.Tensor) -> torch.Tensor:
+    labels = (y % 3)[:, None, None].expand(-1, 8, 8).clone()
+    labels[:, 0] = 255
+    return labels
+
+
+#: Network, targets from labels, loss, what the answers are, and the metric that auto takes where evidence is plenty.
+OTHERS: dict[str, tuple[Any, Any, Any, str | None, str]] = {
+    "yes or no [N, 1]": (lambda: narrow_end(1), lambda y: (y > 4).float()[:, None], yes_or_no, "binary", "loss"),
+    "yes or no, labels [N]": (lambda: narrow_end(1), lambda y: (y > 4).long(), yes_or_no, "binary", "loss"),
+    "quantity [N, 1], targets [N]": (lambda: narrow_end(1), lambda y: y / 5.0, squares, "numbers", "loss"),
+    "quantity [N]": (lambda: narrow_end(1, flat=True), lambda y: y / 5.0, squares, "numbers", "loss"),
+    "several labels": (
+        lambda: narrow_end(4), lambda y: ((y[:, None] >> torch.arange(4)) & 1).float(), yes_or_no, "binary", "loss"
+    ),
+    "pixels, some of no class": (Dense, pixels, void, "classes", "loss"),
+    "embeddings": (lambda: narrow_end(16), lambda y: y, contrast, "classes", "gradient"),
+    "targets in a dict": (
+        lambda: narrow_end(10), lambda y: {"y": y}, lambda o, t: F.cross_entropy(o, t["y"]), None, "gradient"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", ["auto", "gradient"])
+@pytest.mark.parametrize("case", OTHERS)
+def test_whatever_the_network_answers_its_channels_are_judged(case: str, metric: str) -> None:
+    build, asked, loss, kind, chosen = OTHERS[case]
+    method = DCPCAC(build(), IMAGE, budget="flops=0.6", steps=12, evidence=1, every=20, rate=0.3, metric=metric)
+    optimiser = torch.optim.SGD(method.parameters(), 0.01)
+    method.train()
+    for x, y in batches(6):
+        optimiser.zero_grad()
+        output = method(x)
+        method.after_forward(output, asked(y))
+        (loss(output, asked(y)) + method.loss()).backward()
+        method.after_backward()
+        optimiser.step()
+        method.after_step()
+    assert method.metric == (chosen if metric == "auto" else metric)
+    assert method.answers == (kind if metric == "auto" else None)
+    assert any("judged by its gradient" in note for note in method.notes) == (metric == "auto" and chosen == "gradient")
+    assert all(np.ptp(scores) > 0 for scores in method.score().values())
+    method.finish()
+
+
+def test_right_or_wrong_needs_classes() -> None:
+    method = DCPCAC(narrow_end(1), IMAGE, budget="flops=0.6", metric="accuracy")
+    method.train()
+    with pytest.raises(ConfigError, match="accuracy needs classes, and the targets are numbers"):
+        method.after_forward(method(IMAGE), torch.tensor([0.3, 1.7]))
+
+
+def test_a_network_that_says_the_same_of_every_image_is_told_at_the_first_event() -> None:
+    net = narrow_end(10)
+    with torch.no_grad():
+        net[8].weight.zero_()
+    method = DCPCAC(net, IMAGE, budget="flops=0.6", steps=100, evidence=1, every=5, metric="gradient")
+    with pytest.raises(ConfigError, match="no channel makes any difference"):
+        train(method, 10, lr=0.0)
+    assert method.step == 5
+
+
+def test_gates_shut_as_often_as_the_metric_needs() -> None:
+    for metric, rates in (("gradient", {0.02, 0.01}), ("loss", {0.1, 0.05}), ("accuracy", {0.1, 0.05})):
+        method = pruner("resnet8", metric=metric)
+        assert {round(rate, 6) for rate in method._rates.tolist()} == rates
+        assert torch.equal(method.gates.rates, method._rates[torch.from_numpy(method.gates.live)])
+        assert {round(rate, 6) for rate in pruner("resnet8", metric=metric, rate=0.3)._rates.tolist()} == {
+            0.3, min(rates)
+        }  # fmt: skip
+    method = pruner("resnet8", evidence=None, steps=40)
+    train(method, 1)
+    assert method.metric == "gradient"  # found suitable in the first step
+    assert round(float(method.gates.rates.max()), 6) == 0.02
+
+
+# ----------------------------------------------------------------------------------------- optimisers and processes
+
+
+def test_a_distributed_wrapper_around_the_pruner_is_refused(tmp_path: Path) -> None:
+    distributed.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        for unused in (False, True):
+            method = pruner()
+            wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(method), find_unused_parameters=unused)
+            wrapped.train()
+            with pytest.raises(ModelError, match=r"dcpcac narrows .* all_reduce\(p.grad\)"):
+                wrapped(IMAGE)
+            wrapped.eval()(IMAGE)  # nothing narrows there
+            method.over = True
+            wrapped.train()(IMAGE)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_only_optimisers_of_its_parameters_follow_and_none_outlives_the_method() -> None:
+    from torch.optim import optimizer
+
+    hooks, own = len(optimizer._global_optimizer_post_hooks), pruner("tiny", every=1, steps=10)
+    stranger = torch.nn.Parameter(torch.ones(3))
+    others = [torch.optim.SGD([stranger], 0.1, momentum=0.9)]
+    before = torch.optim.SGD(own.model.parameters(), 0.05, momentum=0.9)  # made before any forward pass
+    for images, labels in batches(6):
+        own.train()
+        output = own(images)
+        own.after_forward(output, labels)
+        before.zero_grad()
+        (F.cross_entropy(output, labels) + own.loss()).backward()
+        own.after_backward()
+        before.step()
+        stranger.grad = torch.ones(3)
+        others[0].step()
+        own.after_step()
+    assert not own.alive.all()
+    assert [*_OPTIMISERS[own]] == [before]
+    assert all(before.state[p]["momentum_buffer"].shape == p.shape for p in own.model.parameters())
+    assert len(optimizer._global_optimizer_post_hooks) == hooks + 1
+    del own, output
+    gc.collect()
+    assert len(optimizer._global_optimizer_post_hooks) == hooks
 
 
 class Recurrent(nn.Module):

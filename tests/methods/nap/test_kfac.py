@@ -312,9 +312,9 @@ def test_networks_without_layers_and_losses_without_numbers() -> None:
     pair = Pair(net[0])
     found = Factors(pair, IMAGES.double())
     for target in (None, LABELS):
-        with pytest.raises(ConfigError, match=r"drawn from a tuple.*class scores in dimension 1.*; choose"):
+        with pytest.raises(ConfigError, match=r"drawn from a tuple.*one tensor \[samples, \.\.\.\] is needed; choose"):
             found.update(pair, [Batch.of(IMAGES.double(), target)])
-    assert not found.gives_scores
+    assert not found.draws
 
 
 class Stacking(nn.Module):
@@ -334,7 +334,7 @@ def test_images_may_come_as_a_list() -> None:
     wanted, found = Factors(net, images), Factors(Stacking(net), (list(images),))
     wanted.update(net, [Batch.of(images, LABELS)])
     found.update(Stacking(net), [Batch.of((list(images),), LABELS)])
-    assert found.gives_scores
+    assert found.draws
     assert Batch.of((list(images),)).images == found.weight == len(images)
     for name in wanted.layers:
         torch.testing.assert_close(found.gradients(f"inner.{name}"), wanted.gradients(name))

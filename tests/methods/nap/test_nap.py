@@ -173,7 +173,7 @@ def test_layers_that_matter_more_keep_more() -> None:
 
     shares: dict[str, list[float]] = {"channel": [], "weight": []}
     for loud in (1.0, 10.0):
-        method = collected(NAP(Net(loud), IMAGE, budget="flops=0.5"))
+        method = collected(NAP(Net(loud), IMAGE, budget="flops=0.5", allocator="global"))
         widths = method.plan().widths
         shares["channel"].append(widths["a"] / (widths["a"] + widths["b"]))
         single = collected(NAP(Net(loud), IMAGE, budget="params=0.3", mode="weight")).finish()
@@ -184,7 +184,7 @@ def test_layers_that_matter_more_keep_more() -> None:
     assert shares["weight"][1] > shares["weight"][0] + 0.1
     # trap: divided by their layer's sum the scores no longer know
     even = [
-        collected(NAP(Net(loud), IMAGE, budget="flops=0.5", normalize="layer_sum")).plan().widths
+        collected(NAP(Net(loud), IMAGE, budget="flops=0.5", allocator="global", normalize="layer_sum")).plan().widths
         for loud in (1.0, 10.0)
     ]
     assert abs(even[1]["a"] - even[0]["a"]) <= 2
@@ -335,6 +335,22 @@ def test_the_constant_of_a_removed_channel_moves_on(bias: bool) -> None:
         assert (error < 1e-5) == near
 
 
+def test_the_mean_answer_stands_when_columns_move_to_make_up_for_others() -> None:
+    """The update changes the bias, too; with the compensation the reader's mean output is what it was."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).double()
+    data = torch.randn(400, 6, generator=torch.Generator().manual_seed(1)).double() + 0.5
+    method = NAP(net, data[:2], budget="params=0.6", side="consumer", weight_update=True)
+    method.collect([(data, torch.zeros(400, dtype=torch.long))], F.cross_entropy)
+    twin = copy.deepcopy(net)
+    mask = np.ones(8, dtype=np.bool_)
+    mask[[1, 4, 6]] = False
+    method.repair(twin, secateur.Plan({"0": mask}))
+    with torch.no_grad():
+        assert not torch.allclose(twin(data), net(data), atol=1e-3)
+        torch.testing.assert_close(twin(data).mean(0), net(data).mean(0), atol=1e-9, rtol=0)
+
+
 def test_the_update_hurts_less_than_removing_alone() -> None:
     torch.manual_seed(0)
     net = plain()
@@ -371,6 +387,200 @@ def test_networks_it_cannot_score() -> None:
     assert any("stay whole" in note for note in method.notes)
     with pytest.raises(ModelError, match="no score"):
         NAP(net, IMAGE, budget="flops=0.6")
+
+
+def test_what_is_gone_decides_nothing_about_what_is_left() -> None:
+    """Per cost, after a round: scores of -1 for what is gone would leave cost alone to decide about the rest."""
+    method = collected(pruner())
+    assert method.allocator == "per_cost"
+    at_once = method.plan()
+    method._kept = method._choose(0.3).masks
+    assert not all(mask.all() for mask in method._kept.values())
+    after = method.plan().widths
+    assert all(after[name] >= 0.6 * width for name, width in at_once.widths.items())
+    for name, mask in method._kept.items():
+        assert (method.score()[name][~mask] < 0).all()
+
+
+def test_a_dead_channel_that_is_left_goes_before_what_is_gone_comes_back() -> None:
+    """Both cost no loss; the one that is gone is below."""
+    method = collected(pruner())
+    with torch.no_grad():
+        method.model[0].weight[:3] = 0.0
+    method._kept["0"][0] = False
+    scores = method.score()["0"]
+    assert scores[1] == scores[2] == 0.0
+    assert scores[0] < 0.0
+    plan = method.plan()
+    assert not plan.masks["0"][:3].any()
+
+
+def test_a_round_takes_at_most_its_share_of_a_group() -> None:
+    for share, least in ((0.5, 0.5), (0.2, 0.8), (1.0, 0.0)):
+        method = collected(pruner(budget="flops=0.2", rounds=2, round_ratio=share))
+        first = method._choose(0.5)
+        for group in method.graph.groups:
+            assert first.widths[group.name] >= np.floor(least * group.width)
+        if share == 0.2:
+            assert method.graph.cost(first).macs > 0.55 * method.graph.cost().macs  # 0.2^0.5 = 0.45 is out of reach
+        assert method.graph.cost(method.plan()).macs <= 0.2 * method.graph.cost().macs  # the last makes up for it
+
+
+@pytest.mark.parametrize(
+    ("budget", "allocator"),
+    [
+        ("params=0.5", "global"),
+        ("flops=0.5", "per_cost"),
+        ("flops=0.5,params=0.6", "per_cost"),
+        ("peak=0.9", "per_cost"),
+    ],
+)
+def test_what_is_ranked_follows_the_budget_unless_the_user_says(budget: str, allocator: str) -> None:
+    assert pruner(budget=budget).allocator == allocator
+    for given in ("global", "uniform", "per_cost"):
+        assert pruner(budget=budget, allocator=given).allocator == given
+
+
+@pytest.mark.parametrize("mode", ["channel", "weight"])
+def test_masked_weights_get_no_gradient(mode: str) -> None:
+    """Else they would count in a clipped norm, and momentum would gather for them."""
+
+    def saying() -> nn.Module:
+        net = plain()
+        net[7] = nn.Sigmoid()  # a channel of zeros says one half, so that its readers' weights have gradients
+        return net
+
+    budget = "flops=0.5" if mode == "channel" else "params=0.5"
+    method = pruner(saying, budget, steps=16, rounds=2, end=0.5, mode=mode)
+    train(method, 10)
+    held = [(parameter, mask) for parameter, mask in method._holding() if not mask.all()]
+    assert held
+    images, labels = next(batches(1))
+    for parameter in method.parameters():
+        parameter.grad = None
+    F.cross_entropy(method(images), labels).backward()
+    assert any(bool(p.grad[~mask].any()) for p, mask in held if p.grad is not None)
+    method.after_backward()
+    assert not any(bool(p.grad[~mask].any()) for p, mask in held if p.grad is not None)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_old_statistics_fade_as_decay_says(decay: float) -> None:
+    method = pruner(steps=10, end=0.9, decay=decay, stat_every=1, rounds=1)
+    train(method, 3)
+    assert method.factors.updates == 3
+    assert method.factors.weight == pytest.approx(16 * (1 + decay + decay**2))
+
+
+# -------------------------------------------------------------------------------------------------- other answers
+
+
+def one_number(flat: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    ends = [nn.Flatten(0)] if flat else []
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, 1, 1), nn.ReLU(), nn.Conv2d(12, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(16, 1), *ends,
+    )  # fmt: skip
+
+
+def binary(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(output.flatten(), target.flatten().float())
+
+
+def squared(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.mse_loss(output.flatten(), target.flatten())
+
+
+OTHERS = {
+    "yes or no [N, 1]": (one_number, lambda y: (y > 2).float()[:, None], binary, "binary"),
+    "yes or no, labels [N]": (one_number, lambda y: (y > 2).long(), binary, "binary"),
+    "quantity [N, 1]": (one_number, lambda y: y[:, None] / 3.0, squared, "numbers"),
+    "quantity [N]": (lambda: one_number(flat=True), lambda y: y / 3.0, squared, "numbers"),
+    "several labels": (plain, lambda y: ((y[:, None] >> torch.arange(5)) & 1).float(), binary, "binary"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize("fisher", ["sampled", "empirical"])
+def test_networks_with_other_answers_are_scored(case: str, fisher: str) -> None:
+    """One output has one class, of which the Fisher matrix is zero: the answer is yes or no, or a number."""
+    build, asked, loss, kind = OTHERS[case]
+    method = NAP(build(), IMAGE, budget="flops=0.5", steps=6, rounds=2, fisher=fisher)
+    optimiser = torch.optim.SGD(method.parameters(), 0.01)
+    method.train()
+    for x, y in batches(6):
+        optimiser.zero_grad()
+        output = method(x)
+        method.after_forward(output, asked(y))
+        loss(output, asked(y)).backward()
+        method.after_backward()
+        optimiser.step()
+        method.after_step()
+    assert method.factors.answers == kind
+    for name, mask in method._kept.items():
+        assert np.ptp(method.importance.of_channels()[name][mask]) > 0
+    method.finish()
+    shown = NAP(build(), IMAGE, budget="flops=0.5", fisher=fisher)
+    shown.collect([(x, asked(y)) for x, y in batches(2)], loss)
+    assert shown.factors.answers == kind
+    assert all(np.ptp(scores) > 0 for scores in shown.score().values())
+
+
+def test_factors_of_a_single_number_are_gauss_newtons() -> None:
+    """A linear network with a normal answer: G is 1 whatever the weights, and dL of a row is w A w' / 2."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Linear(6, 1, bias=False)).double()
+    x = torch.randn(4000, 4).double()
+    method = NAP(net, x[:2], budget="params=0.7", damping=0.0, answers="numbers")
+    method.collect([(x, torch.zeros(4000).double())], squared)
+    assert float(method.factors.gradients("1")) == pytest.approx(1.0, rel=0.1)
+    readers = net[1].weight.detach()
+    torch.testing.assert_close(method.factors.gradients("0")[0], readers.T @ readers, rtol=0.1, atol=1e-3)
+
+
+def test_embeddings_are_no_class_scores() -> None:
+    """Labels come with them, and the loss holds images against each other."""
+
+    def contrast(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        other = output @ output.T - 1e9 * torch.eye(len(labels))
+        return -(other.log_softmax(1) * (labels[:, None] == labels)).mean()
+
+    shown = NAP(plain(), IMAGE, budget="flops=0.5")
+    shown.collect(batches(2), contrast)
+    assert shown.factors.answers == "numbers"
+    assert any("for class scores" in note for note in shown.notes)
+    plain_one = collected(pruner())
+    assert plain_one.factors.answers == "classes"
+
+
+def test_a_single_number_nobody_explains_is_refused_at_once() -> None:
+    method = NAP(one_number(), IMAGE, budget="flops=0.5", steps=100)
+    with pytest.raises(ConfigError, match=r"after_forward\(output, target\) in the loop, or set answers"):
+        step_on(method, 20)
+    assert method.step < 20
+
+
+def step_on(method: NAP, steps: int) -> None:
+    method.train()
+    for _ in range(steps):
+        method(IMAGE).sum().backward()
+        method.after_backward()
+        method.after_step()
+
+
+def test_scores_that_say_nothing_end_the_training_at_the_first_round() -> None:
+    net = one_number()
+    with torch.no_grad():
+        net[6].weight.zero_()
+    method = NAP(net, IMAGE, budget="flops=0.5", steps=100, answers="numbers")
+    with pytest.raises(ConfigError, match="no gradient reaches the layers"):
+        step_on(method, 20)
+    assert method.step == 4
+    shown = NAP(net, IMAGE, budget="flops=0.5", answers="numbers")
+    shown.collect(((x, y.float()) for x, y in batches(2)), squared)
+    with pytest.raises(ConfigError, match="no gradient reaches the layers"):
+        shown.finish()
 
 
 # ------------------------------------------------------------------------------------------------ single weights

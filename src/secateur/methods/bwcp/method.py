@@ -19,7 +19,10 @@ Where this differs from the paper, and why:
         that the cost is on its ramp at every moment; `level: false` is the paper's way.
     A network that starts from scratch gets gamma = beta = 1/4: with the paper's 1 and 0 every channel would be below
         the threshold at first, and whitening would multiply what the classifier sees by 4.
-    A floor in every group: without it the last layer loses nearly all of its channels first.
+    A floor in every group: without it the last layer loses nearly all of its channels first. With the controller the
+        penalty acts only on norms whose own channels make a group's mask, and in groups that are above their floor.
+    The controller may press up to strength 1e-3, five times the fixed strength that was seen to be stable over a whole
+        training; it does so while the cost is above its ramp, and the penalty ends where the masks settle.
     At a projection shortcut the mask is the product of two norms' masks, needed before the second norm has run: its
         factor then comes from the running average of its matrix instead of this batch's.
     Norms that no convolution alone feeds (before an activation, behind a concatenation) gate without whitening.
@@ -323,4 +326,5 @@ ROW = MethodRow(
     settings=BWCPSettings,
     begins="new",
     finetunes=False,
+    acting=1.0,
 )

@@ -24,7 +24,11 @@ Where this differs from the paper, and why:
     The optimiser's decay acts on scales, shifts and biases too, unless it leaves them out; the authors leave them out.
     The engine clips after `after_backward`, so the pull counts in the norm; the authors do not clip.
     strength null: so that strength times steps is what it was in the paper's training on CIFAR-10, as short trainings
-        would end before filters are equal. The mean of a cluster does not depend on it.
+        would end before filters are equal. The mean of a cluster does not depend on it. Where it ends at 1 and that is
+        not enough, `vectors` null raises the vectors' share, so that theirs times steps is what it was, up to 1.
+    Nesterov's momentum and twice the rate for biases, which the authors have, are the optimiser's: the engine has
+        neither unless the recipe asks (`nesterov`).
+    The paper trains on no more after the cut. Whatever fine-tuning a recipe asks for comes on top.
     Widths are chosen for a budget; the paper gives them. By default all groups keep the same share, as in the paper.
     With several rounds clusters are clustered again between rounds, but all is cut once, in the end.
     Groups in which merging is not exact, at a layer norm say, stay whole; this is tried on random weights.
@@ -45,7 +49,7 @@ from torch import nn
 from secateur._distributed import global_sum, rank, world
 from secateur._hints import few
 from secateur._protocols import FloatArray, IntArray
-from secateur.errors import ConfigError, VerificationError
+from secateur.errors import VerificationError
 from secateur.graph.modules import named_tensors
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.csgd.centripetal import Centripetal, clustered_rows
@@ -53,16 +57,19 @@ from secateur.methods.csgd.cluster_counts import alike, by_spread, squeezed, unm
 from secateur.methods.csgd.pacesetters import Makers
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.clustering import CLUSTERINGS, ordered
+from secateur.methods.kit.loss_share import LossShare
 from secateur.plan import Plan
 from secateur.repair.merging import collapse, difference, kept, merge, outputs, representatives
 from secateur.surgery import Result
 
 #: The paper's strength on CIFAR-10, and for how many steps: 600 epochs of 782 batches.
 _STRENGTH, _STEPS = 3e-3, 600 * 782
+#: What vectors get of it in the authors' PyTorch code.
+_VECTORS = 0.1
 
 
 class CSGDSettings(Settings):
-    """Defaults are the paper's; the share of the strength for vectors is that of the authors' PyTorch code."""
+    """Defaults are the paper's and, for vectors, the authors' PyTorch code's, where the training is as long."""
 
     clustering: Literal["kmeans", "even", "biased"] = Field(
         "kmeans", description="clusters by k-means, of neighbours, or one large one (for comparison)"
@@ -77,8 +84,12 @@ class CSGDSettings(Settings):
         le=10,
         description="centripetal strength eps; null: 0.003, and more (up to 1) in a training shorter than the paper's",
     )
-    vectors: float = Field(
-        0.1, ge=0, le=1, description="strength for biases, scales and shifts, as a share; 1 in the CVPR code"
+    vectors: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="strength for biases, scales and shifts, as a share of the kernels'; null: 0.1, and more (up to 1, "
+        "as in the CVPR code) in a training in which that would leave them unequal",
     )
     weight_decay: float = Field(
         0.0, ge=0, description="decay of clustered kernels beside the optimiser's own, which is the paper's eta"
@@ -105,12 +116,13 @@ class CSGD(Method):
         self.aim = Aim(self.graph, self.budget)
         self._keep_unmergeable()
         self._plan = self._counted()
-        short = _STRENGTH * _STEPS * self.settings.rounds / self.steps
-        self.strength = self.settings.strength or min(max(_STRENGTH, short), 1.0)
+        s, short = self.settings, _STRENGTH * _STEPS * self.settings.rounds / self.steps
+        self.strength = s.strength or min(max(_STRENGTH, short), 1.0)
+        self.vectors = min(_VECTORS * max(1.0, short / self.strength), 1.0) if s.vectors is None else s.vectors
         self.round = 0
         self.clusters: dict[str, IntArray] = {g.name: np.arange(g.width) for g in self.graph.groups}
         self._cluster()
-        self._unit: torch.Tensor | None = None
+        self._loss = LossShare()
         self._share: torch.Tensor | float = 0.0
         self.agreement = self.merging = float("nan")
 
@@ -173,19 +185,17 @@ class CSGD(Method):
         The pull is added in the same share: so it comes out right with several micro-batches, several processes and
         losses scaled for half precision.
         """
-        self._unit = torch.zeros((), device=self.device, requires_grad=True)
-        return self._unit * 1.0
+        return self._loss.zero(self.device)
 
     def after_backward(self) -> None:
         """Average gradients over clusters and add the pull."""
-        if self._unit is None or self._unit.grad is None:
-            raise ConfigError("csgd finds no gradient of its loss(): add loss() to the task's loss before backward().")
-        self._share = self._share + self._unit.grad
-        self._unit = None
-        s = self.settings
+        self._share = self._share + self._loss.taken(self.name)
         # averaging once more what was averaged changes nothing, and takes the pull of earlier micro-batches away
         self.update.transform(
-            strength=self.strength, vectors=s.vectors * self.strength, decay=s.weight_decay, share=self._share
+            strength=self.strength,
+            vectors=self.vectors * self.strength,
+            decay=self.settings.weight_decay,
+            share=self._share,
         )
 
     def after_step(self) -> None:
@@ -269,8 +279,9 @@ class CSGD(Method):
             )
         if not self.agreement <= 1e-4:
             self.notes.append(
-                f"Filters had not become equal: merging changed the output by {self.agreement:.1e} of the largest. "
-                "Train longer, or raise `strength`."
+                f"Filters had not become equal: merging changed the output by {self.agreement:.1e} of the largest "
+                f"(strength {self.strength:.3g}; vectors {self.vectors:.3g}, of which 1 is the most). Train longer, or "
+                + ("raise `vectors`, then `strength`." if self.vectors < 1 else "raise `strength`.")
             )
 
     def state(self) -> dict[str, Any]:
@@ -301,4 +312,7 @@ ROW = MethodRow(
     "epochs are recalled only",
     factory=CSGD,
     settings=CSGDSettings,
+    finetunes=False,
+    acting=1.0,
+    variants=({"clustering": "even", "rounds": 2},),
 )

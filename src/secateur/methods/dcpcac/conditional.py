@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from secateur._distributed import global_sum, world
 
@@ -35,33 +34,6 @@ def conditional_change(seen: torch.Tensor, rate: torch.Tensor, metric: str) -> t
         return torch.where(seen[:, 0] > 0, mean[:, 0], 0.0)
     both = (seen[:, [0, 2]] > 0).all(1)
     return torch.where(both, (1 - rate) * (mean[:, 0] - mean[:, 1]), 0.0)
-
-
-def right(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """1 for every sample that is answered right (of several answers a sample: the share)."""
-    wanted = target.argmax(1) if target.shape == logits.shape else target
-    found = (logits.argmax(1) == wanted).float()
-    return found.flatten(1).mean(1) if found.dim() > 1 else found
-
-
-def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The loss of every sample, in nats; target: classes, or class probabilities."""
-    losses = F.cross_entropy(logits.float(), target, reduction="none")
-    return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
-
-
-def scale(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """What the loss of one sample was multiplied by before `backward`: 1 / batch, a loss scaler, an accumulation.
-
-    Found by least squares from the gradient that `logits` got; NaN where there is nothing to find it from.
-    """
-    given = logits.grad
-    assert given is not None
-    with torch.enable_grad():
-        own = logits.detach().float().requires_grad_()
-        (wanted,) = torch.autograd.grad(cross_entropy(own, target).sum(), own)
-    factor = (given.float() * wanted).sum() / wanted.square().sum().clamp_min(1e-30)
-    return torch.where(factor > 0, factor, torch.nan)
 
 
 class Evidence(nn.Module):

@@ -8,39 +8,42 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from secateur._protocols import BoolArray, IntArray
+from secateur.errors import ModelError
 from secateur.graph.cut import Slices, put, take
 from secateur.graph.following import narrow_state
 from secateur.graph.modules import clone_module, named_tensors, to_meta
 from secateur.methods.contract import Method
 from secateur.plan import Plan
 
-#: Every optimiser that took a step since the first method of this kind was made.
-_OPTIMISERS: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+#: Optimisers of a method's parameters, found when they take a step; neither holds the other.
+_OPTIMISERS: weakref.WeakKeyDictionary[NarrowingMethod, weakref.WeakSet[torch.optim.Optimizer]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class NarrowingMethod(Method):
     """A method that calls `narrow` in `after_step` or `after_epoch`.
 
     Its state_dict tells the masks, so that `load_state_dict` brings the model to the right widths before it loads.
-    The state of optimisers that have taken a step follows by itself; whoever else holds tensors of the parameters'
-    shapes (a moving average) adds a function to `followers`.
+    The state of optimisers that hold the model's parameters follows by itself, from their first step on; whoever else
+    holds tensors of the parameters' shapes (a moving average) adds a function to `followers`.
     """
 
     narrows: ClassVar[bool] = True
+    over = False  # whether it will narrow no more
     alive: torch.Tensor  # of every channel of every group of the original, in order: not removed yet
 
     def prepare(self) -> None:
         """Keep the original's shapes; a subclass that overrides this calls it first."""
-        _watch_optimisers()
         own = {id(tensor) for tensor in named_tensors(self.model).values()} if self.graph.recording.on_meta else set()
         # from here on the graph cuts this twin without storage: the model itself will no longer be the original
         self.graph.model = clone_module(self.model, lambda t: to_meta(t) if id(t) in own else t.detach().clone())
@@ -49,6 +52,23 @@ class NarrowingMethod(Method):
         self.register_buffer("alive", torch.ones(channels, dtype=torch.bool, device=self.device))
         self._slices: Slices = {}
         self._repaired: set[tuple[str, str]] = set()
+
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        """The model's output; from the first pass in training on, optimisers of its parameters are noticed."""
+        if self.training:
+            self._refuse_reducer()
+            if self not in _OPTIMISERS:
+                _watch(self)
+        return super().forward(*args, **keywords)
+
+    def _refuse_reducer(self) -> None:
+        """ModelError inside a wrapper that has laid out its buckets for parameters of the shapes they had."""
+        if DistributedDataParallel._active_ddp_module is not None and not self.over:
+            raise ModelError(
+                f"{self.name} narrows the network while it trains, which DistributedDataParallel around it does not "
+                "notice: train the pruner itself, and after backward() let every process do all_reduce(p.grad) for its "
+                "parameters p, or train with `secateur run` under torchrun, which does that."
+            )
 
     @torch.no_grad()
     def narrow(self, masks: Mapping[str, BoolArray]) -> None:
@@ -91,7 +111,7 @@ class NarrowingMethod(Method):
 
     def _tell(self, kept: Mapping[int, tuple[tuple[int, ...], tuple[IntArray | None, ...]]]) -> None:
         """Let optimisers and followers do the same."""
-        for optimiser in list(_OPTIMISERS):
+        for optimiser in list(_OPTIMISERS.get(self, ())):
             for parameter in [p for group in optimiser.param_groups for p in group["params"] if id(p) in kept]:
                 narrow_state(optimiser.state.get(parameter, {}), *kept[id(parameter)])
         named = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
@@ -140,7 +160,16 @@ def _among(before: IntArray | None, after: IntArray | None) -> IntArray | None:
     return None if len(before) == len(after) else np.searchsorted(before, after)
 
 
-@cache
-def _watch_optimisers() -> None:
-    """From now on notice every optimiser that takes a step; once is enough."""
-    register_optimizer_step_post_hook(lambda optimiser, *_: _OPTIMISERS.add(optimiser))
+def _watch(method: NarrowingMethod) -> None:
+    """Notice every optimiser of the method's parameters that takes a step, for as long as the method lives."""
+    _OPTIMISERS[method] = found = weakref.WeakSet[torch.optim.Optimizer]()
+    own = weakref.ref(method)
+
+    def notice(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        this = own()
+        if this is not None and optimiser not in found:
+            held = {id(parameter) for parameter in this.parameters()}
+            if any(id(parameter) in held for group in optimiser.param_groups for parameter in group["params"]):
+                found.add(optimiser)
+
+    weakref.finalize(method, register_optimizer_step_post_hook(notice).remove)

@@ -101,7 +101,7 @@ class Limits:
     """How far one step may go. floors: least widths of all. cap: largest share of a group that goes (at least one
     channel does). held: channels that stay this time. steps: how many channels lie between a group's legal widths,
     where it is not one (`Constraints.steps`). close: how much of a bound should be used, where that is possible by
-    sparing one group, or, if `exchange`, by keeping channels in place of others."""
+    sparing one group (if `spare`), or, if `exchange`, by keeping channels in place of others."""
 
     floors: Mapping[str, int]
     cap: float = 1.0
@@ -109,6 +109,7 @@ class Limits:
     steps: Mapping[str, int] = field(default_factory=dict)
     close: float = 0.0
     exchange: bool = False
+    spare: bool = True
 
     def least(self, name: str, mask: BoolArray) -> int:
         """The least width of a group whose channels are `mask` when the step begins."""
@@ -154,7 +155,8 @@ def _toward(
         ranked[name] = ranked[name] + 2 * span * held[live[name]]  # the last to go
     chosen = _chosen(names, ranked, goal, rules, least, allocator)
     if rules.close and goal.used(_counts(chosen)) < rules.close:
-        spared = [[len(live[n]) if n == name else w for n, w in zip(names, least, strict=True)] for name in names]
+        sparing = names if rules.spare else []
+        spared = [[len(live[n]) if n == name else w for n, w in zip(names, least, strict=True)] for name in sparing]
         fitting = [row for row in spared if goal.met(np.array(row))]
         found = [chosen, *(_chosen(names, ranked, goal, rules, row, allocator) for row in fitting)]
         chosen = max(found, key=lambda kept: min(goal.used(_counts(kept)), rules.close))  # the first of the best

@@ -53,6 +53,11 @@ class SampleGates:
             name: torch.from_numpy(column[table[(table < 0) | alive[table]]]) for name, table in self._tables.items()
         }
 
+    def set_rates(self, rates: torch.Tensor) -> None:
+        """From now on shut channels with these probabilities, one for every channel."""
+        self._all_rates = rates
+        self.rates = rates[torch.from_numpy(self.live)]
+
     def draw(self, samples: int, device: torch.device, key: Sequence[int], *, gradient: bool) -> None:
         """Draw all gates for so many samples: the same whenever the key is."""
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -54,6 +54,12 @@ class Importance(nn.Module):
         """Groups that get a score."""
         return {group for members in self._members.values() for group, _ in members}
 
+    @property
+    def blind(self) -> bool:
+        """Whether no gradient has reached any layer of which scores are taken, so that they say nothing."""
+        read = [name for name, layer in self.factors.layers.items() if self._members[layer.weight]]
+        return not any(bool(self.factors.gradients(name).any()) for name in read)
+
     def curvature(self, name: str) -> Curvature:
         """The damped factors of a layer and its weights."""
         if not self.factors.weight:

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed, nn
-from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur._distributed import rank, world
 from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import as_call
+from secateur.methods.kit.answers import Kind, losses, sample_count, sampled_loss
 from secateur.statistics.gather import count
 from secateur.statistics.patches import Lattice, add_square, mirrored, patches, slopes
 
@@ -99,7 +99,8 @@ class Factors(nn.Module):
         self.seed, self.positions = seed, positions
         self.layers: dict[str, Layer] = {}
         self._layer_of: dict[str, str] = {}  # module -> layer; two modules may share a weight
-        self.gives_scores = False  # whether the output is class scores, of which targets can be drawn
+        self.draws = False  # whether the output is one tensor with samples in front, of which targets can be drawn
+        self.answers: Kind | None = None  # what the output is; None: class scores, where it has several channels
         self.weight = 0.0  # of all that was seen: images, discounted
         self.drawn = self.updates = 0
         self._discover(model, example_inputs, largest)
@@ -133,12 +134,13 @@ class Factors(nn.Module):
 
     def state(self) -> dict[str, Any]:
         """What is not a tensor."""
-        return {"weight": self.weight, "drawn": self.drawn, "updates": self.updates}
+        return {"weight": self.weight, "drawn": self.drawn, "updates": self.updates, "answers": self.answers}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.weight = float(state["weight"])
         self.drawn, self.updates = int(state["drawn"]), int(state["updates"])
+        self.answers = state["answers"]
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -188,7 +190,7 @@ class Factors(nn.Module):
             if batch.target is None:
                 value = self._sampled(output)
             elif loss is None:
-                value = F.cross_entropy(_scores(output), batch.target) * batch.images
+                value = losses(_answer(output), batch.target, self._kind(output)).mean() * batch.images
             else:
                 value = loss(output, batch.target) * batch.images  # per sample, not per batch
             if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
@@ -197,20 +199,27 @@ class Factors(nn.Module):
                 raise ConfigError(f"The loss is {value.item()}: check the data and the weights.")
             value.reshape(()).backward()
 
-    def _sampled(self, logits: Any) -> torch.Tensor:
+    def _sampled(self, output: Any) -> torch.Tensor:
         """Σ_s -log p(y_s|x_s) with y_s drawn from p(·|x_s), the same for every division into batches."""
-        scores = _scores(logits).float().movedim(1, -1).flatten(0, -2)
+        answer, kind = _answer(output), self._kind(output)
+        count = sample_count(answer, kind)
         seed = np.random.SeedSequence((self.seed, rank())).generate_state(2, np.uint64)
         bits = np.random.PCG64(int(seed[0]))
         bits.advance(self.drawn)
-        chance = torch.from_numpy(np.random.Generator(bits).random(len(scores)))
-        self.drawn += len(scores)
-        with torch.no_grad():
-            below = scores.cpu().double().softmax(-1).cumsum(-1)
-            ends = chance.unsqueeze(-1) * below[:, -1:]
-            targets = torch.searchsorted(below, ends, right=True).squeeze(-1).clamp_max(scores.shape[-1] - 1)
-            targets = targets.to(scores.device)
-        return F.cross_entropy(scores, targets, reduction="sum")
+        chance = torch.from_numpy(np.random.Generator(bits).random(count))
+        self.drawn += count
+        return sampled_loss(answer, kind, chance)
+
+    def _kind(self, output: Any) -> Kind:
+        """What the output is; ConfigError for a single number that nobody has told the meaning of."""
+        if self.answers is not None:
+            return self.answers
+        if output.ndim < 2 or output.shape[1] < 2:
+            raise ConfigError(
+                "The network gives one number a sample, which may be a score for yes or no or a quantity: call "
+                "after_forward(output, target) in the loop, or set answers to binary or numbers."
+            )
+        return "classes"
 
     def _spots(self, name: str) -> float:
         """Output positions T of a layer in one image."""
@@ -258,7 +267,7 @@ class Factors(nn.Module):
         with _undisturbed(model) as tensors, _hooked(model, _watched(model), note):
             values = dict(tensors())
             weights.update((id(tensor), name) for name, tensor in values.items())
-            self.gives_scores = _are_scores(torch.func.functional_call(model, values, args, dict(keywords)))
+            self.draws = _answers(torch.func.functional_call(model, values, args, dict(keywords)))
         if not self.layers:
             raise ModelError(
                 f"{type(model).__name__} runs no linear or convolution layer, so its curvature cannot be had: choose "
@@ -266,19 +275,19 @@ class Factors(nn.Module):
             )
 
 
-def _are_scores(output: Any) -> bool:
-    return isinstance(output, torch.Tensor) and output.ndim >= 2
+def _answers(output: Any) -> bool:
+    return isinstance(output, torch.Tensor) and output.ndim >= 1 and output.is_floating_point()
 
 
-def _scores(output: Any) -> torch.Tensor:
-    """Class scores, in dimension 1; ConfigError if the output is something else."""
-    if not _are_scores(output):
+def _answer(output: Any) -> torch.Tensor:
+    """One tensor with samples in dimension 0; ConfigError if the output is something else."""
+    if not _answers(output):
         raise ConfigError(
-            f"Targets cannot be drawn from a {type(output).__name__}, nor can it be held against labels: class scores "
-            "in dimension 1 are needed; choose a method that asks for none."
+            f"Targets cannot be drawn from a {type(output).__name__}, nor can it be held against labels: one tensor "
+            "[samples, ...] is needed; choose a method that asks for none."
         )
-    scores: torch.Tensor = output
-    return scores
+    answer: torch.Tensor = output
+    return answer
 
 
 class _Watch:

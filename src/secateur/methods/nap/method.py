@@ -13,10 +13,17 @@ threshold, and the ratio of each layer follows. Rounds of pruning alternate with
 
 Where this differs from the paper, and why:
     The full text could not be obtained. Recalled, unverified, or advice of our own: the structured score (rows of the
-    producers), the rounds (10, each removing the same fraction of what is left, in the first 75% of training), the
+    producers), the rounds (10, each removing the same fraction of what is left, and of no group more than half), the
     running averages (0.95 a statistics pass, one every 10 steps, oftener where a round is short), and the damping
-    (a thousandth of the mean eigenvalue). Mean responses of removed channels move into the bias or the running mean
-    of the layers that read them. Batch norms follow in training, so there is no separate pass to recalibrate them.
+    (a thousandth of the mean eigenvalue). The rounds end after 40% of the training: later ones meet rates too small to
+    heal them. Ranking by dL per cost is ours: the paper's threshold is on the weights that stay, and so is the default
+    here where the budget bounds parameters alone; under any other budget a channel's dL is divided by what it saves
+    (`allocator: global` is the paper's way). Where the last round would leave more than 1% of the budget, channels stay
+    in place of others, those whose exchange loses the least. Mean responses of removed channels move into the bias or
+    the running mean of the layers that read them. Batch norms follow in training, so there is no separate pass to
+    recalibrate them.
+    Targets are drawn from softmax scores in the paper. Here `answers` says what the output is, or the first batch of
+    targets does: scores of yes or no have Bernoulli targets, numbers have normal ones of unit variance.
     With `mode: weight` the budget's `params` is the share of weights of linear and convolution layers that stay.
 """
 
@@ -25,72 +32,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
 from secateur._protocols import BoolArray, FloatArray
-from secateur.allocate import allocate
-from secateur.budget import Budget
+from secateur.allocate.ties import undecided
 from secateur.errors import BudgetError, ConfigError, ModelError
-from secateur.graph.modules import map_tensors
+from secateur.graph.modules import as_call, map_tensors
 from secateur.graph.norms import sources
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, MethodRow
 from secateur.methods.kit.aim import Aim, counts
+from secateur.methods.kit.answers import AGREED, agreement, kind_of
+from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
 from secateur.methods.kit.rounds import Rounds
 from secateur.methods.kit.sparse import WeightMasks, check_constraints, share_of
 from secateur.methods.nap.importance import Importance
 from secateur.methods.nap.kfac import Batch, Factors
 from secateur.methods.nap.removal import remove
+from secateur.methods.nap.settings import NAPSettings
 from secateur.plan import Plan
 from secateur.repair import Repair
 from secateur.repair.masking import alive, apply_masks
 
 Masks = dict[str, BoolArray]
 
-
-class NAPSettings(Settings):
-    """Defaults as in the specification; the paper's own are mostly unknown."""
-
-    mode: Literal["channel", "weight"] = Field("channel", description="cut channels, or set single weights to zero")
-    fisher: Literal["sampled", "empirical"] = Field(
-        "sampled",
-        description="targets drawn from the network's own output, or the labels, which fade as they fit",
-    )
-    side: Literal["producer", "consumer", "both"] = Field(
-        "producer", description="layers whose loss counts: those that make a channel, those that read it"
-    )
-    form: Literal["obs", "obd", "sum"] = Field(
-        "obs", description="the rest of the layer moves to its best place; nothing moves; each weight as if alone"
-    )
-    rounds: int = Field(10, ge=1, le=1000, description="rounds of pruning and fine-tuning")
-    start: float = Field(0.0, ge=0, lt=1, description="share of training before the first round begins")
-    end: float = Field(0.75, gt=0, le=1, description="share of training by which the last round has pruned")
-    batches: int = Field(100, ge=1, description="most batches of statistics for one round")
-    stat_every: int = Field(10, ge=1, description="steps between two of them; fewer where a round is short")
-    decay: float = Field(0.95, gt=0, le=1, description="of the running averages, per batch")
-    damping: float = Field(1e-3, ge=0, description="ε")
-    damping_kind: Literal["relative", "split"] = Field(
-        "relative",
-        description="ε times the mean eigenvalue of each factor, or √ε split between the two (Tikhonov)",
-    )
-    normalize: Literal["none", "layer_sum"] = Field(
-        "none", description="divide scores by their layer's sum, which makes the method a uniform one"
-    )
-    max_prune_ratio: float = Field(0.95, gt=0, le=1, description="most of a group's channels that may go")
-    weight_update: bool = Field(False, description="move the surviving weights as the formula says")
-    compensate: bool = Field(True, description="the mean of a removed channel moves into what reads it")
-    positions: int | None = Field(None, ge=1, description="output positions of an image looked at; null: all")
-    largest: int = Field(8192, ge=1, description="columns beyond which A is kept as blocks on its diagonal")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> NAPSettings:
-        if self.start >= self.end:
-            raise ValueError("the rounds must end after they start: set start below end")
-        return self
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 class NAP(Method):
@@ -118,11 +87,13 @@ class NAP(Method):
             positions=s.positions,
             largest=s.largest,
         )
-        if s.fisher == "sampled" and not self.factors.gives_scores:
+        if s.fisher == "sampled" and not self.factors.draws:
             raise ModelError(
-                f"NAP draws targets from class scores, and {type(self.model).__name__} does not give one tensor "
-                "[samples, classes, ...]: choose another method."
+                f"NAP draws targets from the network's own answers, and {type(self.model).__name__} does not give one "
+                "tensor [samples, ...]: choose another method."
             )
+        self.factors.answers = None if s.answers == "auto" else s.answers
+        self._first: tuple[torch.Tensor, torch.Tensor] | None = None  # output and target by which `answers` is judged
         self._kept: Masks = {g.name: np.ones(g.width, dtype=np.bool_) for g in self.graph.groups}
         self._held: dict[str, torch.Tensor] = {}  # masks of parameters by name, to be multiplied with
         if s.mode == "weight":
@@ -161,12 +132,33 @@ class NAP(Method):
         return self.model(*args, **keywords)
 
     def after_forward(self, output: Any, target: Any) -> None:
-        """Remember labels for the empirical Fisher."""
+        """See what kind of answer the output is; remember labels for the empirical Fisher."""
+        if self._calls and self.factors.answers is None:
+            self._judge(output, target)
         if self._calls and self.settings.fisher == "empirical":
             self._calls[-1] = replace(self._calls[-1], target=target)
 
+    def _judge(self, output: Any, target: Any) -> None:
+        """Take the kind of answer that a batch shows, the first that shows one."""
+        kind = kind_of(output, target) if isinstance(output, torch.Tensor) else None
+        self.factors.answers = kind
+        if kind == "classes" and output.requires_grad:
+            output.retain_grad()
+            self._first = output, target
+
+    def _confirm(self) -> None:
+        """Class labels do not make class scores of embeddings: the training's own gradient tells."""
+        if self._first is not None and agreement(*self._first, "classes") < AGREED:
+            self.factors.answers = "numbers"
+            self.notes.append(
+                "The training's loss does not take the outputs for class scores, so NAP takes them for numbers: set "
+                "answers if that is wrong."
+            )
+        self._first = None
+
     def after_backward(self) -> None:
         """What is masked gets no gradient, so that momentum does not gather."""
+        self._confirm()
         for parameter, mask in self._holding():
             if parameter.grad is not None:
                 parameter.grad.mul_(mask)
@@ -215,12 +207,38 @@ class NAP(Method):
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise ConfigError(f"A batch is {type(batch).__name__}: every batch must be a pair (inputs, target).")
             inputs, target = map_tensors(tuple(batch), lambda tensor: tensor.to(self.device))
+            if self.factors.answers is None:
+                self._learn(inputs, target, loss)
             known = self.settings.fisher == "empirical"
             self.factors.update(self.model, [Batch.of(inputs, target if known else None)], loss)
 
+    def _learn(self, inputs: Any, target: Any, loss: Loss) -> None:
+        """See from a batch, as in training, what kind of answer the output is."""
+        args, keywords = as_call(inputs)
+        modes = [(module, module.training) for module in self.model.modules()]
+        try:
+            with torch.no_grad():
+                output = self.model.eval()(*args, **keywords)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        self._judge(output.requires_grad_() if self.factors.draws else output, target)
+        if self._first is not None:
+            with torch.enable_grad():
+                loss(output, target).backward()
+        self._confirm()
+
     def score(self) -> dict[str, FloatArray]:
-        """dL of every channel; removed ones come last."""
-        return {n: np.where(self._kept[n], values, -1.0) for n, values in self.importance.of_channels().items()}
+        """dL of every channel, at least 0; what is removed costs nothing any more, and less than all that is left."""
+        return {n: np.where(self._kept[n], values, -_TINY) for n, values in self.importance.of_channels().items()}
+
+    def _check_scores(self) -> None:
+        """ConfigError where removing anything would cost nothing; in training that shows at the first round."""
+        if self.factors.weight and self.importance.blind:
+            raise ConfigError(
+                "NAP finds that no gradient reaches the layers it scores, as with outputs that are the same for every "
+                "image, or a last layer of zeros: check the network and its data, or choose another method."
+            )
 
     # ------------------------------------------------------------------------------------------------ the result
 
@@ -230,30 +248,40 @@ class NAP(Method):
             masks = {g.name: np.ones(g.width, dtype=np.bool_) for g in self.graph.groups}
             return self._noted(Plan(masks, {"budget": self.budget.as_dict(), "mode": "weight"}))
         if self._round >= self.settings.rounds:
-            return self._noted(Plan(dict(self._kept), {"criterion": "nap", "budget": self.budget.as_dict()}))
+            return self._noted(Plan(dict(self._kept), {"budget": self.budget.as_dict(), "allocator": self.allocator}))
         return self._choose(1.0)
 
     def _choose(self, part: float) -> Plan:
-        """One threshold over all groups; after `part` of the rounds, target^part of the cost is left."""
-        budget = self.budget
-        if part < 1.0:  # every round removes the same fraction of what is left
-            goals = [(key, min(1.0, limit / self.aim.full[cost])) for key, (cost, limit) in self._limits().items()]
-            budget = replace(self.budget, bounds=tuple((key, goal**part) for key, goal in goals))
-        plan = self._allocate(self.score(), budget)
-        plan.masks = {name: mask & self._kept[name] for name, mask in plan.masks.items()}
-        return self._noted(plan)
+        """One ranking of all channels that are left; after `part` of the rounds, target^part of the cost stays.
 
-    def _limits(self) -> dict[str, tuple[str, float]]:
-        return dict(zip(self.budget.as_dict(), self.aim.limits.items(), strict=True))
+        Scores are losses, in one unit for all layers: normalising them would undo the automatic ratios.
+        """
+        self._check_scores()
+        full, last, scores = self.aim.full, part == 1.0, self.score()
+        # every round removes the same fraction of what is left
+        limits = {key: full[key] * min(1.0, limit / full[key]) ** part for key, limit in self.aim.limits.items()}
+        floors = [int(floor) for floor in self.constraints.floors(self.graph)]
+        rules = Limits(
+            dict(zip(self._kept, floors, strict=True)),
+            cap=1.0 if last else self.settings.round_ratio,
+            steps=self.constraints.steps(self.graph),
+            close=CLOSE if last else 0.0,
+            exchange=True,
+            spare=False,
+        )
+        masks = lower(self.graph, self._kept, scores, [Goal(self.graph.costs, full, limits)], rules, self.allocator)
+        provenance: dict[str, Any] = {"budget": self.budget.as_dict(), "allocator": self.allocator}
+        if said := undecided(scores, masks):
+            provenance["undecided"] = said
+        return self._noted(Plan(masks, provenance))
+
+    def usual_allocator(self) -> str:
+        """By loss per cost, unless parameters are what the budget bounds, as in the paper."""
+        return "global" if set(dict(self.budget.bounds)) == {"params"} else "per_cost"
 
     def _noted(self, plan: Plan) -> Plan:
         plan.provenance.update(criterion="nap", rounds=self._round)
         return plan
-
-    def _allocate(self, scores: Mapping[str, Any], budget: Budget | None = None) -> Plan:
-        """Scores are losses, in one unit for all layers: normalising them would undo the automatic ratios."""
-        c, allocator = self.constraints, self.allocator
-        return allocate(scores, self.graph, budget or self.budget, c, allocator=allocator, normalise="none")
 
     def _check_reach(self) -> None:
         if self.settings.mode == "channel":
@@ -280,6 +308,7 @@ class NAP(Method):
 
     def _thinner(self, part: float) -> dict[str, torch.Tensor]:
         """Masks of single weights after `part` of the rounds."""
+        self._check_scores()
         share = share_of(self.budget, self.weight_masks)
         return self.weight_masks.threshold(self.importance.of_weights(), share**part)
 
@@ -350,7 +379,8 @@ class NAP(Method):
     def state(self) -> dict[str, Any]:
         """The step, the round, how much was drawn, and which channels stay."""
         kept = {name: np.flatnonzero(mask).tolist() for name, mask in self._kept.items()}
-        return super().state() | {"round": self._round, "kept": kept, "factors": self.factors.state()}
+        own = {"round": self._round, "kept": kept, "factors": self.factors.state()}
+        return super().state() | own | {"notes": list(self.notes)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
@@ -358,6 +388,7 @@ class NAP(Method):
         self._round = int(state["round"])
         self._kept = {g.name: np.isin(np.arange(g.width), state["kept"][g.name]) for g in self.graph.groups}
         self.factors.load_state(state["factors"])
+        self.notes = list(state["notes"])
         self._follow()
 
 
@@ -375,4 +406,5 @@ ROW = MethodRow(
     "weight update recalled, unverified",
     factory=NAP,
     settings=NAPSettings,
+    variants=({"mode": "weight", "budget": "params=0.3"},),
 )
