@@ -265,6 +265,18 @@ def test_without_classes_the_loss_says_what_is_kept(name: str) -> None:
     assert held.measure(Says(torch.zeros(1, len(output)))) == pytest.approx(before / after, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(8,), (8, 1)])
+def test_one_score_has_no_largest_class(shape: tuple[int, ...]) -> None:
+    """Whole numbers as targets make it no accuracy, which would be that of always saying 0."""
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(output.flatten(), target.flatten().float())
+
+    held = holding(torch.ones(shape, dtype=torch.long), loss)
+    assert held.begin(Says(torch.ones(1, 1))) == pytest.approx(1.0)
+    assert not held.by_accuracy
+
+
 def test_numbers_that_are_no_classes_do_not_count() -> None:
     """Of six pixels of one image two are not labelled; three of the others are right."""
     output = torch.zeros(1, 3, 2, 3)
