@@ -357,7 +357,8 @@ def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: b
     before, recording.ledger.training = len(recording.ledger.macs), True
     try:
         again = map_tensors(inputs, lambda t: _input(t, meta))
-        output = forward(twin, again[0], again[1], Recorder(extra, meta))
+        with torch.random.fork_rng(devices=[]):  # dropout draws
+            output = forward(twin, again[0], again[1], Recorder(extra, meta))
     finally:
         del recording.ledger.macs[before:]
         recording.ledger.training = False

@@ -81,7 +81,7 @@ def _items(value: Any, refuse: bool) -> Iterator[Any]:
         yield from _bound(value)
     elif refuse and not _is_open(value) and _hides_tensor(value):
         raise ModelError(
-            f"The model takes or returns an object of class {type(value).__name__}, which cannot be looked into and in "
+            f"The model's input or output holds a {type(value).__name__}, which cannot be looked into and in "
             "which tensors may hide; hand over tensors in tuples, dicts, dataclasses or plain objects."
         )
 

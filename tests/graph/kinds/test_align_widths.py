@@ -139,7 +139,7 @@ def test_narrowed_layers_have_aligned_widths(
 
 
 @pytest.mark.parametrize(("build", "name", "align"), [
-    (Pixels, "up", 16), (Gated, "gate", 16), (Resnext, "b", 8), (Resnext, "a", 8), (Heads, "q", 8), (Heads, "kv", 8),
+    (Pixels, "up", 8), (Gated, "gate", 16), (Resnext, "b", 8), (Resnext, "a", 8), (Heads, "q", 8), (Heads, "kv", 8),
     (Parts, "parts", 8),
 ])  # fmt: skip
 def test_a_layer_of_several_indices_a_channel_can_shrink(build: Callable[[], nn.Module], name: str, align: int) -> None:

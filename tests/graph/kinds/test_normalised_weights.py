@@ -12,7 +12,6 @@ import pytest
 import torch
 from _judge import TOLERANCE, error, image, macs, relu_conv, unique
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm
 
 import secateur
@@ -43,23 +42,11 @@ class Flat(Net):
         return self.out(self.c(self.b(self.a(x).mean((2, 3))).relu()))
 
 
-class Own(nn.Conv2d):
-    """A convolution that divides its weight by the norm of all of it, in its own forward."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, self.weight / self.weight.norm(), self.bias, padding=1)
-
-
-def own(layer: nn.Module) -> nn.Module:
-    return Own(16, 16, 3, padding=1)
-
-
 NETS: dict[str, Callable[[], nn.Module]] = {
     "old form": lambda: Net(spectral_norm),
     "new form, linear": lambda: Flat(parametrizations.spectral_norm),
     "new form, transposed": lambda: Transposed(parametrizations.spectral_norm),
     "old form, linear": lambda: Flat(spectral_norm),
-    "own division": lambda: Net(own),
     "weight norm over all": lambda: Net(lambda m: parametrizations.weight_norm(m, dim=None)),
 }
 

@@ -122,6 +122,7 @@ def _index(shards: list[Path], label_extension: str, unread: set[str]) -> list[S
     samples: list[Sample] = []
     for number, path in enumerate(shards):
         before = len(samples)
+        check_regular(path)
         try:
             with tarfile.open(path, "r:") as shard:
                 samples += _samples(shard, number, path, label_extension, unread)
