@@ -184,7 +184,7 @@ def test_rows_and_columns_of_one_attribute() -> None:
     )  # fmt: skip
     graph = trace(randomise(net), IMAGE)
     plan, made = uneven(graph)
-    assert {"t.c", "t.f1", "d"} <= {g.name for g in graph.groups}  # as wide as k or not: none of them is k
+    assert {"t.c", "t.f1", "d"} <= {g.name for g in graph.groups}  # f1 is as wide, but it is not what the code states
     assert graph.verify(made, plan).passed
 
 

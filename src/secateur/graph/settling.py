@@ -111,8 +111,8 @@ def _freezing(scopes: list[_Scope], reason: str) -> Iterator[Remedy]:
         return Remedy("its channels stay", {s.at: ([], [(axis, why[s.at]) for axis in axes(s)]) for s in scopes})
 
     yield of(lambda s: s.stated())
-    yield of(lambda s: s.own())
-    yield of(lambda s: [*s.own(), *s.widths(s.lengths(), frozen=True)])
+    yield of(lambda s: s.whole())
+    yield of(lambda s: [*s.whole(), *s.widths(s.lengths(), frozen=True)])
     yield of(lambda s: s.before())
     names = {s.at: s.module for s in scopes}
     while True:  # the last resort: everything in the modules, or in ancestors of theirs
@@ -164,8 +164,18 @@ class _Scope:
 
     def own(self) -> list[Ids]:
         """The axes the call has to do with; of one that makes a tensor, those that meet channels."""
-        found = [a for a in _axes_of(self.call, stated=True) if len(a) > 1]
-        return [a for a in found if _prunable(self.solution, a)] or found
+        return [a for a in self.everything() if _prunable(self.solution, a)] or self.everything()
+
+    def everything(self) -> list[Ids]:
+        """All axes of the call, those that cannot be pruned now, too: once another is frozen, they might be."""
+        return [a for a in _axes_of(self.call, stated=True) if len(a) > 1]
+
+    def whole(self) -> list[Ids]:
+        """The same, and widths that are nothing but a product of them, so that these know the reason."""
+        axes = self.everything()
+        own = {axis.tobytes() for axis in axes}
+        products = self.recording.ledger.products
+        return axes + [p.slots.ravel() for p in products if all(axis.tobytes() in own for axis in p.axes)]
 
     def before(self) -> list[Ids]:
         """The axes of the call before it."""
