@@ -37,6 +37,14 @@ def conditional_change(seen: torch.Tensor, rate: torch.Tensor, metric: str) -> t
     return torch.where(both, (1 - rate) * (mean[:, 0] - mean[:, 1]), 0.0)
 
 
+def answered(logits: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether these are class scores [N, C, ...] and what was asked for: classes [N, ...], or class probabilities."""
+    if logits.dim() < 2:
+        return False
+    shares = target.is_floating_point() and target.shape == logits.shape
+    return shares or (not target.is_floating_point() and target.shape == logits.shape[:1] + logits.shape[2:])
+
+
 def right(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """1 for every sample that is answered right (of several answers a sample: the share)."""
     wanted = target.argmax(1) if target.shape == logits.shape else target

@@ -44,7 +44,7 @@ from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import output_tensors
 from secateur.graph.readers import readers, summed
 from secateur.methods.contract import MethodRow, Settings
-from secateur.methods.dcpcac.conditional import Evidence, conditional_change, cross_entropy, right, scale
+from secateur.methods.dcpcac.conditional import Evidence, answered, conditional_change, cross_entropy, right, scale
 from secateur.methods.dcpcac.narrowing import NarrowingMethod
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.ranking import Goal, Limits, lower
@@ -130,6 +130,7 @@ class DCPCAC(NarrowingMethod):
         self.evidence = Evidence(sum(widths), self.device)
         self.metric: Metric | None = None if self.settings.metric == "auto" else self.settings.metric
         self.over = False  # pruning has ended, and all gates are open for good
+        self._held: set[str] = set()  # groups that a size in code keeps as they are while training
         self._epoch, self._last = 0, 0  # steps of an epoch, as far as known; when channels went last
         self._micro, self._told = 0, False  # of this step: micro-batches, and whether their targets were told
         self._asked: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -171,8 +172,7 @@ class DCPCAC(NarrowingMethod):
         if self.gates.z is None:
             return
         logits = output_tensors(output)[0]
-        given = isinstance(target, torch.Tensor) and len(target) == len(logits)
-        if not given or logits.dim() < 2:
+        if not isinstance(target, torch.Tensor) or not answered(logits, target):
             raise ConfigError(
                 "The method 'dcpcac' needs the target of every sample: call after_forward(output, target) with class "
                 "scores and the classes that were asked for."
@@ -256,12 +256,15 @@ class DCPCAC(NarrowingMethod):
                 f"At the end of its pruning window {len(missing)} of {len(self.gates.live)} channels had less evidence "
                 f"than {self._evidence} samples: they are judged by what there is."
             )
-        masks = self._lowered(self.share(self.progress), self.settings.cap, missing=None if late else missing)
+        barred = np.concatenate([np.full(group.width, group.name in self._held) for group in self.graph.groups])
+        if not late:
+            barred[missing] = True
+        masks = self._lowered(self.share(self.progress), self.settings.cap, barred)
         if not late and all(goal.met(self._widths(masks)) for goal in self._goals):
             return  # a large channel would go a little too early: the last event chooses anew
         changed = any((masks[name] != mask).any() for name, mask in self.masks.items())
         if changed:
-            self.narrow(masks)
+            self._held |= self.narrow_around(masks)
         if late and (not changed or all(goal.met(self._widths(self.masks)) for goal in self._goals)):
             self.over = True
             self.gates.clear()
@@ -272,11 +275,13 @@ class DCPCAC(NarrowingMethod):
         self.gates.narrow(self.alive.cpu().numpy())
         self.evidence.seen.mul_(self.alive[:, None])
 
-    def _lowered(self, share: float, cap: float, missing: Array | None = None) -> dict[str, BoolArray]:
-        """Masks that go this share of the way to every goal, and take from no group more than `cap` at once."""
-        change, barred = self._change(), np.zeros(len(self.alive), dtype=np.bool_)
-        if missing is not None:
-            barred[missing] = True
+    def _lowered(self, share: float, cap: float, barred: BoolArray | None = None) -> dict[str, BoolArray]:
+        """Masks that go this share of the way to every goal, and take from no group more than `cap` at once.
+
+        barred: channels that must not go now.
+        """
+        change = self._change()
+        barred = np.zeros(len(self.alive), dtype=np.bool_) if barred is None else barred
         ends = np.cumsum([group.width for group in self.graph.groups])[:-1]
         scores = dict(zip(self.masks, np.split(change, ends), strict=True))
         held = dict(zip(self.masks, np.split(barred, ends), strict=True))
@@ -337,6 +342,7 @@ class DCPCAC(NarrowingMethod):
     def state(self) -> dict[str, Any]:
         """The step, what was found out about epochs and metric, and where pruning stands."""
         own = {"metric": self.metric, "over": self.over, "epoch": self._epoch, "last": self._last}
+        own |= {"held": sorted(self._held)}
         return super().state() | own | {"notes": list(self.notes)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -344,6 +350,7 @@ class DCPCAC(NarrowingMethod):
         super().load_state(state)
         self.metric, self.over = state["metric"], bool(state["over"])
         self._epoch, self._last = int(state["epoch"]), int(state["last"])
+        self._held = set(state["held"])
         self.notes = list(state["notes"])
         self.gates.clear()
 
