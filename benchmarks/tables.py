@@ -23,6 +23,7 @@ import _networks_page
 import _one_shot_page
 import _record
 import _speed_page
+import _yolo_page
 from _markdown import Row, circumstances, percent, quantile, table
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -367,6 +368,7 @@ def pages() -> dict[Path, str]:
         _choosing_page,
         _latency_page,
         _exports_page,
+        _yolo_page,
     ):
         made |= page.pages(DOCS)
     return made

@@ -103,6 +103,7 @@ class DCPCAC(NarrowingMethod):
         self._sure = self.metric is not None  # whether the metric stands; auto is judged by the first gradient
         self._share = LossShare()
         self.over = False  # pruning has ended, and all gates are open for good
+        self._held: set[str] = set()  # groups that a size in code keeps as they are while training
         self._epoch, self._last = 0, 0  # steps of an epoch, as far as known; when channels went last
         self._micro, self._told = 0, False  # of this step: micro-batches, and whether their targets were told
         self._asked: tuple[torch.Tensor, Any] | None = None
@@ -272,12 +273,15 @@ class DCPCAC(NarrowingMethod):
                 f"than {self._evidence} samples: they are judged by what there is."
             )
         self._check_scores(late)
-        masks = self._lowered(self.share(self.progress), self.settings.cap, missing=None if late else missing)
+        barred = np.concatenate([np.full(group.width, group.name in self._held) for group in self.graph.groups])
+        if not late:
+            barred[missing] = True
+        masks = self._lowered(self.share(self.progress), self.settings.cap, barred)
         if not late and all(goal.met(self._widths(masks)) for goal in self._goals):
             return  # a large channel would go a little too early: the last event chooses anew
         changed = any((masks[name] != mask).any() for name, mask in self.masks.items())
         if changed:
-            self.narrow(masks)
+            self._held |= self.narrow_around(masks)
         if late and (not changed or all(goal.met(self._widths(self.masks)) for goal in self._goals)):
             self.over = True
             self.gates.clear()
@@ -298,11 +302,13 @@ class DCPCAC(NarrowingMethod):
         self.gates.narrow(self.alive.cpu().numpy())
         self.evidence.seen.mul_(self.alive[:, None])
 
-    def _lowered(self, share: float, cap: float, missing: Array | None = None) -> dict[str, BoolArray]:
-        """Masks that go this share of the way to every goal, and take from no group more than `cap` at once."""
-        change, barred = self._change(), np.zeros(len(self.alive), dtype=np.bool_)
-        if missing is not None:
-            barred[missing] = True
+    def _lowered(self, share: float, cap: float, barred: BoolArray | None = None) -> dict[str, BoolArray]:
+        """Masks that go this share of the way to every goal, and take from no group more than `cap` at once.
+
+        barred: channels that must not go now.
+        """
+        change = self._change()
+        barred = np.zeros(len(self.alive), dtype=np.bool_) if barred is None else barred
         ends = np.cumsum([group.width for group in self.graph.groups])[:-1]
         scores = dict(zip(self.masks, np.split(change, ends), strict=True))
         held = dict(zip(self.masks, np.split(barred, ends), strict=True))
@@ -365,7 +371,7 @@ class DCPCAC(NarrowingMethod):
     def state(self) -> dict[str, Any]:
         """The step, what was found out about epochs and metric, and where pruning stands."""
         own = {"metric": self.metric, "answers": self.answers, "sure": self._sure, "over": self.over}
-        when = {"epoch": self._epoch, "last": self._last}
+        when = {"epoch": self._epoch, "last": self._last, "held": sorted(self._held)}
         return super().state() | own | when | {"notes": list(self.notes)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -375,6 +381,7 @@ class DCPCAC(NarrowingMethod):
             self._take(state["metric"])
         self.answers, self._sure, self.over = state["answers"], bool(state["sure"]), bool(state["over"])
         self._epoch, self._last = int(state["epoch"]), int(state["last"])
+        self._held = set(state["held"])
         self.notes = list(state["notes"])
         self.gates.clear()
 

@@ -16,8 +16,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from secateur._hints import few
 from secateur._protocols import BoolArray, IntArray
 from secateur.errors import ModelError
+from secateur.graph import SizeConflict
 from secateur.graph.cut import Slices, put, take
 from secateur.graph.following import narrow_state
 from secateur.graph.modules import clone_module, named_tensors, to_meta
@@ -93,6 +95,36 @@ class NarrowingMethod(Method):
         self.masks = {name: masks[name].copy() for name in self.masks}
         self.alive.copy_(torch.from_numpy(np.concatenate(list(self.masks.values()))))
         self._tell(kept)
+
+    def narrow_around(self, masks: Mapping[str, BoolArray]) -> set[str]:
+        """The same, save for groups that a size in the model's code does not let follow: their names, told in a note.
+
+        `finish` settles such sizes; while training their channels stay, for the model keeps its parameters.
+        """
+        try:
+            self.narrow(masks)
+            return set()
+        except SizeConflict as conflict:
+            why = conflict
+        possible, kept = dict(self.masks), []
+        for name in [name for name, mask in self.masks.items() if not np.array_equal(masks[name], mask)]:
+            found = self._conflict(possible | {name: masks[name]})
+            if found is None:
+                possible[name] = masks[name]
+            else:
+                why = found
+                kept.append(name)
+        self.narrow(possible)
+        self.notes.append(f"While training {few(kept)} stay as wide as they are now: {why}")
+        return set(kept)
+
+    def _conflict(self, masks: Mapping[str, BoolArray]) -> SizeConflict | None:
+        """The size in code, if any, that does not follow a cut of the original to these masks."""
+        try:
+            self.graph.cut(Plan(dict(masks)))
+            return None
+        except SizeConflict as conflict:
+            return conflict
 
     def _widen(self) -> None:
         """Give the model the original's shapes again, with zeros: what is loaded next was saved before the cut."""
