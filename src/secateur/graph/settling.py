@@ -81,13 +81,20 @@ def concerned(recording: Recording, modules: dict[str, nn.Module], at: int) -> l
     return [at, *(k for k in like_calls(recording, modules, at) if k != at and shape(k) == shape(at))]
 
 
-def remedies(recording: Recording, solution: Solution, calls: Sequence[int]) -> Iterator[Remedy]:
-    """What may be done about these calls, of which the first met a conflict; the least first."""
+def remedies(recording: Recording, solution: Solution, calls: Sequence[int], *, path: bool) -> Iterator[Remedy]:
+    """What may be done about these calls, of which the first met a conflict; the least first.
+
+    path: the code took another path, for it looked at a width: one width of that call alone may be what it looked at.
+    """
     scopes = [_Scope(recording, solution, k) for k in calls]
     at = calls[0]
-    yield from _tying(scopes)
     operator = recording.calls[at].name.removeprefix("aten::")
-    yield from _freezing(scopes, f"a size is written in code ({operator} in {{}})")
+    reason = f"a size is written in code ({operator} in {{}})"
+    if path:
+        why = reason.format(scopes[0].module or "the model")
+        yield from (Remedy("its channels stay", {at: ([], [(axis, why)])}) for axis in scopes[0].everything()[::-1])
+    yield from _tying(scopes)
+    yield from _freezing(scopes, reason)
 
 
 def _tying(scopes: list[_Scope]) -> Iterator[Remedy]:

@@ -14,7 +14,7 @@ from secateur.graph.capture import Call
 from secateur.graph.modules import as_call, map_tensors, module_stack, plain_kernels, to_meta
 from secateur.graph.rules import tensors_in
 from secateur.graph.shapes import run_on_meta
-from secateur.graph.sizes import Sizes
+from secateur.graph.sizes import OTHERWISE, Sizes
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Checker(Mode):
             raise _Diverged(self.at, "the narrowed model makes more operator calls")
         call, name, names = calls[self.at], schema_of(func)[0], schema_of(func)[1]
         if call.name != name:
-            raise _Diverged(self.at, f"{name} is called where the original calls {call.name}")
+            raise _Diverged(self.at, f"{name} {OTHERWISE} {call.name}")
         promised = self.sizes.shapes(call)
         bound = {n: (args[k] if k < len(args) else kwargs.get(n, d)) for k, (n, d) in enumerate(names)}
         if not meta and depends_on_data(name, bound):  # the values are not comparable; go on as the original did

@@ -19,6 +19,10 @@ Shapes = tuple[tuple[int, ...], ...]
 Path = tuple[int, ...]  # where inside a (nested) list attribute the number stands; () for a plain integer
 
 
+#: How a conflict says that the code took another path.
+OTHERWISE = "is called where the original calls"
+
+
 @dataclass(frozen=True)
 class Repair:
     """Attribute `attribute` (entry `path`) of module `module` held size `old` and now holds `new`."""
