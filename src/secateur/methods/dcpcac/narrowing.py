@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from secateur._hints import few
 from secateur._protocols import BoolArray, IntArray
@@ -30,6 +31,10 @@ from secateur.plan import Plan
 _OPTIMISERS: weakref.WeakKeyDictionary[NarrowingMethod, weakref.WeakSet[torch.optim.Optimizer]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+#: Whose hooks stand in PyTorch's list; those of methods that are gone do nothing.
+_HOOKS: list[tuple[weakref.ref[NarrowingMethod], RemovableHandle]] = []
 
 
 class NarrowingMethod(Method):
@@ -193,7 +198,13 @@ def _among(before: IntArray | None, after: IntArray | None) -> IntArray | None:
 
 
 def _watch(method: NarrowingMethod) -> None:
-    """Notice every optimiser of the method's parameters that takes a step, for as long as the method lives."""
+    """Notice every optimiser of the method's parameters that takes a step, for as long as the method lives.
+
+    What earlier methods left behind is taken out here: a method may end while an optimiser goes through its hooks.
+    """
+    for watch in [watch for watch in _HOOKS if watch[0]() is None]:
+        watch[1].remove()
+        _HOOKS.remove(watch)
     _OPTIMISERS[method] = found = weakref.WeakSet[torch.optim.Optimizer]()
     own = weakref.ref(method)
 
@@ -204,4 +215,4 @@ def _watch(method: NarrowingMethod) -> None:
             if any(id(parameter) in held for group in optimiser.param_groups for parameter in group["params"]):
                 found.add(optimiser)
 
-    weakref.finalize(method, register_optimizer_step_post_hook(notice).remove)
+    _HOOKS.append((own, register_optimizer_step_post_hook(notice)))
