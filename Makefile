@@ -12,7 +12,7 @@ LIGHTNING := lightning lightning-utilities torchmetrics tqdm
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint types unit docs pages fuzz census speed quality compare clean
+.PHONY: venv demo test lint types unit docs pages fuzz mutate census speed quality compare clean
 
 venv: $(STAMP)
 
@@ -50,6 +50,9 @@ pages: $(STAMP)  ## every generated page and table of the documentation, from th
 
 fuzz: $(STAMP)  ## the property-based tests with 10,000 random networks instead of 1,200
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m fuzz
+
+mutate: $(STAMP)  ## small faults in a copy of each method's code, or of METHOD=name: do its tests notice? minutes for each
+	$(BIN)/python benchmarks/mutate.py $(METHOD)
 
 census: $(STAMP)  ## trace, prune, cut and verify every torchvision model and timm family: about an hour
 	$(BIN)/python benchmarks/census.py

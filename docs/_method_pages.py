@@ -54,7 +54,7 @@ def _row(row: MethodRow) -> list[tuple[str, str]]:
 
 
 def _docstring(row: MethodRow) -> str:
-    """Of the method's file; of the criterion, where one file holds several."""
+    """Of the method's file; of its function, where one file holds several."""
     found: object = next((each.function for each in CRITERIA if each.name == row.name), None)
     return inspect.cleandoc((found or sys.modules[row.factory.__module__]).__doc__ or "")
 
@@ -65,17 +65,22 @@ def _settings(row: MethodRow, table: Table) -> str:
 
 
 def _use(row: MethodRow) -> str:
-    steps = ", steps=..." if row.needs == "training" else ""
-    shown = {
-        "nothing": "then `pruner.finish()`",
-        "calibration": "then `pruner.collect(batches, loss)` and `pruner.finish()`",
-        "training": "in [a loop of your own](../own-loop.md), then `pruner.finish()`",
-    }[row.needs]
-    return (
+    recipe = (
         f"In a [recipe](../recipes.md) `method: {row.name}`, or `method: {{name: {row.name}, ...}}` with settings; on "
-        f"the command line `secateur run recipe.yaml --set method={row.name}`; in Python "
-        f'`pruner = secateur.methods.create("{row.name}", model, images, budget="{row.example_budget}"{steps})`, '
-        f"{shown}."
+        f"the command line `secateur run recipe.yaml --set method={row.name}`"
+    )
+    if row.acts == "while training":
+        made = f'secateur.methods.create("{row.name}", model, images, budget="{row.example_budget}", steps=...)'
+        return (
+            f"{recipe}; in Python, in [a loop of your own](../own-loop.md), `pruner = {made}`, then `pruner.finish()`."
+        )
+    shown, given = (" --data imagefolder:photos", ", data=batches") if row.needs == "calibration" else ("", "")
+    labels = " `batches` are pairs of images and labels." if row.labels else ""
+    return (
+        f"{recipe}, or without any training "
+        f"`secateur prune zoo:resnet20 --method {row.name} --budget {row.example_budget}{shown}`; in Python "
+        f'`secateur.prune(model, images, method="{row.name}", budget="{row.example_budget}"{given})`, with settings as '
+        f"further arguments.{labels}"
     )
 
 

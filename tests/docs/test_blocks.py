@@ -36,7 +36,7 @@ def untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "argv", ["page"])
-    monkeypatch.setattr(methods, "METHODS", methods.METHODS)
+    monkeypatch.setattr(methods, "_REGISTERED", {})
     monkeypatch.setattr(repair, "REPAIRS", repair.REPAIRS)
     rules, modules = dict(RULES), set(sys.modules)
     with torch.random.fork_rng(devices=[]):

@@ -52,7 +52,12 @@ _REGISTERED: dict[str, MethodRow] = {}
 
 
 def create(name: str, model: nn.Module, example_inputs: Any, **options: Any) -> Method:
-    """The method of this name at work on `model`, for a training loop of one's own; see `Method` for the options.
+    """The method of this name at work on `model`, for a training loop of one's own.
+
+    Args:
+        name: of `secateur methods`, or one that is registered. model: any `torch.nn.Module`, which is trained in place.
+        example_inputs: what it runs with. options: `budget`, `steps`, the method's settings and all else that the
+            constructor of `Method` takes.
 
     Raises:
         ConfigError: there is no such method; the nearest name is said.
@@ -107,7 +112,15 @@ def register(what: Any = None, *, name: str | None = None, summary: str | None =
 
 
 def row_of(what: Any, *, name: str | None = None, summary: str | None = None) -> MethodRow:
-    """The row of a row, a subclass of Method or a function from the graph to scores; ConfigError for anything else."""
+    """The row of a method in any form.
+
+    Args:
+        what: a row, a subclass of Method or a function from the graph to scores.
+        name, summary: in place of its own; a row keeps its summary.
+
+    Raises:
+        ConfigError: it is nothing of these.
+    """
     if isinstance(what, MethodRow):
         return what if name in (None, what.name) else replace(what, name=str(name))
     doc = next(iter((inspect.getdoc(what) or "").splitlines()), "").rstrip(".")
@@ -134,6 +147,9 @@ def row_of(what: Any, *, name: str | None = None, summary: str | None = None) ->
 
 def plug_in(reference: str) -> list[str]:
     """Import what registers methods: a file or module whose code calls `register`, or names one in `file.py:Name`.
+
+    Args:
+        reference: `path/to/file.py`, `file.py:Name`, `package.module` or `package.module:Name`. Its code is run.
 
     Returns:
         the names of the methods it brought, also if it was imported before.
