@@ -342,8 +342,7 @@ class DCPCAC(NarrowingMethod):
     def state(self) -> dict[str, Any]:
         """The step, what was found out about epochs and metric, and where pruning stands."""
         own = {"metric": self.metric, "over": self.over, "epoch": self._epoch, "last": self._last}
-        own |= {"held": sorted(self._held)}
-        return super().state() | own | {"notes": list(self.notes)}
+        return super().state() | own | {"held": sorted(self._held), "notes": list(self.notes)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
