@@ -9,12 +9,13 @@ from _markdown import Row, circumstances, percent, table
 
 INTRODUCTION = """\
 YOLO11n, YOLOv8n, YOLO12n and RT-DETR-l of Ultralytics, built from their yaml with random weights (seed {seed}), at
-{size} x {size} pixels, down to {share:.0%} of the MACs (of the weights for `dkp` and `nap`, where they set single
-weights or kernels to zero). Methods that train have {steps} steps of Ultralytics' own loss in a loop of one's own, with
-{batch} made images each; those that look at images have as many. So accuracies would mean nothing. What is shown is
-that a method comes through, or says why it does not; that the cut is verified and the budget met within 1%; and that
-the narrow network runs in training and takes one step of Ultralytics' own loss. *Settled* counts the sizes written in
-the network's code around which channels were tied or kept. Seconds are of one thread beside other work.
+{size} x {size} pixels, down to {share:.0%} of the MACs (of the weights for `dkp`, which sets kernels to zero). Methods
+that train have {steps} steps of Ultralytics' own loss in a loop of one's own, with {batch} made images each; those that
+look at images have as many. `dcpcac` is told class scores of each image, the best of all places, in place of the
+output. Accuracies would mean nothing. What is shown is that a method comes through, or says why it does not; that the
+cut is verified and the budget met within 1%; and that the narrow network runs in training and takes one step of
+Ultralytics' own loss. *Settled* counts the sizes written in the network's code around which channels were tied or kept
+in the plan. Seconds are of one thread beside other work; runs were made in several goes, of which the last is named.
 
 Secateur does not need the package: `pip install ultralytics` gets it for this script.
 [A detector](detector.md) shows the calls."""

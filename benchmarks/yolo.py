@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.errors import SecateurError
+from secateur.errors import PlanError, SecateurError
 from secateur.graph import SizeConflict
 from secateur.methods import METHODS, MethodRow, method
 
@@ -39,6 +39,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "csgd": {"clustering": "even"},
     "functionality": {"ascent_steps": 2, "restarts": 1},
     "dcpcac": {"metric": "loss"},
+    "dcp": {"per_column": 0, "head_epochs": 2, "rounds": 1},
+    "dkp": {"per_column": 0, "head_epochs": 2, "rounds": 1},
 }
 #: Methods that are told, in place of the detector's output, class scores of the image: the best of all places.
 BY_CLASS = ("dcpcac",)
@@ -52,7 +54,7 @@ def build(network: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     kind = RTDETRDetectionModel if network.startswith("rtdetr") else DetectionModel
     model: nn.Module = kind(f"{network}.yaml", verbose=False)
-    model.args = DEFAULT_CFG
+    model.args, model.nc = DEFAULT_CFG, CLASSES  # as a trainer of Ultralytics sets them
     return model.eval()
 
 
@@ -156,8 +158,8 @@ def measured(network: str, name: str, arguments: argparse.Namespace) -> dict[str
             "settled": len(result.plan.provenance.get("settled", ())),
             "seconds": seconds,
         }
-    except SizeConflict as error:  # no method may let one out
-        return {**start, "fault": f"SizeConflict: {error}"}
+    except (SizeConflict, PlanError) as error:  # no method may let one out
+        return {**start, "fault": f"{type(error).__name__}: {error}"}
     except SecateurError as error:
         return {**start, "refused": str(error), "seconds": round(time.perf_counter() - began, 1)}
     except Exception as error:
