@@ -1,7 +1,7 @@
 """Plans and results of every method as hashes, to see that a change of the code's structure changed no result.
 
     python benchmarks/same_results.py write before.json            # with the old code on PYTHONPATH
-    python benchmarks/same_results.py compare before.json          # with the new code: prints what differs
+    python benchmarks/same_results.py compare benchmarks/results/same_results_9fdf074.json   # what differs now
 
 Every method, and those of its settings that take another path, on three networks with two seeds: six training steps
 or two calibration batches of eight images, then finish(). Hashed are the plan, its provenance, the costs, the notes,
@@ -90,7 +90,7 @@ def result(row: Any, settings: dict[str, Any], network: str, seed: int) -> dict[
     """The hashes of one method on one network, or the sentence with which it refuses."""
     build, shape, classes = networks()[network]
     torch.manual_seed(seed)
-    budget = "params=0.5" if settings.get("mode") == "weight" else "flops=0.5"
+    budget = getattr(row, "example_budget", "flops=0.5") if settings.get("mode") != "weight" else "params=0.5"
     try:
         images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
         method = row.factory(build(seed), images, budget=budget, steps=STEPS, seed=seed, **settings)
