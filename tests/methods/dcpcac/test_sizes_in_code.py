@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.errors import ConfigError
 from secateur.graph import Graph, SizeConflict
 from secateur.methods import contract
 from secateur.methods.dcpcac import DCPCAC
@@ -96,17 +95,3 @@ def test_a_group_without_conflict_is_narrowed_with_the_rest() -> None:
     assert [getattr(method.model, name)[0].out_channels for name in ("stem", "a", "b")] == [9, 16, 17]
     assert method.narrow_around(masks | {"a.0": np.arange(16) < 8}) == set()
     assert method.model.a[0].out_channels == 8
-
-
-@pytest.mark.parametrize(
-    "output",
-    [torch.zeros(16, 64, 84), torch.zeros(16), torch.zeros(16, 4, 2, 2), torch.zeros(15, 4)],
-    ids=lambda t: str(tuple(t.shape)),
-)
-def test_answers_that_are_no_class_scores_are_one_sentence(output: torch.Tensor) -> None:
-    """As a detector's, which has as many rows as there are targets."""
-    method = pruner()
-    method.train()
-    method(IMAGES)
-    with pytest.raises(ConfigError, match=r"needs the target of every sample: .* asked for\.$"):
-        method.after_forward({"boxes": output}, LABELS)
