@@ -12,7 +12,7 @@ LIGHTNING := lightning lightning-utilities torchmetrics tqdm
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint types unit docs pages fuzz mutate census speed quality compare clean
+.PHONY: venv demo test lint types unit long docs pages fuzz mutate census speed quality compare clean
 
 venv: $(STAMP)
 
@@ -39,7 +39,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+
+long: $(STAMP)  ## the tests that `make test` leaves out
+	$(BIN)/python -m pytest -n 2 -m long
 
 docs: $(STAMP)  ## the documentation site in site/, warnings as errors, nothing fetched; the tests build it too
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

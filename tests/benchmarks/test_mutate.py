@@ -8,6 +8,8 @@ from pathlib import Path
 import mutate
 import pytest
 
+pytestmark = pytest.mark.long  # `make long` runs it
+
 SOURCE = "def double(x):\n    return 2 * x\n"
 TEST = "from pack import double\n\n\ndef test_double():\n    assert double(2) == 4\n"
 CAUGHT = {"old": "2 * x", "new": "3 * x", "says": "three times instead of twice"}

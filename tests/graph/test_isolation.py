@@ -14,6 +14,8 @@ from torch import nn
 import secateur
 from secateur import Graph
 
+pytestmark = pytest.mark.long  # `make long` runs it
+
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 

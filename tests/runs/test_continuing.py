@@ -208,6 +208,7 @@ BODIES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BODIES)
 def test_a_format_that_cannot_be_written_is_named_and_the_run_goes_on(tmp_path: Path, name: str) -> None:
     body, failing = BODIES[name]

@@ -21,6 +21,8 @@ from secateur.errors import SecateurError
 from secateur.recipe import Recipe
 from secateur.training import Silent
 
+pytestmark = pytest.mark.long  # `make long` runs it
+
 BASE = """
 name: small
 model: zoo:tiny

@@ -23,6 +23,7 @@ from _small import GATED, outcome, recipe
 import secateur
 from secateur import methods, runs
 from secateur.errors import RunError, SecateurError
+from secateur.methods.baselines import one_shot
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.models import create
 from secateur.plan import Plan
@@ -154,7 +155,7 @@ def test_the_test_split_is_looked_at_once_for_every_accuracy(tmp_path: Path, mon
 
 def test_a_method_that_needs_data_sees_the_images_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    original = methods.one_shot.accumulate_gradients
+    original = one_shot.accumulate_gradients
 
     def watched(model: nn.Module, data: Any, loss: Any) -> Any:
         def passed() -> Iterator[Any]:
@@ -164,7 +165,7 @@ def test_a_method_that_needs_data_sees_the_images_asked_for(tmp_path: Path, monk
 
         return original(model, passed(), loss)
 
-    monkeypatch.setattr(methods.one_shot, "accumulate_gradients", watched)
+    monkeypatch.setattr(one_shot, "accumulate_gradients", watched)
     overrides = ("method=taylor", "data.calibration_images=120", "finetune=null")
     found = runs.start(recipe(*overrides), tmp_path / "a")
     assert batches == [50, 50, 20]
@@ -203,7 +204,7 @@ def test_a_method_that_acts_before_training(tmp_path: Path, monkeypatch: pytest.
         settings=Settings,
     )
     assert isinstance(row, MethodRow)
-    monkeypatch.setattr(methods, "METHODS", (*methods.METHODS, row))
+    monkeypatch.setattr(methods, "_REGISTERED", {"first": row})
     found = runs.start(recipe("method=first", "finetune=null"), tmp_path / "a").results
     assert list(found["seconds"]) == ["prune", "train", "export", "total"]
     assert found["accuracy"]["dense"] is None

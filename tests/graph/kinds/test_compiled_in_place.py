@@ -12,6 +12,8 @@ from torch import nn
 
 import secateur
 
+pytestmark = pytest.mark.long  # `make long` runs it
+
 
 class Block(nn.Module):
     def __init__(self) -> None:
