@@ -155,7 +155,7 @@ def test_all_else_stays() -> None:
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
 def test_statistics_are_those_the_cut_network_measures_itself(network: Any) -> None:
     net, data = network.make().eval(), list(network.batches(3))
-    options: dict[str, Any] = {"budget": "flops=0.6", "criterion": "random"}
+    options: dict[str, Any] = {"budget": "flops=0.6", "method": "random"}
     found = secateur.prune(net, network.inputs(), data=data, repair="batchnorm", **options)
     assert found.verification is not None
     assert found.verification.passed

@@ -99,7 +99,7 @@ def test_every_method_with_every_repair(row: MethodRow, repair: Any) -> None:
 
 @pytest.mark.parametrize("repair", REPAIRS, ids=lambda row: row.name)
 def test_repairs_change_what_the_cut_network_computes_and_are_the_same_again(repair: Any) -> None:
-    options: dict[str, Any] = {"budget": BUDGET, "criterion": "random", "data": DATA}
+    options: dict[str, Any] = {"budget": BUDGET, "method": "random", "data": DATA}
     bare = secateur.prune(trained(), NETWORK.inputs(), **options).model
     first, second = (secateur.prune(trained(), NETWORK.inputs(), repair=repair.name, **options).model for _ in "ab")
     state, again = first.state_dict(), second.state_dict()

@@ -128,7 +128,7 @@ def test_data_are_asked_for_and_may_come_once() -> None:
 
 
 def test_one_pass_of_data_serves_criterion_and_repair() -> None:
-    options: dict[str, Any] = {"criterion": "taylor", "loss": F.cross_entropy, "repair": "batchnorm"}
+    options: dict[str, Any] = {"method": "taylor", "loss": F.cross_entropy, "repair": "batchnorm"}
     assert same(prune(model(), data=iter(DATA), **options).model, prune(model(), **options).model)
 
 

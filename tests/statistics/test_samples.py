@@ -155,8 +155,9 @@ def test_passes_stop_in_order_and_see_changed_weights() -> None:
     seen = []
     for stop in together((dense, model), batches, ["one", "two", "fc"]):
         seen.append(stop.layer)
-        assert [len(x) for x in stop.inputs[0]] == [len(x) for x in stop.inputs[1]] == [3, 2]
-        same = all(torch.equal(a, b) for a, b in zip(*stop.inputs, strict=True))
+        standing = list(stop.batches())
+        assert [[len(x) for x in batch.inputs] for batch in standing] == [[3, 3], [2, 2]]
+        same = all(torch.equal(*batch.inputs) for batch in standing)
         assert same == (stop.layer == "one")
         if stop.layer == "one":
             with torch.no_grad():
@@ -183,9 +184,10 @@ def test_shortcuts_that_are_there_before_their_branch() -> None:
     found = shortcuts(net, x, ["stem", "one", "two", "side", "fc"], {"one": "norm"})
     assert set(found) == {"one", "side"}
     for stop in together((net,), [x], ["one", "side"], found):
-        held = stop.held[0][0]
+        (batch,) = stop.batches()
+        held = batch.held[0]
         assert held is not None
-        wanted = F.relu(net.stem(x)) if stop.layer == "one" else net.two(stop.inputs[0][0])
+        wanted = F.relu(net.stem(x)) if stop.layer == "one" else net.two(batch.inputs[0])
         torch.testing.assert_close(held, wanted)
 
 
