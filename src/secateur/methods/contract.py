@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -89,7 +89,9 @@ class MethodRow:
     acting: float | None = None
     #: The learning rate then, constant, over the highest of a training from nothing; None: the schedule goes on.
     acting_rate: float | None = None
-    variants: tuple[Mapping[str, Any], ...] = ()  # settings that take another way, which the contract suite also runs
+    variants: tuple[Mapping[str, Any], ...] = field(
+        default=(), hash=False
+    )  # settings that take another way, which the contract suite also runs
     chance: str = ""  # what is drawn by the number of a channel, so that a plan does not follow its channels
 
     @property
