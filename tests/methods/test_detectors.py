@@ -26,7 +26,7 @@ IMAGES = ([torch.rand(3, 320, 320, generator=torch.Generator().manual_seed(0))],
 REFUSED = {
     "feature_relevance": "cannot start at a class",
     "functionality": "does not take one tensor",
-    "nap": "draws targets from class scores, and SSD does not give one tensor",
+    "nap": "draws targets from the network's own answers, and SSD does not give one tensor",
 }
 
 
@@ -91,5 +91,5 @@ def test_labels_are_no_help_to_nap() -> None:
     losses = method(images, target)
     method.after_forward(losses, target)
     sum(losses.values()).backward()
-    with pytest.raises(ConfigError, match=r"class scores .* are needed; choose a method that asks for none\.$"):
+    with pytest.raises(ConfigError, match=r"one tensor .* is needed; choose a method that asks for none\.$"):
         method.after_step()
