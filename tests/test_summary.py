@@ -78,3 +78,11 @@ def test_constants_by_keyword_need_not_be_repeated() -> None:
             Scaled(), secateur.Inputs(IMAGES, scale=2.0, mask=torch.ones(8, 1, 8, 8)), method="cp", budget="flops=0.6",
             data=[(IMAGES, 0)],
         )  # fmt: skip
+
+
+def test_labels_come_with_mixed_inputs() -> None:
+    inputs = secateur.Inputs(IMAGES, scale=2.0)
+    labels = torch.zeros(8, 8, 8, dtype=torch.long)
+    found = secateur.prune(Scaled(), inputs, method="taylor", budget="flops=0.6", data=[(inputs, labels)])
+    assert found.verification is not None
+    assert found.verification.exact

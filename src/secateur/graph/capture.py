@@ -334,7 +334,9 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
     """
     try:
         twin.train()
-    except Exception:  # a network for inference only, as one read from an exported file, has no other mode
+    except Exception as error:  # a network for inference only, as one read from an exported file, has no other mode
+        if not isinstance(error, ModelError):
+            recording.training_error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         twin.eval()
         return
     for module in twin.modules():

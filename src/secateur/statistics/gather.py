@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur._distributed import rank, world
+from secateur.batches import listed
 from secateur.errors import ConfigError, InputError
 from secateur.graph.modules import as_call, map_tensors
 
@@ -163,11 +164,6 @@ def rows(inputs: Any) -> int:
             "of tensors: choose another method, or the repairs compensation and batchnorm."
         )
     return samples
-
-
-def listed(value: Any) -> bool:
-    """Whether this is a list of tensors: one argument, of one tensor a sample, or several arguments."""
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, torch.Tensor) for each in value)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError
+from secateur.graph.modules import as_call
+from secateur.statistics.gather import pair
 
 
 def accumulate_gradients(
@@ -53,12 +55,8 @@ def _gradients(
     model: nn.Module, leaves: Mapping[str, torch.Tensor], batch: Any, loss: Callable[[Any, Any], torch.Tensor]
 ) -> tuple[torch.Tensor | None, ...]:
     """Return the gradients of one batch in the order of the leaves, None where the loss does not reach."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise ConfigError(f"A batch is {type(batch).__name__}: every batch must be a pair (inputs, target).")
-    device = next(iter(leaves.values())).device if leaves else torch.device("cpu")
-    inputs, target = (_to(part, device) for part in batch)
-    args = () if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
+    inputs, target = pair(batch, next(iter(leaves.values())).device if leaves else torch.device("cpu"))
+    args, keywords = as_call(inputs)
     state = dict(leaves) | {name: value.detach().clone() for name, value in model.named_buffers()}
     with torch.enable_grad():
         value = loss(torch.func.functional_call(model, state, args, keywords), target)
@@ -84,14 +82,3 @@ def _add(
 def _differentiable(value: torch.Tensor) -> bool:
     """Say whether a gradient can exist for this dtype."""
     return value.is_floating_point() or value.is_complex()
-
-
-def _to(part: Any, device: torch.device) -> Any:
-    """Move the tensors in nested tuples, lists and dicts to `device`."""
-    if isinstance(part, torch.Tensor):
-        return part.to(device)
-    if isinstance(part, Mapping):
-        return {key: _to(value, device) for key, value in part.items()}
-    if isinstance(part, (tuple, list)):
-        return [_to(value, device) for value in part]
-    return part
