@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.allocate import allocate
-from secateur.errors import ConfigError, WeightsError
+from secateur.errors import ConfigError, InputError, WeightsError
 from secateur.methods import accumulate_gradients, score
 from secateur.methods.baselines import CRITERIA, formulas
 
@@ -285,7 +285,6 @@ def test_inputs_of_several_shapes_and_tied_weights() -> None:
         ({"gradients": {"a.bias": torch.ones(5)}}, ["'a.bias'", "(5,)", "(6,)"]),
         ({"gradients": {"unused.bias": torch.ones(2)}}, ["group 'a'"]),
         ({"data": [], "loss": F.cross_entropy}, ["empty"]),
-        ({"data": [torch.ones(2)], "loss": F.cross_entropy}, ["pair (inputs, target)"]),
         ({"data": batches(), "loss": lambda out, y: out}, ["scalar"]),
         ({"data": batches(), "loss": lambda out, y: 3.0}, ["scalar"]),
         ({"data": batches(), "loss": lambda out, y: out.sum() * float("nan")}, ["nan"]),
@@ -296,6 +295,11 @@ def test_bad_gradients(options: dict[str, Any], words: list[str]) -> None:
         score("taylor", net(), **options)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_batch_that_is_no_pair_is_refused_as_everywhere() -> None:
+    with pytest.raises(InputError, match=r"must be a pair \(inputs, target\)\.$"):
+        score("taylor", net(), data=[torch.ones(2)], loss=F.cross_entropy)
 
 
 def test_a_bad_gradient_value_is_named() -> None:
