@@ -432,6 +432,36 @@ class NoMeaning(Good):
         strength: float = 1e-3
 
 
+class FreesTheModel(Good):
+    def undecayed(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+
+class FreesStrangers(Good):
+    def undecayed(self) -> list[nn.Parameter]:
+        return [nn.Parameter(torch.ones(1))]
+
+
+class ByNumber(Method):
+    """All scores are alike, and the first channels stay because they are the first."""
+
+    name = "good"
+
+    def score(self) -> Mapping[str, Any]:
+        return {g.name: np.ones(g.width) for g in self.graph.groups}
+
+
+class TooManyWeights(Good):
+    """Says of single weights that half are zero, and sets none to zero."""
+
+    def finish(self, *args: Any, **keywords: Any) -> nn.Module:
+        model = super().finish(*args, **keywords)
+        weight = model.get_parameter("neck.0.weight")
+        said = {"names": ["neck.0.weight"], "nonzero": int(weight.count_nonzero())}
+        self.result.plan.provenance["sparse"] = said
+        return model
+
+
 BROKEN: tuple[tuple[type[Good], str], ...] = (
     (OtherParameters, "the parameter stem.0.weight is another object: optimisers made before would be lost"),
     (OtherShape, "after the constructor, in training, the output is 8x4, and the model's 8x5"),
@@ -477,6 +507,8 @@ BROKEN: tuple[tuple[type[Good], str], ...] = (
     (RefusesTooLate, "it refuses the network residual and leaves a trace in it: 1 hooks instead of 0 on stem.0"),
     (RefusesAll, "it refuses every network (residual)"),
     (NoMeaning, "the setting 'strength' has no description"),
+    (FreesTheModel, "undecayed() gives parameters of the model, which are not its own"),
+    (FreesStrangers, "undecayed() gives parameters that are not among its parameters()"),
 )
 
 
@@ -491,9 +523,42 @@ def test_a_broken_promise_is_named(method: type[Good], sentence: str) -> None:
     assert "\n" not in said
 
 
+def test_channels_that_are_chosen_by_their_number_are_named() -> None:
+    row = replace(ROW, factory=ByNumber, settings=Settings, needs="nothing", acts="after training")
+    with pytest.raises(AssertionError, match="put into another order, and the plan keeps others of them"):
+        _one(row, "plan_follows_its_channels")
+    _one(replace(row, chance="scores are alike"), "plan_follows_its_channels")
+
+
+def test_single_weights_beyond_the_budget_are_named() -> None:
+    row = replace(ROW, factory=TooManyWeights)
+    with pytest.raises(AssertionError, match=r"weights are not zero, and the budget allows"):
+        _one(row, "weights_meet_the_budget", budget="params=0.5")
+
+
+def test_variants_are_checked_too() -> None:
+    row = replace(ROW, variants=({"strength": 0.0}, {"momentum": -1.0}))
+    found = {check.name: check for check in checks(row, networks=NETWORKS[:2]) if "=" in check.name}
+    assert {name.partition("[")[2] for name in found} >= {
+        "strength=0.0]",
+        "momentum=-1.0]",
+        "strength=0.0, projection]",
+    }
+    found["plan_is_sound[strength=0.0]"]()
+    with pytest.raises(AssertionError, match=r"momentum is -1\.0"):
+        found["plan_is_sound[momentum=-1.0]"]()
+
+
+def _one(row: MethodRow, promise: str, **settings: Any) -> None:
+    next(check for check in checks(row, settings=settings, networks=FIRST) if check.name == promise)()
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ({"acting": 1.5}, "the row's acting is 1.5 and no share of the epochs"),
+        ({"acts": "after training", "acting": 0.5}, "the row has acting, and the method acts after training"),
+        ({"variants": ({"no_such": 1},)}, "the row's variants name 'no_such', which is none of its settings"),
         ({"fidelity": ""}, "the row's fidelity is empty"),
         ({"fidelity": "close."}, "the row's fidelity ends with a full stop"),
         ({"name": "Good One"}, "the row's name 'Good One' is not made of small letters"),

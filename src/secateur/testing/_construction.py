@@ -85,6 +85,12 @@ def model_keeps_its_parameters(subject: Subject) -> None:
     owned = {id(p) for p in method.parameters()}
     lost = [name for name, p in model.named_parameters() if id(p) not in owned]
     require(not lost, f"its parameters() lack the model's {lost[0] if lost else ''}")
+    free = {id(p) for p in method.undecayed()}
+    require(free <= owned, "undecayed() gives parameters that are not among its parameters()")
+    require(
+        not free & {id(p) for p in model.parameters()},
+        "undecayed() gives parameters of the model, which are not its own",
+    )
     name = getattr(method, "name", None)
     require(isinstance(name, str) and name, "its class has no `name`")
     trained = subject.trained.model
