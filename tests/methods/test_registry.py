@@ -81,7 +81,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     info = tmp_path / "pruners-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pruners\nVersion: 1.0\n")
-    points = "[secateur.methods]\ndown = pruners:steps_down\nbroken = pruners:missing\n"
+    points = "[secateur.methods]\ndown = pruners:steps_down\nbroken = pruners:missing\nl1 = pruners:steps_down\n"
     (info / "entry_points.txt").write_text(points)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -134,6 +134,10 @@ def test_a_broken_entry_point_is_one_sentence(package: Path) -> None:
         methods.method("broken")
     with pytest.raises(ConfigError, match="did you mean 'broken'"):
         methods.method("broke")
+    assert [row.name for row in methods.known()] == [*(row.name for row in METHODS), "down"]  # the others are listed
+    assert list(methods.unloadable()) == ["broken", "l1"]
+    assert methods.unloadable()["l1"].endswith("is not used, for Secateur has one of that name.")
+    assert methods.method("l1") in METHODS
 
 
 def test_a_recipe_names_plugins(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,7 +67,7 @@ def methods(
       secateur methods --plugin mine.py
       secateur methods --json
     """
-    from secateur.methods import known, method, plug_in
+    from secateur.methods import known, method, plug_in, unloadable
 
     for each in plugin:
         plug_in(each)
@@ -76,6 +77,8 @@ def methods(
         if quiet and not as_json:
             return show("\n".join(s["name"] for s in settings))
         return emit(_method(row) | {"settings": settings}, as_json, lambda: _method_table(row, settings))
+    for sentence in unloadable().values():
+        print("warning:", sentence, file=sys.stderr)
     if quiet and not as_json:
         return show("\n".join(row.name for row in known()))
     emit([_method(row) for row in known()], as_json, lambda: _methods_table(known()))

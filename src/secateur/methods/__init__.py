@@ -36,7 +36,7 @@ from secateur.methods.kit.scores import Scores
 
 __all__ = [
     "METHODS", "Method", "MethodRow", "Scores", "Settings", "accumulate_gradients", "create", "known", "method",
-    "plug_in", "register", "row_of", "score",
+    "plug_in", "register", "row_of", "score", "unloadable",
 ]  # fmt: skip
 
 _ROOMS = (
@@ -78,13 +78,26 @@ def method(name: str) -> MethodRow:
 
 
 def known() -> tuple[MethodRow, ...]:
-    """All methods there are: Secateur's own, those registered, those of installed packages.
-
-    Raises:
-        ConfigError: a package's method cannot be loaded; one sentence.
-    """
-    others = {*_REGISTERED, *plugins.installed()} - _OWN.keys()
+    """All methods there are: Secateur's own, those registered, those of installed packages that can be loaded."""
+    others = {*_REGISTERED, *plugins.installed()} - _OWN.keys() - unloadable().keys()
     return (*METHODS, *(method(name) for name in sorted(others)))
+
+
+def unloadable() -> dict[str, str]:
+    """Methods of installed packages that cannot be loaded, by name, with the reason in a sentence."""
+    found = {}
+    for name in sorted(plugins.installed().keys() - _REGISTERED.keys()):
+        if name in _OWN:
+            package = plugins.package(plugins.installed()[name])
+            found[name] = (
+                f"The method {name!r} of the package {package} is not used, for Secateur has one of that name."
+            )
+            continue
+        try:
+            method(name)
+        except ConfigError as error:
+            found[name] = str(error)
+    return found
 
 
 def register(what: Any = None, *, name: str | None = None, summary: str | None = None) -> Any:

@@ -54,12 +54,13 @@ def loaded(entry: EntryPoint) -> Any:
         raise
     except Exception as error:
         raise ConfigError(
-            f"The method {entry.name!r} of the package {_package(entry)} cannot be loaded "
+            f"The method {entry.name!r} of the package {package(entry)} cannot be loaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): mend or uninstall that package."
         ) from error
 
 
-def _package(entry: EntryPoint) -> str:
+def package(entry: EntryPoint) -> str:
+    """Who brings an entry point."""
     return entry.dist.name if entry.dist is not None else entry.module
 
 
