@@ -134,9 +134,9 @@ def test_a_broken_entry_point_is_one_sentence(package: Path) -> None:
         methods.method("broken")
     with pytest.raises(ConfigError, match="did you mean 'broken'"):
         methods.method("broke")
-    assert [row.name for row in methods.known()] == [*(row.name for row in METHODS), "down"]  # the others are listed
+    assert [row.name for row in methods.known()] == [*(row.name for row in METHODS), "down", "steps_up"]  # the others
     assert list(methods.unloadable()) == ["broken", "l1"]
-    assert methods.unloadable()["l1"].endswith("is not used, for Secateur has one of that name.")
+    assert methods.unloadable()["l1"].endswith("is not used: there is one of Secateur's own.")
     assert methods.method("l1") in METHODS
 
 

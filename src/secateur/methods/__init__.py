@@ -89,9 +89,7 @@ def unloadable() -> dict[str, str]:
     for name in sorted(plugins.installed().keys() - _REGISTERED.keys()):
         if name in _OWN:
             package = plugins.package(plugins.installed()[name])
-            found[name] = (
-                f"The method {name!r} of the package {package} is not used, for Secateur has one of that name."
-            )
+            found[name] = f"The method {name!r} of the package {package} is not used: there is one of Secateur's own."
             continue
         try:
             method(name)
