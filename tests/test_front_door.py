@@ -102,6 +102,12 @@ def test_in_place_is_the_same_network(method: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
+def test_what_is_not_looked_at_is_said() -> None:
+    assert any("data were not looked at" in note for note in prune(data=PAIRS).notes)
+    for needed in ({"method": "cp"}, {"repair": "batchnorm"}):
+        assert not any("not looked at" in note for note in prune(data=PAIRS, **needed).notes)
+
+
 def test_without_verification_nothing_is_compared() -> None:
     assert prune(method="cp", data=PAIRS, verify=False).verification is None
 

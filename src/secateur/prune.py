@@ -121,7 +121,7 @@ def prune(
     made.finish(mending, batches or ())
     assert made.result is not None
     result = replace(made.result, remarks=tuple(made.notes))
-    return _inplace(result, made.graph) if inplace else result
+    return _inplace(result, made) if inplace else result
 
 
 def cross_entropy(output: Any, target: Any) -> torch.Tensor:
@@ -201,7 +201,10 @@ def _scored(
     plan.provenance.update({"method": row.name, "seed": seed})
     notes = tuple(remember(graph, plan))
     if mending:
-        return _mended(graph, plan, mending, batches or (), verify=verify, inplace=inplace)
+        result = _mended(graph, plan, mending, batches or (), verify=verify, inplace=inplace)
+        return replace(result, remarks=(*notes, *result.remarks))
+    if batches is not None and row.needs == "nothing":
+        notes = (*notes, f"The data were not looked at: {row.name} needs none, and no repair was asked for.")
     proof = graph.verify(made, plan, seed=seed) if verify else None
     after = graph.cost(plan)
     if inplace and verify:  # only now that everything has worked out
@@ -223,27 +226,25 @@ def _mended(
     result = apply(plain, graph.example_inputs, plan, verify=verify, timing=graph.timing)
     if notes:
         plan.provenance["notes"] = [*plan.provenance.get("notes", ()), *notes]
-    result = replace(result, remarks=tuple(plan.provenance.get("notes", ())))
+    result = replace(result, remarks=tuple(notes))
     if not inplace:
         return result
     repaired = named_tensors(plain)
     with torch.no_grad():
         for name, tensor in graph.tensors().items():
             tensor.copy_(repaired[name])
-    return _cut_here(result, graph)
-
-
-def _cut_here(result: Result, graph: Graph) -> Result:
-    """The same result with the user's own model narrowed."""
-    made = graph.cut(result.plan, inplace=True)
+    made = graph.cut(plan, inplace=True)
     return replace(result, model=made.model, cut=made)
 
 
-def _inplace(result: Result, graph: Graph) -> Result:
-    """The user's own model narrowed, with the weights that the method gave the narrow copy."""
+def _inplace(result: Result, made: Method) -> Result:
+    """The user's own model narrowed, with the weights that the method gave the narrow copy.
+
+    A fresh trace cuts it: the plan may have been made around sizes that the method's own graph does not know of.
+    """
     found = named_tensors(result.model)
-    here = _cut_here(result, graph)
+    here = apply(made.model, made.example_inputs, result.plan, verify=False, inplace=True)
     with torch.no_grad():
         for name, tensor in named_tensors(here.model).items():
             tensor.copy_(found[name])
-    return here
+    return replace(result, model=here.model, cut=here.cut, graph=here.graph)

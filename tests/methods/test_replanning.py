@@ -92,7 +92,14 @@ def test_what_was_wanted_elsewhere_stays() -> None:
         assert not (mask & ~wanted.masks[name]).any(), "a channel that was not wanted stays"
 
 
-def test_prune_goes_the_same_way() -> None:
-    result = secateur.prune(Picky(), IMAGES[:2], method="cp", budget="flops=0.62", data=[IMAGES])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("method", ["cp", "l1", "prunenet", "cap"])
+def test_prune_goes_the_same_way(method: str, inplace: bool) -> None:
+    model = Picky()
+    options: dict[str, Any] = {"method": method, "budget": "flops=0.62", "data": [(IMAGES, LABELS)]}
+    result = secateur.prune(model, IMAGES[:2], inplace=inplace, **options)
     assert result.verification.passed
     assert result.model.a[0].out_channels in HALVES
+    assert (result.model is model) == inplace
+    wanted = secateur.prune(Picky(), IMAGES[:2], **options).model
+    assert torch.equal(result.model.eval()(IMAGES), wanted.eval()(IMAGES))

@@ -49,6 +49,7 @@ def describe_result(command: str, loaded: Loaded, result: Result, files: dict[st
         "groups": [{"name": g.name, "width": g.width, "kept": kept[g.name]} for g in result.graph.groups],
         "verification": describe_proof(result.verification),
         "settled": list(result.settled),
+        "notes": list(result.notes),
         "repairs": [
             {"module": r.module, "attribute": r.attribute, "old": r.old, "new": r.new} for r in result.cut.repairs
         ],

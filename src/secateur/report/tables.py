@@ -48,7 +48,7 @@ def graph_tables(loaded: Loaded, graph: Graph, *, every: bool = False, brief: bo
     parts.append(_totals(graph, rows))
     if not brief:
         parts += _inexact(r for row in rows for r in row["inexact"])
-        parts += _frozen(graph)
+        parts += _frozen(graph, graph.notes)
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in graph.timings.items())
         parts += [Text(f"Time: {seconds}", "dim")] if seconds else []
     return Group(*parts)
@@ -67,7 +67,7 @@ def result_tables(loaded: Loaded, result: Result, files: Mapping[str, str], *, e
         *_widths(result, every=every),
         *(_proof(result.verification)),
         *_lines("Settled (a size written in code): ", result.settled),
-        *_frozen(result.graph),
+        *_frozen(result.graph, result.notes),
         *(Text(f"Saved: {what} in {path}") for what, path in files.items()),
     )
 
@@ -171,8 +171,8 @@ def _proof(proof: Verification | None) -> list[RenderableType]:
     return [Text(line, "yellow"), *(Text(f"  {reason}") for reason in shorten_reasons(proof.reasons))]
 
 
-def _frozen(graph: Graph) -> list[RenderableType]:
-    """Widths that stay, by reason; operators without a rule."""
+def _frozen(graph: Graph, notes: Sequence[str]) -> list[RenderableType]:
+    """Widths that stay, by reason; operators without a rule; what else is to be read."""
     reasons: dict[str, list[str]] = {}
     for row in graph.frozen:
         reasons.setdefault(row.reason, []).append(f"{row.name} ({row.width})")
@@ -185,7 +185,7 @@ def _frozen(graph: Graph) -> list[RenderableType]:
     parts += _lines("Operators without a rule (what they touch is frozen): ", lines)
     unused = [", ".join(shorten(list(graph.never_ran)))] if graph.never_ran else []
     parts += _lines("Never used by a forward pass (stay whole; a branch with them may not fit): ", unused)
-    return parts + _lines("Note: ", graph.notes)
+    return parts + _lines("Note: ", notes)
 
 
 def _inexact(reasons: Iterable[str]) -> list[RenderableType]:
