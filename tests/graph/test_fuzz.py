@@ -80,7 +80,7 @@ def check_aligned(spec: Spec, align: int) -> None:
     model = build(spec)
     inputs = torch.randn(2, 3, spec.side, spec.side, generator=torch.Generator().manual_seed(spec.seed))
     fewest = 2 if any(b.kind == "Attention" for b in spec.blocks) else 1
-    options = {"criterion": "random", "seed": spec.seed, "align": align, "min_channels": fewest}
+    options = {"method": "random", "seed": spec.seed, "align": align, "min_channels": fewest}
     try:
         result = secateur.prune(model, inputs, budget="flops=0.7", **options)
     except secateur.BudgetError:

@@ -102,6 +102,10 @@ class Recording:
     random: dict[str, str] = field(default_factory=dict)  # operators that drew random numbers -> where
 
 
+#: Operators whose result holds what it is made of side by side; the parts are no excerpts of it.
+_JOINS = ("aten::cat", "aten::stack")
+
+
 class RuleError(ModelError):
     """A rule fails or returned a label that does not fit its tensor: a defect of the rule, never of the model."""
 
@@ -365,10 +369,25 @@ def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: b
         del recording.ledger.macs[before:]
         recording.ledger.training = False
     _fix_outputs(recording, output, " in training mode")
+    _fix_sources(extra, output)
     offset = len(recording.calls)
     for name, first in extra.first_use.items():
         recording.first_use.setdefault(name, first + offset)
     recording.unsupported += extra.unsupported
+
+
+def _fix_sources(extra: Recording, output: Any) -> None:
+    """What an output of the training branches is a part of stays whole, too: no size run sees where it is taken."""
+    parts = [set(a.tolist()) for t in output_tensors(output, refuse=True) for a in label_of(t) if a is not None]
+    seen: set[bytes] = set()
+    for call in extra.calls:
+        for axis in (a for label in call.labels for a in label if a is not None):
+            if (key := axis.tobytes()) in seen:
+                continue
+            seen.add(key)
+            ids = set(axis.tolist())
+            if call.name not in _JOINS and any(part and part < ids for part in parts):
+                extra.ledger.fix(axis, f"a part of it reaches {OUTPUT} in training mode")
 
 
 def _explain(model: nn.Module, args: Any, kwargs: Any, error: Exception) -> Exception:
