@@ -42,8 +42,8 @@ class Replanner:
         """
         if self.graph is None:
             self.graph = trace(plain, inputs, attention="head_dim" if self.own.attention == "head_dim" else "heads")
-            kept = keep_settled(self.own.settled, self.own.recording.calls)
-            for known in find_settled(kept, self.graph.recording.calls):
+            noted = keep_settled(self.own.settled, self.own.recording.calls)
+            for known in find_settled(noted, self.graph.recording.calls):
                 self.graph.settle(known)
             if self.own.timing is not None:
                 self.graph.attach(self.own.timing)
