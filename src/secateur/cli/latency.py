@@ -69,9 +69,8 @@ def latency(
     """Time a network, alone or against another, and say whether the difference is one.
 
     The two run in turns (A B B A) after warming up, so that what else the machine does hits both alike. Told are the
-    median and, in brackets, the 10th and the 90th percentile. A difference is called a speed-up only where two things
-    hold: the middle 80% of the two networks' times do not overlap, and the 95% interval of the ratio of their medians
-    lies above 1 (bootstrap of the pairs).
+    median and, in brackets, the 10th and the 90th percentile. A difference is called a speed-up where the 95%
+    interval of the ratio of their medians lies above 1 (bootstrap of the pairs); a noisy machine is called noisy.
 
     \b
     Examples:

@@ -113,6 +113,10 @@ def _accuracy_said(accuracy: Accuracy) -> str:
     verdict = "rises" if difference > 0 else "falls" if difference < 0 else "stays"
     if round(1000 * difference) == 0:
         return f"accuracy stays at {words.percent(after)}"
+    if images := accuracy.images:  # two shares of as many images: normal approximation, images not paired
+        spread = accuracy.dense * (1 - accuracy.dense) + after * (1 - after)
+        if abs(difference) <= _NORMAL * math.sqrt(spread / images):
+            return f"accuracy {words.percent(accuracy.dense)} before and {words.percent(after)} after (not significant)"
     change = f"{words.points(difference, 1)}"
     return f"accuracy {verdict} from {words.percent(accuracy.dense)} to {words.percent(after)} ({change})"
 
