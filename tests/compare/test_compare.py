@@ -147,6 +147,7 @@ def test_a_finished_comparison_is_taken_as_it_is(whole: Outcome) -> None:
     assert again.document["rows"] == whole.document["rows"]
 
 
+@pytest.mark.long
 def test_more_methods_seeds_and_budgets_are_added(tmp_path: Path) -> None:
     contest(tmp_path / "a", "l1")
     first = outcome(tmp_path / "a")
@@ -188,6 +189,7 @@ def test_interrupted_again_and_again_is_as_if_never_interrupted(whole: Outcome, 
     assert outcome(tmp_path / "a") == expected
 
 
+@pytest.mark.long
 def test_interrupted_between_stages(whole: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
