@@ -176,7 +176,8 @@ class GreedySelection:
             weight.requires_grad_(True)
         try:
             loss = self._further(number)
-            found = torch.autograd.grad(loss, weights, allow_unused=True)
+            reached = loss.requires_grad  # not where what the loss sees does not come through these layers
+            found = torch.autograd.grad(loss, weights, allow_unused=True) if reached else [None] * len(weights)
         finally:
             for weight in weights:
                 weight.requires_grad_(False)
