@@ -22,7 +22,6 @@ from secateur.plan import Plan
 from secateur.surgery import Result, apply
 from secateur.testing import NETWORKS, Check, Network, check_method, checks
 
-
 #: Of rows that differ in their criterion only, all but the first are asked no more than this by `make test`.
 BRIEFLY = ("row_is_complete", "scores_cover_every_channel", "plan_is_sound", "plan_meets_the_budget")
 #: Whose networks `make test` exports: one of each way to act.
