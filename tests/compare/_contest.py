@@ -29,7 +29,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def contest(folder: Path, *methods: str, overrides: tuple[str, ...] = (), **options: Any) -> Outcome:
-    return compare(recipe(*overrides), folder, methods=methods, **{"seeds": [0], **options})
+    return compare(recipe(*overrides), folder, methods=methods, **{"seeds": [0], "dense": False, **options})
 
 
 def run_file(folder: Path, cell: str, name: str) -> Any:

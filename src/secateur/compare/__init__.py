@@ -19,7 +19,7 @@ from typing import Any
 
 from secateur.budget import Budget
 from secateur.compare import bases, leaderboard, local, timing
-from secateur.compare.cells import Cell, Settings, arrange, base_recipe, check, check_settings
+from secateur.compare.cells import DENSE, Cell, Settings, arrange, base_recipe, check, check_settings
 from secateur.compare.cluster import Cluster, connected
 from secateur.compare.record import Comparison, working
 from secateur.compare.tasks import Done, Engine, Task
@@ -56,6 +56,7 @@ def compare(
     jobs: int | None = None,
     threads: int = 1,
     cluster: Cluster | None = None,
+    dense: bool = True,
     told: Told | None = None,
     progress: Progress | None = None,
     command: str = "",
@@ -72,6 +73,7 @@ def compare(
         jobs: processes at work, 1 unless given; more than 1 start others, so the calling script needs
             `if __name__ == "__main__"`. On a cluster: runs at a time; None: as many as it can hold.
         threads: of each process, also of one. cluster: the Ray that does the runs; None: this machine.
+        dense: the whole network as well, trained for as many epochs with each seed.
         told: what happens, as mappings with "event", "state" and "text".
         progress: told of the training, where it is in this process. command: how this was called, for the documents.
 
@@ -81,18 +83,18 @@ def compare(
     """
     for plugin in recipe.plugins:
         plug_in(plugin)
-    cells = _cells(recipe, methods, seeds, budgets)
+    cells = _cells(recipe, [*methods, *([DENSE] if dense and methods else [])], seeds, budgets)
     given = _settings(recipe, cells, settings or {})
     check(recipe, [cell.row for cell in cells])
     check_settings(cells, given)
     comparison = Comparison.open(folder, recipe, given)
     for cell in cells:
         arrange(recipe, cell, comparison.settings, _weights(comparison, cell))
-    dense = prepare(base_recipe(recipe, cells[0].seed)).dense  # data, network, device
+    whole = prepare(base_recipe(recipe, cells[0].seed)).dense  # data, network, device
     with working(folder):
         with _engine(recipe, folder, jobs, threads, cluster, command, progress) as engine:
             comparison = Comparison.open(folder, recipe, given)  # as it is now that nobody else works on it
-            comparison.begin(cells, dense.as_dict(), {"command": command, "jobs": engine.jobs, "threads": threads})
+            comparison.begin(cells, whole.as_dict(), {"command": command, "jobs": engine.jobs, "threads": threads})
             teller = _Teller(told or (lambda _: None), comparison, cells)
             with closing(engine.run(_tasks(comparison, recipe, cells), teller.begun)) as doing:
                 for done in doing:

@@ -1,4 +1,4 @@
-"""The leaderboard as a document: a row for every cell, from its results.json, and means over seeds."""
+"""The leaderboard as a document: a row for every cell, from its results.json, means over seeds, and what differs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from secateur._version import __version__
 from secateur.budget import Budget
 from secateur.compare import bases
-from secateur.compare.cells import Cell
+from secateur.compare.cells import DENSE, Cell
+from secateur.compare.paired import LEVEL, differences
 from secateur.compare.record import Comparison
 from secateur.graph import Cost
 from secateur.report.documents import share
@@ -57,6 +58,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "bases": [base.as_dict() for _, base in sorted(known.items()) if base is not None],
         "methods": _methods(comparison.cells),
         "means": means(rows),
+        "paired": paired(rows),
         "rows": rows,
         "failed": failed,
         "missing": missing,
@@ -113,6 +115,20 @@ def means(rows: Sequence[Row]) -> list[Row]:
         for (budget, label), members in groups.items()
     ]
     return sorted(found, key=lambda m: (order.index(m["budget"]), -m["values"]["accuracy.final"]["mean"], m["label"]))
+
+
+def paired(rows: Sequence[Row]) -> dict[str, Any]:
+    """By budget: the method of the highest mean, and how all others and the whole network differ from it."""
+    found: dict[str, Any] = {"level": LEVEL, "correction": "Holm, over the methods of a budget", "budgets": {}}
+    for budget in dict.fromkeys(each["budget"] for each in rows if each["method"] != DENSE):
+        finals: dict[str, dict[int, float]] = {}
+        for each in rows:
+            if each["budget"] == budget or each["method"] == DENSE:
+                finals.setdefault(each["label"], {})[each["seed"]] = each["accuracy"]["final"]
+        pruned = [label for label in finals if label != DENSE]
+        best = max(pruned, key=lambda label: statistics.fmean(finals[label].values()))
+        found["budgets"][budget] = {"best": best, "others": differences(finals, best)}
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------- parts of a row
@@ -188,14 +204,18 @@ def _spread(values: Iterable[float | None]) -> dict[str, float | None] | None:
 
 
 def _latencies(rows: Sequence[Row]) -> dict[str, Any]:
+    """By runtime, over seeds."""
     runtimes = dict.fromkeys(name for each in rows for name in each["latency"] or ())
-    return {
-        name: {
-            key: _spread([each["latency"][name][key] for each in rows if name in (each["latency"] or ())])
-            for key in ("dense_ms", "pruned_ms", "ratio")
+    found = {}
+    for name in runtimes:
+        timed = [each["latency"][name] for each in rows if name in (each["latency"] or ())]
+        found[name] = {key: _spread([each[key] for each in timed]) for key in ("dense_ms", "pruned_ms")}
+        # ratios, and the ends of their intervals, are averaged as what they are: geometrically
+        found[name]["ratio"] = {
+            key: round(statistics.geometric_mean(each[of] for each in timed), 4)
+            for key, of in (("mean", "ratio"), ("low", "low"), ("high", "high"))
         }
-        for name in runtimes
-    }
+    return found
 
 
 def _most(values: Iterable[float | None]) -> float | None:

@@ -94,6 +94,48 @@ def measure_alone(
         return session.measured(runtimes, lambda times: {"alone": _spread(np.array(times["alone"]))}, layers=layers)
 
 
+def measure_each(
+    dense: nn.Module,
+    pruned: Mapping[str, nn.Module],
+    example_inputs: Any,
+    *,
+    batch_size: int = 1,
+    repeats: int = 30,
+    threads: int = 1,
+    runtimes: Sequence[str] = RUNTIMES,
+    warmup: int = 3,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Time many networks against one dense network, all in turns in one session: a document as `measure`'s for each.
+
+    A network that a runtime cannot run is left out there, and its document says so; the others are timed.
+
+    Args:
+        dense, example_inputs, batch_size, repeats, threads, runtimes, warmup, seed: as in `measure`.
+        pruned: the networks by name.
+
+    Raises:
+        ConfigError: a setting is impossible, or a runtime is not installed. RunError: a network does not run at all.
+    """
+    models = {"": dense, **pruned}
+    session = _Session(models, example_inputs, batch_size, repeats, threads, warmup)
+
+    def each(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        return {"of": {name: compare(times[""], times[name], seed=seed) for name in pruned if name in times}}
+
+    with threads_set(threads):
+        document = session.measured(runtimes, each, layers=False)
+    rows = document.pop("runtimes")
+    return {
+        name: {
+            **document,
+            "runtimes": [{"runtime": row["runtime"], **row["of"][name]} for row in rows if name in row["of"]],
+            "skipped": [row for who, row in session.left_out if who in ("", name)],
+        }
+        for name in pruned
+    }
+
+
 def compare(dense: Sequence[float], pruned: Sequence[float], *, seed: int = 0) -> dict[str, Any]:
     """What the times of paired runs (seconds) say: medians and spreads, the ratio with its interval, and a sentence."""
     pairs = np.array([dense, pruned], dtype=np.float64)
@@ -139,6 +181,7 @@ class _Session:
         self.models = {key: copied(model) for key, model in models.items()}
         self.inputs = with_batch(inputs, batch_size)
         self.batch_size, self.repeats, self.threads, self.warmup = batch_size, repeats, threads, warmup
+        self.left_out: list[tuple[str, dict[str, str]]] = []  # networks that a runtime cannot run, with its row
 
     def measured(
         self, names: Sequence[str], say: Callable[[Mapping[str, Sequence[float]]], dict[str, Any]], *, layers: bool
@@ -152,12 +195,17 @@ class _Session:
         for model in self.models.values():
             pytorch.ENGINE.prepare(model, self.inputs, self.threads)  # what does not run at all is nobody's skip
         for engine in engines:
-            try:
-                calls = [engine.prepare(model, self.inputs, self.threads) for model in self.models.values()]
-            except RunError as error:
-                skipped.append({"runtime": engine.name, "reason": str(error)})
+            tried = {name: self._prepared(engine, model) for name, model in self.models.items()}
+            calls = {name: call for name, call in tried.items() if not isinstance(call, str)}
+            left = [
+                (name, {"runtime": engine.name, "reason": why}) for name, why in tried.items() if isinstance(why, str)
+            ]
+            self.left_out += left
+            # the first is the one that all others are compared with
+            if next(iter(tried)) not in calls or len(calls) < min(2, len(tried)):
+                skipped.append(left[0][1])
                 continue
-            times = dict(zip(self.models, in_turns(calls, self.repeats, self.warmup), strict=True))
+            times = dict(zip(calls, in_turns([*calls.values()], self.repeats, self.warmup), strict=True))
             rows.append({"runtime": engine.name, **say(times), **(self._layers(engine) if layers else {})})
         return {
             "format": "secateur.latency",
@@ -171,6 +219,13 @@ class _Session:
             "runtimes": rows,
             "skipped": skipped,
         }
+
+    def _prepared(self, engine: Engine, model: nn.Module) -> Call | str:
+        """The network as a runtime runs it, or why it does not."""
+        try:
+            return engine.prepare(model, self.inputs, self.threads)
+        except RunError as error:
+            return str(error)
 
     def layer_times(self, engine: Engine) -> list[dict[str, Any]]:
         """Rows of `layer_times`, by an engine that has a watch."""
