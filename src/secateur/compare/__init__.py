@@ -17,20 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur._files import read_json
 from secateur.budget import Budget
 from secateur.compare import bases, leaderboard, local, timing
 from secateur.compare.cells import DENSE, Cell, Settings, arrange, base_recipe, check, check_settings
 from secateur.compare.cluster import Cluster, connected
 from secateur.compare.record import Comparison, working
 from secateur.compare.tasks import Done, Engine, Task
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, RunError
 from secateur.methods import plug_in
 from secateur.recipe import Recipe
-from secateur.report.leaderboard import write_leaderboard
+from secateur.report.board_exports import flat, write_exports
+from secateur.report.leaderboard import JSON, write_leaderboard
 from secateur.runs.preparing import prepare
 from secateur.training import Progress
 
-__all__ = ["Cell", "Cluster", "Outcome", "compare"]
+__all__ = ["Cell", "Cluster", "Outcome", "compare", "read"]
 
 Told = Callable[[Mapping[str, Any]], None]
 
@@ -102,7 +104,25 @@ def compare(
                     write_leaderboard(folder, leaderboard.document(comparison))
         timing.measure_all(comparison, teller.say)
         document = leaderboard.document(comparison)
-        return Outcome(folder, document, tuple(teller.failed), write_leaderboard(folder, document))
+        page = write_leaderboard(folder, document)
+        write_exports(folder, document)
+        return Outcome(folder, document, tuple(teller.failed), page)
+
+
+def read(folder: Path | str) -> Any:
+    """Every finished run of a comparison as a pandas DataFrame, a row each, with columns such as "accuracy.final".
+
+    Raises:
+        ConfigError: pandas is not installed. RunError: the folder holds no leaderboard.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ConfigError("read gives a pandas DataFrame, and pandas is not installed: pip install pandas.") from error
+    found = read_json(Path(folder) / JSON, what="The leaderboard")
+    if not isinstance(found, dict) or found.get("format") != leaderboard.FORMAT:
+        raise RunError(f"{str(folder)!r} holds no leaderboard: give the folder of a comparison.")
+    return pandas.DataFrame(flat(found["rows"]))
 
 
 @contextmanager

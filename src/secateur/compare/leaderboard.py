@@ -16,7 +16,7 @@ from secateur.graph import Cost
 from secateur.report.documents import share
 from secateur.runs.documents import now
 
-VERSION = 1
+FORMAT, VERSION = "secateur.leaderboard", 1
 Row = dict[str, Any]
 #: What is averaged over seeds: a path in a row.
 AVERAGED = (
@@ -43,7 +43,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
             missing.append(_which(cell))
     recipe = comparison.recipe
     return {
-        "format": "secateur.leaderboard",
+        "format": FORMAT,
         "version": VERSION,
         "secateur": __version__,
         "date": now(),
