@@ -11,14 +11,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
-from rich.status import Status
 from typer.core import TyperGroup
 
 from secateur.errors import ConfigError, SecateurError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 DEBUG = "SECATEUR_DEBUG"
 # newer releases of typer carry a click of their own
@@ -147,6 +148,9 @@ def working(what: str, silent: bool, *, still: bool = False) -> Iterator[Callabl
 
     Yields a function that says how far the work is, where that is shown.
     """
+    from rich.console import Console
+    from rich.status import Status
+
     console = Console(stderr=True)
     shown = console.is_terminal and not silent
     if shown and still:
@@ -175,6 +179,8 @@ def show(what: RenderableType, *, wrap: bool = True) -> None:
         if isinstance(what, str):
             print(what)
         else:
+            from rich.console import Console
+
             Console(highlight=False).print(what, soft_wrap=not wrap)
         sys.stdout.flush()
     except BrokenPipeError:

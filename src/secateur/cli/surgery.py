@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.text import Text
 
 from secateur.cli._base import (
     All,
@@ -69,6 +68,8 @@ def inspect(
         told = {name: graph.explain(name) for name in explain}
         document = report.describe_graph(loaded, graph) | ({"explain": told} if told else {})
     if told and not as_json:
+        from rich.text import Text
+
         show(Text("\n\n".join(told.values())), wrap=False)
     else:
         emit(document, as_json, lambda: report.graph_tables(loaded, graph, every=every, brief=quiet))
