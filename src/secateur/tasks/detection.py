@@ -33,6 +33,7 @@ class Detection(Task):
     name = "detection"
     unit: Unit = "share"
     higher_is_better = True
+    judges = False
 
     def __init__(self, **settings: Any) -> None:
         """Find out with what mAP can be computed."""
@@ -47,6 +48,11 @@ class Detection(Task):
         """((images,), targets) where images are a list, as detectors take it; else a pair as it is."""
         images, targets = super().batch(batch)
         return ((list(images),) if listed(images) else images), list(targets)
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Images may be of any size: a list of them, and a list of their targets."""
+        images, targets = zip(*samples, strict=True)
+        return list(images), list(targets)
 
     def answer(self, model: nn.Module, inputs: Any, targets: Any) -> Any:
         """The losses of the training forward."""
