@@ -29,6 +29,7 @@ from secateur.recipe import Recipe
 from secateur.report.leaderboard import write_leaderboard
 from secateur.runs.preparing import prepare
 from secateur.training import Progress
+from secateur.tasks import shown
 
 __all__ = ["Cell", "Cluster", "Outcome", "compare"]
 
@@ -204,8 +205,9 @@ class _Teller:
             return
         if done.said is None:
             self._comparison.forget(cell)
-            final = self._comparison.results(cell)["accuracy"]["final"]
-            said = f"accuracy {final:.2%}"
+            results = self._comparison.results(cell)
+            task = results["task"]
+            said = f"{task['headline']} {shown(results[task['headline']]['final'], task['unit'])}"
         else:
             self._comparison.failed(cell, done.said, done.details)
             self.failed.append(f"{cell.said}: {done.said}")

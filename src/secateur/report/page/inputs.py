@@ -253,6 +253,15 @@ class Results(_Document):
             found["int8"] = {key: _renamed(row, name) for key, row in rows.items()}
         return found
 
+    @model_validator(mode="after")
+    def _shares(self) -> Results:
+        """A share lies between 0 and 1."""
+        if self.task.unit == "share":
+            for key, value in self.quality:
+                if isinstance(value, float) and not 0 <= value <= 1:
+                    raise ValueError(f"{self.task.headline}.{key} is {value:g}, and a share is from 0 to 1")
+        return self
+
     @property
     def data_name(self) -> str | None:
         """The data set's name, if it says one."""
