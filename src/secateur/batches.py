@@ -7,6 +7,7 @@ told by the example inputs: of `(a, b)` both are inputs of a network with two, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -97,6 +98,59 @@ def parts_of(batch: Any, example_inputs: Any) -> tuple[Any, Any]:
         )
     _check_rows(inputs, args, keywords)
     return inputs, target
+
+
+def pair_of(batch: Any) -> tuple[Any, Any]:
+    """Inputs and target of a batch whose network is not at hand: `(x, y)`, `(x, y, anything)`, or a dict's usual names.
+
+    Raises:
+        InputError: it has no target, or which is which cannot be told.
+    """
+    if isinstance(batch, Mapping):
+        name = next((name for name in _INPUTS if name in batch), None)
+        inputs, target = (batch[name], _target(batch, (name,))) if name is not None else (None, None)
+    else:
+        inputs, target = (*batch[:2], None, None)[:2] if isinstance(batch, tuple | list) else (batch, None)
+    if inputs is None or target is None:
+        raise InputError(
+            "A batch does not say what its inputs and its targets are: give pairs (inputs, target), or a task whose "
+            "`batch` takes them out."
+        )
+    return _several(inputs), _several(target)
+
+
+def rows_of(value: Any, start: int | None, stop: int | None) -> Any:
+    """Some samples of a batch's inputs or targets.
+
+    Of a tensor its rows, of a list its items (one for each sample, as detectors have it); the parts of a tuple, of a
+    dict and of `Inputs` are taken one by one, and what is none of these stays.
+    """
+    if isinstance(value, torch.Tensor):
+        return value[start:stop] if value.dim() else value
+    if isinstance(value, list):
+        return value[start:stop]
+    if isinstance(value, tuple):
+        return tuple(rows_of(part, start, stop) for part in value)
+    if isinstance(value, Mapping):
+        return {name: rows_of(part, start, stop) for name, part in value.items()}
+    if isinstance(value, Inputs):
+        parts = rows_of((value.args, value.kwargs), start, stop)
+        return Inputs(*parts[0], **parts[1])
+    return value
+
+
+def split_rows(value: Any, samples: int, parts: int) -> list[Any]:
+    """`parts` pieces of a batch of so many samples, cut as `torch.tensor_split` cuts."""
+    small, more = divmod(samples, parts)
+    ends = [0]
+    for number in range(parts):
+        ends.append(ends[-1] + small + (number < more))
+    return [rows_of(value, start, stop) for start, stop in pairwise(ends)]
+
+
+def _several(value: Any) -> Any:
+    """What a DataLoader makes a list of tensors, one for each part of a sample, is a tuple."""
+    return tuple(value) if isinstance(value, list) and listed(value) else value
 
 
 def listed(value: Any) -> bool:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from secateur import _yaml
+from secateur._hints import nearest
 from secateur._settings import Section, shown, validated
 from secateur.allocate.presets import AUTO, PRESETS
 from secateur.budget import Budget
@@ -55,6 +56,19 @@ def _aligned(value: Any) -> Any:
     return value
 
 
+#: Names of data sets; `secateur.data.DATASETS` has a row for each.
+DATA = ("digits", "cifar10", "cifar100", "fashion_mnist", "folder", "npz", "hf", "webdataset")
+
+
+def _data_set(name: str) -> str:
+    """A name of `DATA`, or an import path."""
+    if name in DATA or ":" in name:
+        return name
+    close = nearest(name, DATA)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"{shown(name)} is no data set: {hint}Choose one of {', '.join(DATA)}, or file.py:build")
+
+
 def _several(value: Any) -> Any:
     """One section, or the word that stands for it, where a list of them is asked for is a list of one."""
     return (value,) if isinstance(value, str | Mapping) else _fixed(value)
@@ -91,8 +105,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Which images; a name alone may stand for the whole section."""
 
-    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "folder", "npz", "hf", "webdataset"] = Field(
-        description="The data set, or the form in which it lies at `path`."
+    name: Annotated[str, AfterValidator(_data_set)] = Field(
+        description="The data set, or the form in which it lies at `path`: digits, cifar10, cifar100, fashion_mnist, "
+        "folder, npz, hf, webdataset; or an import path to data of your own: mypkg.data:build, file.py:build."
     )
     path: str | None = Field(default=None, description="File or folder with the data; digits needs none.")
     train_images: int | None = Field(
@@ -133,6 +148,17 @@ class MethodConfig(Section):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+
+class TaskConfig(MethodConfig):
+    """What the network is for, and its settings; a name alone may stand for the section."""
+
+    name: str = Field(
+        default="classification",
+        min_length=1,
+        description="classification, multilabel, binary, regression, segmentation, detection, super_resolution, "
+        "metric_learning, or a task of your own: mypkg.tasks:Mine, file.py:Mine.",
+    )
 
 
 class RepairConfig(MethodConfig):
@@ -272,6 +298,7 @@ class Recipe(Section):
     )
     model: ModelConfig = Field(description="Which network.")
     data: DataConfig = Field(description="Which images.")
+    task: TaskConfig = Field(default=TaskConfig(), description="What the network is for; see docs/tasks.md.")
     method: MethodConfig = Field(description="How channels are chosen.")
     plugins: Words = Field(
         default=(),
@@ -365,7 +392,12 @@ class Recipe(Section):
 
 #: The stages of a recipe that train.
 TRAINING = ("pretrain", "train", "finetune")
-_SHORT = {"model": "reference", "data": "name", "method": "name"}  # sections that one word may stand for
+_SHORT = {
+    "model": "reference",
+    "data": "name",
+    "method": "name",
+    "task": "name",
+}  # sections that one word may stand for
 
 
 def _overridden(data: Mapping[str, Any], override: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def load(
     arguments: Sequence[str] | Mapping[str, Any] = (),
     input_size: str | None = None,
     input_shapes: Sequence[str | Sequence[int]] = (),
+    inputs: Any = None,
     seed: int = 0,
 ) -> Loaded:
     """Build the model a reference names, with random weights made from `seed`, and example inputs for it.
@@ -49,7 +50,7 @@ def load(
     Args:
         reference: see the module's title. arguments: for the factory, a mapping or texts "key=value".
         input_size: one image without its batch, "3x224x224". input_shapes: whole shapes, "1,3,224,224" or a list of
-            numbers, one an input.
+            numbers, one an input. inputs: example inputs that are known, in place of any of these.
 
     Raises:
         SecateurError: one sentence, also for whatever the user's own file raises.
@@ -69,7 +70,8 @@ def load(
             model, default = _from_file(Path(source), name, keywords)
         else:
             raise ConfigError(f"The model {reference!r} is not understood: {_suggestion(reference)}")
-        inputs = default() if shapes is None else _noise(shapes, model)
+        if inputs is None:
+            inputs = default() if shapes is None else _noise(shapes, model)
     return Loaded(reference, model, inputs, tuple(tuple(t.shape) for t in _tensors(inputs)))
 
 

@@ -97,7 +97,7 @@ def export(
             found = export_folder(folder, form, out)
     if as_json or not quiet:
         if int8:
-            said = f"{found['path']}: in 8 bits {found['accuracy']:.2%} of {found['images']:,} test images are right."
+            said = f"{found['path']}: in 8 bits {found['said']} on {found['images']:,} test images."
         else:
             said = f"{found['path']}: differs from the network by {found['max_relative_error']:.1e} at most."
         emit({"format": "secateur.export", "version": 1, "kind": form, **found}, as_json, lambda: said)

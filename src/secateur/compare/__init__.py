@@ -31,6 +31,7 @@ from secateur.report.board_exports import flat, write_exports
 from secateur.report.leaderboard import JSON, write_leaderboard
 from secateur.runs.preparing import prepare
 from secateur.training import Progress
+from secateur.tasks import shown
 
 __all__ = ["Cell", "Cluster", "Outcome", "compare", "read"]
 
@@ -224,8 +225,9 @@ class _Teller:
             return
         if done.said is None:
             self._comparison.forget(cell)
-            final = self._comparison.results(cell)["accuracy"]["final"]
-            said = f"accuracy {final:.2%}"
+            results = self._comparison.results(cell)
+            task = results["task"]
+            said = f"{task['headline']} {shown(results[task['headline']]['final'], task['unit'])}"
         else:
             self._comparison.failed(cell, done.said, done.details)
             self.failed.append(f"{cell.said}: {done.said}")

@@ -18,7 +18,11 @@ from secateur.runs.documents import now
 
 FORMAT, VERSION = "secateur.leaderboard", 1
 Row = dict[str, Any]
-#: What is averaged over seeds: a path in a row.
+#: The task of runs that do not name theirs.
+_USUAL: Mapping[str, Any] = {
+    "name": "classification", "headline": "accuracy", "higher_is_better": True, "unit": "share"
+}  # fmt: skip
+#: What is averaged over seeds: a path in a row. "accuracy" stands for the headline of the document's task.
 AVERAGED = (
     "accuracy.dense", "accuracy.soft", "accuracy.hard", "accuracy.pruned", "accuracy.final",
     "macs.after", "macs.share", "params.after", "params.share", "epochs.total",
@@ -42,6 +46,8 @@ def document(comparison: Comparison) -> dict[str, Any]:
         else:
             missing.append(_which(cell))
     recipe = comparison.recipe
+    task = comparison.results(_first(comparison, rows)).get("task", _USUAL) if rows else _USUAL
+    sign = 1 if task["higher_is_better"] else -1
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -54,11 +60,12 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "settings": comparison.settings,
         "data": comparison.results(_first(comparison, rows))["data"] if rows else None,
         "images": rows[0]["images"] if rows else None,
+        "task": task,
         "dense": comparison.dense,
         "bases": [base.as_dict() for _, base in sorted(known.items()) if base is not None],
         "methods": _methods(comparison.cells),
-        "means": means(rows),
-        "paired": paired(rows),
+        "means": means(rows, sign),
+        "paired": paired(rows, sign),
         "rows": rows,
         "failed": failed,
         "missing": missing,
@@ -69,7 +76,7 @@ def row(cell: Cell, results: Mapping[str, Any], dense: Mapping[str, int], base: 
     """One finished cell. Costs are shares of the recipe's own network, whichever the method began with."""
     shared = base if cell.row.begins == "weights" else None
     after = results["after"]
-    accuracy = {key: results["accuracy"][key] for key in ("dense", "soft", "hard", "pruned", "final")}
+    found = results[results.get("task", _USUAL)["headline"]]
     costs = {
         key: {"before": dense[key], "after": after[key], "share": share(after[key], dense[key])}
         for key in ("macs", "params")
@@ -78,8 +85,8 @@ def row(cell: Cell, results: Mapping[str, Any], dense: Mapping[str, int], base: 
     return {
         **_which(cell),
         "folder": f"runs/{cell.name}",
-        "accuracy": accuracy,
-        "images": results["accuracy"]["images"],
+        "accuracy": {key: found[key] for key in ("dense", "soft", "hard", "pruned", "final")},
+        "images": found["images"],
         **costs,
         "within": _within(cell.budget, after, {**dense, "latency": results["before"].get("latency")}),
         "epochs": _epochs(results, shared),
@@ -95,8 +102,11 @@ def row(cell: Cell, results: Mapping[str, Any], dense: Mapping[str, int], base: 
     }
 
 
-def means(rows: Sequence[Row]) -> list[Row]:
-    """Mean and standard deviation (n - 1) over seeds, by budget and then by mean final accuracy, best first."""
+def means(rows: Sequence[Row], sign: int = 1) -> list[Row]:
+    """Mean and standard deviation (n - 1) over seeds, by budget and then by mean final headline, best first.
+
+    sign: -1 where less is better.
+    """
     groups: dict[tuple[str, str], list[Row]] = {}
     for each in rows:
         groups.setdefault((each["budget"], each["label"]), []).append(each)
@@ -114,17 +124,21 @@ def means(rows: Sequence[Row]) -> list[Row]:
         }
         for (budget, label), members in groups.items()
     ]
-    return sorted(found, key=lambda m: (order.index(m["budget"]), -m["values"]["accuracy.final"]["mean"], m["label"]))
+
+    def rank(mean: Row) -> tuple[int, float, str]:
+        return order.index(mean["budget"]), -sign * mean["values"]["accuracy.final"]["mean"], mean["label"]
+
+    return sorted(found, key=rank)
 
 
-def paired(rows: Sequence[Row]) -> dict[str, Any]:
-    """By budget: the method of the highest mean, and how all others and the whole network differ from it."""
+def paired(rows: Sequence[Row], sign: int = 1) -> dict[str, Any]:
+    """By budget: the method of the best mean, and how all others and the whole network differ from it."""
     found: dict[str, Any] = {"level": LEVEL, "correction": "Holm, over the methods of a budget", "budgets": {}}
     for budget in dict.fromkeys(each["budget"] for each in rows if each["method"] != DENSE):
         finals: dict[str, dict[int, float]] = {}
         for each in rows:
             if each["budget"] == budget or each["method"] == DENSE:
-                finals.setdefault(each["label"], {})[each["seed"]] = each["accuracy"]["final"]
+                finals.setdefault(each["label"], {})[each["seed"]] = sign * each["accuracy"]["final"]
         pruned = [label for label in finals if label != DENSE]
         best = max(pruned, key=lambda label: statistics.fmean(finals[label].values()))
         found["budgets"][budget] = {"best": best, "others": differences(finals, best)}

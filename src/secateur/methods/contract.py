@@ -44,6 +44,7 @@ from secateur.methods.replanning import Replanner, trial_widths
 from secateur.plan import Plan, fingerprint
 from secateur.repair.base import Repair, mend
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
+from secateur.tasks import Asks, Task, refusal
 
 Needs = Literal["nothing", "calibration", "training"]
 Acts = Literal["before training", "while training", "after training"]
@@ -79,6 +80,8 @@ class MethodRow:
     needs: Needs = "nothing"  # nothing, calibration batches, or training
     labels: bool = False  # whether collect() looks at the targets of its batches
     acts: Acts = "after training"
+    #: What it needs of a task (`secateur.tasks.Asks`); None: the loss if it looks at labels, else samples or nothing.
+    asks: Asks | None = None
     granularity: str = "channel"  # what is removed
     fidelity: str = "not from a paper"  # how close this is to the paper, and what was reconstructed
     settings: type[Settings] | None = None  # None: the factory's Config
@@ -93,6 +96,17 @@ class MethodRow:
         default=(), hash=False
     )  # settings that take another way, which the contract suite also runs
     chance: str = ""  # what is drawn by the number of a channel, so that a plan does not follow its channels
+
+    def refusal(self, task: Task, inputs: Any = None) -> str | None:
+        """Why it cannot serve a task, in a sentence; None if it can. inputs: example inputs, if they are known."""
+        usual: Asks = "nothing" if self.needs != "calibration" else "loss" if self.labels else "samples"
+        why = refusal(self.asks or usual, task, inputs)
+        return None if why is None else f"The method {self.name} {why}: choose another method, such as l1 or bwcp."
+
+    def check_task(self, task: Task, inputs: Any = None) -> None:
+        """ConfigError where it cannot serve a task."""
+        if (why := self.refusal(task, inputs)) is not None:
+            raise ConfigError(why)
 
     @property
     def config(self) -> type[Settings]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from secateur._files import write_json, write_text
 from secateur.report.html import render
 from secateur.report.page import words
 from secateur.report.page.fairness import fairness
+from secateur.report.page.inputs import TaskUsed
 from secateur.report.page.rivals import Point, Rival, key, ladder, tradeoff
 
 JSON, MARKDOWN, HTML = "leaderboard.json", "leaderboard.md", "leaderboard.html"
@@ -92,7 +93,8 @@ def budgets(document: Document) -> list[str]:
 def means_at(document: Document, budget: str) -> list[Mapping[str, Any]]:
     """Means at one budget and of the whole network, the best first."""
     found = [mean for mean in document["means"] if mean["budget"] == budget or mean["label"] == WHOLE]
-    return sorted(found, key=lambda mean: -mean["values"]["accuracy.final"]["mean"])
+    sign = -1 if _task(document).higher_is_better else 1
+    return sorted(found, key=lambda mean: sign * mean["values"]["accuracy.final"]["mean"])
 
 
 def places(document: Document, budget: str) -> dict[str, str]:
@@ -109,7 +111,7 @@ def places(document: Document, budget: str) -> dict[str, str]:
 
 def mean_table(document: Document, budget: str) -> Table:
     """Means at one budget and the whole network, the best first."""
-    means, place = means_at(document, budget), places(document, budget)
+    means, place, scale = means_at(document, budget), places(document, budget), _scale(document)
     runtimes = list(dict.fromkeys(name for mean in means for name in mean["latency"]))
     head = (
         "method",
@@ -129,9 +131,9 @@ def mean_table(document: Document, budget: str) -> Table:
         rows.append(
             (
                 mean["label"],
-                percents(of["accuracy.final"]),
+                percents(of["accuracy.final"], scale=scale),
                 place.get(mean["label"], NONE),
-                *(percents(of[f"accuracy.{name}"]) for name in ("pruned", "dense")),
+                *(percents(of[f"accuracy.{name}"], scale=scale) for name in ("pruned", "dense")),
                 *(percents(of[f"{name}.share"], 1, alone=True) for name in ("macs", "params")),
                 "yes" if mean["within"] else "no",
                 ("exact" if mean["exact"] else "inexact") + f", {words.error(mean['max_relative_error'])}",
@@ -165,17 +167,17 @@ def run_table(document: Document) -> Table:
     )  # fmt: skip
     order = {(mean["label"], mean["budget"]): place for place, mean in enumerate(document["means"])}
     rows = sorted(document["rows"], key=lambda row: (order[row["label"], row["budget"]], row["seed"]))
-    return Table(head, tuple(_run_row(row) for row in rows))
+    return Table(head, tuple(_run_row(row, _scale(document)) for row in rows))
 
 
-def _run_row(row: Row) -> tuple[str, ...]:
+def _run_row(row: Row, scale: float) -> tuple[str, ...]:
     timed = row["latency"] or {}
     first = next(iter(timed.values()), None)
     return (
         row["label"],
         row["budget"],
         str(row["seed"]),
-        *(_percent(row["accuracy"][name]) for name in ("dense", "soft", "hard", "pruned", "final")),
+        *(_percent(row["accuracy"][name], scale) for name in ("dense", "soft", "hard", "pruned", "final")),
         *(
             text
             for name in ("macs", "params")
@@ -227,12 +229,26 @@ def circumstances(document: Document) -> list[tuple[str, str]]:
     ]
 
 
-def percents(spread: Mapping[str, Any] | None, digits: int = 2, *, alone: bool = False) -> str:
-    """A mean of fractions with its standard deviation: "58.51 ± 0.48"; `alone`: without it."""
+def percents(spread: Mapping[str, Any] | None, digits: int = 2, *, alone: bool = False, scale: float = 100.0) -> str:
+    """A mean of fractions with its standard deviation: "58.51 ± 0.48"; `alone`: without it. scale: 1 if no fractions."""
     if spread is None:
         return NONE
-    mean = f"{100 * spread['mean']:.{digits}f}"
-    return mean if alone or spread["sd"] is None else f"{mean} ± {100 * spread['sd']:.{digits}f}"
+    mean = f"{scale * spread['mean']:.{digits}f}"
+    return mean if alone or spread["sd"] is None else f"{mean} ± {scale * spread['sd']:.{digits}f}"
+
+
+def _task(document: Document) -> TaskUsed:
+    """What the networks are for; leaderboards of before do not say, and are of classification."""
+    return TaskUsed.model_validate(document.get("task") or {})
+
+
+def _scale(document: Document) -> float:
+    """Shares of 1 are written as percentages, other headlines as they are."""
+    return 100.0 if _task(document).unit == "share" else 1.0
+
+
+def _form(document: Document) -> Callable[[float], str]:
+    return _whole if _task(document).unit == "share" else words.figure
 
 
 def _title(document: Document) -> str:
@@ -244,12 +260,15 @@ def _title(document: Document) -> str:
 
 def _summary(document: Document) -> list[str]:
     """Who comes first at each budget, in a sentence that does not say more than was measured."""
-    said = []
+    said, task = [], _task(document)
+    which = "highest" if task.higher_is_better else "lowest"
+    of = "" if task.headline == "accuracy" else f" {task.headline}"
     for budget in budgets(document):
         means = [mean for mean in means_at(document, budget) if mean["label"] != WHOLE]
         best = means[0]
-        final = f"{percents(best['values']['accuracy.final'])}% ({words.number_of(len(best['seeds']), 'seed')})"
-        text = f"At {budget}, {best['label']} has the highest mean, {final}"
+        unit = {"share": "%", "dB": " dB"}.get(task.unit, "")
+        final = f"{percents(best['values']['accuracy.final'], scale=_scale(document))}{unit} ({words.number_of(len(best['seeds']), 'seed')})"
+        text = f"At {budget}, {best['label']} has the {which} mean{of}, {final}"
         said.append(f"{text}{_ties(document, budget, [mean['label'] for mean in means[1:]])}.")
     missing = len(document["failed"]) + len(document["missing"])
     if missing:
@@ -295,6 +314,7 @@ def _content(document: Document) -> dict[str, Any]:
         "date": words.moment(document["date"]),
         "summary": _summary(document),
         "fairness": fairness(document),
+        "quality": _task(document).title,
         "boards": boards,
         "legend": _LEGEND,
         "curves": curves(document),
@@ -329,12 +349,13 @@ def rivals(document: Document) -> list[Rival]:
 
 
 def curves(document: Document) -> str | None:
-    """Accuracy against MACs; None where there is only one budget."""
-    every = rivals(document)
+    """The headline against MACs; None where there is only one budget."""
+    every, task, form = rivals(document), _task(document), _form(document)
     if not any(len(rival.points) > 1 for rival in every):
         return None
-    told = "; ".join(f"{r.name} {', '.join(f'{p.y:.1%} at {p.x:.0%}' for p in r.points)}" for r in every)
-    return tradeoff(every, label=f"Accuracy against the MACs that remain: {told}", form=_whole)
+    told = "; ".join(f"{r.name} {', '.join(f'{task.shown(p.y)} at {p.x:.0%}' for p in r.points)}" for r in every)
+    label = f"{task.title} against the MACs that remain: {told}"
+    return tradeoff(every, label=label, what=task.headline, form=form, scale=_scale(document))
 
 
 def _ladder(document: Document, budget: str, order: Sequence[str]) -> str:
@@ -348,7 +369,8 @@ def _ladder(document: Document, budget: str, order: Sequence[str]) -> str:
             if (row["label"], row["budget"]) == (mean["label"], mean["budget"])
         )
         every.append(Rival(mean["label"], (Point(0.0, spread["mean"], spread["sd"], finals),), style[mean["label"]]))
-    return ladder(every, label=f"Final accuracy at {budget}, the best first", form=_whole)
+    label = f"Final {_task(document).headline} at {budget}, the best first"
+    return ladder(every, label=label, form=_form(document), scale=_scale(document))
 
 
 # --------------------------------------------------------------------------------------------------------------- cells
@@ -371,8 +393,8 @@ def _cost(dense: Mapping[str, int]) -> str:
     return f"{words.count(dense['macs'])} MACs, {words.count(dense['params'])} parameters"
 
 
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.2f}"
+def _percent(value: float | None, scale: float) -> str:
+    return NONE if value is None else f"{scale * value:.2f}"
 
 
 def _share(value: float) -> str:

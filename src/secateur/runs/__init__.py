@@ -112,6 +112,7 @@ def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: 
             workers=recipe.data.workers,
             folder=folder.path,
             progress=progress or Silent(),
+            task=prepared.task,
         )
         if folder.main:  # another process would sweep away what this one is writing
             folder.sweep()

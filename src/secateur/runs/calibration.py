@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
+from secateur.batches import rows_of
 from secateur.data import Data
+from secateur.graph.modules import map_tensors
+from secateur.tasks import Task
 
 
 class Calibration:
@@ -17,8 +21,20 @@ class Calibration:
         self.data, self.images, self.seed, self.device = data, images, seed, device
         self.size = min(batch_size, images)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         batches = self.data.train.batches(self.size, shuffle=True, seed=self.seed)
-        for number, (pixels, labels) in enumerate(itertools.islice(batches, -(-self.images // self.size))):
+        for number, batch in enumerate(itertools.islice(batches, -(-self.images // self.size))):
             left = self.images - number * self.size
-            yield pixels[:left].to(self.device), labels[:left].to(self.device)
+            inputs, targets = map_tensors(rows_of(tuple(batch), 0, left), lambda tensor: tensor.to(self.device))
+            yield inputs, targets
+
+
+class Classes:
+    """The same batches with the class of every sample for a target, as the task knows it."""
+
+    def __init__(self, batches: Calibration, task: Task) -> None:
+        self._batches, self._task = batches, task
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for inputs, targets in self._batches:
+            yield inputs, self._task.classes(targets)

@@ -22,7 +22,8 @@ from secateur.runtime import EXPORTERS
 from secateur.surgery import Result
 
 VERSION = 1
-ACCURACIES = ("dense", "soft", "hard", "pruned", "finetuned")
+#: When the headline of a run's task is measured.
+POINTS = ("dense", "soft", "hard", "pruned", "finetuned")
 
 
 def describe_cut(method: Method, result: Result) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def describe_run(
         "model": recipe.model.reference,
         "arguments": dict(prepared.arguments),
         "class": prepared.model_class,
-        "inputs": [list(prepared.shape)],
+        "inputs": prepared.shapes,
         "data": prepared.data.describe(),
         "method": {
             **{key: getattr(row, key) for key in ("name", "summary", "paper", "year", "arxiv", "acts", "fidelity")},
@@ -105,8 +106,9 @@ def describe_run(
         },
         "budget": recipe.budget,
         **{key: cut[key] for key in ("before", "after", "remaining")},
-        "accuracy": accuracies(stages) | {"split": "test", "images": len(prepared.data.test)},
-        "int8": _int8(stages),
+        "task": prepared.task.describe(),
+        prepared.task.headline: qualities(stages) | {"split": "test", "images": len(prepared.data.test)},
+        "int8": _int8(stages, prepared.task.headline),
         "not_exported": stages.get("export", {}).get("failed", {}),  # file by file, why
         **{
             key: cut[key] for key in ("groups", "frozen", "unsupported", "settled", "repairs", "verification", "layers")
@@ -120,11 +122,11 @@ def describe_run(
     }
 
 
-def accuracies(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Accuracies on the test images by name; `final` is that of the network in model.safetensors."""
-    found: dict[str, float | None] = dict.fromkeys(ACCURACIES)
+def qualities(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """The task's headline on the test images by name; `final` is that of the network in model.safetensors."""
+    found: dict[str, float | None] = dict.fromkeys(POINTS)
     for stage in stages.values():
-        found |= stage.get("accuracy", {})
+        found |= stage.get("quality", {})
     found["final"] = found["finetuned"] if found["finetuned"] is not None else found["pruned"]
     return found
 
@@ -141,11 +143,11 @@ def describe_checks(stages: Mapping[str, Mapping[str, Any]], files: Mapping[str,
     }
 
 
-def _int8(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What was found of the network in 8 bits, by quantiser, beside the accuracy of the network it was made from."""
-    final = accuracies(stages)["final"]
+def _int8(stages: Mapping[str, Mapping[str, Any]], headline: str) -> dict[str, Any]:
+    """What was found of the network in 8 bits, by quantiser, beside the headline of the network it was made from."""
+    final = qualities(stages)["final"]
     return {
-        name: {**found, "float_accuracy": final} for name, found in stages.get("export", {}).get("int8", {}).items()
+        name: {**found, f"float_{headline}": final} for name, found in stages.get("export", {}).get("int8", {}).items()
     }
 
 

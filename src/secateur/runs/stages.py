@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn import functional as F
 
 from secateur import runtime
 from secateur._files import write_json
@@ -24,7 +23,7 @@ from secateur.plan import Plan
 from secateur.recipe import Training
 from secateur.references import Loaded
 from secateur.repair import Repair, repairs
-from secateur.runs.calibration import Calibration
+from secateur.runs.calibration import Calibration, Classes
 from secateur.runs.documents import describe_cut
 from secateur.runs.exporting import write_exports
 from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, Folder
@@ -82,18 +81,18 @@ class Stages:
     def _train_dense(self, stage: str) -> Done:
         loaded = self.prepared.network()
         values = self._fit(stage, loaded.model)
-        return values | {"accuracy": {"dense": self._test(loaded.model)}}, []
+        return values | {"quality": {"dense": self._test(loaded.model)}}, []
 
     def _train_with_method(self) -> Done:
         method = self._method(self._start())
         values = self._fit("train", method, method=method)
-        accuracy: dict[str, float | None] = {}
+        quality: dict[str, float | None] = {}
         if self.recipe.pretrain is None and self.prepared.begins_trained:
-            accuracy["dense"] = self._test(self.prepared.network().model)
+            quality["dense"] = self._test(self.prepared.network().model)
         for name, mode in method.evaluation_modes().items():
             with mode:
-                accuracy[name] = self._test(method)
-        return values | {"accuracy": accuracy}, []
+                quality[name] = self._test(method)
+        return values | {"quality": quality}, []
 
     def _train_narrow(self, stage: str) -> Done:
         """The cut network, learning from the dense one it was cut from if the recipe says so."""
@@ -102,7 +101,7 @@ class Stages:
         keep_zeros(narrow, self._sparse())
         teacher = self._dense() if training.distill.weight else None
         values = self._fit(stage, narrow, teacher=teacher)
-        values["accuracy"] = {"finetuned": self._test(narrow)}
+        values["quality"] = {"finetuned": self._test(narrow)}
         return values, self._save_model(narrow.to("cpu"))
 
     def _fit(
@@ -120,9 +119,9 @@ class Stages:
 
     def _prune(self) -> Done:
         method = self._method_after_training()
-        accuracy: dict[str, float | None] = {}
+        quality: dict[str, float | None] = {}
         if "train" not in self.prepared.stages:  # the weights come from a file
-            accuracy["dense"] = self._test(method.model)
+            quality["dense"] = self._test(method.model)
         if self.prepared.row.needs == "calibration":
             self._calibrate(method)
         repairs = self._repairs()
@@ -141,8 +140,8 @@ class Stages:
         files = [PLAN, DENSE, PRUNED]
         if not {"train", "finetune"} & set(self._after("prune")):
             files += self._save_model(narrow)
-        accuracy["pruned"] = self._test(narrow)
-        return values | {"accuracy": accuracy}, files
+        quality["pruned"] = self._test(narrow)
+        return values | {"quality": quality}, files
 
     def _after(self, stage: str) -> tuple[str, ...]:
         stages = self.prepared.stages
@@ -181,7 +180,11 @@ class Stages:
         method.to(self.engine.device)
         images = self.recipe.data.calibration_images
         self.engine.say(f"Showing {min(images, len(self.data.train))} images to the method.", note=False)
-        method.collect(self._calibration(), F.cross_entropy)
+        shown: Any = self._calibration()
+        task = self.prepared.task
+        if self.prepared.row.asks == "classes":
+            shown = Classes(shown, task)
+        method.collect(shown, task.loss)
 
     def _calibration(self) -> Calibration:
         config, seed = self.recipe.data, derive(self.recipe.seed, "calibration")
@@ -273,7 +276,7 @@ class Stages:
         }
 
     def _test(self, module: nn.Module) -> float:
-        return self.engine.evaluate(module, self.data.test).accuracy
+        return self.engine.evaluate(module, self.data.test).headline
 
 
 def file_names(folder: Path) -> list[str]:

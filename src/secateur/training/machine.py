@@ -9,27 +9,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.nn import functional as F
 
 from secateur._distributed import rank, world
 from secateur.errors import ConfigError, RunError
+from secateur.graph.modules import map_tensors
 from secateur.recipe import EngineConfig, Training
+from secateur.tasks import Evaluator, Task, create
 from secateur.training.board import Board
 from secateur.training.checkpoints import Store
 from secateur.training.devices import accelerator
 from secateur.training.interface import Data, Evaluation, Split
-from secateur.training.losses import logits
 from secateur.training.metrics import Metrics
 from secateur.training.prefetch import on_device
 from secateur.training.progress import Progress, Silent
 from secateur.training.randomness import preserved
-
-if TYPE_CHECKING:
-    pass
 
 _LOST = ("gloo", "nccl", "connection", "socket", "peer", "rendezvous")  # words of a process that is gone
 
@@ -40,6 +37,7 @@ class Machine:
     Args:
         data: images; the engine trains on `data.train` and watches `data.validation`, and touches nothing else of it.
         config: how the machine is used. seed: of everything random.
+        task: what networks are trained for and measured by; None: classification.
         batch_size: images of one optimiser step, over all processes and micro-batches together.
         workers: more than 0: batches are made ahead, in a thread (always so on a GPU).
         folder: of the run: gets checkpoints/ and metrics.jsonl with the first epoch. None: nothing is kept.
@@ -59,8 +57,10 @@ class Machine:
         workers: int = 0,
         folder: Path | None = None,
         progress: Progress | None = None,
+        task: Task | None = None,
     ) -> None:
         self.data, self.config = data, config or EngineConfig()
+        self.task = task or create("classification")
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.accelerator = accelerator(self.config)
         self.device: torch.device = self.accelerator.device
@@ -81,30 +81,22 @@ class Machine:
     def evaluate(
         self, module: nn.Module, split: Split, *, transform: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> Evaluation:
-        """Loss and accuracy of `module`, in evaluation mode, on all images of `split`; several processes share them.
+        """How good `module` is, in evaluation mode, on all images of `split`; several processes share them.
 
-        transform: applied to the images of every batch before the module sees them.
+        transform: applied to the inputs of every batch before the module sees them.
         """
         module.to(self.device)
-        count = 0
-        sums = torch.zeros(3, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=self.device)
+        found = Evaluator(self.task)
         with self.together(), preserved(self.device), evaluating(module), torch.no_grad():
             batches = split.batches(self.batch_size, rank=rank(), world=world())
-            for images, labels in on_device(batches, self.device, ahead=self.workers > 0):
-                if not len(images):
+            for inputs, targets in on_device(batches, self.device, ahead=self.workers > 0):
+                if not self.task.samples(targets):
                     continue
+                shown = inputs if transform is None else map_tensors(inputs, transform)
                 with self.autocast():
-                    output = module(images if transform is None else transform(images))
-                scores = logits(output, len(images), "in evaluation").float()
-                loss = F.cross_entropy(scores, labels, reduction="sum")
-                right = (scores.argmax(1) == labels).sum()
-                sums[:2] += torch.stack([loss, right.to(loss)])
-                count += len(images)
-            sums[2] = count
-            if world() > 1:
-                distributed.all_reduce(sums)
-        total, correct, seen = sums.tolist()
-        return Evaluation(total / max(seen, 1), correct / max(seen, 1), int(seen))
+                    found.see(module, shown, targets)
+            metrics = found.result()
+        return Evaluation(metrics["loss"], metrics[self.task.headline], found.samples, metrics)
 
     def steps(self, training: Training) -> int:
         """Optimiser steps of a stage; what a method wants to know as `steps`."""

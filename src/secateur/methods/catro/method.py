@@ -296,6 +296,7 @@ ROW = MethodRow(
     needs="calibration",
     labels=True,
     acts="after training",
+    asks="classes",
     granularity="channel",
     fidelity="only title, abstract and index terms were read: trace ratio, submodularity, two greedy stages and few "
     "samples are stated there; the iteration is the published theory of trace-ratio selection, while features, the "

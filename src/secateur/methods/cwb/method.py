@@ -297,6 +297,7 @@ ROW = MethodRow(
     arxiv="2104.11883",
     needs="training",
     acts="while training",
+    asks="class scores",
     granularity="channel",
     fidelity="gates, draws, votes, floor, regulariser and threshold from the official code read, the paper's body not; "
     "where gates stand, the exact fold, the scale of gates and no vote for channels without gradient are our advice",

@@ -340,6 +340,7 @@ ROW = MethodRow(
     arxiv="2002.09958",
     needs="training",
     acts="while training",
+    asks="class scores",
     granularity="channel",
     fidelity="abstract and official code read, the paper's body was not: score, propagation rules and schedule are the "
     "code's; residual streams are pruned as a whole, and the channels per event follow from the budget",

@@ -400,6 +400,7 @@ ROW = MethodRow(
     arxiv="2101.06608",
     needs="training",
     acts="while training",
+    asks="loss",
     granularity="channel or weight",
     fidelity="the full text could not be obtained: factors, single-weight and row scores from public code of the "
     "family; column and joint formulas derived and numerically verified; structured score of the paper, schedule and "
