@@ -26,6 +26,7 @@ from secateur.methods import (
     feature_relevance,
     functionality,
     group_fisher,
+    itpruner,
     nap,
     pfp,
     plugins,
@@ -41,8 +42,8 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher, nap, pfp,
-    prunenet, baselines,
+    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher, itpruner,
+    nap, pfp, prunenet, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.
