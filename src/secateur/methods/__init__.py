@@ -24,6 +24,7 @@ from secateur.methods import (
     dcpcac,
     feature_relevance,
     functionality,
+    ghfp,
     group_fisher,
     nap,
     pfp,
@@ -40,7 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher, nap, pfp,
+    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, ghfp, group_fisher, nap, pfp,
     prunenet, baselines,
 )  # fmt: skip
 
