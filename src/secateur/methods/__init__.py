@@ -25,6 +25,7 @@ from secateur.methods import (
     dcpcac,
     feature_relevance,
     functionality,
+    ghfp,
     group_fisher,
     itpruner,
     nap,
@@ -42,7 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher, itpruner,
+    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, ghfp, group_fisher, itpruner,
     nap, pfp, prunenet, baselines,
 )  # fmt: skip
 
