@@ -137,7 +137,7 @@ def row_of(what: Any, *, name: str | None = None, summary: str | None = None) ->
     doc = next(iter((inspect.getdoc(what) or "").splitlines()), "").rstrip(".")
     if isinstance(what, type) and issubclass(what, Method):
         own = name or str(getattr(what, "name", "") or what.__name__.lower())
-        collects = what.collect is not Method.collect
+        collects = what.looks()
         trains = what.loss is not Method.loss or what.after_step is not Method.after_step
         return MethodRow(
             name=own,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from secateur._distributed import rank, world
-from secateur.errors import DataError, RunError
+from secateur.errors import DataError, Diverged
 from secateur.methods.contract import Method
 from secateur.recipe import Training
 from secateur.training.averages import assign
@@ -315,7 +315,7 @@ class Stage(Standing):
 
     def _diverged(self, what: str, step: int) -> None:
         epoch = -(-step // self.steps)
-        raise RunError(
+        raise Diverged(
             f"In stage {self.name}, epoch {epoch}, step {step}, {what} not finite: lower {self.name}.lr "
             f"(it is {self.training.lr:g}), or set {self.name}.warmup or {self.name}.clip."
         )
