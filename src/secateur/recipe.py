@@ -320,7 +320,7 @@ class Recipe(Section):
     )
     finetune: Training | None = Field(default=None, description="Training of the narrow network; null: none.")
     search: SearchConfig = Field(
-        default=SearchConfig(), description="How networks are tried, by methods that search (acp, metapruning)."
+        default=SearchConfig(), description="How networks are tried, by methods that search such as acp."
     )
     export: ExportConfig = Field(default=ExportConfig(), description="Which files others can run.")
     latency: LatencyConfig | None = Field(
