@@ -243,6 +243,22 @@ class Training(Section):
                 raise ValueError(f"{key} does nothing with {switch} {chosen}: leave it out, or set {switch}: {needed}")
 
 
+class SearchConfig(Section):
+    """How methods that search train and measure a network they try."""
+
+    images: int | None = Field(
+        default=2048,
+        ge=1,
+        description="Images in an epoch of a trial's training, and held-out images it is measured on, at most; null: "
+        "all.",
+    )
+    epochs: int | None = Field(
+        default=None, ge=1, description="Of a trial's training, where it is trained; null: as the method has it."
+    )
+    lr: float = Field(default=0.05, gt=0, description="Learning rate of a trial's training, constant.")
+    batch: int = Field(default=64, ge=2, le=1_000_000, description="Images a step of a trial's training.")
+
+
 class ExportConfig(Section):
     """Which files others can run."""
 
@@ -330,6 +346,9 @@ class Recipe(Section):
         "one for a method that acts before training.",
     )
     finetune: Training | None = Field(default=None, description="Training of the narrow network; null: none.")
+    search: SearchConfig = Field(
+        default=SearchConfig(), description="How networks are tried, by methods that search such as acp."
+    )
     export: ExportConfig = Field(default=ExportConfig(), description="Which files others can run.")
     latency: LatencyConfig | None = Field(
         default=LatencyConfig(), description="How speed is compared; null: not at all."

@@ -13,6 +13,7 @@ from secateur._hints import choose
 from secateur._importing import imported
 from secateur.errors import ConfigError
 from secateur.methods import (
+    acp,
     baselines,
     bwcp,
     cap,
@@ -43,7 +44,8 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, ghfp, group_fisher, itpruner,
+    acp, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, ghfp, group_fisher,
+    itpruner, nap, pfp, prunenet, baselines,
     nap, pfp, prunenet, baselines,
 )  # fmt: skip
 
@@ -140,7 +142,7 @@ def row_of(what: Any, *, name: str | None = None, summary: str | None = None) ->
     doc = next(iter((inspect.getdoc(what) or "").splitlines()), "").rstrip(".")
     if isinstance(what, type) and issubclass(what, Method):
         own = name or str(getattr(what, "name", "") or what.__name__.lower())
-        collects = what.collect is not Method.collect
+        collects = what.looks()
         trains = what.loss is not Method.loss or what.after_step is not Method.after_step
         return MethodRow(
             name=own,

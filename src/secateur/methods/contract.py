@@ -41,6 +41,7 @@ from secateur.latency import Watcher, price
 from secateur.methods.hands import Loss as Loss
 from secateur.methods.hands import counting, inserted, reading, require_free, take, without_decay
 from secateur.methods.replanning import Replanner, trial_widths
+from secateur.methods.trials import Shown, Trials
 from secateur.plan import Plan, fingerprint
 from secateur.repair.base import Repair, mend
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
@@ -252,8 +253,18 @@ class Method(nn.Module):
 
         The user's batches may have any form that `secateur.batches.Batches` reads; a subclass gets pairs, the target
         None where there is none. They may be read once only, unless they come through
-        `secateur.statistics.replayable`.
+        `secateur.statistics.replayable`. By default, where there is a `search`: it searches on what is shown.
         """
+        if self.searches():
+            _search_shown(self, batches, loss)
+
+    def search(self, trials: Trials) -> None:
+        """Try networks; what is found goes into attributes, as with `collect`.
+
+        The same questions are asked in the same order whenever it begins, for a search that was interrupted is begun
+        again and gets from memory what it had found: what is random is drawn from (`seed`, `trials.number`) alone.
+        """
+        raise ConfigError(f"The method {self.name!r} does not search.")
 
     def score(self) -> Mapping[str, Any]:
         """Importance of every channel, {group: [width]}, higher = keep."""
@@ -297,6 +308,16 @@ class Method(nn.Module):
         """Raise VerificationError unless the narrow network computes what this method's own model computes."""
 
     # -------------------------------------------------------------------------------------------- for everybody
+
+    @classmethod
+    def searches(cls) -> bool:
+        """Whether it tries networks: there is a `search`."""
+        return cls.search is not Method.search
+
+    @classmethod
+    def looks(cls) -> bool:
+        """Whether it learns from batches before the cut: there is a `collect`, or a `search`."""
+        return cls.collect is not Method.collect or cls.searches()
 
     def forward(self, *args: Any, **keywords: Any) -> Any:
         """The model's output, with the method at work."""
@@ -403,6 +424,11 @@ class Method(nn.Module):
                 return
             except SizeConflict as conflict:
                 self.notes.append(self.graph.settle(conflict))
+
+
+@reading
+def _search_shown(method: Method, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
+    method.search(Shown(batches, loss, method.model, method.seed))
 
 
 def _steps(steps: int | None) -> int:

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 from secateur.batches import rows_of
-from secateur.data import Data
 from secateur.graph.modules import map_tensors
 from secateur.tasks import Task
+from secateur.training.interface import Split
 
 
 class Calibration:
-    """The first training images in an order of their own; every iteration begins anew."""
+    """The first images of a split in an order of their own; every iteration begins anew."""
 
-    def __init__(self, data: Data, images: int, batch_size: int, seed: int, device: torch.device) -> None:
-        self.data, self.images, self.seed, self.device = data, images, seed, device
+    def __init__(self, split: Split, images: int, batch_size: int, seed: int, device: torch.device) -> None:
+        self.split, self.images, self.seed, self.device = split, images, seed, device
         self.size = min(batch_size, images)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        batches = self.data.train.batches(self.size, shuffle=True, seed=self.seed)
+        batches = self.split.batches(self.size, shuffle=True, seed=self.seed)
         for number, batch in enumerate(itertools.islice(batches, -(-self.images // self.size))):
             left = self.images - number * self.size
             inputs, targets = map_tensors(rows_of(tuple(batch), 0, left), lambda tensor: tensor.to(self.device))

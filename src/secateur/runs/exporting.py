@@ -140,7 +140,7 @@ def export_int8(
 def calibration_of(recipe: Recipe, data: Any) -> Calibration:
     """The images of the training set that methods, repairs and quantisers learn from, on the CPU."""
     config, seed = recipe.data, derive(recipe.seed, "calibration")
-    return Calibration(data, config.calibration_images, config.batch_size, seed, torch.device("cpu"))
+    return Calibration(data.train, config.calibration_images, config.batch_size, seed, torch.device("cpu"))
 
 
 def _quantised(

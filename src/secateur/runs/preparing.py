@@ -28,6 +28,7 @@ from secateur.models import MODELS
 from secateur.recipe import TRAINING, Recipe
 from secateur.references import Loaded, load
 from secateur.repair import repairs
+from secateur.runs.trials import held_out
 from secateur.runtime import EXPORTERS, QUANTISERS, read_weights
 from secateur.runtime.engines import ENGINES
 from secateur.tasks import Classification, Task, create
@@ -120,6 +121,8 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
     name = type(loaded.model).__name__
     made = _method(recipe, row, loaded, steps, watch)
     made.check_repairs(asked)
+    if made.searches():
+        held_out(data)
     return Prepared(recipe, data, task, row, arguments, name, made.graph.cost(), steps)
 
 

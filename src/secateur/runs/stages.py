@@ -26,8 +26,9 @@ from secateur.repair import Repair, repairs
 from secateur.runs.calibration import Calibration, Classes
 from secateur.runs.documents import describe_cut
 from secateur.runs.exporting import write_exports
-from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, Folder
+from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, SEARCH, Folder
 from secateur.runs.preparing import Prepared
+from secateur.runs.trials import RunTrials
 from secateur.runtime.sparse import FILE as SPARSE
 from secateur.runtime.sparse import save_sparse
 from secateur.surgery import apply
@@ -178,6 +179,11 @@ class Stages:
 
     def _calibrate(self, method: Method) -> None:
         method.to(self.engine.device)
+        if method.searches():
+            self.engine.say("Trying networks.", note=False)
+            method.search(RunTrials(self.recipe, self.data, method, self.engine, self.folder.path))
+            self.engine.progress.end_stage()
+            return
         images = self.recipe.data.calibration_images
         self.engine.say(f"Showing {min(images, len(self.data.train))} images to the method.", note=False)
         shown: Any = self._calibration()
@@ -188,7 +194,7 @@ class Stages:
 
     def _calibration(self) -> Calibration:
         config, seed = self.recipe.data, derive(self.recipe.seed, "calibration")
-        return Calibration(self.data, config.calibration_images, config.batch_size, seed, self.engine.device)
+        return Calibration(self.data.train, config.calibration_images, config.batch_size, seed, self.engine.device)
 
     def _repairs(self) -> list[Repair]:
         return repairs([each.model_dump() for each in self.recipe.repair])
@@ -281,7 +287,7 @@ class Stages:
 
 def file_names(folder: Path) -> list[str]:
     """The files of a run that others may want, those that are there."""
-    run = ("recipe.yaml", "metrics.jsonl", PLAN, "verification.json", LATENCY)
+    run = ("recipe.yaml", "metrics.jsonl", SEARCH, PLAN, "verification.json", LATENCY)
     exports = [name for row in (*runtime.EXPORTERS.values(), *runtime.QUANTISERS.values()) for name in row.files]
     names = (*run, MODEL, *exports, SPARSE)
     return [name for name in names if (folder / name).is_file()]

@@ -92,7 +92,7 @@ class Subject:
     def needs_data(self, method: Method) -> bool:
         """Whether batches are to be shown before the cut."""
         if self.row is None:
-            return type(method).collect is not Method.collect
+            return method.looks()
         return self.row.needs == "calibration"
 
     def collect(self, method: Method) -> None:

@@ -33,6 +33,9 @@ class Progress(Protocol):
     def measured(self, done: int, total: int, runtime: str) -> None:
         """Follow layer shapes that are timed for a latency budget; no stage is under way."""
 
+    def trial(self, done: int, total: int | None, best: float) -> None:
+        """Follow one network that a search has tried; `total`: how many there will be at most, where that is known."""
+
     def end_stage(self) -> None:
         """Nothing is under way any longer, whether a stage has begun or not."""
 
@@ -69,6 +72,9 @@ class Silent:
     def measured(self, done: int, total: int, runtime: str) -> None:
         """Say nothing."""
 
+    def trial(self, done: int, total: int | None, best: float) -> None:
+        """Say nothing."""
+
     def end_stage(self) -> None:
         """Say nothing."""
 
@@ -88,12 +94,15 @@ class Lines(Silent):
     def measured(self, done: int, total: int, runtime: str) -> None:
         self.say(f"{_MEASURING} {done} of {total} on {runtime}")
 
+    def trial(self, done: int, total: int | None, best: float) -> None:
+        self.say(_tried(done, total, best))
+
     def say(self, sentence: str) -> None:
         print(sentence, file=self._stream, flush=True)
 
 
 class JsonLines(Silent):
-    """One JSON object a line: {"event": "stage" | "epoch" | "measured" | "note" | "end", ...}."""
+    """One JSON object a line: {"event": "stage" | "epoch" | "measured" | "trial" | "note" | "end", ...}."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._stage = stream, ""
@@ -110,6 +119,9 @@ class JsonLines(Silent):
 
     def measured(self, done: int, total: int, runtime: str) -> None:
         self._write("measured", {"done": done, "total": total, "runtime": runtime})
+
+    def trial(self, done: int, total: int | None, best: float) -> None:
+        self._write("trial", {"done": done, "total": total, "best": best})
 
     def end_stage(self) -> None:
         if self._stage:
@@ -181,6 +193,13 @@ class Bars:
         if done == total:
             self.end_stage()
 
+    def trial(self, done: int, total: int | None, best: float) -> None:
+        if self._bars is None:
+            self._bars = self._rich(*self._columns, console=self._console, refresh_per_second=4)
+            self._task = self._bars.add_task("search", total=total, said="")
+            self._bars.start()
+        self._bars.update(self._task, completed=done, total=total, said=_tried(done, total, best))
+
     def say(self, sentence: str) -> None:
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
@@ -188,6 +207,10 @@ class Bars:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+
+
+def _tried(done: int, total: int | None, best: float) -> str:
+    return f"trial {done}{'' if total is None else f' of {total}'}, best {best:.1%}"
 
 
 def describe(row: Row, epochs: int) -> str:

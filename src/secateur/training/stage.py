@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur._distributed import rank, world
 from secateur.batches import split_rows
-from secateur.errors import DataError, RunError
+from secateur.errors import DataError, Diverged
 from secateur.graph.modules import as_call
 from secateur.methods.contract import Method
 from secateur.recipe import Training
@@ -336,7 +336,7 @@ class Stage(Standing):
 
     def _diverged(self, what: str, step: int) -> None:
         epoch = -(-step // self.steps)
-        raise RunError(
+        raise Diverged(
             f"In stage {self.name}, epoch {epoch}, step {step}, {what} not finite: lower {self.name}.lr "
             f"(it is {self.training.lr:g}), or set {self.name}.warmup or {self.name}.clip."
         )
