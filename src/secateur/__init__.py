@@ -9,6 +9,7 @@ from secateur import graph, methods, models
 from secateur._version import __version__
 from secateur.allocate import ALLOCATORS, Constraints, allocate
 from secateur.budget import Budget
+from secateur.compress import compress, sensitivity
 from secateur.errors import (
     BudgetError,
     ConfigError,
@@ -35,5 +36,5 @@ __all__ = [
     "Graph", "Group", "InputError", "Inputs", "Member", "ModelError", "Plan", "PlanError", "Result", "RunError",
     "SecateurError",
     "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply",
-    "follow", "graph", "load", "methods", "models", "prune", "score", "trace",
+    "compress", "follow", "graph", "load", "methods", "models", "prune", "score", "sensitivity", "trace",
 ]  # fmt: skip
