@@ -15,11 +15,21 @@ from secateur._importing import imported
 from secateur.errors import ConfigError
 from secateur.tasks.base import Evaluator, Task, TaskSettings, shown
 from secateur.tasks.classification import Classification
+from secateur.tasks.detection import Detection
+from secateur.tasks.embeddings import MetricLearning
+from secateur.tasks.labels import Binary, MultiLabel
+from secateur.tasks.numbers import Regression, SuperResolution
+from secateur.tasks.segmentation import Segmentation
 
 __all__ = ["TASKS", "Evaluator", "Task", "TaskSettings", "create", "shown"]
 
 #: The built-in tasks by name.
-TASKS: Mapping[str, type[Task]] = {kind.name: kind for kind in (Classification,)}
+TASKS: Mapping[str, type[Task]] = {
+    kind.name: kind
+    for kind in (
+        Classification, MultiLabel, Binary, Regression, Segmentation, Detection, SuperResolution, MetricLearning
+    )
+}  # fmt: skip
 
 
 def create(what: str | Task | Any = "classification", **settings: Any) -> Task:

@@ -15,7 +15,7 @@ from torch import nn
 from secateur._distributed import global_sum
 from secateur._settings import Section, validated
 from secateur.batches import pair_of
-from secateur.errors import ConfigError, ModelError
+from secateur.errors import ConfigError, DataError, ModelError
 from secateur.graph.modules import as_call, map_tensors
 
 Unit = Literal["share", "number", "dB"]
@@ -45,6 +45,8 @@ class Task:
     adds_up: bool = True
     #: Whether blending two samples, inputs and loss alike (mixup), makes sense.
     mixes: bool = False
+    #: Sentences that a report should have.
+    notes: tuple[str, ...] = ()
 
     def __init__(self, **settings: Any) -> None:
         """Keep the settings; ConfigError for one that is unknown or impossible."""
@@ -205,7 +207,7 @@ class Evaluator:
         if not self.samples:
             raise ConfigError("There are no data to evaluate on: give at least one batch of (inputs, targets).")
         found = {"loss": loss / samples}
-        for name, metric in (self._metrics or self.task.metrics()).items():
+        for name, metric in (self._metrics or {}).items():
             value = metric.to(device).compute() if hasattr(metric, "to") else metric.compute()
             found.update(_numbers(name, value))
         return {self.task.headline: found.get(self.task.headline, headline / samples)} | found
@@ -217,6 +219,16 @@ def _numbers(name: str, value: Any) -> dict[str, float]:
         pairs = {key: torch.as_tensor(inner) for key, inner in value.items()}
         return {key: float(inner) for key, inner in pairs.items() if inner.numel() == 1}
     return {name: float(value)}
+
+
+def fitted(answer: torch.Tensor, targets: torch.Tensor, task: str) -> torch.Tensor:
+    """Targets in the shape of the answers, as numbers of theirs; DataError where there are more or fewer."""
+    if answer.numel() != targets.numel():
+        raise DataError(
+            f"The model gives {_size(answer)} and the targets are {_size(targets)}: the task {task} needs as many "
+            "targets as answers."
+        )
+    return targets.reshape(answer.shape).float()
 
 
 def shown(value: float | None, unit: str) -> str:
