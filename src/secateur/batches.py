@@ -99,6 +99,25 @@ def parts_of(batch: Any, example_inputs: Any) -> tuple[Any, Any]:
     return inputs, target
 
 
+def pair_of(batch: Any) -> tuple[Any, Any]:
+    """Inputs and target of a batch whose network is not at hand: `(x, y)`, `(x, y, anything)`, or a dict's usual names.
+
+    Raises:
+        InputError: it has no target, or which is which cannot be told.
+    """
+    if isinstance(batch, Mapping):
+        name = next((name for name in _INPUTS if name in batch), None)
+        inputs, target = (batch[name], _target(batch, (name,))) if name is not None else (None, None)
+    else:
+        inputs, target = (*batch[:2], None, None)[:2] if isinstance(batch, tuple | list) else (batch, None)
+    if inputs is None or target is None:
+        raise InputError(
+            "A batch does not say what its inputs and its targets are: give pairs (inputs, target), or a task whose "
+            "`batch` takes them out."
+        )
+    return inputs, target
+
+
 def listed(value: Any) -> bool:
     """Whether this is a list of tensors, as detectors take one of images."""
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, torch.Tensor) for each in value)

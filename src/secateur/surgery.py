@@ -14,7 +14,7 @@ from secateur._summary import Summary
 from secateur.budget import KEYS
 from secateur.errors import BudgetError, CutError, PlanError, WeightsError
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
-from secateur.graph.sizes import Done
+from secateur.graph.settled import find_settled, keep_settled
 from secateur.graph.stale import Stale
 from secateur.plan import Plan
 
@@ -103,7 +103,7 @@ def apply(
     graph = trace(model, example_inputs, attention=attention if attention == "head_dim" else "heads")
     check_weights(graph)
     try:
-        for conflict in _settled(plan, graph):
+        for conflict in find_settled(plan.provenance.get("settled", []), graph.recording.calls):
             graph.settle(conflict)
     except CutError as error:
         raise PlanError("The plan was made around sizes in code of another network: make it again for this.") from error
@@ -115,27 +115,8 @@ def apply(
     proof = graph.verify(made, plan, seed=seed if isinstance(seed, int) else 0) if verify else None
     if inplace:
         made = graph.cut(plan, inplace=True)
-    settled = tuple(str(conflict) for conflict in graph.settled)
-    return Result(made.model, plan, before, graph.cost(plan), proof, graph, made, settled)
-
-
-def _settled(plan: Plan, graph: Graph) -> list[SizeConflict]:
-    """The size conflicts the plan was made around; PlanError where they are not this network's."""
-    found = []
-    noted: Any = plan.provenance.get("settled", [])
-    calls = graph.recording.calls
-    for entry in noted if isinstance(noted, list) else [noted]:
-        match entry:
-            case [int(call), str(module), str(operator), str(detail), int(number), [*but]] if 0 <= call < len(calls):
-                here = calls[call].module == module and calls[call].name.removeprefix("aten::") == operator
-                if here and number >= 0 and all(type(k) is int for k in but):
-                    found.append(SizeConflict(call, module, operator, detail, Done(number, tuple(but))))
-                    continue
-        raise PlanError(
-            f"The plan was made around a size in code ({str(entry)[:80]}) that this network does not have there; "
-            "make the plan again for this network."
-        )
-    return found
+    said = tuple(str(conflict) for conflict in graph.settled)
+    return Result(made.model, plan, before, graph.cost(plan), proof, graph, made, said)
 
 
 def settled_plan(
@@ -174,7 +155,7 @@ def remember(graph: Graph, plan: Plan) -> list[str]:
         sentences to tell the user.
     """
     plan.provenance["attention"] = graph.attention
-    plan.provenance["settled"] = [conflict.as_json() for conflict in graph.settled]
+    plan.provenance["settled"] = keep_settled(graph.settled, graph.recording.calls)
     notes: list[str] = list(plan.provenance.get("notes", ()))
     if graph.timing is not None:
         said = plan.provenance["latency"] = graph.timing.about(graph, plan)

@@ -237,13 +237,36 @@ def test_prune_never_ends_in_a_conflict(seed: int) -> None:
 def test_a_plan_keeps_what_was_done() -> None:
     model = two_blocks(HALVES["a pair of one attribute"])
     result = secateur.prune(model, IMAGE, budget="flops=0.5")
-    assert [len(entry) for entry in result.plan.provenance["settled"]] == [6]
+    assert [len(entry) for entry in result.plan.provenance["settled"]] == [7]
     again = secateur.apply(copy.deepcopy(model), IMAGE, result.plan, verify=False)
     assert shapes(again.model) == shapes(result.model)
     assert again.settled == result.settled
     result.plan.provenance["settled"] = [result.plan.provenance["settled"][0][:4]]
     with pytest.raises(PlanError, match="size in code"):
         secateur.apply(copy.deepcopy(model), IMAGE, result.plan, verify=False)
+
+
+def test_a_network_that_calls_less_the_second_time() -> None:
+    class Caches(nn.Module):
+        """Makes its anchors in the first run and keeps them, as detectors do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.anchors = two_blocks(HALVES["a pair of one attribute"]), None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.anchors is None:
+                self.anchors = torch.arange(4).float().add(1).mean()
+            return self.body(x) * self.anchors
+
+    fresh = Caches().eval()
+    result = secateur.prune(fresh, IMAGE, budget="flops=0.5")
+    used = copy.deepcopy(fresh)
+    used(IMAGE)
+    assert result.settled
+    again = secateur.apply(used, IMAGE, result.plan)
+    assert shapes(again.model) == shapes(result.model)
+    assert again.settled == result.settled
 
 
 def test_a_size_that_is_a_number_freezes_only_what_it_says() -> None:

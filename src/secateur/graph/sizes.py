@@ -59,11 +59,6 @@ class SizeConflict(CutError):
         """The same, with what was done about it."""
         return SizeConflict(self.call, self.module, self.operator, self.detail, done)
 
-    def as_json(self) -> list[Any]:
-        """What a plan keeps of it, to be settled again on a fresh copy of the network."""
-        done = [] if self.done is None else [self.done.number, list(self.done.without)]
-        return [self.call, self.module, self.operator, self.detail, *done]
-
 
 class Sizes:
     """What every recorded call promises after a cut."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from secateur._hints import choose
+from secateur._importing import imported
 from secateur.errors import ConfigError
 from secateur.methods import (
     baselines,
@@ -169,7 +170,7 @@ def plug_in(reference: str) -> list[str]:
         ConfigError: it cannot be imported, or brings no method; one sentence.
     """
     before = set(_REGISTERED)
-    found = plugins.imported(reference)
+    found = imported(reference)
     if not isinstance(found, ModuleType):
         row = row_of(found)
         register(row)

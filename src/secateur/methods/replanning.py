@@ -18,6 +18,7 @@ from secateur.allocate import Constraints, allocate
 from secateur.budget import Budget
 from secateur.errors import BudgetError
 from secateur.graph import Graph, SizeConflict, trace
+from secateur.graph.settled import find_settled, keep_settled
 from secateur.plan import Plan, fingerprint
 from secateur.surgery import nothing_to_prune
 
@@ -41,7 +42,8 @@ class Replanner:
         """
         if self.graph is None:
             self.graph = trace(plain, inputs, attention="head_dim" if self.own.attention == "head_dim" else "heads")
-            for known in self.own.settled:
+            noted = keep_settled(self.own.settled, self.own.recording.calls)
+            for known in find_settled(noted, self.graph.recording.calls):
                 self.graph.settle(known)
             if self.own.timing is not None:
                 self.graph.attach(self.own.timing)
@@ -54,7 +56,7 @@ class Replanner:
         scores = {name: np.array([worth[ids].mean() for ids in each]) for name, each in parts.items()}
         plan = self._allocated(scores, parts)
         plan.provenance = {**plan.provenance, **self.wanted.provenance}
-        plan.provenance["settled"] = [each.as_json() for each in self.graph.settled]
+        plan.provenance["settled"] = keep_settled(self.graph.settled, self.graph.recording.calls)
         plan.architecture = fingerprint(self.graph)
         return plan, self._told_back(plan, parts), said
 
