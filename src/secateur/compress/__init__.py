@@ -25,6 +25,7 @@ from secateur.latency import Watcher
 if TYPE_CHECKING:
     from secateur.compress.result import Compressed, Tried
     from secateur.compress.sensitivity import Sensitivity
+    from secateur.tasks import Task
 
 __all__ = ["Compressed", "Sensitivity", "Tried", "compress", "sensitivity"]
 
@@ -43,6 +44,7 @@ def compress(
     runtime: str | None = None,
     max_drop: float | None = None,
     time: str | float | None = "30m",
+    task: str | Task | None = None,
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
     metric: Callable[[Any, Any], Any] | None = None,
     held_out: Any = None,
@@ -77,8 +79,9 @@ def compress(
             looked for; with one, the nearest to it where the budget cannot be met so.
         time: of all, such as "30m", "1h30m" or seconds; None: no limit. trials: of the race. epochs: of the last
             training; 0 trains nothing. Where time binds, there are fewer.
-        loss: loss(output, target); cross entropy if not given. metric: metric(output, target), the mean over a batch,
-            higher = better; the share of right classes if neither is given, minus the loss if only that is.
+        task: what the network is for, a name of `secateur.tasks.TASKS` or a task of one's own; classification if
+            nothing is said. loss, metric: instead, functions of output and target; the metric is the mean over a batch,
+            higher = better, and minus the loss if not given.
         held_out: batches to compare on, where the data cannot be divided. They must be no test images.
         out: a folder for the record of the search (study.db, which optuna-dashboard shows), the report and the network.
             The same call goes on from there after a crash, with the same trials and the same network.
@@ -105,7 +108,7 @@ def compress(
         "ignore": ignore, "min_channels": min_channels, "max_ratio": max_ratio, "attention": attention, "watch": watch,
     }  # fmt: skip
     return found(
-        model, train_loader, _example(example_inputs, train_loader), asked, task_of(loss, metric),
+        model, train_loader, _example(example_inputs, train_loader), asked, task_of(task, loss, metric),
         held_out=held_out, folder=None if out is None else Path(out), options=options, say=say,
     )  # fmt: skip
 
@@ -118,6 +121,7 @@ def sensitivity(
     shares: Iterable[float] = (0.25, 0.5, 0.75),
     method: str = "l1",
     repair: Iterable[str] | str = (),
+    task: str | Task | None = None,
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
     metric: Callable[[Any, Any], Any] | None = None,
     held_out: Any = None,
@@ -125,15 +129,15 @@ def sensitivity(
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Sensitivity:
-    """How much the network suffers when one group alone is narrowed: accuracy against the share removed, group by group.
+    """How much a network suffers when one group alone is narrowed: accuracy against the share removed.
 
     Args:
         model: a trained network; it stays as it is. train_loader: its training data, as for `compress`; the figures
-            are of images that are held out. example_inputs: what the model runs with; from the first batch if not given.
+            are of images that are held out. example_inputs: what the model runs with; None: from the first batch.
         shares: of a group's channels that are removed, each alone, nothing else changed. method: whose scores choose
             them, one that only scores. repair: what mends the rest each time; nothing by default.
-        loss, metric, held_out: as for `compress`. ignore: patterns of layers that stay whole. seed: of all chance.
-        say: told what is being done.
+        task, loss, metric, held_out: as for `compress`. ignore: patterns of layers that stay whole.
+        seed: of everything random. say: told what is being done.
 
     Returns:
         the figures, as a table, a picture and JSON; `.ratios(drop)` gives what `secateur.prune(ratios=...)` takes.
@@ -146,7 +150,7 @@ def sensitivity(
 
     example = _example(example_inputs, train_loader)
     return measured(
-        model, train_loader, example, tuple(shares), task_of(loss, metric),
+        model, train_loader, example, tuple(shares), task_of(task, loss, metric),
         method=method, repair=repair, held_out=held_out, ignore=ignore, seed=seed, say=say,
     )  # fmt: skip
 

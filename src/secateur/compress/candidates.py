@@ -12,13 +12,13 @@ from torch import nn
 
 from secateur.budget import Budget
 from secateur.compress.held_out import Source
-from secateur.compress.judging import Task
 from secateur.compress.request import Request, repair_names
 from secateur.errors import ConfigError
 from secateur.methods import method as row_of
 from secateur.methods.baselines import OneShot
 from secateur.prune import prune
 from secateur.surgery import Result
+from secateur.tasks import Task
 
 #: Where a race begins: (method, repairs, allocator) that did well; the sampler goes on from what these reach.
 _STARTS = (
@@ -30,7 +30,7 @@ _STARTS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to prune: a method, repairs behind it ("none", or names joined by +), an allocator ("": its own), align."""
+    """One way to prune: a method, repairs ("none", or names joined by +), an allocator ("": its own), align."""
 
     method: str
     repair: str

@@ -10,17 +10,18 @@ from torch import nn
 
 from secateur.compress.ground import Ground
 from secateur.compress.held_out import source_of
-from secateur.compress.judging import Judge, Task
+from secateur.compress.judging import Judge
 from secateur.compress.race import Race
 from secateur.compress.record import Record
 from secateur.compress.refining import Refining
 from secateur.compress.request import Request
 from secateur.compress.result import Compressed
 from secateur.compress.sensitivity import Sensitivity, sensitivities
-from secateur.compress.story import story
+from secateur.compress.story import Story
 from secateur.errors import ConfigError
 from secateur.graph.modules import unwrap
 from secateur.runtime import save_model
+from secateur.tasks import Task
 
 
 def found(
@@ -34,11 +35,11 @@ def found(
     ground = Ground(inner, example_inputs, request, source, task, record, options=options, say=say)
     ranked = Race(ground).run()
     refining = Refining(ground)
-    choice, within = refining.finalists(ranked), True
+    choice = refining.finalists(ranked)
     if request.max_drop is not None:
-        choice, within = refining.smallest(choice)
+        choice = refining.smallest(choice)
     result, figure, rounds = refining.final(choice)
-    made = story(ground, ranked, choice, result, figure, rounds, within)
+    made = Story(ground, ranked, choice, result, figure, rounds).told()
     if folder is not None:
         kind = type(inner)
         save_model(

@@ -14,7 +14,7 @@ from torch import nn
 from secateur.allocate import Constraints
 from secateur.compress.candidates import Candidate, Space
 from secateur.compress.held_out import Source
-from secateur.compress.judging import Judge, Task
+from secateur.compress.judging import Judge
 from secateur.compress.record import Record
 from secateur.compress.request import Request, scaled, shares_of
 from secateur.compress.training import Tuner
@@ -23,6 +23,7 @@ from secateur.graph import trace
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.latency import price
 from secateur.surgery import Result
+from secateur.tasks import Task
 from secateur.training.randomness import derive, preserved, seed_all
 
 RACE_SHARE, FRONT_SHARE = 0.25, 0.35  # of the time, after which a stage makes way for the next
@@ -54,8 +55,8 @@ class Ground:
         self._made: dict[tuple[Candidate, float], Result] = {}
         if request.max_drop is not None and self.judge.note:
             raise ConfigError(
-                f"max_drop is a drop of the {task.name}, which cannot be told here: give a budget, such as flops=0.5, "
-                f"or more labelled images. {self.judge.note}"
+                f"max_drop is a drop of the {task.headline}, which cannot be told here: give a budget, such as "
+                f"flops=0.5, or more labelled images. {self.judge.note}"
             )
         self._look()
 

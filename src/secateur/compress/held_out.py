@@ -6,7 +6,7 @@ Test images are no business of this room; what users pass is training data.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from secateur.data.order import permutation
 from secateur.data.split import Split
 from secateur.errors import ConfigError, DataError
 from secateur.graph.modules import Inputs, as_call
-from secateur.graph.nests import map_tensors
+from secateur.graph.nests import map_tensors, output_tensors
 from secateur.training.randomness import derive
 
 Pair = tuple[Any, Any]
@@ -82,20 +82,21 @@ def source_of(data: Any, example_inputs: Any, seed: int, held_out: Any = None) -
     return _of_batches(list(Batches(data, example_inputs)), seed)
 
 
-def rows_of(batch: Any) -> int:
-    """How many images the inputs of a batch are: the length of the first tensor, or of a list of images."""
-    args, _ = as_call(batch)
+def rows_of(value: Any) -> int:
+    """How many samples inputs or targets are: the length of the first tensor, or of a list of images or of dicts."""
+    args, _ = as_call(value)
     if args and listed(args[0]):
         return len(args[0])
-    found: list[int] = []
-    map_tensors(batch, lambda tensor: found.append(len(tensor) if tensor.ndim else 1) or tensor)
-    return found[0] if found else 1
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return len(value)
+    first = next(iter(output_tensors(value)), None)
+    return len(first) if first is not None and first.ndim else 1
 
 
 def _of_loader(loader: DataLoader[Any], example: Any, seed: int) -> Source:
     if isinstance(loader.dataset, IterableDataset):
         raise ConfigError(
-            "A DataLoader of a stream cannot be divided: pass held_out=(batches of other training images) to compare on."
+            "A DataLoader of a stream cannot be divided: pass held_out=(batches of other training images)."
         )
     dataset: Any = loader.dataset
     sampler: Any = loader.sampler

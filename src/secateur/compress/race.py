@@ -11,6 +11,7 @@ from secateur.compress.candidates import Candidate
 from secateur.compress.ground import FRONT_SHARE, RACE_SHARE, Ground, candidate_of, noted
 from secateur.compress.record import RACE
 from secateur.errors import BudgetError, ModelError, SecateurError
+from secateur.training.randomness import derive
 
 _LEVELS = (0.5, 0.75, 1.25)  # of the budget, for the front: 0 is the whole network, 1 the budget
 
@@ -28,8 +29,9 @@ class Race:
         starts, most = space.starts(), min(self._ground.request.trials, space.size)
         while record.decision("raced") is None:
             done = record.trials(RACE)
+            distinct = len({trial.user_attrs.get("what") for trial in done})
             good = any(trial.state == TrialState.COMPLETE for trial in done)
-            if len(done) >= most or (good and self._ground.late(RACE_SHARE)):
+            if distinct >= most or (good and self._ground.late(RACE_SHARE)):
                 record.decide("raced", lambda: len(done))  # noqa: B023  # called at once
                 break
             chosen = starts[len(done)] if len(done) < len(starts) else self._left(done)
@@ -41,10 +43,12 @@ class Race:
         return ranked
 
     def _left(self, done: list[FrozenTrial]) -> Candidate | None:
-        """One that was not tried where most were, as a sampler would repeat itself; None where the sampler chooses."""
+        """One that was not tried, where the sampler has just repeated itself; None where it may choose."""
+        if "same_as" not in done[-1].user_attrs:
+            return None
         tried = {trial.user_attrs.get("what") for trial in done}
         left = [each for each in self._ground.space.all() if str(each) not in tried]
-        return left[0] if left and 2 * len(left) <= self._ground.space.size else None
+        return left[derive(self._ground.request.seed, "left", len(done)) % len(left)] if left else None
 
     def _front(self, best: Candidate) -> None:
         """The best candidate at other levels of the budget."""

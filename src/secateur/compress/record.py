@@ -131,6 +131,7 @@ class Record:
             found: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         except Exception as problem:
             raise RunError(
-                f"The weights {name!r} of the search cannot be read ({said(problem)}): remove the file, and they are made again."
+                f"The weights {name!r} of the search cannot be read ({said(problem)}): remove the file, and "
+                "they are made again."
             ) from problem
         return found

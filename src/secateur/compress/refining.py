@@ -12,7 +12,7 @@ from optuna.trial import Trial, TrialState
 from secateur.compress.candidates import Candidate
 from secateur.compress.ground import Ground, clone, noted
 from secateur.compress.record import FINALISTS, SMALLEST
-from secateur.compress.training import DISTIL, OPTIMISERS, Diverged, Plan, Told
+from secateur.compress.training import OPTIMISERS, Diverged, Plan, Told
 from secateur.errors import BudgetError
 from secateur.surgery import Result
 
@@ -30,7 +30,7 @@ class Choice:
     candidate: Candidate
     level: float
     optimiser: str = next(iter(OPTIMISERS))
-    distil: float = DISTIL[0]
+    distil: float = 0.0
     kept: str = ""
     figure: float = -math.inf
 
@@ -46,7 +46,8 @@ class Refining:
 
     def finalists(self, ranked: Sequence[tuple[Candidate, float]]) -> Choice:
         """Short trainings of the best candidates, ended early where halving says so; the best of them."""
-        record, straight = self._record, Choice(ranked[0][0], 1.0, figure=ranked[0][1])
+        record, distils = self._record, self._ground.tuner.distils
+        straight = Choice(ranked[0][0], 1.0, distil=distils[0], figure=ranked[0][1])
         if not self._ground.schedule["short"]:
             return straight
         names = [str(candidate) for candidate, _ in ranked[:_CANDIDATES]]
@@ -77,7 +78,7 @@ class Refining:
         """One short training, which the study's pruner may end."""
         began = time.monotonic()
         optimiser = trial.suggest_categorical("optimiser", list(OPTIMISERS))
-        distil = trial.suggest_categorical("distil", list(DISTIL))
+        distil = trial.suggest_categorical("distil", list(self._ground.tuner.distils))
         noted(trial, candidate, 1.0)
         self._ground.say(f"training {trial.number + 1}: {candidate}, {optimiser}")
         short, state = self._ground.schedule["short"], TrialState.COMPLETE
@@ -115,15 +116,15 @@ class Refining:
 
     # ------------------------------------------------------------------------------------------------- smallest
 
-    def smallest(self, best: Choice) -> tuple[Choice, bool]:
-        """The smallest network within the drop, by bisection of levels with the best candidate; and whether there is one.
+    def smallest(self, best: Choice) -> Choice:
+        """The smallest network within the drop, by bisection of levels with the best candidate.
 
         The figure is taken to fall with the level. Where no level is within the drop, the one that drops least.
         """
         ground, record = self._ground, self._record
         fixed = ground.request.fixed
         if fixed and self.within(best.figure):
-            return best, True
+            return best
         low, high = (1.0, self._last()) if self.within(best.figure) else (0.0, 1.0)
         seen = [best]
         for number in range(_STEPS):
@@ -141,13 +142,13 @@ class Refining:
             low, high = (level, high) if self.within(figure) else (low, level)
         good = [choice for choice in seen if self.within(choice.figure)]
         if good:
-            return max(good, key=lambda choice: choice.level), True
-        return max(seen, key=lambda choice: choice.figure), False
+            return max(good, key=lambda choice: choice.level)
+        return max(seen, key=lambda choice: choice.figure)
 
     def within(self, figure: float) -> bool:
         """Whether a figure is within the drop that may be."""
         drop = self._ground.request.max_drop
-        return drop is None or figure >= self._ground.original - drop / 100 - 1e-9
+        return drop is None or self._ground.judge.points(self._ground.original, figure) <= drop + 1e-7
 
     def _last(self) -> float:
         """The level that leaves the least share of the cost that is looked for."""
@@ -192,7 +193,7 @@ class Refining:
         return result, figure, rounds
 
     def _told(self, number: int, figure: float) -> bool:
-        self._ground.say(f"round {number}: {self._ground.judge.unit} {figure:.4f}")
+        self._ground.say(f"round {number}: {self._ground.judge.unit} {self._ground.judge.told(figure)}")
         return False
 
     def _rounds(self) -> int:

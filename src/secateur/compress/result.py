@@ -10,6 +10,7 @@ from typing import Any
 from secateur._files import write_bytes, write_json
 from secateur._summary import Summary
 from secateur.surgery import Result
+from secateur.tasks import shown
 
 REPORT, PICTURE = "compress.json", "front.svg"
 _SHOWN = 12
@@ -36,13 +37,15 @@ class Tried:
 class Compressed(Result):
     """The network that `compress` ends with: a `Result` with the story of the search.
 
-    unit: of all figures, such as "accuracy". original, figure: of the networks before and after, on the held-out
-    images. key: the cost of the front, such as "latency". tried: all candidates. front: those that no other beats in
-    both. said: what was done and why, in sentences. met: whether everything that was asked is. measured: dense and
-    pruned timed by turns on the runtime asked for, as in `latency.json`; None where none was.
+    unit: of all figures, such as "accuracy"; scale: how they are written, "share", "number" or "dB". original, figure:
+    of the networks before and after, on the held-out images. key: the cost of the front, such as "latency". tried:
+    all candidates. front: those that no other beats in both. said: what was done and why, in sentences. met: whether
+    everything that was asked is. measured: dense and pruned timed by turns on the runtime asked for, as in
+    `latency.json`; None where none was.
     """
 
     unit: str
+    scale: str
     original: float
     figure: float
     key: str
@@ -64,6 +67,7 @@ class Compressed(Result):
             "format": "secateur.compress",
             "version": 1,
             "unit": self.unit,
+            "scale": self.scale,
             "original": self.original,
             "figure": self.figure,
             "met": self.met,
@@ -91,7 +95,7 @@ class Compressed(Result):
             (
                 each.what,
                 each.stage,
-                told(each.figure, self.unit),
+                "failed" if each.figure is None else shown(each.figure, self.scale),
                 share(each.cost),
                 str(each.rounds),
                 f"{each.seconds:.0f}",
@@ -101,13 +105,6 @@ class Compressed(Result):
         whole = super()._summary()
         columns = ("tried", "stage", self.unit, f"{self.key} left", "rounds", "seconds")
         return Summary((*self.said, *whole.head), columns, tuple(rows), whole.foot, ": result.tried has them all")
-
-
-def told(figure: float | None, unit: str) -> str:
-    """A figure as people read it: a share in percent."""
-    if figure is None:
-        return "failed"
-    return f"{100 * figure:.2f}%" if 0 <= figure <= 1 and unit != "minus the loss" else f"{figure:.4g}"
 
 
 def share(cost: float | None) -> str:

@@ -14,12 +14,13 @@ from secateur._summary import Summary
 from secateur.allocate.patterns import matched, parse_patterns
 from secateur.compress.held_out import Source
 from secateur.compress.judging import Judge
-from secateur.compress.result import svg, told
+from secateur.compress.result import svg
 from secateur.errors import ConfigError, SecateurError
 from secateur.graph import Graph, trace
 from secateur.methods import method as row_of
 from secateur.methods.baselines import OneShot
 from secateur.prune import prune
+from secateur.tasks import shown
 
 _DRAWN = 10  # lines of the picture: those that suffer most
 
@@ -28,11 +29,13 @@ _DRAWN = 10  # lines of the picture: those that suffer most
 class Sensitivity:
     """Figures on held-out images with one group narrowed, the others whole.
 
-    unit: of the figures. original: of the whole network. shares: that are removed. widths: of the groups.
+    unit: of the figures; scale: how they are written. original: of the whole network. shares: that are removed.
+    widths: of the groups.
     figures: for each group, one for each share; None where it could not be cut so. reasons: why, by group.
     """
 
     unit: str
+    scale: str
     original: float
     shares: tuple[float, ...]
     widths: Mapping[str, int]
@@ -47,7 +50,7 @@ class Sensitivity:
         """
         if not 0 <= drop < 100:
             raise ConfigError(f"drop is {drop!r}: give points of the metric, such as 1 for one percent.")
-        least = self.original - drop / 100 - 1e-9
+        least = self.original - (drop / 100 if self.scale == "share" else drop) - 1e-9
         found: dict[str, float] = {}
         for name, figures in self.figures.items():
             good = 0.0
@@ -111,12 +114,11 @@ class Sensitivity:
 
     def _summary(self) -> Summary:
         rows = [
-            (name, str(self.widths[name]), *("-" if f is None else told(f, self.unit) for f in self.figures[name]))
+            (name, str(self.widths[name]), *(shown(f, self.scale) for f in self.figures[name]))
             for name in self._ordered()
         ]
-        head = (
-            f"{self.unit[0].upper()}{self.unit[1:]} with one group narrowed; of the whole network {told(self.original, self.unit)}",
-        )
+        whole = shown(self.original, self.scale)
+        head = (f"{self.unit[0].upper()}{self.unit[1:]} with one group narrowed; of the whole network {whole}",)
         return Summary(
             head, ("group", "width", *(f"-{share:.0%}" for share in self.shares)), tuple(rows),
             (*self.notes, *(f"{name}: {why}" for name, why in self.reasons.items())), ": .figures has them all",
@@ -159,7 +161,8 @@ def sensitivities(
         figures[name] = tuple(found)
     widths = {group.name: group.width for group in graph.groups}
     notes = (*source.notes, *((judge.note,) if judge.note else ()))
-    return Sensitivity(judge.unit, judge(model), wanted, {n: widths[n] for n in names}, figures, reasons, notes)
+    scale = "share" if judge.percent else judge.task.unit
+    return Sensitivity(judge.unit, scale, judge(model), wanted, {n: widths[n] for n in names}, figures, reasons, notes)
 
 
 def _free(graph: Graph, ignore: Iterable[str] | str) -> list[str]:

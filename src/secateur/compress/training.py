@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from secateur.compress.held_out import Source, rows_of
-from secateur.compress.judging import Judge, call, imitation, to_device_of
+from secateur.compress.judging import Judge, call, imitation, moved
 from secateur.compress.record import Record
 from secateur.errors import ModelError
 from secateur.recipe import Training
-from secateur.training.losses import distillation
+from secateur.tasks import Task
 from secateur.training.optimisers import make_optimiser, set_rate
 from secateur.training.randomness import derive, preserved, seed_all
 from secateur.training.schedules import learning_rate
@@ -33,8 +33,7 @@ OPTIMISERS: Mapping[str, Mapping[str, Any]] = {
     "adamw 0.001": {"optimiser": "adamw", "lr": 1e-3},
     "adamw 0.0003": {"optimiser": "adamw", "lr": 3e-4},
 }
-#: Shares of the loss in which the original network is the teacher.
-DISTIL = (0.5, 0.0)
+_TAUGHT = (0.5, 0.0)  # shares of the loss in which the original network is the teacher
 Told = Callable[[int, float], bool]
 
 
@@ -59,6 +58,9 @@ class Tuner:
     def __init__(self, source: Source, judge: Judge, record: Record) -> None:
         """source: the images. judge: what says how good a network is. record: where checkpoints are kept."""
         self._source, self._judge, self._record = source, judge, record
+        taught = judge.labelled and type(judge.task).distilled is not Task.distilled
+        #: Shares of the loss in which the original may be the teacher.
+        self.distils = _TAUGHT if taught else (0.0,)
 
     def tune(
         self, model: nn.Module, plan: Plan, name: str, told: Told = lambda number, score: False, *,
@@ -113,7 +115,7 @@ class Tuner:
 
     def seconds_of_step(self, model: nn.Module) -> float:
         """How long one step of training takes, by a few of them on `model`, which is spoilt by it."""
-        plan = Plan(next(iter(OPTIMISERS)), DISTIL[0], 1, _TIMED, 0)
+        plan = Plan(next(iter(OPTIMISERS)), self.distils[0], 1, _TIMED, 0)
         settings = Training(epochs=1, lr=1e-6)
         optimiser = make_optimiser(model, settings)
         with preserved(next((t.device for t in model.parameters()), torch.device("cpu"))):
@@ -140,14 +142,15 @@ class Tuner:
 
     def _loss(self, model: nn.Module, inputs: Any, target: Any, distil: float) -> torch.Tensor:
         """The task's loss, and the teacher's share of it; without labels imitation of the original alone."""
-        output = call(model, inputs)
+        task = self._judge.task
         if not self._judge.labelled:
-            return imitation(output, self._judge.original_of(inputs))
-        loss = self._judge.task.loss(output, to_device_of(model, target))
-        if not distil or not isinstance(output, torch.Tensor) or output.ndim < 2 or output.shape[1] < 2:
+            return imitation(call(model, inputs), self._judge.original_of(inputs))
+        given, wanted = moved(model, inputs, target)
+        answer = task.answer(model, given, wanted)
+        loss = task.loss(answer, wanted)
+        if not distil:
             return loss
-        scores = output.numel() / output.shape[1]
-        taught = distillation(output.float(), self._judge.original_of(inputs).float(), _TEMPERATURE) / scores
+        taught = task.distilled(answer, self._judge.original_of(inputs), _TEMPERATURE)
         return (1 - distil) * loss + distil * taught
 
 
