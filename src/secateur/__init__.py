@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from secateur import graph, methods, models
     from secateur.allocate import ALLOCATORS, Constraints, allocate
     from secateur.budget import Budget
+    from secateur.compress import compress, sensitivity
     from secateur.errors import (
         BudgetError,
         ConfigError,
@@ -44,13 +45,14 @@ __all__ = [
     "Graph", "Group", "InputError", "Inputs", "Member", "ModelError", "Plan", "PlanError", "Result", "RunError",
     "SecateurError",
     "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply",
-    "follow", "graph", "load", "methods", "models", "prune", "score", "trace",
+    "compress", "follow", "graph", "load", "methods", "models", "prune", "score", "sensitivity", "trace",
 ]  # fmt: skip
 
 #: Where each name is made, as above for those who read types.
 _MADE_IN = {
     "allocate": "ALLOCATORS Constraints allocate",
     "budget": "Budget",
+    "compress": "compress sensitivity",
     "errors": "BudgetError ConfigError CutError DataError InputError ModelError PlanError RunError SecateurError "
     "VerificationError WeightsError",
     "graph": "Cost Graph Group Inputs Member Verification follow trace",

@@ -5,16 +5,18 @@
     Budget.parse({"peak": 0.25})              a quarter of the peak activation memory
     Budget.parse("latency=0.6@onnxruntime")   60% of the time the original takes in ONNX Runtime on this machine
     Budget.parse("latency=5ms@openvino:batch=8:threads=2")
+    Budget.parse("speedup=2@onnxruntime")     twice as fast there: latency=0.5@onnxruntime
+    Budget.parse("size=4MB")                  the weights in single precision, 4 bytes each: params=1M
 
-A value in (0, 1] is the fraction of the original that remains; a value above 1 is an absolute number, and a latency has
-a unit, ms or us.
+A value in (0, 1] is the fraction of the original that remains; a value above 1 is an absolute number, a latency has a
+unit, ms or us, and a size kB, MB or GB.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -39,10 +41,14 @@ _ALSO_CALLED = {
     "time": "latency",
     "speed": "latency",
 }
+#: Words for a bound that is kept under another key.
+WORDS: Mapping[str, str] = {"speedup": "latency", "size": "params"}
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 _FIGURE = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 _NUMBER = re.compile(_FIGURE + r"\s*([kKmMgG]?)", re.ASCII)
 _TIME = re.compile(_FIGURE + r"\s*(ms|us|µs)?")
+_BYTES = re.compile(_FIGURE + r"\s*([kmg]i?)?b", re.ASCII | re.IGNORECASE)
+_PER_WEIGHT = 4  # bytes, in single precision
 _MICROSECONDS = {"ms": 1e3, "us": 1.0, "µs": 1.0}
 _AS_LATENCY = "write such as latency=0.6@onnxruntime or latency=5ms@onnxruntime:batch=1:threads=1"
 _REMEDY = "give a fraction of the original in (0, 1], such as 0.5, or an absolute number above 1, such as 2e6 or 2M"
@@ -91,7 +97,7 @@ class Budget:
             raise BudgetError(f"The budget is empty: name at least one of {', '.join(KEYS)}, such as 'flops=0.5'.")
         seen: set[str] = set()
         for key, value in self.bounds:
-            _known(key)
+            _known(key, KEYS)
             _check(key, value, value)
             if key in seen:
                 raise BudgetError(f"The budget bounds {key} twice: give {key} once.")
@@ -107,7 +113,7 @@ class Budget:
         if isinstance(spec, str):
             return cls._of([_pair(part) for part in spec.split(",")] if spec.strip() else [])
         if isinstance(spec, Mapping):
-            return cls._of([(_known(key), value) for key, value in spec.items()])
+            return cls._of([_translated(_known(key), value) for key, value in spec.items()])
         raise BudgetError(f"The budget {spec!r} is not understood: write 'flops=0.5' or {{'flops': 0.5}}.")
 
     @classmethod
@@ -138,17 +144,57 @@ def _pair(part: str) -> tuple[str, object]:
     key, sign, text = part.partition("=")
     if not sign:
         raise BudgetError(f"The budget part {part.strip()!r} is not understood: write key=value, such as 'flops=0.5'.")
-    return _known(key.strip()), text
+    return _translated(_known(key.strip()), text)
 
 
-def _known(key: object) -> str:
+def _translated(key: str, value: object) -> tuple[str, object]:
+    """A bound under the key it is kept by: a speed-up is a latency, a size a number of parameters."""
+    return _READ[key](value) if key in WORDS else (key, value)
+
+
+def _speedup(given: object) -> tuple[str, object]:
+    """'2@onnxruntime' is 'latency=0.5@onnxruntime'."""
+    text, at, rest = given.partition("@") if isinstance(given, str) else (given, "", "")
+    if not at:
+        raise BudgetError(f"The budget speedup={_shown(given)} names no runtime: write such as speedup=2@onnxruntime.")
+    match = re.fullmatch(_FIGURE + r"\s*x?", str(text).strip(), re.ASCII)
+    factor = float(match[1]) if match else 0.0
+    if not 1 < factor < math.inf:
+        raise BudgetError(
+            f"The budget speedup={_shown(given)} is not a number above 1: write such as speedup=2@onnxruntime, for "
+            "twice as fast."
+        )
+    return "latency", f"{1 / factor!r}@{rest}"
+
+
+def _size(given: object) -> tuple[str, object]:
+    """'4MB' is 'params=1e6'; a share of the size is one of the parameters."""
+    match = _BYTES.fullmatch(given.strip()) if isinstance(given, str) else None
+    if match is None:
+        share = _value("size", given)
+        if share > 1:
+            raise BudgetError(f"The budget size={_shown(given)} has no unit: write such as size=4MB, or a fraction.")
+        return "params", share
+    prefix = (match[2] or "").upper()
+    unit = 1024.0 if prefix.endswith("I") else 1000.0
+    weights = float(match[1]) * unit ** " KMG".index(prefix[:1] or " ") / _PER_WEIGHT
+    if not weights > 1:
+        raise BudgetError(f"The budget size={_shown(given)} holds no network: write such as size=4MB.")
+    return "params", weights
+
+
+_READ: Mapping[str, Callable[[object], tuple[str, object]]] = {"speedup": _speedup, "size": _size}
+
+
+def _known(key: object, known: Iterable[str] = (*KEYS, *WORDS)) -> str:
     """Return the key, or say which keys there are."""
-    if isinstance(key, str) and key in KEYS:
+    known = tuple(known)
+    if isinstance(key, str) and key in known:
         return key
     word = key.casefold() if isinstance(key, str) else ""
-    close = [_ALSO_CALLED[word]] if word in _ALSO_CALLED else nearest(word, KEYS)
+    close = [_ALSO_CALLED[word]] if word in _ALSO_CALLED else nearest(word, known)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise BudgetError(f"Unknown budget key {key!r}: {hint}The keys are {', '.join(KEYS)}.")
+    raise BudgetError(f"Unknown budget key {key!r}: {hint}The keys are {', '.join(known)}.")
 
 
 def _time(given: object) -> tuple[float, Target]:

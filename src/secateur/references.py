@@ -58,7 +58,7 @@ def load(
     if input_size is not None and input_shapes:
         raise ConfigError("--input-size and --input-shape are both given: use one of them.")
     shapes = _shapes(input_size, input_shapes)
-    keywords = dict(arguments) if isinstance(arguments, Mapping) else _keywords(arguments)
+    keywords = dict(arguments) if isinstance(arguments, Mapping) else keywords_of(arguments)
     source, _, name = reference.rpartition(":")
     if not source or not name:
         raise ConfigError(f"The model {reference!r} is not understood: {_suggestion(reference)}")
@@ -207,7 +207,8 @@ def _library(name: str) -> Any:
 # ------------------------------------------------------------------------------------------------------- arguments
 
 
-def _keywords(arguments: Iterable[str]) -> dict[str, Any]:
+def keywords_of(arguments: Iterable[str]) -> dict[str, Any]:
+    """The arguments of a factory, from texts KEY=VALUE; ConfigError for others."""
     result: dict[str, Any] = {}
     for text in arguments:
         key, sign, value = text.partition("=")

@@ -14,7 +14,7 @@ import typer
 
 from secateur import _starting
 from secateur._version import __version__
-from secateur.cli import comparing, folders, latency, lists, running, surgery
+from secateur.cli import comparing, compressing, folders, latency, lists, running, surgery
 from secateur.cli._base import DEBUG, Commands
 
 __all__ = ["DEBUG", "app", "main"]
@@ -47,6 +47,7 @@ def _top(
     \b
     Examples:
       secateur demo
+      secateur compress mymodel.py:factory --input-size 3x64x64 --weights mine.safetensors --data photos --speedup 2
       secateur run recipes/cifar10-resnet56-bwcp.yaml --set budget=flops=0.4
       secateur inspect zoo:resnet56
       secateur prune zoo:resnet20 --budget flops=0.5
@@ -57,8 +58,8 @@ def _top(
 
 
 _COMMANDS = (
-    running.run, running.demo, comparing.compare, folders.report, folders.verify, folders.export,
-    surgery.inspect, surgery.prune, surgery.apply, latency.latency,
+    running.run, running.demo, compressing.compress, comparing.compare, folders.report, folders.verify, folders.export,
+    surgery.inspect, surgery.prune, surgery.apply, compressing.sensitivity, latency.latency,
     lists.methods, lists.models, lists.repairs,
 )  # fmt: skip
 

@@ -187,3 +187,9 @@ def show(what: RenderableType, *, wrap: bool = True) -> None:
         raise  # the reader has left; nothing to say
     except OSError as error:
         raise ConfigError(f"The output cannot be written: {error}.") from error
+
+
+def free(path: Path) -> Path:
+    """`path`, or with a number behind it the first that is not there."""
+    candidates: Iterator[Any] = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in range(1, 10_000))
+    return next((p for p in candidates if not p.exists()), path)

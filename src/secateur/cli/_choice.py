@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import ConfigError
@@ -68,26 +69,59 @@ def images_of(given: str, loaded: Loaded, images: int, batch_size: int, seed: in
     Raises:
         SecateurError: there are no such data, or the network does not take images of their size; one sentence.
     """
+    data = data_of(given, loaded, seed, augment=())
+    return Shown(data, images, batch_size, seed, say)
+
+
+def data_of(given: str, loaded: Loaded, seed: int, *, augment: Sequence[str] | None = None) -> Data:
+    """The data set that KIND or KIND:PATH names, in the size that the network takes; a bare folder is one of images.
+
+    augment: what is done to training images where they are trained on; None: what is usual for the set.
+
+    Raises:
+        SecateurError: there are no such data, or the network does not take images of their size; one sentence.
+    """
     from secateur._settings import validated
     from secateur.data import open_data
     from secateur.data.options import ImageOptions
-    from secateur.data.registry import dataset
+    from secateur.data.registry import DATASETS, dataset
     from secateur.recipe import DataConfig
 
     kind, _, path = given.partition(":")
     kind = _ALSO.get(kind, kind)
+    if kind not in DATASETS and Path(given).is_dir():
+        kind, path = "folder", given
     options: dict[str, Any] = {}
     shape = loaded.shapes[0] if loaded.shapes else ()
     if issubclass(dataset(kind).options, ImageOptions) and len(shape) == 4 and shape[2] == shape[3]:
         options = {"size": shape[2], "channels": shape[1]}
-    config = {"name": kind, "path": path or None, "validation": 0.0, "augment": (), "options": options}
+    config = {"name": kind, "path": path or None, "validation": 0.0, "augment": augment, "options": options}
     data = open_data(validated(DataConfig, config, "data"), seed)
     if len(shape) == 4 and tuple(shape[1:]) != tuple(data.input_size):
         raise ConfigError(
             f"The network takes images of {_size(shape[1:])}, and those of {data.name} are {_size(data.input_size)}: "
             "give --input-size, or other data."
         )
-    return Shown(data, images, batch_size, seed, say)
+    return data
+
+
+def training_data(given: str, loaded: Loaded, seed: int) -> Any:
+    """What `compress` divides: the training images of a data set, or what an import path names, such as a DataLoader.
+
+    given: KIND, KIND:PATH, a folder of images, `file.py:name` or `package.module:name`, of batches or of a function
+        that returns them.
+
+    Raises:
+        SecateurError: see `data_of`; or nothing can be imported from there.
+    """
+    from secateur._importing import imported
+    from secateur.data.registry import DATASETS
+
+    kind, sign, _ = given.partition(":")
+    if sign and ("." in kind or "/" in kind) and kind not in DATASETS:
+        found = imported(given, "data")
+        return found() if callable(found) and not hasattr(found, "__iter__") else found
+    return data_of(given, loaded, seed).train
 
 
 class Shown:

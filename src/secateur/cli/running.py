@@ -9,11 +9,11 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli._base import AsJson, Interrupted, Plugin, Quiet, plugged, show, working
+from secateur.cli._base import AsJson, Interrupted, Plugin, Quiet, free, plugged, show, working
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def demo(out: Folder = None, as_json: AsJson = False, quiet: Quiet = False) -> N
 
     text = files("secateur.runs").joinpath("demo.yaml").read_text(encoding="utf-8")
     recipe = Recipe.parse(text, what="The demo's recipe")
-    where = out if out is not None else _free(Path(FOLDER) / "demo")
+    where = out if out is not None else free(Path(FOLDER) / "demo")
     _work(lambda **told: runs.start(recipe, where, **told), where, as_json, quiet)
 
 
@@ -164,9 +164,3 @@ def _short_forms(overrides: list[str], device: str | None, repair: list[str]) ->
 def _short(name: str) -> str:
     """A recipe's name as a folder's."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "run"
-
-
-def _free(path: Path) -> Path:
-    """`path`, or with a number behind it the first that is not there."""
-    candidates: Iterator[Any] = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in range(1, 10_000))
-    return next((p for p in candidates if not p.exists()), path)

@@ -30,8 +30,8 @@ from secateur.recipe import Recipe
 from secateur.report.board_exports import flat, write_exports
 from secateur.report.leaderboard import JSON, write_leaderboard
 from secateur.runs.preparing import prepare
-from secateur.training import Progress
 from secateur.tasks import shown
+from secateur.training import Progress
 
 __all__ = ["Cell", "Cluster", "Outcome", "compare", "read"]
 

@@ -81,6 +81,7 @@ class RunTrials(Trials):
             batch_size=config.batch,
             workers=self._recipe.data.workers,
             progress=_Saying(self._engine),
+            task=self._engine.task,
         )
         training = Training(epochs=config.epochs or epochs, lr=config.lr, schedule="constant")
         try:
@@ -89,7 +90,8 @@ class RunTrials(Trials):
             self._engine.say(f"Trial {number + 1} is measured as it was left: {str(error)[0].lower()}{str(error)[1:]}")
 
     def _measure(self, network: nn.Module) -> float:
-        return self._engine.evaluate(network, self._held).accuracy
+        found = float(self._engine.evaluate(network, self._held).headline)
+        return found if self._engine.task.higher_is_better else -found
 
     # ------------------------------------------------------------------------------------------------------- the file
 
@@ -172,7 +174,7 @@ class Part:
 class _Images:
     """What a trial's engine sees."""
 
-    classes: int
+    classes: int | None
     train: AnySplit
     validation: None = None
 

@@ -1,0 +1,257 @@
+"""Commands that search: compress, and the sensitivity of a network's groups."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateur.cli._base import (
+    AsJson,
+    InputShape,
+    InputSize,
+    Interrupted,
+    Model,
+    ModelArg,
+    Plugin,
+    Quiet,
+    Seed,
+    Weights,
+    free,
+    show,
+    working,
+)
+from secateur.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from secateur.compress.result import Compressed
+    from secateur.references import Loaded
+
+_REQUEST, _FORMAT = "request.json", "secateur.compress.request"
+#: Options that are arguments of `secateur.compress` as they are, and all that a search begins with.
+_PASSED = (
+    "speedup", "latency", "flops", "params", "size", "budget", "runtime", "max_drop", "task", "trials", "epochs",
+    "align", "ignore", "seed",
+)  # fmt: skip
+_OPTIONS = {*_PASSED, "model", "data", "time", "methods", "plugin", "input_size", "input_shape", "model_arg", "weights"}
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Training data: a folder of images, KIND:PATH, or file.py:loader (a DataLoader, or what returns one).",
+    ),
+]
+TaskName = Annotated[str | None, typer.Option("--task", metavar="NAME", help="What the network is for; see the docs.")]
+Ignore = Annotated[
+    list[str], typer.Option("--ignore", metavar="PATTERN", help="Layers whose outputs stay whole. Repeatable.")
+]
+
+
+def compress(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As for prune; none with --resume.")] = None,
+    data: Data = None,
+    speedup: Annotated[str | None, typer.Option(metavar="X", help="How much faster: 2.")] = None,
+    latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it may take: 5ms, 5ms@openvino.")
+    ] = None,
+    flops: Annotated[str | None, typer.Option(metavar="N", help="MACs that may remain: 0.5, 200M.")] = None,
+    params: Annotated[str | None, typer.Option(metavar="N", help="Parameters that may remain: 0.5, 2M.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="BYTES", help="Size of its weights: 4MB.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="BOUNDS", help="Several bounds, as for prune.")] = None,
+    runtime: Annotated[str | None, typer.Option(metavar="NAME", help="Where it shall be fast: onnxruntime.")] = None,
+    max_drop: Annotated[float | None, typer.Option(metavar="POINTS", help="Accuracy that may be lost: 1.")] = None,
+    time: Annotated[str, typer.Option(metavar="TIME", help="For all of it: 90s, 30m, 1h30m, or none.")] = "30m",
+    task: TaskName = None,
+    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Candidates to compare, at most.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the last training, at most.")] = None,
+    methods: Annotated[str | None, typer.Option(metavar="A,B,C", help="Methods to compare, by commas.")] = None,
+    align: Annotated[int | None, typer.Option(min=1, metavar="N", help="Kept widths are multiples of it.")] = None,
+    ignore: Ignore = [],  # noqa: B006  # typer copies it
+    plugin: Plugin = [],  # noqa: B006
+    seed: Seed = 0,
+    input_size: InputSize = None,
+    input_shape: InputShape = [],  # noqa: B006
+    model_arg: ModelArg = [],  # noqa: B006
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the search, new.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Continue the search in this folder.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a network faster or smaller and keep its accuracy: compare ways to prune it, train the best, keep the best.
+
+    Networks are compared on training images that are held out; test images are never looked at. The folder holds the
+    network (model.safetensors, plan.json), the report (compress.json, front.svg) and the record of the search
+    (study.db: optuna-dashboard sqlite:///DIR/study.db). After Ctrl-C or a crash --resume goes on from there.
+
+    \b
+    Examples:
+      secateur compress zoo:resnet20 --weights mine.safetensors --data cifar10:data --speedup 2 --runtime onnxruntime
+      secateur compress net.py:build --input-size 3x96x96 --weights mine.safetensors --data photos --flops 0.5 --time 1h
+      secateur compress zoo:resnet20 --weights mine.safetensors --data loaders.py:train --max-drop 1 --out runs/c
+      secateur compress --resume runs/c
+    """
+    given = locals()
+    asked = {key: given[key] for key in sorted(_OPTIONS)}
+    if resume is not None:
+        if model is not None or out is not None:
+            raise ConfigError("--resume and MODEL or --out are both given: a search goes on with what it began with.")
+        folder, asked = resume, _request(resume)
+    else:
+        if model is None:
+            raise ConfigError("Neither MODEL nor --resume is given: write secateur compress MODEL, or --resume DIR.")
+        folder = out if out is not None else free(Path("runs") / "compress")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{str(folder)!r} is there already: give another --out, or continue it with --resume.")
+    with _interruptible(folder), working("Compressing", as_json or quiet) as say:
+        found = _searched(asked, folder, say, begun=resume is None)
+    _tell(found, folder, as_json, quiet)
+
+
+def sensitivity(
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="DATA", help="Training data, as for compress.")],
+    shares: Annotated[
+        str, typer.Option(metavar="A,B", help="Shares of a group to remove, by commas.")
+    ] = "0.25,0.5,0.75",
+    method: Annotated[str, typer.Option(metavar="NAME", help="Whose scores choose the channels.")] = "l1",
+    repair: Annotated[
+        list[str], typer.Option("--repair", metavar="NAME", help="What mends the rest each time. Repeatable.")
+    ] = [],  # noqa: B006
+    task: TaskName = None,
+    drop: Annotated[
+        float | None, typer.Option(metavar="POINTS", help="Also print --ratio options that alone cost at most this.")
+    ] = None,
+    ignore: Ignore = [],  # noqa: B006
+    seed: Seed = 0,
+    input_size: InputSize = None,
+    input_shape: InputShape = [],  # noqa: B006
+    model_arg: ModelArg = [],  # noqa: B006
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write sensitivity.json and .svg there.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what narrowing one group of channels alone costs in accuracy, group by group, on held-out training images.
+
+    \b
+    Examples:
+      secateur sensitivity zoo:resnet20 --weights mine.safetensors --data cifar10:data
+      secateur sensitivity net.py:build --input-size 3x96x96 --data photos --shares 0.5 --repair batchnorm --drop 1
+    """
+    from secateur.cli._choice import training_data
+    from secateur.compress import sensitivity as work
+
+    with working("Measuring", as_json or quiet) as say:
+        loaded = _loaded(model, model_arg, input_size, input_shape, seed, weights)
+        found = work(
+            loaded.model, training_data(data, loaded, seed), example_inputs=loaded.inputs, shares=_numbers(shares),
+            method=method, repair=repair, task=task, ignore=ignore, seed=seed, say=say,
+        )  # fmt: skip
+        ratios = None if drop is None else found.ratios(drop)
+        if out is not None:
+            found.write(out)
+    if as_json:
+        show(json.dumps({**found.document(), "ratios": ratios}, indent=2, allow_nan=False))
+        return
+    if not quiet:
+        show(str(found))
+    if ratios is not None:
+        show(shlex.join(part for name, share in ratios.items() if share for part in ("--ratio", f"{name}={share:g}")))
+    if out is not None:
+        show(f"Written: {out}", wrap=False)
+
+
+# --------------------------------------------------------------------------------------------------------- what is done
+
+
+def _searched(asked: dict[str, Any], folder: Path, say: Any, *, begun: bool) -> Compressed:
+    """The search of these options, which are written into the folder when it begins."""
+    from secateur._files import write_json
+    from secateur.cli._choice import training_data
+    from secateur.compress import compress as work
+    from secateur.methods import plug_in
+    from secateur.references import keywords_of
+    from secateur.runtime import save_model
+
+    for each in asked["plugin"]:
+        plug_in(each)
+    weights = None if asked["weights"] is None else Path(asked["weights"])
+    loaded = _loaded(
+        asked["model"], asked["model_arg"], asked["input_size"], asked["input_shape"], asked["seed"], weights
+    )
+    data = None if asked["data"] is None else training_data(asked["data"], loaded, asked["seed"])
+    if begun:
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = {**asked, "weights": None if weights is None else str(weights.absolute())}
+        write_json(folder / _REQUEST, {"format": _FORMAT, "version": 1, "asked": plain}, what="The request")
+    found = work(
+        loaded.model, data, example_inputs=loaded.inputs, out=folder, say=say,
+        time=None if asked["time"] == "none" else asked["time"],
+        methods=None if asked["methods"] is None else [name.strip() for name in asked["methods"].split(",")],
+        **{key: asked[key] for key in _PASSED},
+    )  # fmt: skip
+    save_model(
+        folder, found.model, reference=loaded.reference, arguments=keywords_of(asked["model_arg"]),
+        inputs=loaded.inputs, plan=found.plan,
+    )  # fmt: skip
+    return found
+
+
+def _loaded(
+    model: str, arguments: Sequence[str], size: str | None, shapes: Sequence[str], seed: int, weights: Path | None
+) -> Loaded:
+    from secateur.references import load
+    from secateur.runtime import read_weights
+
+    loaded = load(model, arguments=arguments, input_size=size, input_shapes=shapes, seed=seed)
+    if weights is not None:
+        read_weights(loaded.model, weights)
+    return loaded
+
+
+def _request(folder: Path) -> dict[str, Any]:
+    """The options with which the search in a folder began; RunError where there are none."""
+    from secateur._files import read_json
+
+    if not (folder / _REQUEST).is_file():
+        raise RunError(f"There is no search in {str(folder)!r}: give the folder that secateur compress wrote.")
+    document = read_json(folder / _REQUEST, what="The request")
+    asked = document.get("asked") if isinstance(document, dict) and document.get("format") == _FORMAT else None
+    if not isinstance(asked, dict) or not asked.keys() >= _OPTIONS:
+        raise RunError(f"{str(folder / _REQUEST)!r} is no request of this release: begin the search again.")
+    return asked
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--shares {text!r} is not understood: write such as 0.25,0.5.") from error
+
+
+def _tell(found: Compressed, folder: Path, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        show(json.dumps(found.document(), indent=2, allow_nan=False, ensure_ascii=False))
+    elif quiet:
+        show(str(folder))
+    else:
+        show(str(found))
+        show(f"Network, report and record: {folder}", wrap=False)
+
+
+@contextlib.contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if (folder / _REQUEST).is_file():
+            raise Interrupted(
+                f"Interrupted: continue with secateur compress --resume {shlex.quote(str(folder))}."
+            ) from error
+        raise Interrupted("Interrupted before anything was written.") from error

@@ -1,0 +1,143 @@
+"""What all stages of a search stand on: the network, the images, the record, the schedule, and networks made once."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from optuna.trial import FrozenTrial, Trial
+from torch import nn
+
+from secateur.allocate import Constraints
+from secateur.compress.candidates import Candidate, Space
+from secateur.compress.held_out import Source
+from secateur.compress.judging import Judge
+from secateur.compress.record import Record
+from secateur.compress.request import Request, scaled, shares_of
+from secateur.compress.training import Tuner
+from secateur.errors import ConfigError, ModelError, RunError
+from secateur.graph import trace
+from secateur.graph.modules import clone_module, named_tensors
+from secateur.latency import price
+from secateur.surgery import Result
+from secateur.tasks import Task
+from secateur.training.randomness import derive, preserved, seed_all
+
+RACE_SHARE, FRONT_SHARE = 0.25, 0.35  # of the time, after which a stage makes way for the next
+_TRAINING_SHARE = 0.65  # of the time is for all training
+_ROUNDS = 80  # at most, where time alone says how long to train
+_SHORT = 16  # a finalist is trained for a 16th of what there is
+_AT_HAND = 3  # networks that are kept at hand
+_QUARTER = 4  # or a quarter of the epochs that are asked for
+
+
+class Ground:
+    """One search's ground; making it looks at the original, or at what the record says of it."""
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, request: Request, source: Source, task: Task, record: Record, *,
+        options: Mapping[str, Any], say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        """options: of `prune`, for every candidate. say: told what is being done.
+
+        Raises:
+            ConfigError: what is asked cannot be told from these data. RunError: the record is of another search.
+        """
+        self.model, self.example, self.request, self.source = model, example_inputs, request, source
+        self.task, self.record, self.options, self.say = task, record, dict(options), say
+        self.device = next((t.device for t in model.parameters()), torch.device("cpu"))
+        self.judge = Judge(source, task, model)
+        self.space = Space(request, data=source.shown is not None, labels=self.judge.labelled)
+        self.tuner = Tuner(source, self.judge, record)
+        self._made: dict[tuple[Candidate, float], Result] = {}
+        if request.max_drop is not None and self.judge.note:
+            raise ConfigError(
+                f"max_drop is a drop of the {task.headline}, which cannot be told here: give a budget, such as "
+                f"flops=0.5, or more labelled images. {self.judge.note}"
+            )
+        self._look()
+
+    def _look(self) -> None:
+        """What the original costs and achieves, and how long its training takes."""
+        self.say("the original")
+        if self.record.decide("identity", self._identity) != self._identity():
+            raise RunError(
+                "The search in this folder is of another network, other data or another task: give another folder."
+            )
+        graph = trace(self.model, self.example, attention=self.options.get("attention", "heads"))
+        price(graph, self.request.budget, Constraints(), self.options.get("watch"))
+        self.shares: dict[str, float] = self.record.decide(
+            "shares", lambda: shares_of(self.request.budget, graph.cost())
+        )
+        self.original: float = self.record.decide("original", lambda: self.judge(self.model))
+        if not math.isfinite(self.original):
+            raise ModelError(
+                "The original's answers on the held-out images are not finite: give sound weights and data."
+            )
+        self.schedule: dict[str, int] = self.record.decide("schedule", self._schedule)
+
+    def _identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for name, tensor in named_tensors(self.model).items():
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(name.encode() + (flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""))
+        images = [self.source.count, self.source.held_count]
+        return {"weights": digest.hexdigest(), "images": images, "request": self.request.as_json()}
+
+    def _schedule(self) -> dict[str, int]:
+        """Rounds of the final training and of a finalist's, and the steps of each; from the time of a few steps."""
+        if self.source.round is None or self.request.epochs == 0:
+            return {"rounds": 0, "short": 0, "steps": 0}
+        steps, rounds = self.source.steps, self.request.epochs or _ROUNDS
+        if self.request.seconds is not None:
+            left = _TRAINING_SHARE * self.request.seconds
+            step = self.tuner.seconds_of_step(clone(self.model))
+            steps = min(steps, max(int(left / step / _SHORT), 1))  # an epoch that takes too long: a part of one
+            rounds = min(rounds, int(left / (step * steps)))
+        short = max(rounds // (_QUARTER if self.request.epochs else _SHORT), 1) if rounds else 0
+        return {"rounds": rounds, "short": short, "steps": steps}
+
+    # ------------------------------------------------------------------------------------------------- for all stages
+
+    def late(self, share: float) -> bool:
+        """Whether more than this share of the time is over."""
+        return self.request.seconds is not None and self.record.spent() > share * self.request.seconds
+
+    def made(self, candidate: Candidate, level: float, *, verify: bool = False) -> Result:
+        """The network of a candidate at a level of the budget; made once, the same each time it is asked for."""
+        found = self._made.get((candidate, level))
+        if found is None or (verify and found.verification is None):
+            budget = self.request.budget if level == 1 else scaled(self.request.budget, self.shares, level)
+            with preserved(self.device):
+                seed_all(derive(self.request.seed, str(candidate)))
+                found = candidate.pruned(
+                    self.model, self.example, budget, self.source, self.task if self.judge.labelled else None,
+                    options=self.options, seed=self.request.seed, verify=verify,
+                )  # fmt: skip
+            self._made[candidate, level] = found
+            self._made = dict(list(self._made.items())[-_AT_HAND:])
+        return found
+
+    def share_at(self, level: float) -> float:
+        """What a level of the budget leaves of the cost that is told."""
+        return 1 - level * (1 - self.shares[self.request.key])
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """A copy with weights of its own, as trainable as the model's."""
+    return clone_module(model, lambda tensor: tensor.detach().clone())
+
+
+def noted(trial: Trial, candidate: Candidate, level: float) -> None:
+    """What a trial tries, where dashboards and resumed searches find it."""
+    trial.set_user_attr("what", str(candidate))
+    trial.set_user_attr("candidate", candidate.as_json())
+    trial.set_user_attr("level", level)
+
+
+def candidate_of(trial: FrozenTrial) -> Candidate:
+    """What a trial tried."""
+    return Candidate(**trial.user_attrs["candidate"])
