@@ -15,16 +15,16 @@ from secateur.errors import BudgetError, ConfigError, InputError
 from secateur.graph import trace
 from secateur.methods.itpruner.dependence import (
     Grams,
+    alphas,
     beta_for,
     first_images,
-    importance,
     nhsic,
     rbf,
     sights,
     totals,
 )
 from secateur.methods.itpruner.method import ITPruner, restricted_norms
-from secateur.methods.itpruner.solvers import Program, as_published, maximise, project, scale
+from secateur.methods.itpruner.solvers import Program, as_published, project, scale, solve_program
 from secateur.plan import Plan
 from secateur.statistics.gather import gather
 from secateur.testing.networks import NETWORKS
@@ -107,13 +107,13 @@ def test_a_copy_of_a_layer_adds_one_to_its_twin() -> None:
 
 def test_importance() -> None:
     h = np.array([2.0, 1.0, 1.0])
-    np.testing.assert_allclose(importance(h, 4.0), np.exp([-2.0, -1.0, -1.0]))
-    assert importance(h, 0.0).tolist() == [1.0] * 3
-    np.testing.assert_allclose(importance(h[::-1], 4.0), importance(h, 4.0)[::-1])
-    alpha = importance(h, beta_for(h, 6.0))
+    np.testing.assert_allclose(alphas(h, 4.0), np.exp([-2.0, -1.0, -1.0]))
+    assert alphas(h, 0.0).tolist() == [1.0] * 3
+    np.testing.assert_allclose(alphas(h[::-1], 4.0), alphas(h, 4.0)[::-1])
+    alpha = alphas(h, beta_for(h, 6.0))
     assert alpha.max() / alpha.min() == pytest.approx(6.0)
     assert beta_for(np.ones(3), 6.0) == 0.0
-    assert importance(np.zeros(2), 5.0).tolist() == [1.0, 1.0]  # nothing depends on anything
+    assert alphas(np.zeros(2), 5.0).tolist() == [1.0, 1.0]  # nothing depends on anything
 
 
 # ------------------------------------------------------------------------------------------------------ the program
@@ -181,7 +181,7 @@ def test_a_bilinear_budget_is_not_convex() -> None:
     """F = p1 p2 <= 1/4: from (1, 1) the solver ends at the worst point of the boundary, or in a corner."""
     np.testing.assert_allclose(as_published(_product([1.0, 1.0])), [0.5, 0.5], atol=1e-4)
     np.testing.assert_allclose(as_published(_product([1.0, 0.9])), [1.0, 0.25], atol=1e-4)
-    assert maximise(_product([1.0, 1.0])).sum() == pytest.approx(1.25, abs=1e-3)  # the best: a corner
+    assert solve_program(_product([1.0, 1.0])).sum() == pytest.approx(1.25, abs=1e-3)  # the best: a corner
 
 
 def test_gradients_are_exact_for_products_and_squares() -> None:
@@ -213,7 +213,7 @@ def test_what_the_projection_promises(seed: int, part: float, factor: float) -> 
     assert solved(alpha * np.where(np.arange(5) == layer, factor, 1.0))[layer] >= found[layer] - 1e-5
 
 
-@pytest.mark.parametrize("solver", [project, maximise, scale])
+@pytest.mark.parametrize("solver", [project, solve_program, scale])
 def test_a_budget_that_is_met_leaves_everything(solver: Callable[[Program], np.ndarray]) -> None:
     np.testing.assert_allclose(solver(_product([1.0, 0.5], 1.0)), [1.0, 1.0], atol=1e-6)
 

@@ -191,12 +191,12 @@ def totals(dependence: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(dependence, 0.0).sum(1) - 1.0)
 
 
-def importance(h: FloatArray, beta: float) -> FloatArray:
+def alphas(h: FloatArray, beta: float) -> FloatArray:
     """alpha_l = exp(-beta h_l / sum h): what depends least on the rest is worth most."""
-    return np.asarray(np.exp(-beta * shares_of(h)))
+    return np.asarray(np.exp(-beta * _shares_of(h)))
 
 
-def shares_of(h: FloatArray) -> FloatArray:
+def _shares_of(h: FloatArray) -> FloatArray:
     """h over its sum; zeros where nothing depends on anything."""
     whole = float(h.sum())
     return h / whole if whole > 0 else np.zeros_like(h)
@@ -204,6 +204,6 @@ def shares_of(h: FloatArray) -> FloatArray:
 
 def beta_for(h: FloatArray, spread: float) -> float:
     """The beta with which the largest alpha is `spread` times the smallest; 0 where all h are equal."""
-    parts = shares_of(h)
+    parts = _shares_of(h)
     width = float(np.ptp(parts)) if len(parts) else 0.0
     return float(np.log(spread)) / width if width > 1e-12 else 0.0

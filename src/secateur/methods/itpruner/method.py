@@ -45,9 +45,9 @@ from secateur.methods.itpruner.dependence import (
     Estimator,
     Grams,
     Kernel,
+    alphas,
     beta_for,
     first_images,
-    importance,
     nhsic,
     sights,
     totals,
@@ -127,7 +127,7 @@ class ITPruner(Method):
         s, h = self.settings, totals(self.dependence)
         usual = _BETA if s.solver == "official" else beta_for(h, s.spread)
         beta = usual if s.beta is None else s.beta
-        alpha = dict(zip(self._sights, importance(h, beta).tolist(), strict=True))
+        alpha = dict(zip(self._sights, alphas(h, beta).tolist(), strict=True))
         mean = float(np.mean([*alpha.values()])) if alpha else 1.0
         return {group.name: alpha.get(group.name, mean) for group in self.graph.groups}, beta
 

@@ -80,7 +80,7 @@ def project(program: Program) -> FloatArray:
     return p
 
 
-def maximise(program: Program, seed: int = 0) -> FloatArray:
+def solve_program(program: Program, seed: int = 0) -> FloatArray:
     """The program with alpha of mean 1, from several starts: whole, projected, random; the best that is feasible."""
     rng = np.random.default_rng(seed)
     starts = [np.ones_like(program.least), project(program)]
@@ -138,7 +138,7 @@ def scale(program: Program) -> FloatArray:
 #: Name of a solver -> shares [layers] of a program and a seed.
 SOLVERS: Mapping[str, Callable[[Program, int], FloatArray]] = {
     "projection": lambda program, seed: project(program),
-    "linear": maximise,
+    "linear": solve_program,
     "official": lambda program, seed: as_published(program),
     "scaled": lambda program, seed: scale(program),
 }
