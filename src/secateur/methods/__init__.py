@@ -24,6 +24,7 @@ from secateur.methods import (
     dcpcac,
     feature_relevance,
     functionality,
+    gdp,
     ghfp,
     group_fisher,
     nap,
@@ -41,8 +42,8 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, ghfp, group_fisher, nap, pfp,
-    prunenet, baselines,
+    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, gdp, ghfp, group_fisher, nap,
+    pfp, prunenet, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.
