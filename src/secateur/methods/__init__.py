@@ -26,6 +26,7 @@ from secateur.methods import (
     dcpcac,
     feature_relevance,
     functionality,
+    gdp,
     ghfp,
     group_fisher,
     itpruner,
@@ -44,9 +45,8 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    acp, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, ghfp, group_fisher,
-    itpruner, nap, pfp, prunenet, baselines,
-    nap, pfp, prunenet, baselines,
+    acp, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, gdp, ghfp,
+    group_fisher, itpruner, nap, pfp, prunenet, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from secateur.errors import ConfigError
 from secateur.graph import trace
 from secateur.methods.ghfp import GHFP
-from secateur.methods.ghfp.filters import Filters, event, filters_at
+from secateur.methods.ghfp.filters import Filters, event, floor_count
 from secateur.models import create
 from secateur.testing.networks import NETWORKS
 
@@ -63,7 +63,9 @@ def epoch(method: GHFP, optimiser: torch.optim.Optimizer, images: torch.Tensor, 
 
 
 def test_multipliers_of_one_event() -> None:
-    found = event(np.array([4.0, 1, 3, 2]), NONE, prune=filters_at(4, 0.75), harden=filters_at(4, 0.75 / 3), factor=0.5)
+    found = event(
+        np.array([4.0, 1, 3, 2]), NONE, prune=floor_count(4, 0.75), harden=floor_count(4, 0.75 / 3), factor=0.5
+    )
     assert found.multipliers.tolist() == [1, 0, 0.5, 0.5]
     assert found.pruned.tolist() == [False, True, True, True]
     assert found.hard.tolist() == [False, True, False, False]
@@ -87,8 +89,8 @@ def test_two_soft_events_multiply() -> None:
 
 @pytest.mark.parametrize(("width", "share", "wanted"), [(10, 1 - 0.9, 1), (100, 1 - 0.9, 10), (40, 1 - 0.8, 8)])
 def test_counts_are_not_lost_to_rounding(width: int, share: float, wanted: int) -> None:
-    assert filters_at(width, share) == wanted
-    assert filters_at(8, 0.1) == 0  # N P < 1 prunes nothing
+    assert floor_count(width, share) == wanted
+    assert floor_count(8, 0.1) == 0  # N P < 1 prunes nothing
 
 
 def test_hard_filters_stay_hard_and_ties_fall_to_the_lower_number() -> None:

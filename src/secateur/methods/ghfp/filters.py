@@ -13,7 +13,7 @@ from secateur.graph import Graph
 from secateur.graph.channels import module_of
 
 
-def filters_at(width: int, share: float) -> int:
+def floor_count(width: int, share: float) -> int:
     """floor(N P), where N P may be a whole number but for rounding: 10 filters at 0.1 are 1, not 0."""
     return int(np.floor(width * share + 1e-9))
 

@@ -50,7 +50,7 @@ from torch import nn
 from secateur._protocols import BoolArray, FloatArray
 from secateur.errors import ConfigError
 from secateur.methods.contract import Method, MethodRow, Settings
-from secateur.methods.ghfp.filters import Filters, event, filters_at, order
+from secateur.methods.ghfp.filters import Filters, event, floor_count, order
 from secateur.methods.ghfp.schedule import HardName, MemberName, PhasesName, RateName, Schedule
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.floors import keep_streams
@@ -137,8 +137,8 @@ class GHFP(Method):
         multipliers, hard, pruned = {}, [], []
         for group, held in self._split(self.hard).items():
             final = len(held) - self._widths[group]  # N P
-            prune = filters_at(final, now.rate)  # floor(N P_t)
-            harden = prune if last else filters_at(final, now.rate * now.hard)  # floor(N P_t lambda_t)
+            prune = floor_count(final, now.rate)  # floor(N P_t)
+            harden = prune if last else floor_count(final, now.rate * now.hard)  # floor(N P_t lambda_t)
             found = event(norms[group], held, prune=prune, harden=harden, factor=now.factor)
             multipliers[group] = found.multipliers
             pruned.append(found.pruned)

@@ -69,7 +69,7 @@ _RISES: Mapping[HardName, Callable[[int, int], float]] = {"cubic": _cubic, "cosi
 
 
 @dataclass(frozen=True)
-class Rates:
+class Degrees:
     """What one event does: P_t / P, alpha_t and lambda_t."""
 
     rate: float
@@ -94,7 +94,7 @@ class Schedule:
     sigma: float = 1e-5
     delay: float = 0.125
 
-    def at(self, t: int, epochs: int) -> Rates:
+    def at(self, t: int, epochs: int) -> Degrees:
         """The event after epoch t (from 0) of so many."""
         row, phases = MEMBERS[self.member], PHASES[self.phases]
 
@@ -104,7 +104,7 @@ class Schedule:
         rate = 1.0 if begun(phases.rate) else self._rate(t, epochs)
         factor = 0.0 if begun(phases.factor) or not row.decays else self._factor(t, epochs)
         hard = {"none": 0.0, "all": 1.0, "rising": 1.0 if begun(phases.hard) else _RISES[self.rise](t, epochs)}
-        return Rates(rate, factor, hard[row.hard])
+        return Degrees(rate, factor, hard[row.hard])
 
     def _rate(self, t: int, epochs: int) -> float:
         kind = self.rate or MEMBERS[self.member].rate
