@@ -12,6 +12,7 @@ from torch import nn
 from secateur._hints import choose
 from secateur.errors import ConfigError
 from secateur.methods import (
+    adapruner,
     baselines,
     bwcp,
     cap,
@@ -41,8 +42,8 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher, itpruner,
-    nap, pfp, prunenet, baselines,
+    adapruner, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher,
+    itpruner, nap, pfp, prunenet, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.
