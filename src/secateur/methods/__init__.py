@@ -14,6 +14,7 @@ from secateur._importing import imported
 from secateur.errors import ConfigError
 from secateur.methods import (
     acp,
+    adapruner,
     baselines,
     bwcp,
     cap,
@@ -45,7 +46,7 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    acp, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, gdp, ghfp,
+    acp, adapruner, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, gdp, ghfp,
     group_fisher, itpruner, nap, pfp, prunenet, baselines,
 )  # fmt: skip
 

@@ -106,6 +106,7 @@ def test_a_copy_of_a_layer_adds_one_to_its_twin() -> None:
 
 
 def test_importance() -> None:
+    assert totals(np.eye(3)).tolist() == [0.0] * 3  # without itself
     h = np.array([2.0, 1.0, 1.0])
     np.testing.assert_allclose(alphas(h, 4.0), np.exp([-2.0, -1.0, -1.0]))
     assert alphas(h, 0.0).tolist() == [1.0] * 3
