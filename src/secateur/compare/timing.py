@@ -9,8 +9,8 @@ from secateur import runtime
 from secateur.compare.cells import Cell
 from secateur.compare.record import Comparison
 from secateur.errors import SecateurError
-from secateur.references import load
 from secateur.runs.stages import DENSE
+from secateur.runtime.named import Wish, network
 
 Say = Callable[[str, str, str], None]
 
@@ -32,9 +32,10 @@ def measure_all(comparison: Comparison, say: Say) -> None:
 def _measure(comparison: Comparison, cell: Cell) -> dict[str, Any]:
     recipe, results, folder = comparison.recipe, comparison.results(cell), comparison.run(cell)
     assert recipe.latency is not None
-    dense = load(results["model"], arguments=results["arguments"], input_shapes=results["inputs"])
+    wish = Wish(results["arguments"], shapes=results["inputs"], trust=recipe.model.trust)
+    dense = network(results["model"], wish)
     runtime.read_weights(dense.model, folder / DENSE)
-    narrow = runtime.load(folder, load(results["model"], arguments=results["arguments"]).model)
+    narrow = runtime.load(folder, network(results["model"], wish).model)
     return runtime.measure(
         dense.model.eval(),
         narrow.eval(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +26,10 @@ from secateur.latency import Watcher
 from secateur.methods import Method, MethodRow, method, plug_in
 from secateur.models import MODELS
 from secateur.recipe import TRAINING, Recipe
-from secateur.references import Loaded, load
 from secateur.repair import repairs
-from secateur.runtime import EXPORTERS, QUANTISERS, read_weights
+from secateur.runtime import EXPORTERS, QUANTISERS
 from secateur.runtime.engines import ENGINES
+from secateur.runtime.named import Named, Wish, network
 from secateur.training import Engine
 from secateur.training.devices import accelerator
 
@@ -51,6 +52,7 @@ class Prepared:
     model_class: str
     dense: Cost
     steps: int | None  # of the optimiser while the method is at work
+    notes: tuple[str, ...] = ()  # about the weights the network begins with
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -74,11 +76,11 @@ class Prepared:
         """Of the method, defaults included."""
         return validated(self.row.config, self.recipe.method.settings, "method").model_dump(mode="json")
 
-    def network(self) -> Loaded:
+    def network(self) -> Named:
         """The network with the weights it starts from, always the same."""
         return _network(self.recipe, self.arguments, self.shape)
 
-    def method(self, loaded: Loaded, watch: Watcher | None = None) -> Method:
+    def method(self, loaded: Named, watch: Watcher | None = None) -> Method:
         """The method at work on such a network; `watch` is told of layer shapes that are measured."""
         return _method(self.recipe, self.row, loaded, self.steps, watch)
 
@@ -113,7 +115,7 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
     name = type(loaded.model).__name__
     made = _method(recipe, row, loaded, steps, watch)
     made.check_repairs(asked)
-    return Prepared(recipe, data, row, arguments, name, made.graph.cost(), steps)
+    return Prepared(recipe, data, row, arguments, name, made.graph.cost(), steps, loaded.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- the recipe
@@ -145,7 +147,7 @@ def _check_stages(recipe: Recipe, row: MethodRow) -> None:
 
 
 def _begins_trained(recipe: Recipe) -> bool:
-    return recipe.pretrain is not None or recipe.model.weights is not None
+    return recipe.pretrain is not None or recipe.model.begins_trained
 
 
 _PACKAGES = ("accelerate", "yaml", "jinja2")  # of every run
@@ -192,15 +194,14 @@ def _usual_channels(reference: str) -> int | None:
     return row.input_size[0] if row is not None else None
 
 
-def _network(recipe: Recipe, arguments: Mapping[str, Any], shape: tuple[int, ...]) -> Loaded:
+def _network(recipe: Recipe, arguments: Mapping[str, Any], shape: tuple[int, ...]) -> Named:
     config = recipe.model
-    loaded = load(config.reference, arguments=dict(arguments), input_shapes=[shape], seed=recipe.seed)
-    if config.weights is not None:
-        read_weights(loaded.model, config.weights)
-    return loaded
+    weights = None if config.weights is None else Path(config.weights)
+    wish = Wish(dict(arguments), None, [shape], weights, None, recipe.seed, config.ema, config.trust)
+    return network(config.reference, wish)
 
 
-def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None, watch: Watcher | None) -> Method:
+def _method(recipe: Recipe, row: MethodRow, loaded: Named, steps: int | None, watch: Watcher | None) -> Method:
     made = row.factory(
         loaded.model,
         loaded.inputs,
@@ -217,7 +218,7 @@ def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None, w
     return made
 
 
-def _check_output(recipe: Recipe, loaded: Loaded, data: Data) -> None:
+def _check_output(recipe: Recipe, loaded: Named, data: Data) -> None:
     """The network takes the data's images and says one number for each class."""
     name, size = recipe.model.reference, _size(data.input_size)
     output = _forward(loaded.model, loaded.inputs, name, f"{size} images of {data.name}")
