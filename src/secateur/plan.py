@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur._files import read_json, shown, write_text
+from secateur._files import parse_json, read_json, said, shown, write_text
 from secateur._protocols import BoolArray, GraphLike
 from secateur.errors import PlanError
 
@@ -81,8 +81,56 @@ class Plan:
                 "apply it to a fresh copy of the original, unpruned network."
             )
 
+    def then(self, later: Plan) -> Plan:
+        """Return the plan that does at once what this one does and then `later`, of the network that this one leaves.
+
+        Raises:
+            PlanError: `later` is of another network, or cuts what could not be cut in the first one.
+        """
+        masks = {name: mask.copy() for name, mask in self.masks.items()}
+        for name, mask in later.masks.items():
+            if name not in masks and not mask.all():
+                raise PlanError(
+                    f"The later plan cuts group {name!r}, which the first does not know: apply them in turn."
+                )
+            if name in masks and len(mask) != np.count_nonzero(masks[name]):
+                raise PlanError(
+                    f"The later plan expects {len(mask)} channels in group {name!r}, and the first leaves "
+                    f"{np.count_nonzero(masks[name])}: give plans of one network after the other."
+                )
+            if name in masks:
+                masks[name][np.flatnonzero(masks[name])] = mask
+        return Plan(masks, _joined(self.provenance, later.provenance, later), self.architecture)
+
+    def since(self, earlier: Plan) -> Plan:
+        """Return what this plan still does to the network that `earlier` leaves: `earlier.then(...)` is this plan.
+
+        Raises:
+            PlanError: this plan keeps what `earlier` has taken away, or they are of different networks.
+        """
+        if self.masks.keys() != earlier.masks.keys():
+            raise PlanError("The plans are of different networks: give two of one network.")
+        masks = {}
+        for name, mask in self.masks.items():
+            before = earlier.masks[name]
+            if len(mask) != len(before) or bool((mask & ~before).any()):
+                raise PlanError(f"The plan keeps channels of group {name!r} that are gone: give a plan made after it.")
+            masks[name] = mask[before]
+        last = self.provenance.get("last")
+        settled = last.get("settled", []) if isinstance(last, dict) else []
+        return Plan(masks, {**self.provenance, "settled": settled})
+
+    def ends_with(self, last: Plan) -> bool:
+        """Whether `last` is the last of the plans that were joined to this one."""
+        noted = self.provenance.get("last")
+        return isinstance(noted, dict) and noted.get("plan") == kept_fingerprint(last)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write strict JSON to `path`; a reader sees the old file or the new one, never half of it."""
+        write_text(path, self.text() + "\n", what="The plan", error=PlanError)
+
+    def text(self) -> str:
+        """The plan as strict JSON, as it stands in its file."""
         for name, mask in self.masks.items():
             _check_mask(name, mask)
         content = {
@@ -95,10 +143,17 @@ class Plan:
             "provenance": self.provenance,
         }
         try:
-            text = json.dumps(content, allow_nan=False)
+            return json.dumps(content, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"The plan cannot be saved because its provenance is not JSON: {error}.") from error
-        write_text(path, text + "\n", what="The plan", error=PlanError)
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Read what `text` gave; PlanError for anything else."""
+        try:
+            return _from_json(parse_json(text))
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"The plan is not valid JSON: {said(error)}.") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -121,6 +176,18 @@ def kept_fingerprint(plan: Plan) -> str:
     """Return a hash of which channels of which groups stay."""
     kept = {name: np.flatnonzero(mask).tolist() for name, mask in sorted(plan.masks.items())}
     return "sha256:" + hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def _joined(first: Mapping[str, Any], second: Mapping[str, Any], last: Plan) -> dict[str, Any]:
+    """How a plan of two was found: as the second, with the story of those before."""
+    story = {key: value for key, value in first.items() if key not in ("earlier", "last")}
+    settled = [*first.get("settled", ()), *(s for s in second.get("settled", ()) if s not in first.get("settled", ()))]
+    return {
+        **second,
+        **({"settled": settled} if settled else {}),
+        "earlier": [*first.get("earlier", ()), story],
+        "last": {"plan": kept_fingerprint(last), "settled": second.get("settled", [])},
+    }
 
 
 def _check_mask(name: str, mask: object) -> None:

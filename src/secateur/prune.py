@@ -17,6 +17,7 @@ from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph, trace
 from secateur.graph.modules import clone_module, named_tensors
+from secateur.history import carry
 from secateur.latency import Watcher, align_of, price
 from secateur.methods import Method, MethodRow, method, row_of
 from secateur.methods.baselines import OneShot, accumulate_gradients
@@ -217,6 +218,8 @@ def _scored(
     if inplace and verify:  # only now that everything has worked out
         made = graph.cut(plan, inplace=True)
     settled = tuple(str(conflict) for conflict in graph.settled)
+    if (remark := carry(graph.model, made.model, plan)) is not None:
+        notes = (*notes, remark)
     return Result(made.model, plan, before, after, proof, graph, made, settled, notes)
 
 
@@ -241,6 +244,7 @@ def _mended(
         for name, tensor in graph.tensors().items():
             tensor.copy_(repaired[name])
     made = graph.cut(plan, inplace=True)
+    carry(graph.model, made.model, plan)
     return replace(result, model=made.model, cut=made)
 
 

@@ -86,15 +86,31 @@ class ModelConfig(Section):
     """Which network; a reference alone may stand for the whole section."""
 
     reference: str = Field(
-        min_length=1, description="zoo:NAME, torchvision:NAME, timm:NAME or path/to/file.py:factory."
+        min_length=1,
+        description="zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory, or the "
+        "folder of an earlier run or saved network, to prune it again.",
     )
     arguments: dict[str, Any] = Field(
         default={}, description="Arguments of its factory; a zoo network takes classes and channels from the data."
     )
-    weights: str | None = Field(default=None, description="A safetensors file with the weights to start from.")
+    weights: str | None = Field(
+        default=None, description="A checkpoint with the weights to start from (.pth, .pt, .ckpt, .safetensors)."
+    )
+    ema: bool = Field(default=False, description="Take the moving average of the weights that the checkpoint holds.")
+    trained: bool = Field(
+        default=False, description="Whether the factory itself returns trained weights, so that train may be left out."
+    )
+    trust: bool = Field(
+        default=False, description="Whether the Python code may be imported that a folder given as reference names."
+    )
     input_size: Size | None = Field(
         default=None, description="[channels, height, width] of an image; null: the data's."
     )
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the network has trained weights to begin with; that of a folder has."""
+        return self.trained or self.weights is not None or Path(self.reference).is_dir()
 
     @model_validator(mode="before")
     @classmethod
@@ -358,9 +374,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         """What no method could make sense of."""
-        if self.train is None and self.model.weights is None:
+        if self.train is None and not self.model.begins_trained:
             raise ValueError(
-                "train is missing and model.weights names no trained network: give train, such as train: {epochs: 10}"
+                "train is missing and model.weights names no trained network: give train, such as train: {epochs: 10}, "
+                "or model.trained: true where the factory returns trained weights"
             )
         for name in ("pretrain", "train"):
             stage: Training | None = getattr(self, name)

@@ -16,6 +16,7 @@ from secateur.errors import BudgetError, CutError, PlanError, WeightsError
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
 from secateur.graph.settled import find_settled, keep_settled
 from secateur.graph.stale import Stale
+from secateur.history import carry, rest, whole
 from secateur.plan import Plan
 
 
@@ -32,6 +33,11 @@ class Result:
     cut: Cut
     settled: tuple[str, ...]  # sizes written in the model's code that kept channels from being cut freely
     remarks: tuple[str, ...] = ()  # sentences about what the method and its repairs did
+
+    @property
+    def whole_plan(self) -> Plan:
+        """The plan from the network that was never pruned: this one, joined to those of earlier cuts."""
+        return whole(self.model, self.plan)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -102,6 +108,7 @@ def apply(
     attention = plan.provenance.get("attention", "heads")
     graph = trace(model, example_inputs, attention=attention if attention == "head_dim" else "heads")
     check_weights(graph)
+    plan = rest(plan, graph, graph.model)
     try:
         for conflict in find_settled(plan.provenance.get("settled", []), graph.recording.calls):
             graph.settle(conflict)
@@ -116,7 +123,8 @@ def apply(
     if inplace:
         made = graph.cut(plan, inplace=True)
     said = tuple(str(conflict) for conflict in graph.settled)
-    return Result(made.model, plan, before, graph.cost(plan), proof, graph, made, said)
+    remark = carry(graph.model, made.model, plan)
+    return Result(made.model, plan, before, graph.cost(plan), proof, graph, made, said, (remark,) if remark else ())
 
 
 def settled_plan(

@@ -105,7 +105,11 @@ def debugging() -> bool:
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="zoo:NAME, torchvision:NAME, timm:NAME or path/to/file.py:factory."),
+    typer.Argument(
+        metavar="MODEL",
+        help="zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory, or the folder of "
+        "a run or a saved network.",
+    ),
 ]
 ModelArg = Annotated[
     list[str],
@@ -118,7 +122,14 @@ InputShape = Annotated[
     list[str],
     typer.Option("--input-shape", metavar="N,C,H,W", help="Whole shape of an input: 1,3,224,224. Repeatable."),
 ]
-Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="Weights to start from (safetensors).")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Weights to start from: a checkpoint (.pth, .pt, .ckpt, .safetensors)."),
+]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights that the checkpoint holds.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Import the Python code that a folder given as MODEL names, if it is your own.")
+]
 Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Save the smaller network's weights (safetensors).")]
 Attention = Annotated[str, typer.Option(metavar="WHAT", help="Prune whole heads, or head_dim of every head.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare with the masked original.")]

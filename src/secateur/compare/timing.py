@@ -10,8 +10,8 @@ from secateur import runtime
 from secateur.compare.cells import Cell
 from secateur.compare.record import Comparison
 from secateur.errors import SecateurError
-from secateur.references import Loaded, load
 from secateur.runs.stages import DENSE
+from secateur.runtime.named import Named, Wish, network
 
 Say = Callable[[str, str, str], None]
 
@@ -54,6 +54,7 @@ def _narrow(comparison: Comparison, cell: Cell) -> nn.Module | str:
         return str(error)
 
 
-def _network(comparison: Comparison, cell: Cell) -> Loaded:
+def _network(comparison: Comparison, cell: Cell) -> Named:
     results = comparison.results(cell)
-    return load(results["model"], arguments=results["arguments"], input_shapes=results["inputs"])
+    wish = Wish(results["arguments"], shapes=results["inputs"], trust=comparison.recipe.model.trust)
+    return network(results["model"], wish)

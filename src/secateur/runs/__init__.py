@@ -116,7 +116,8 @@ def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: 
         )
         if folder.main:  # another process would sweep away what this one is writing
             folder.sweep()
-        for sentence in (*folder.keep_data(digest_of(prepared.data)), *folder.rewind(prepared.stages)):
+        told = (*prepared.notes, *folder.keep_data(digest_of(prepared.data)), *folder.rewind(prepared.stages))
+        for sentence in told:
             engine.say(sentence)
         folder.begin_session(session(engine.device, command, prepared))
         for sentence in changes(folder.sessions):

@@ -28,12 +28,12 @@ POINTS = ("dense", "soft", "hard", "pruned", "finetuned")
 
 def describe_cut(method: Method, result: Result) -> dict[str, Any]:
     """What the stage prune knows."""
-    kept = result.plan.widths
+    whole = result.whole_plan
     return {
         "before": result.before.as_dict(),
         "after": result.after.as_dict(),
         "remaining": remaining(result.before, result.after),
-        "groups": [{"name": g.name, "width": g.width, "kept": kept[g.name]} for g in result.graph.groups],
+        "groups": [{"name": n, "width": len(mask), "kept": int(mask.sum())} for n, mask in whole.masks.items()],
         "frozen": [{"name": f.name, "width": f.width, "reason": f.reason} for f in result.graph.frozen],
         "unsupported": [{"operator": u.operator, "module": u.module} for u in result.graph.unsupported],
         "settled": list(result.settled),
@@ -42,7 +42,7 @@ def describe_cut(method: Method, result: Result) -> dict[str, Any]:
         ],
         "verification": describe_proof(result.verification),
         "layers": layer_rows(result),
-        "plan": kept_fingerprint(result.plan),
+        "plan": kept_fingerprint(whole),
         "sparse": result.plan.provenance.get("sparse"),
         "settings": method.settings.model_dump(mode="json"),
         "notes": list(method.notes),

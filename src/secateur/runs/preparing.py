@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +27,11 @@ from secateur.latency import Watcher
 from secateur.methods import Method, MethodRow, method, plug_in
 from secateur.models import MODELS
 from secateur.recipe import TRAINING, Recipe
-from secateur.references import Loaded, load
 from secateur.repair import repairs
 from secateur.runs.trials import held_out
-from secateur.runtime import EXPORTERS, QUANTISERS, read_weights
+from secateur.runtime import EXPORTERS, QUANTISERS
 from secateur.runtime.engines import ENGINES
+from secateur.runtime.named import Named, Wish, network
 from secateur.tasks import Classification, Task, create
 from secateur.training import Engine
 from secateur.training.checks import check_fit
@@ -56,6 +57,7 @@ class Prepared:
     model_class: str
     dense: Cost
     steps: int | None  # of the optimiser while the method is at work
+    notes: tuple[str, ...] = ()  # about the weights the network begins with
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -79,11 +81,11 @@ class Prepared:
         """Of the method, defaults included."""
         return validated(self.row.config, self.recipe.method.settings, "method").model_dump(mode="json")
 
-    def network(self) -> Loaded:
+    def network(self) -> Named:
         """The network with the weights it starts from, always the same."""
         return _network(self.recipe, self.arguments, self.data)
 
-    def method(self, loaded: Loaded, watch: Watcher | None = None) -> Method:
+    def method(self, loaded: Named, watch: Watcher | None = None) -> Method:
         """The method at work on such a network; `watch` is told of layer shapes that are measured."""
         return _method(self.recipe, self.row, loaded, self.steps, watch)
 
@@ -123,7 +125,7 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
     made.check_repairs(asked)
     if made.searches():
         held_out(data)
-    return Prepared(recipe, data, task, row, arguments, name, made.graph.cost(), steps)
+    return Prepared(recipe, data, task, row, arguments, name, made.graph.cost(), steps, loaded.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- the recipe
@@ -155,7 +157,7 @@ def _check_stages(recipe: Recipe, row: MethodRow) -> None:
 
 
 def _begins_trained(recipe: Recipe) -> bool:
-    return recipe.pretrain is not None or recipe.model.weights is not None
+    return recipe.pretrain is not None or recipe.model.begins_trained
 
 
 _PACKAGES = ("accelerate", "yaml", "jinja2")  # of every run
@@ -203,18 +205,15 @@ def _usual_channels(reference: str) -> int | None:
     return row.input_size[0] if row is not None else None
 
 
-def _network(recipe: Recipe, arguments: Mapping[str, Any], data: Data) -> Loaded:
+def _network(recipe: Recipe, arguments: Mapping[str, Any], data: Data) -> Named:
     config = recipe.model
+    weights = None if config.weights is None else Path(config.weights)
     shapes = [(1, *data.input_size)] if data.example is None else []
-    loaded = load(
-        config.reference, arguments=dict(arguments), input_shapes=shapes, inputs=data.example, seed=recipe.seed
-    )
-    if config.weights is not None:
-        read_weights(loaded.model, config.weights)
-    return loaded
+    wish = Wish(dict(arguments), None, shapes, weights, None, recipe.seed, config.ema, config.trust, data.example)
+    return network(config.reference, wish)
 
 
-def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None, watch: Watcher | None) -> Method:
+def _method(recipe: Recipe, row: MethodRow, loaded: Named, steps: int | None, watch: Watcher | None) -> Method:
     made = row.factory(
         loaded.model,
         loaded.inputs,
@@ -231,7 +230,7 @@ def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None, w
     return made
 
 
-def _check_output(recipe: Recipe, loaded: Loaded, data: Data, task: Task) -> None:
+def _check_output(recipe: Recipe, loaded: Named, data: Data, task: Task) -> None:
     """The network takes the data's images and answers its task."""
     name, size = recipe.model.reference, _size(data.input_size)
     output = _forward(loaded.model, loaded.inputs, name, f"{size} images of {data.name}")

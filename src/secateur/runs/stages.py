@@ -21,7 +21,6 @@ from secateur.methods import Method
 from secateur.methods.kit.sparse import keep_zeros
 from secateur.plan import Plan
 from secateur.recipe import Training
-from secateur.references import Loaded
 from secateur.repair import Repair, repairs
 from secateur.runs.calibration import Calibration, Classes
 from secateur.runs.documents import describe_cut
@@ -29,6 +28,7 @@ from secateur.runs.exporting import write_exports
 from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, SEARCH, Folder
 from secateur.runs.preparing import Prepared
 from secateur.runs.trials import RunTrials
+from secateur.runtime.named import Named
 from secateur.runtime.sparse import FILE as SPARSE
 from secateur.runtime.sparse import save_sparse
 from secateur.surgery import apply
@@ -134,7 +134,7 @@ class Stages:
         dense = self._plain(method)
         if self.folder.main:
             (self.folder.path / CHECKPOINTS).mkdir(exist_ok=True)
-            method.result.plan.save(self.folder.path / PLAN)
+            method.result.whole_plan.save(self.folder.path / PLAN)
             runtime.save_weights(dense, self.folder.path / DENSE, {})
             runtime.save_weights(narrow, self.folder.path / PRUNED, {})
             values["dense_bytes"] = (self.folder.path / DENSE).stat().st_size
@@ -160,7 +160,7 @@ class Stages:
             loaded.model.to("cpu")
         return self._method(loaded)
 
-    def _method(self, loaded: Loaded) -> Method:
+    def _method(self, loaded: Named) -> Method:
         """The method on a network; what its table of layer times lacks, where that could not be kept, is shown."""
         try:
             return self.prepared.method(loaded, self.engine.progress.measured)
@@ -225,7 +225,7 @@ class Stages:
 
     # ---------------------------------------------------------------------------------------------------- the networks
 
-    def _start(self) -> Loaded:
+    def _start(self) -> Named:
         """The network as the method finds it: new, from a file, or pretrained."""
         loaded = self.prepared.network()
         if self.recipe.pretrain is not None:
@@ -254,8 +254,8 @@ class Stages:
         runtime.save_model(
             self.folder.path,
             narrow,
-            reference=self.recipe.model.reference,
-            arguments=dict(self.prepared.arguments),
+            reference=loaded.origin,
+            arguments=dict(loaded.arguments),
             inputs=loaded.inputs,
             plan=Plan.load(self.folder.path / PLAN),
             metadata=self._metadata(),
