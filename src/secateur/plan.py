@@ -19,9 +19,11 @@ import numpy as np
 from secateur._files import parse_json, read_json, said, shown, write_text
 from secateur._protocols import BoolArray, GraphLike
 from secateur.errors import PlanError
+from secateur.forms import LayerForm, check_form
 
 FORMAT = "secateur.plan"
-VERSION = 1
+#: Plans with forms are of another version, which a release that would cut without them refuses.
+VERSION, WITH_FORMS = 1, 2
 _KEYS = {"format", "version", "architecture", "groups", "provenance"}
 #: A damaged file may claim any width; so many channels in all are beyond any network and still harmless to allocate.
 _MOST_CHANNELS = 1 << 24
@@ -29,11 +31,15 @@ _MOST_CHANNELS = 1 << 24
 
 @dataclass(eq=False)
 class Plan:
-    """The masks of all groups (bool, True = keep), how they were found, and the architecture they were made for."""
+    """The masks of all groups (bool, True = keep), how they were found, and the architecture they were made for.
+
+    forms: layers of the cut network that are computed another way (`secateur.forms`), by name.
+    """
 
     masks: dict[str, BoolArray]
     provenance: dict[str, Any] = field(default_factory=dict)
     architecture: str | None = None
+    forms: dict[str, LayerForm] = field(default_factory=dict)
 
     @classmethod
     def full(cls, graph: GraphLike) -> Plan:
@@ -47,12 +53,12 @@ class Plan:
         return {name: int(np.count_nonzero(mask)) for name, mask in self.masks.items()}
 
     def __eq__(self, other: object) -> bool:
-        """Two plans are equal when they keep the same channels of the same groups, however they were found."""
+        """Two plans are equal when they keep the same channels and have the same forms, however they were found."""
         if not isinstance(other, Plan):
             return NotImplemented
-        return self.masks.keys() == other.masks.keys() and all(
-            np.array_equal(mask, other.masks[name]) for name, mask in self.masks.items()
-        )
+        if self.forms != other.forms or self.masks.keys() != other.masks.keys():
+            return False
+        return all(np.array_equal(mask, other.masks[name]) for name, mask in self.masks.items())
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
@@ -135,17 +141,20 @@ class Plan:
             _check_mask(name, mask)
         content = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": WITH_FORMS if self.forms else VERSION,
             "architecture": self.architecture,
             "groups": {
                 name: {"width": len(mask), "kept": np.flatnonzero(mask).tolist()} for name, mask in self.masks.items()
             },
             "provenance": self.provenance,
+            **({"forms": _form_rows(self)} if self.forms else {}),
         }
         try:
             return json.dumps(content, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise PlanError(f"The plan cannot be saved because its provenance is not JSON: {error}.") from error
+            raise PlanError(
+                f"The plan cannot be saved because its provenance or a form is not JSON: {error}."
+            ) from error
 
     @classmethod
     def parse(cls, text: str) -> Plan:
@@ -173,9 +182,14 @@ def shapes_fingerprint(tensors: Mapping[str, Any]) -> str:
 
 
 def kept_fingerprint(plan: Plan) -> str:
-    """Return a hash of which channels of which groups stay."""
+    """Return a hash of which channels of which groups stay, and of the forms where there are any."""
     kept = {name: np.flatnonzero(mask).tolist() for name, mask in sorted(plan.masks.items())}
-    return "sha256:" + hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    said: object = [kept, dict(sorted(_form_rows(plan).items()))] if plan.forms else kept
+    return "sha256:" + hashlib.sha256(json.dumps(said, sort_keys=bool(plan.forms)).encode()).hexdigest()
+
+
+def _form_rows(plan: Plan) -> dict[str, Any]:
+    return {name: {"kind": form.kind, "data": dict(form.data)} for name, form in plan.forms.items()}
 
 
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any], last: Plan) -> dict[str, Any]:
@@ -204,14 +218,16 @@ def _from_json(content: object) -> Plan:
     """Build a plan from parsed JSON, trusting nothing."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise PlanError(f"This is not a plan: its 'format' is not {FORMAT!r}.")
-    if type(content.get("version")) is not int or content["version"] != VERSION:
-        raise PlanError(f"This plan has version {shown(content.get('version'))}: this release reads version {VERSION}.")
-    _check_keys(content, _KEYS, "The plan")
+    version = content.get("version")
+    if type(version) is not int or version not in (VERSION, WITH_FORMS):
+        raise PlanError(f"This plan has version {shown(version)}: this release reads {VERSION} and {WITH_FORMS}.")
+    _check_keys(content, _KEYS | ({"forms"} if version == WITH_FORMS else set()), "The plan")
     architecture, groups, provenance = content["architecture"], content["groups"], content["provenance"]
+    forms = content.get("forms", {})
     if architecture is not None and not isinstance(architecture, str):
         raise PlanError("The plan's 'architecture' is not a string: the file was damaged or edited.")
-    if not isinstance(groups, dict) or not isinstance(provenance, dict):
-        raise PlanError("The plan's 'groups' or 'provenance' is not an object: the file was damaged or edited.")
+    if not isinstance(groups, dict) or not isinstance(provenance, dict) or not isinstance(forms, dict):
+        raise PlanError("The plan's 'groups', 'provenance' or 'forms' is no object: the file was damaged or edited.")
     total = 0
     for name, row in groups.items():
         total += _check_row(name, row)
@@ -219,7 +235,8 @@ def _from_json(content: object) -> Plan:
             raise PlanError(
                 f"The plan claims more than {_MOST_CHANNELS} channels at group {shown(name)}: the file was damaged."
             )
-    return Plan({name: _mask(row) for name, row in groups.items()}, provenance, architecture)
+    masks = {name: _mask(row) for name, row in groups.items()}
+    return Plan(masks, provenance, architecture, {name: check_form(name, row) for name, row in forms.items()})
 
 
 def _check_row(name: str, row: object) -> int:

@@ -35,6 +35,7 @@ from secateur.allocate import ALLOCATORS, NORMALISATIONS, Constraints, allocate
 from secateur.allocate.ties import undecided
 from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
+from secateur.forms import LayerForm
 from secateur.graph import SizeConflict, trace
 from secateur.graph.modules import clone_module, map_tensors
 from secateur.latency import Watcher, price
@@ -50,6 +51,7 @@ from secateur.tasks import Asks, Task, refusal
 Needs = Literal["nothing", "calibration", "training"]
 Acts = Literal["before training", "while training", "after training"]
 Begins = Literal["weights", "new", "narrow"]
+Outcome = Literal["ordinary", "forms"]
 #: Told that tensors got narrower: indices kept along every dimension (None: all), by name in the method's state_dict.
 Follower = Callable[[Mapping[str, tuple[IntArray | None, ...]]], None]
 
@@ -96,6 +98,8 @@ class MethodRow:
     variants: tuple[Mapping[str, Any], ...] = field(
         default=(), hash=False
     )  # settings that take another way, which the contract suite also runs
+    #: What finish() gives: an ordinary network, or one with layers computed another way (`Method.forms`).
+    result: Outcome = "ordinary"
     chance: str = ""  # what is drawn by the number of a channel, so that a plan does not follow its channels
 
     def refusal(self, task: Task, inputs: Any = None) -> str | None:
@@ -274,6 +278,13 @@ class Method(nn.Module):
         """Which channels stay, within the budget."""
         return self._allocate(self.score())
 
+    def forms(self, plan: Plan) -> Mapping[str, LayerForm]:
+        """Layers of the network cut by `plan` that are computed another way, by name; see `secateur.forms`.
+
+        Their data speak of the layers as they are after the cut; asked again for every plan that is made anew.
+        """
+        return {}
+
     def repair(self, model: nn.Module, plan: Plan) -> None:
         """Change the weights of `model` (a plain copy, not yet cut) so that the cut hurts less."""
 
@@ -364,6 +375,7 @@ class Method(nn.Module):
         while True:
             plain = self.plain()
             self.repair(plain, own)
+            plan.forms = own.forms = dict(self.forms(own))
             try:
                 return plain, own, apply(plain, inputs, plan, verify=self.verify_cut, timing=self.graph.timing)
             except SizeConflict as conflict:

@@ -15,11 +15,11 @@ from secateur._version import __version__
 from secateur.graph import Cost
 from secateur.methods import Method
 from secateur.plan import kept_fingerprint
-from secateur.report.documents import describe_proof, share
+from secateur.report.documents import describe_forms, describe_proof, share
 from secateur.runs.layers import layer_rows
 from secateur.runs.preparing import Prepared
 from secateur.runtime import EXPORTERS
-from secateur.surgery import Result
+from secateur.surgery import Result, formed_notes
 
 VERSION = 1
 #: When the headline of a run's task is measured.
@@ -44,8 +44,9 @@ def describe_cut(method: Method, result: Result) -> dict[str, Any]:
         "layers": layer_rows(result),
         "plan": kept_fingerprint(whole),
         "sparse": result.plan.provenance.get("sparse"),
+        **({"forms": describe_forms(result.forms)} if result.forms is not None else {}),
         "settings": method.settings.model_dump(mode="json"),
-        "notes": list(method.notes),
+        "notes": [*method.notes, *formed_notes(result.plan)],
     }
 
 
@@ -115,6 +116,7 @@ def describe_run(
         },
         "plan": cut["plan"],
         "sparse": cut.get("sparse"),  # single weights that are zero; runs of before had none
+        **({"forms": cut["forms"]} if "forms" in cut else {}),  # layers that are computed another way
         "seconds": _seconds(stages),
         "epochs": {name: stages[name]["epochs"] for name in ("pretrain", "train", "finetune") if name in stages},
         "files": dict(files),

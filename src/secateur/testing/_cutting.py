@@ -22,7 +22,7 @@ AGREEMENT = 1e-3
 
 
 def result_is_ordinary(subject: Subject) -> None:
-    """finish() gives a network of the same class in which nothing of the method is left"""
+    """finish() gives a network of the same class in which nothing of the method is left but the forms of its plan"""
     small, plain = subject.narrow, subject.network.make()
     require(
         type(small) is type(plain), f"finish() gives {type(small).__name__}, and the model is {type(plain).__name__}"
@@ -30,10 +30,15 @@ def result_is_ordinary(subject: Subject) -> None:
     require(small is not subject.trained.model, "finish() gives the model itself and not a copy")
     shared = {id(p) for p in subject.trained.parameters()} & {id(p) for p in small.parameters()}
     require(not shared, "the narrow network shares parameters with the method")
-    names, wanted = list(small.state_dict()), list(plain.state_dict())
+    forms = subject.result.plan.forms
+    outcome = subject.row.result if subject.row is not None else "forms"
+    require(not forms or outcome != "ordinary", "layers are computed another way, and the row's result is 'ordinary'")
+    names, wanted = (
+        [n for n in m.state_dict() if not any(n.startswith(f"{f}.") for f in forms)] for m in (small, plain)
+    )
     other = sorted(set(names) ^ set(wanted))
     require(names == wanted, f"the narrow network's state_dict has other names: {other[0] if other else 'their order'}")
-    difference = Snapshot.of(plain).other_parts(small.train(plain.training))
+    difference = Snapshot.of(plain).other_parts(small.train(plain.training), besides=forms)
     require(difference is None, f"finish() leaves something in the narrow network: {difference}")
     for name, tensor in small.state_dict().items():
         require_finite(f"{name} of the narrow network", tensor)
@@ -45,6 +50,7 @@ def result_is_narrower(subject: Subject) -> None:
     require(result.model is small, "`result.model` is not what finish() gave")
     proof = result.verification
     require(proof is not None and proof.passed, "the cut was not verified: leave verification on")
+    require(not result.plan.forms or result.forms is not None, "its forms were not verified: leave verification on")
     zeros = "sparse" in result.plan.provenance  # single weights: the network keeps its shape
     require(zeros or result.after.macs < result.before.macs, "finish() removes nothing")
     twin = copy.deepcopy(small).requires_grad_(False).eval()

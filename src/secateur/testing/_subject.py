@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import ModelError
+from secateur.forms import cost
+from secateur.graph import Cost
 from secateur.methods.contract import Method, MethodRow
 from secateur.plan import Plan
 from secateur.surgery import Result
@@ -121,6 +123,13 @@ def train(
         losses.append(loss.item())
     method.after_epoch()
     return losses
+
+
+def planned(method: Method) -> tuple[Plan, Cost]:
+    """The plan, with the layers that it has computed another way, and what the network costs then."""
+    plan = method.plan()
+    plan.forms = dict(method.forms(plan))
+    return plan, cost(method.graph, plan)
 
 
 class Moment:

@@ -27,7 +27,7 @@ def cosine_distances(rows: FloatArray) -> FloatArray:
     """d(c,e) = 1 - cos(X_c, X_e) of rows [channels, values]; a zero row is at distance 1 from all but itself."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-    distances = np.clip(1.0 - unit @ unit.T, 0.0, 2.0)
+    distances: FloatArray = np.clip(1.0 - unit @ unit.T, 0.0, 2.0)
     np.fill_diagonal(distances, 0.0)
     return distances
 

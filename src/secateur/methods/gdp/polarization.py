@@ -49,6 +49,6 @@ class SoftCost:
 
     def _evaluate(self, widths: FloatArray) -> FloatArray:
         if self._keys == ["macs"]:  # and not what else there is to know, in every step
-            return self._costs.macs_by_call(widths).sum(-1)[:, None]
+            return np.asarray(self._costs.macs_by_call(widths).sum(-1)[:, None])
         found = self._costs.evaluate(widths)
         return np.stack([found[key] for key in self._keys], -1)
