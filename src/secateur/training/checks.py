@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -16,8 +17,16 @@ _IMAGES = 8  # enough to see the shape
 
 
 @torch.no_grad()
-def check_fit(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
+def check_fit(
+    module: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    answers: Callable[[nn.Module, torch.Tensor], object],
+) -> None:
     """Run a few images through the model and compare with what the data need.
+
+    answers: gives the module's output for images.
 
     Raises:
         DataError: images or labels are unusable. ModelError: the model does not run on them, or gives no class scores.
@@ -33,7 +42,7 @@ def check_fit(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, cla
     training = module.training
     module.eval()
     try:
-        output = logits(_run(module, images), len(images), "in evaluation")
+        output = logits(_run(module, images, answers), len(images), "in evaluation")
     finally:
         module.train(training)
     if output.shape[1] < classes:
@@ -45,9 +54,9 @@ def check_fit(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, cla
         raise ModelError("The model's loss on the first images is not finite: look at the weights it starts from.")
 
 
-def _run(module: nn.Module, images: torch.Tensor) -> object:
+def _run(module: nn.Module, images: torch.Tensor, answers: Callable[[nn.Module, torch.Tensor], object]) -> object:
     try:
-        return module(images)
+        return answers(module, images)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         shape = "x".join(map(str, images.shape[1:]))
         raise ModelError(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -20,16 +20,13 @@ from secateur.errors import ConfigError, RunError
 from secateur.recipe import EngineConfig, Training
 from secateur.training.board import Board
 from secateur.training.checkpoints import Store
-from secateur.training.devices import accelerator
+from secateur.training.devices import accelerator, laid_out, lay_out, memory_format, precision
 from secateur.training.interface import Data, Evaluation, Split
 from secateur.training.losses import logits
 from secateur.training.metrics import Metrics
 from secateur.training.prefetch import on_device
 from secateur.training.progress import Progress, Silent
 from secateur.training.randomness import preserved
-
-if TYPE_CHECKING:
-    pass
 
 _LOST = ("gloo", "nccl", "connection", "socket", "peer", "rendezvous")  # words of a process that is gone
 
@@ -64,6 +61,8 @@ class Machine:
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.accelerator = accelerator(self.config)
         self.device: torch.device = self.accelerator.device
+        self.precision = precision(self.config, self.device)
+        self.layout = memory_format(self.config, self.device)
         self.scaler: Any = self.accelerator.scaler
         self.main = rank() == 0
         self.progress: Progress = progress if progress is not None and self.main else Silent()
@@ -93,8 +92,7 @@ class Machine:
             for images, labels in on_device(batches, self.device, ahead=self.workers > 0):
                 if not len(images):
                     continue
-                with self.autocast():
-                    output = module(images if transform is None else transform(images))
+                output = self.answers(module, images if transform is None else transform(images))
                 scores = logits(output, len(images), "in evaluation").float()
                 loss = F.cross_entropy(scores, labels, reduction="sum")
                 right = (scores.argmax(1) == labels).sum()
@@ -105,6 +103,22 @@ class Machine:
                 distributed.all_reduce(sums)
         total, correct, seen = sums.tolist()
         return Evaluation(total / max(seen, 1), correct / max(seen, 1), int(seen))
+
+    def answers(self, module: nn.Module, images: torch.Tensor) -> Any:
+        """What a module in evaluation mode says of images; where it needs them contiguous, they are from now on."""
+        with self.autocast():
+            try:
+                return module(laid_out(images, self.layout))
+            except RuntimeError as error:
+                chosen = self.config.memory_format == "auto" and self.layout == torch.channels_last
+                if not chosen or "view" not in str(error):
+                    raise
+                self.layout = torch.contiguous_format
+                lay_out(module, self.layout)
+                output = module(images.contiguous())
+                self.say("The network's code takes images only where channels lie apart: engine.memory_format auto is "
+                         "contiguous here, which is slower; reshape in place of view would mend that.")  # fmt: skip
+                return output
 
     def steps(self, training: Training) -> int:
         """Optimiser steps of a stage; what a method wants to know as `steps`."""
@@ -151,7 +165,16 @@ class Machine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision in which layers compute."""
-        return nullcontext() if self.config.mixed_precision == "no" else self.accelerator.autocast()
+        return nullcontext() if self.precision == "fp32" else self.accelerator.autocast()
+
+    @property
+    def described(self) -> str:
+        """The device, in what it computes and how images lie there, for people."""
+        named = self.device.type
+        if named == "cuda":
+            named = f"cuda ({torch.cuda.get_device_name(self.device)})"
+        layout = "channels_last" if self.layout == torch.channels_last else "contiguous"
+        return f"{named}, {self.precision}, {layout}" + (", compiled" if self.config.compile else "")
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from secateur.methods.contract import Method
 from secateur.recipe import Training
 from secateur.training.averages import assign
 from secateur.training.checks import check_fit
+from secateur.training.devices import compiled, laid_out, lay_out
 from secateur.training.gradients import add_up, any_of, take_firsts
 from secateur.training.interface import Fitted
 from secateur.training.interrupts import Interrupts
@@ -51,6 +52,9 @@ class Stage(Standing):
     ) -> None:
         super().__init__(engine, name, module, training, method)
         self.teacher = teacher
+        self.network = compiled(module) if engine.config.compile and method is None else module
+        if engine.config.compile and method is not None:
+            engine.say(f"The network is not compiled in stage {name}: a method that is at work looks into it.")
         self.drop_last = engine.drops_last
         self.seed = derive(engine.seed, name)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -73,6 +77,7 @@ class Stage(Standing):
             finished = self.snapshots.resume()
             if finished is not None:
                 return finished
+            stack.callback(lay_out, self.module, torch.contiguous_format)
             self._began = self._saved = time.monotonic()
             self._before = self.position.seconds
             self.engine.progress.start_stage(self.name, self.training.epochs, self.steps, self.position.step)
@@ -93,7 +98,9 @@ class Stage(Standing):
             for images, labels in batches:
                 if not self._checked:
                     with preserved(self.device):
-                        check_fit(self.module, images, labels, self.engine.data.classes)
+                        check_fit(self.module, images, labels, self.engine.data.classes, self.engine.answers)
+                        self._taught(images[:2])  # the teacher must take images as they will lie
+                    lay_out(self.module, self.engine.layout, self.optimiser)
                     self._checked = True
                 rate = self._step(images, labels)
                 self._watch(began, first)
@@ -106,6 +113,7 @@ class Stage(Standing):
         speed = (self.tally.images - first) / max(time.monotonic() - began, 1e-9)
         if self.method is not None:
             self.method.after_epoch()
+            lay_out(self.module, self.engine.layout, self.optimiser)
         self._close_epoch(rate, speed)
 
     def _close_epoch(self, rate: float, speed: float) -> None:
@@ -171,6 +179,7 @@ class Stage(Standing):
         set_rate(self.optimiser, rate)
         whole = self._global_size(len(images))
         images, targets = self._mixed(images, labels)
+        images = laid_out(images, self.engine.layout)
         parts = min(self.engine.config.accumulate, max(whole // (2 * world()), 1))  # norms need two images
         self.optimiser.zero_grad(set_to_none=True)
         if parts == 1:
@@ -182,6 +191,7 @@ class Stage(Standing):
         self._update()
         if self.method is not None:
             self.method.after_step()
+            lay_out(self.module, self.engine.layout, self.optimiser)  # a method may have narrowed them
         if self.average is not None:
             self.average.update(position.step)
         position.step, position.batch = position.step + 1, position.batch + 1
@@ -221,14 +231,14 @@ class Stage(Standing):
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         with self.engine.autocast():
-            output = self.module(images)
+            output = self.network(images)
         return logits(output, len(images), "in training")
 
     def _taught(self, images: torch.Tensor) -> torch.Tensor | None:
         if self.teacher is None or not self.training.distill.weight:
             return None
-        with torch.no_grad(), self.engine.autocast():
-            return logits(self.teacher(images), len(images), "as teacher")
+        with torch.no_grad():
+            return logits(self.engine.answers(self.teacher, images), len(images), "as teacher")
 
     def _mixed(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Targets]:
         """The images and targets to train on; with mixup `images` is the whole batch, shared out here."""
