@@ -308,7 +308,18 @@ class LatencyConfig(Section):
 class EngineConfig(Section):
     """How the machine is used."""
 
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field(default="no", description="Numbers in which layers compute.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Numbers in which layers compute; auto: bf16 where the processor computes in it (AVX512-BF16, AMX, "
+        "GPUs), else fp32. Weights, statistics and the proof stay in fp32.",
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        default="auto",
+        description="How images lie in memory; auto: channels_last on a CPU and with fewer bits, if the network can.",
+    )
+    compile: bool = Field(
+        default=False, description="torch.compile the network in stages in which no method is at work."
+    )
     accumulate: int = Field(default=1, ge=1, description="Batches are computed in so many parts, to save memory.")
     checkpoint_minutes: float = Field(
         default=10.0, gt=0, description="A checkpoint is written this often, and every epoch."

@@ -20,7 +20,7 @@ train: {epochs: 2, lr: 0.05, warmup: 1}
 finetune: {epochs: 3, lr: 0.02, warmup: 2, momentum: 0.8}
 export: {onnx: false, pt2: false}
 latency: null
-engine: {device: cpu}
+engine: {device: cpu, precision: fp32}
 """
 
 

@@ -34,7 +34,7 @@ from secateur.training.checkpoints import Store
 from secateur.training.sync_norm import synchronised
 
 torch.set_num_threads(1)
-CONFIG = EngineConfig(device="cpu")
+CONFIG = EngineConfig(device="cpu", precision="fp32")
 
 
 def digits(folder: Path) -> None:

@@ -102,7 +102,7 @@ def _train(folder: Folder, recipe: Recipe, progress: Progress, command: str) -> 
     folder.sweep()
     folder.keep_data(digest_of(prepared.data))
     folder.rewind((_TRAIN, _DONE))
-    folder.begin_session(session(engine.device, command, prepared))
+    folder.begin_session(session(engine.described, command, prepared))
     if _TRAIN not in folder.stages:
         Stages(prepared, folder, engine).run(_TRAIN)
     network = prepared.network().model

@@ -119,7 +119,7 @@ def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: 
         told = (*prepared.notes, *folder.keep_data(digest_of(prepared.data)), *folder.rewind(prepared.stages))
         for sentence in told:
             engine.say(sentence)
-        folder.begin_session(session(engine.device, command, prepared))
+        folder.begin_session(session(engine.described, command, prepared))
         for sentence in changes(folder.sessions):
             engine.say(sentence, note=False)  # the report says it in any case
         if len(folder.sessions) == 1 and folder.main:

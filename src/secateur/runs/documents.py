@@ -55,15 +55,14 @@ def remaining(before: Cost, after: Cost) -> dict[str, float]:
     return {key: share(getattr(after, key), whole) for key, whole in before.as_dict().items()}
 
 
-def session(device: torch.device, command: str, prepared: Prepared) -> dict[str, Any]:
+def session(device: str, command: str, prepared: Prepared) -> dict[str, Any]:
     """When, where, with which versions and what method somebody works on a run."""
-    named = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
     return {
         "date": now(),
         "secateur": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "device": named,
+        "device": device,
         "threads": torch.get_num_threads(),
         "processes": world(),
         "method": prepared.row.name,

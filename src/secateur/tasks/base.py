@@ -6,7 +6,7 @@ The engine, evaluations, methods' calibration and reports go through this interf
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -71,7 +71,7 @@ class Task:
         """Samples of a data set become a batch; by default as PyTorch does it, tensor on tensor."""
         return default_collate(samples)
 
-    def answer(self, model: nn.Module, inputs: Any, targets: Any) -> Any:
+    def answer(self, model: Callable[..., Any], inputs: Any, targets: Any) -> Any:
         """What the model says in training mode; by default of the inputs alone."""
         args, keywords = as_call(inputs)
         return model(*args, **keywords)

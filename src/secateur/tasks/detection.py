@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +54,7 @@ class Detection(Task):
         images, targets = zip(*samples, strict=True)
         return list(images), list(targets)
 
-    def answer(self, model: nn.Module, inputs: Any, targets: Any) -> Any:
+    def answer(self, model: Callable[..., Any], inputs: Any, targets: Any) -> Any:
         """The losses of the training forward."""
         args, keywords = as_call(inputs)
         return model(*args, targets, **keywords)

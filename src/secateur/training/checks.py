@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,8 +20,16 @@ _IMAGES = 8  # enough to see the shape
 
 
 @torch.no_grad()
-def check_fit(module: nn.Module, inputs: Any, targets: Any, task: Task) -> None:
+def check_fit(
+    module: nn.Module,
+    inputs: Any,
+    targets: Any,
+    task: Task,
+    run: Callable[[nn.Module, Any, Callable[[Any], Any]], Any] | None = None,
+) -> None:
     """Run a few images through the model and see that it answers the task.
+
+    run: calls with the inputs as they lie in memory in training; without it they are taken as they are.
 
     Raises:
         DataError: images or targets are unusable. ModelError: the model does not run, or answers something else.
@@ -32,8 +41,12 @@ def check_fit(module: nn.Module, inputs: Any, targets: Any, task: Task) -> None:
         return
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
+
+    def judge(given: Any) -> tuple[torch.Tensor, Any]:
+        return task.judged(module, given, targets)
+
     try:
-        loss, _ = task.judged(module, inputs, targets)
+        loss, _ = run(module, inputs, judge) if run is not None else judge(inputs)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ModelError(f"The model does not run on images of {_shapes(inputs)}: {said(error)}.") from error
     finally:

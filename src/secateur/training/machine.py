@@ -5,6 +5,7 @@ What a stage of training needs of the engine; the engine itself (`engine.py`) ad
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +22,7 @@ from secateur.recipe import EngineConfig, Training
 from secateur.tasks import Evaluator, Task, create
 from secateur.training.board import Board
 from secateur.training.checkpoints import Store
-from secateur.training.devices import accelerator
+from secateur.training.devices import accelerator, laid_out, lay_out, memory_format, precision
 from secateur.training.interface import Data, Evaluation, Split
 from secateur.training.metrics import Metrics
 from secateur.training.prefetch import on_device
@@ -64,6 +65,8 @@ class Machine:
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.accelerator = accelerator(self.config)
         self.device: torch.device = self.accelerator.device
+        self.precision = precision(self.config, self.device)
+        self.layout = memory_format(self.config, self.device)
         self.scaler: Any = self.accelerator.scaler
         self.main = rank() == 0
         self.progress: Progress = progress if progress is not None and self.main else Silent()
@@ -93,10 +96,25 @@ class Machine:
                 if not self.task.samples(targets):
                     continue
                 shown = inputs if transform is None else map_tensors(inputs, transform)
-                with self.autocast():
-                    found.see(module, shown, targets)
+                self.in_layout(module, shown, functools.partial(_seen, found, module, targets))
             metrics = found.result()
         return Evaluation(metrics["loss"], metrics[self.task.headline], found.samples, metrics)
+
+    def in_layout(self, module: nn.Module, inputs: Any, call: Callable[[Any], Any]) -> Any:
+        """`call` of inputs as they lie in memory; contiguous from now on where its code needs that."""
+        with self.autocast():
+            try:
+                return call(laid_out(inputs, self.layout))
+            except RuntimeError as error:
+                chosen = self.config.memory_format == "auto" and self.layout == torch.channels_last
+                if not chosen or "view" not in str(error):
+                    raise
+                self.layout = torch.contiguous_format
+                lay_out(module, self.layout)
+                output = call(laid_out(inputs, self.layout))
+                self.say("The network's code takes images only where channels lie apart: engine.memory_format auto is "
+                         "contiguous here, which is slower; reshape in place of view would mend that.")  # fmt: skip
+                return output
 
     def steps(self, training: Training) -> int:
         """Optimiser steps of a stage; what a method wants to know as `steps`."""
@@ -143,7 +161,16 @@ class Machine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision in which layers compute."""
-        return nullcontext() if self.config.mixed_precision == "no" else self.accelerator.autocast()
+        return nullcontext() if self.precision == "fp32" else self.accelerator.autocast()
+
+    @property
+    def described(self) -> str:
+        """The device, in what it computes and how images lie there, for people."""
+        named = self.device.type
+        if named == "cuda":
+            named = f"cuda ({torch.cuda.get_device_name(self.device)})"
+        layout = "channels_last" if self.layout == torch.channels_last else "contiguous"
+        return f"{named}, {self.precision}, {layout}" + (", compiled" if self.config.compile else "")
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -182,3 +209,7 @@ def evaluating(module: nn.Module | None) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def _seen(found: Evaluator, module: nn.Module, targets: Any, inputs: Any) -> None:
+    found.see(module, inputs, targets)

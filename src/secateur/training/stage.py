@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from secateur._distributed import rank, world
-from secateur.batches import split_rows
+from secateur.batches import rows_of, split_rows
 from secateur.errors import DataError, Diverged
 from secateur.graph.modules import as_call
 from secateur.methods.contract import Method
 from secateur.recipe import Training
 from secateur.training.averages import assign
 from secateur.training.checks import check_fit
+from secateur.training.devices import compiled, laid_out, lay_out
 from secateur.training.gradients import add_up, any_of, take_firsts
 from secateur.training.interface import Fitted
 from secateur.training.interrupts import Interrupts
@@ -53,6 +54,9 @@ class Stage(Standing):
     ) -> None:
         super().__init__(engine, name, module, training, method)
         self.teacher = teacher
+        self.network = compiled(module) if engine.config.compile and method is None else module
+        if engine.config.compile and method is not None:
+            engine.say(f"The network is not compiled in stage {name}: a method that is at work looks into it.")
         self.drop_last = engine.drops_last
         self.seed = derive(engine.seed, name)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -76,6 +80,7 @@ class Stage(Standing):
             finished = self.snapshots.resume()
             if finished is not None:
                 return finished
+            stack.callback(lay_out, self.module, torch.contiguous_format)
             self._began = self._saved = time.monotonic()
             self._before = self.position.seconds
             self.engine.progress.start_stage(self.name, self.training.epochs, self.steps, self.position.step)
@@ -96,7 +101,9 @@ class Stage(Standing):
             for inputs, targets in batches:
                 if not self._checked:
                     with preserved(self.device):
-                        check_fit(self.module, inputs, targets, self.task)
+                        check_fit(self.module, inputs, targets, self.task, self.engine.in_layout)
+                        self._taught(rows_of(inputs, 0, 2))  # the teacher must take images as they will lie
+                    lay_out(self.module, self.engine.layout, self.optimiser)
                     self._checked = True
                 rate = self._step(inputs, targets)
                 self._watch(began, first)
@@ -109,6 +116,7 @@ class Stage(Standing):
         speed = (self.tally.images - first) / max(time.monotonic() - began, 1e-9)
         if self.method is not None:
             self.method.after_epoch()
+            lay_out(self.module, self.engine.layout, self.optimiser)
         self._close_epoch(rate, speed)
 
     def _close_epoch(self, rate: float, speed: float) -> None:
@@ -178,6 +186,7 @@ class Stage(Standing):
         own = self.task.samples(targets)
         whole = self._global_size(own)
         inputs, aims, own = self._mixed(inputs, targets, own)
+        inputs = laid_out(inputs, self.engine.layout)
         parts = min(self.engine.config.accumulate, max(whole // (2 * world()), 1))  # norms need two images
         self.optimiser.zero_grad(set_to_none=True)
         if parts == 1:
@@ -190,6 +199,7 @@ class Stage(Standing):
         self._update()
         if self.method is not None:
             self.method.after_step()
+            lay_out(self.module, self.engine.layout, self.optimiser)  # a method may have narrowed them
         if self.average is not None:
             self.average.update(position.step)
         position.step, position.batch = position.step + 1, position.batch + 1
@@ -201,7 +211,7 @@ class Stage(Standing):
         if self.method is not None:
             self.method.before_forward(targets.as_one(self.task, self.engine.data.classes, torch.float32))
         with self.engine.autocast():
-            answer = self.task.answer(self.module, inputs, targets.own)
+            answer = self.task.answer(self.network, inputs, targets.own)
         if samples and not self._answered:
             self.task.check(answer, targets.own)
             self._answered = True
@@ -239,9 +249,13 @@ class Stage(Standing):
     def _taught(self, inputs: Any) -> Any:
         if self.teacher is None or not self.training.distill.weight:
             return None
+        with torch.no_grad():
+            return self.engine.in_layout(self.teacher, inputs, self._teach)
+
+    def _teach(self, inputs: Any) -> Any:
+        assert self.teacher is not None
         args, keywords = as_call(inputs)
-        with torch.no_grad(), self.engine.autocast():
-            return self.teacher(*args, **keywords)
+        return self.teacher(*args, **keywords)
 
     def _mixed(self, inputs: Any, targets: Any, own: int) -> tuple[Any, Targets, int]:
         """Inputs, targets and how many samples to train on; with mixup `inputs` is the whole batch, shared out here."""

@@ -195,7 +195,7 @@ def test_settings_out_of_order_are_refused(settings: dict[str, Any]) -> None:
         toy(**settings)
 
 
-# ------------------------------------------------------------------------------------------------------------ the result
+# ----------------------------------------------------------------------------------------------------------- the result
 
 
 def test_the_folded_narrow_network_is_the_gated_one() -> None:
@@ -238,7 +238,7 @@ def test_gates_are_in_single_precision_under_autocast() -> None:
     assert opened.min() > 0
 
 
-# ------------------------------------------------------------------------------------------------- a task of the kind xor
+# ----------------------------------------------------------------------------------------------- a task of the kind xor
 
 
 def xor(strength: float, eps: list[float]) -> tuple[int, list[float], float]:

@@ -132,7 +132,7 @@ class DKP(Discriminating):
         """Choose the kernels of one layer, and fit it on them."""
         layer: Any = work.case.model.get_submodule(stop.layer)
         units = kernels_of(layer)
-        goal = Kernels(self._moments(work, stop), constant=self._has_constant(stop.layer))
+        goal = Kernels(self._moments(work, stop, anew=True), constant=self._has_constant(stop.layer))
         part = Part(stop.layer, layer, units, layer.weight.clone())
         selection = self._selection(work, [part], units.numel(), goal)
         selection.run(self._counts()[stop.layer], -(-units.numel() // self.settings.rounds))
