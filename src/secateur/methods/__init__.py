@@ -26,6 +26,7 @@ from secateur.methods import (
     feature_relevance,
     functionality,
     group_fisher,
+    metapruning,
     nap,
     pfp,
     plugins,
@@ -42,7 +43,7 @@ __all__ = [
 
 _ROOMS = (
     acp, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher,
-    nap, pfp, prunenet, baselines,
+    metapruning, nap, pfp, prunenet, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.
