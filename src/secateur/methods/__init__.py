@@ -31,6 +31,7 @@ from secateur.methods import (
     ghfp,
     group_fisher,
     itpruner,
+    metapruning,
     nap,
     pfp,
     plugins,
@@ -47,7 +48,7 @@ __all__ = [
 
 _ROOMS = (
     acp, adapruner, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, gdp, ghfp,
-    group_fisher, itpruner, nap, pfp, prunenet, baselines,
+    group_fisher, itpruner, metapruning, nap, pfp, prunenet, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.

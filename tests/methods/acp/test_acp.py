@@ -155,11 +155,11 @@ def searched(**options: Any) -> tuple[Acp, list[Any], list[tuple[Any, Any]]]:
 def test_a_candidate_inherits_rows_and_the_columns_of_the_layer_before() -> None:
     method, _, _ = searched()
     plan = method.plan()
-    narrow, wide = method._candidate(plan), method.model
+    narrow, wide = method._candidate(method.graph.cut(plan).model), method.model
     first = np.flatnonzero(plan.masks["first.0"])
     stem = np.flatnonzero(plan.masks["stem.0"])
     assert torch.equal(narrow.first[0].weight, wide.first[0].weight[first][:, stem])
-    whole = method._candidate(Plan({name: np.ones_like(mask) for name, mask in plan.masks.items()}))
+    whole = method._candidate(method.plain())
     with torch.no_grad():
         wide.stem[1].weight.mul_(3)
     assert float(whole.stem[1].weight.detach().max()) == 1  # norms begin anew
@@ -175,7 +175,7 @@ def test_the_result_has_widths_filters_and_weights_of_the_best_candidate() -> No
     assert [row["epochs"] for row in kept] == [1] * len(kept)
     small = method.finish()
     trials = Shown(batches, cross_entropy, method.model, 0)
-    trials._train(twin := method._candidate(method.plan()), 1, best["trial"])
+    trials._train(twin := method._candidate(method.graph.cut(method.plan()).model), 1, best["trial"])
     for (name, found), wanted in zip(small.state_dict().items(), twin.state_dict().values(), strict=True):
         assert torch.equal(found, wanted), name
     assert method.plan().provenance["trials"] == len(kept) <= 6

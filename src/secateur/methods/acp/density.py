@@ -40,7 +40,7 @@ def kinds(distances: FloatArray, eps: float) -> int:
     return int(labels.max() + 1 + (labels < 0).sum())
 
 
-def fitting_eps(fits: Callable[[float], bool], rounds: int = 30) -> float:
+def fitting_eps(fits: Callable[[float], bool], rounds: int = 20) -> float:
     """The least eps found by halving 0 .. 2 at which the widths fit; 2 where even those do not.
 
     fits: whether the widths at an eps are within the budget; once some are, those at a larger one must be.

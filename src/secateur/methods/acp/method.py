@@ -36,13 +36,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur._hints import few
 from secateur._protocols import FloatArray, IntArray
 from secateur.errors import BudgetError, ConfigError
-from secateur.graph import Group, SizeConflict
+from secateur.graph import Group
 from secateur.graph.channels import Seen
 from secateur.graph.modules import named_tensors
 from secateur.methods.acp.density import MeanMaps, cosine_distances, fitting_eps, kinds
 from secateur.methods.acp.swarm import fly
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.kit.aim import Aim
+from secateur.methods.kit.candidates import tried
 from secateur.methods.kit.widths import fitted_plan, fitted_widths
 from secateur.methods.trials import Trials
 from secateur.plan import Plan
@@ -168,15 +169,12 @@ class Acp(Method):
     def _tried(self, wanted: dict[str, float], widths: dict[str, int]) -> float:
         number = self._trials.number
         plan = fitted_plan(self.graph, self.budget, self.constraints, wanted, self._order(number))
-        try:
-            self.graph.cut(plan)
-        except SizeConflict:
+        epochs = self.settings.epochs if self.settings.fitness == "train" else 0
+        found = tried(self._trials, self.graph, plan, self._candidate, {"widths": widths}, epochs)
+        if found is None:
             self._bad += 1
             return -1.0
-        self._plans[number] = plan
-        epochs = self.settings.epochs if self.settings.fitness == "train" else 0
-        found = self._trials.accuracy(lambda: self._candidate(plan), {"widths": widths}, epochs=epochs)
-        self._numbers[number] = found
+        self._plans[number], self._numbers[number] = plan, found
         return found
 
     def _order(self, number: int) -> dict[str, FloatArray]:
@@ -186,9 +184,8 @@ class Acp(Method):
             return {group.name: draw.random(group.width) for group in self.graph.groups}
         return {group.name: _l1(self.model, group) for group in self.graph.groups}
 
-    def _candidate(self, plan: Plan) -> nn.Module:
-        """W'[out] = W[sel_out][:, sel_prev], with norms that begin anew, or are measured anew."""
-        network = self.graph.cut(plan).model
+    def _candidate(self, network: nn.Module) -> nn.Module:
+        """W'[out] = W[sel_out][:, sel_prev], as the cut leaves it; norms begin anew, or are measured anew."""
         if self.settings.fitness == "recalibrate":
             remeasure(network.eval(), self._trials.images(_IMAGES))
             return network
