@@ -22,7 +22,6 @@ from _small import recipe
 
 from secateur import methods, runs
 from secateur.errors import ConfigError
-from secateur.recipe import Recipe
 from secateur.runs.trials import Part, held_out
 from secateur.training import Silent
 
@@ -147,21 +146,40 @@ def test_a_part_of_a_split_gives_the_first_batches() -> None:
     assert Part(split, 5, 32).batch_count(32) == 1
 
 
+#: Searches that are killed by the system: the fast one always, those of the methods there are by `make long`.
+SEARCHES = {
+    "tiny_search": ("method=tiny_search",),
+    "acp": ("method={name: acp, particles: 3, cycles: 1}", "model=zoo:resnet8"),
+    "metapruning": (
+        "method={name: metapruning, hidden: 2, population: 3, mutants: 2, crossovers: 1, iterations: 2, images: 64}",
+        "model=zoo:resnet8",
+    ),
+}
+
+
+class Killed(Silent):
+    """Kills its process at the second trial."""
+
+    def trial(self, done: int, total: int | None, best: float) -> None:
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
-@pytest.mark.parametrize("name", ["tiny_search"])
-def test_kill_minus_nine_during_the_search(whole: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["tiny_search", *(pytest.param(name, marks=pytest.mark.long) for name in ("acp", "metapruning"))]
+)
+def test_kill_minus_nine_during_the_search(tmp_path: Path, name: str) -> None:
+    given = recipe(*OVERRIDES, *SEARCHES[name])
+    runs.start(given, tmp_path / "whole")
     folder = tmp_path / "run"
-
-    class Killed(Silent):
-        def trial(self, done: int, total: int | None, best: float) -> None:
-            if done == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-
     pid = os.fork()
     if pid == 0:
-        runs.start(Recipe.parse(recipe(*OVERRIDES).to_yaml()), folder, progress=Killed())
+        runs.start(given, folder, progress=Killed())
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     assert len(lines(folder)) == 3
     runs.resume(folder)
-    assert outcome(folder) == outcome(whole)
+    assert outcome(folder) == outcome(tmp_path / "whole")
+    asked = [json.dumps(row["about"]) for row in lines(folder)[1:]]
+    assert len(asked) == len(set(asked)) > 2
