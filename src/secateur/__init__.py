@@ -26,7 +26,7 @@ from secateur.graph import Cost, Graph, Group, Inputs, Member, Verification, fol
 from secateur.methods import score
 from secateur.plan import Plan
 from secateur.prune import Result, apply, prune
-from secateur.runtime import load
+from secateur.runtime import load, push_to_hub
 
 del _starting
 
@@ -35,5 +35,5 @@ __all__ = [
     "Graph", "Group", "InputError", "Inputs", "Member", "ModelError", "Plan", "PlanError", "Result", "RunError",
     "SecateurError",
     "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply",
-    "follow", "graph", "load", "methods", "models", "prune", "score", "trace",
+    "follow", "graph", "load", "methods", "models", "prune", "push_to_hub", "score", "trace",
 ]  # fmt: skip

@@ -49,7 +49,7 @@ def _top(
 
 
 _COMMANDS = (
-    running.run, running.demo, comparing.compare, folders.report, folders.verify, folders.export,
+    running.run, running.demo, comparing.compare, folders.report, folders.verify, folders.export, folders.push,
     surgery.inspect, surgery.prune, surgery.apply, latency.latency,
     lists.methods, lists.models, lists.repairs,
 )  # fmt: skip
