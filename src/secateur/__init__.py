@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from secateur.methods import score
     from secateur.plan import Plan
     from secateur.prune import Result, apply, prune
-    from secateur.runtime import load
+    from secateur.runtime import load, push_to_hub
 
 del _starting
 
@@ -45,7 +45,7 @@ __all__ = [
     "Graph", "Group", "InputError", "Inputs", "Member", "ModelError", "Plan", "PlanError", "Result", "RunError",
     "SecateurError",
     "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply",
-    "compress", "follow", "graph", "load", "methods", "models", "prune", "score", "sensitivity", "trace",
+    "compress", "follow", "graph", "load", "methods", "models", "prune", "push_to_hub", "score", "sensitivity", "trace",
 ]  # fmt: skip
 
 #: Where each name is made, as above for those who read types.
@@ -59,7 +59,7 @@ _MADE_IN = {
     "methods": "score",
     "plan": "Plan",
     "prune": "Result apply prune",
-    "runtime": "load",
+    "runtime": "load push_to_hub",
 }
 _HOME = {name: module for module, names in _MADE_IN.items() for name in names.split()}
 

@@ -88,7 +88,7 @@ class ModelConfig(Section):
     reference: str = Field(
         min_length=1,
         description="zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory, or the "
-        "folder of an earlier run or saved network, to prune it again.",
+        "folder of an earlier run or saved network, or hf:org/name on the Hub, to prune it again.",
     )
     arguments: dict[str, Any] = Field(
         default={}, description="Arguments of its factory; a zoo network takes classes and channels from the data."
@@ -110,7 +110,12 @@ class ModelConfig(Section):
     @property
     def begins_trained(self) -> bool:
         """Whether the network has trained weights to begin with; that of a folder has."""
-        return self.trained or self.weights is not None or Path(self.reference).is_dir()
+        return (
+            self.trained
+            or self.weights is not None
+            or self.reference.startswith("hf:")
+            or Path(self.reference).is_dir()
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -59,7 +59,7 @@ def _top(
 
 _COMMANDS = (
     running.run, running.demo, compressing.compress, comparing.compare, folders.report, folders.verify, folders.export,
-    surgery.inspect, surgery.prune, surgery.apply, compressing.sensitivity, latency.latency,
+    folders.push, surgery.inspect, surgery.prune, surgery.apply, compressing.sensitivity, latency.latency,
     lists.methods, lists.models, lists.repairs,
 )  # fmt: skip
 

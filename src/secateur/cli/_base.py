@@ -107,8 +107,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory, or the folder of "
-        "a run or a saved network.",
+        help="zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory, the folder of a "
+        "run or a saved network, or hf:org/name.",
     ),
 ]
 ModelArg = Annotated[

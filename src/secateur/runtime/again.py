@@ -13,7 +13,8 @@ from secateur._files import read_json, write_json
 from secateur._hints import choose
 from secateur.errors import RunError
 from secateur.runtime.export import EXPORTERS, export_model
-from secateur.runtime.folder import PLAN, RESULTS, WEIGHTS, Folder, describe_files, is_library, load
+from secateur.runtime.folder import PLAN, RESULTS, WEIGHTS, Folder, describe_files, is_library
+from secateur.runtime.loading import load
 
 _VERIFICATION = "verification.json"
 

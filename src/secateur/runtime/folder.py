@@ -1,8 +1,4 @@
-"""A narrow network in a folder: `plan.json` and `model.safetensors`, beside what else a run leaves there.
-
-network = secateur.load("runs/a")                      # the original class where it is known, else without its code
-network = secateur.load("runs/a", model=factory())     # the original class, narrowed
-"""
+"""A narrow network in a folder: `plan.json` and `model.safetensors`, beside what else a run leaves there."""
 
 from __future__ import annotations
 
@@ -20,9 +16,9 @@ from torch import nn
 
 from secateur import references
 from secateur._files import kind_of, read_json, said, shown
-from secateur.errors import ConfigError, InputError, ModelError, PlanError, RunError, SecateurError
+from secateur.errors import RunError, SecateurError
 from secateur.graph.modules import as_call, clone_module, map_tensors, unwrap
-from secateur.history import know, whole
+from secateur.history import whole
 from secateur.plan import Plan, kept_fingerprint
 from secateur.runtime import stored
 from secateur.runtime.archive import NotRun, read_archive
@@ -151,42 +147,6 @@ def _as(inputs: Any, model: nn.Module) -> Any:
     """Signature with numbers as precise as those of the model."""
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return map_tensors(inputs, lambda tensor: tensor.to(kind) if tensor.is_floating_point() else tensor)
-
-
-def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
-    """The narrow network of a run folder, in evaluation mode; nothing in the folder is executed or unpickled.
-
-    Where the original can be built from its reference (zoo:, torchvision: or timm:; Python code of one's own with
-    `trust`), it is narrowed by `plan.json` and given the weights of `model.safetensors`: the original class, which can
-    be trained, pruned again and saved. Otherwise the network is read from `model.pt2`, for inference only: its graph is
-    data there, and is run operator by operator (`runtime/program.py`); a warning says so. `torch.export.load` is not
-    used, because it unpickles what the file tells it to and evaluates the file's shape expressions as Python.
-
-    Args:
-        folder: what `secateur run` or `save_model` wrote.
-        model: a fresh network of the original architecture; a narrowed copy of it is returned, it stays as it is.
-        trust: import the Python file or module that the folder names, and call its factory; only for folders of one's
-            own, for a name in a foreign folder may be that of anything.
-
-    Raises:
-        RunError: a file is missing, damaged, foreign or of another run.
-    """
-    run = Folder.open(folder)
-    run.check_files([WEIGHTS, PLAN])
-    saved, plan = run.saved()
-    if model is not None:
-        return run.narrowed(model, saved, plan).model
-    if run.has(PT2):
-        run.check_files([PT2])
-    try:
-        original = run.original(saved, trust=trust)
-        cut = run.cut(original, saved, plan).model
-    except (ConfigError, ModelError, InputError, PlanError, NotTrusted) as why:
-        network = run.without_code(saved, why)
-        know(network, plan)
-        return network
-    saved.put_into(cut)
-    return cut.eval()
 
 
 class NotTrusted(RunError):

@@ -12,8 +12,10 @@ from secateur import references
 from secateur.errors import ConfigError, WeightsError
 from secateur.plan import Plan
 from secateur.references import Loaded
-from secateur.runtime.folder import PLAN, WEIGHTS, Folder, can_build, load
+from secateur.runtime.folder import PLAN, WEIGHTS, Folder, can_build
+from secateur.runtime.hub import fetch, is_on_hub
 from secateur.runtime.inputs import Signature
+from secateur.runtime.loading import load
 from secateur.runtime.stored import Stored
 from secateur.runtime.weights import read_weights
 from secateur.surgery import apply
@@ -56,14 +58,19 @@ def network(name: str, wish: Wish = Wish(), *, dense: str | None = None) -> Name
     """The network of a name.
 
     Args:
-        name: a reference (`secateur.references`), or a folder that `secateur run` or `save_model` wrote; then it is its
-            narrow network. dense: what the user calls its dense network; a folder whose reference is that very Python
-            file is narrowed from it.
+        name: a reference (`secateur.references`), or a folder that `secateur run` or `save_model` wrote, or hf:org/name
+            on the Hub; then it is its narrow network.
+        dense: what the user calls its dense network; a folder whose reference is that very Python file is narrowed
+            from it.
 
     Raises:
         SecateurError: one sentence; also where the wish does not fit a folder, which has all of that already.
     """
     path = Path(name)
+    if is_on_hub(name):
+        if wish.trust:
+            raise ConfigError(f"--trust is for folders of your own, and {name} is on the Hub: leave it out.")
+        return replace(_of_folder(str(fetch(name)), wish, None), reference=name)
     if name and path.is_dir():
         return _of_folder(name, wish, dense)
     if path.is_file() and path.suffix != ".py":
