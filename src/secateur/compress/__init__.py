@@ -23,8 +23,8 @@ from secateur.errors import ConfigError, InputError
 from secateur.latency import Watcher
 
 if TYPE_CHECKING:
+    from secateur.compress.groups import Sensitivity
     from secateur.compress.result import Compressed, Tried
-    from secateur.compress.sensitivity import Sensitivity
     from secateur.tasks import Task
 
 __all__ = ["Compressed", "Sensitivity", "Tried", "compress", "sensitivity"]
@@ -178,7 +178,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(result, name)
     if name == "Sensitivity":
-        from secateur.compress.sensitivity import Sensitivity
+        from secateur.compress.groups import Sensitivity
 
         return Sensitivity
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateur.compress.ground import Ground
+from secateur.compress.groups import Sensitivity, sensitivities
 from secateur.compress.held_out import source_of
 from secateur.compress.judging import Judge
 from secateur.compress.race import Race
@@ -16,7 +17,6 @@ from secateur.compress.record import Record
 from secateur.compress.refining import Refining
 from secateur.compress.request import Request
 from secateur.compress.result import Compressed
-from secateur.compress.sensitivity import Sensitivity, sensitivities
 from secateur.compress.story import Story
 from secateur.errors import ConfigError
 from secateur.graph.modules import unwrap
