@@ -66,6 +66,12 @@ def test_reads(spec: object, limits: dict[str, float]) -> None:
         ("latency=5ms@onnxruntime:images=2", ["images=2"]),
         ("latency=5ms@:batch=2", ["that of a runtime"]),
         ({"latency": 0.6}, ["names no runtime"]),
+        ("speedup=2", ["names no runtime", "speedup=2@onnxruntime"]),
+        ("speedup=0.5@pytorch", ["not a number above 1"]),
+        ("speedup=fast@pytorch", ["not a number above 1"]),
+        ("size=4", ["no unit", "4MB"]),
+        ("size=1B", ["holds no network"]),
+        ("size=4MB,params=2M", ["bounds params twice"]),
         ("speed=2", ["did you mean 'latency'"]),
         ("flops=0.5,flops=0.4", ["twice", "flops"]),
         ({"flops": True}, ["flops=True"]),
@@ -83,6 +89,22 @@ def test_refuses(spec: object, words: list[str]) -> None:
     for word in words:
         assert word in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "bounds"),
+    [
+        ("speedup=2@onnxruntime", "latency=0.5@onnxruntime"),
+        ("speedup=4x@openvino:batch=8,flops=0.5", "latency=0.25@openvino:batch=8,flops=0.5"),
+        ("size=4MB", "params=1M"),  # of four bytes each
+        ("size=4MiB", "params=1048576"),
+        ("size=2.5kB", "params=625"),
+        ("size=0.5", "params=0.5"),
+    ],
+)
+def test_words_people_use(words: str, bounds: str) -> None:
+    assert Budget.parse(words) == Budget.parse(bounds)
+    assert Budget.parse(str(Budget.parse(words))) == Budget.parse(bounds)
 
 
 @given(st.dictionaries(st.sampled_from(["flops", "params", "activations", "peak"]), st.floats(1e-9, 1e15), min_size=1))

@@ -23,7 +23,7 @@ from secateur.errors import ConfigError, InputError
 from secateur.latency import Watcher
 
 if TYPE_CHECKING:
-    from secateur.compress.by_group import Sensitivity
+    from secateur.compress.groups import Sensitivity
     from secateur.compress.result import Compressed, Tried
     from secateur.tasks import Task
 
@@ -178,7 +178,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(result, name)
     if name == "Sensitivity":
-        from secateur.compress.by_group import Sensitivity
+        from secateur.compress.groups import Sensitivity
 
         return Sensitivity
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

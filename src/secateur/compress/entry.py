@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from secateur.compress.by_group import Sensitivity, sensitivities
 from secateur.compress.ground import Ground
+from secateur.compress.groups import Sensitivity, sensitivities
 from secateur.compress.held_out import source_of
 from secateur.compress.judging import Judge
 from secateur.compress.race import Race

@@ -1,0 +1,95 @@
+"""`secateur compress` and `secateur sensitivity` as they are typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import secateur
+from secateur.cli import app
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(8, 2))
+
+def train():
+    torch.manual_seed(0)
+    return [(torch.randn(60, 1, 8, 8), torch.arange(60) % 2) for _ in range(4)]
+"""
+QUICK = ["--trials", "1", "--methods", "l1", "--epochs", "1", "--time", "none", "--align", "1"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    space: dict[str, object] = {}
+    exec(NET, space)
+    torch.manual_seed(0)
+    save_file(space["build"]().state_dict(), tmp_path / "mine.safetensors")  # type: ignore[operator]
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _run(*words: str) -> tuple[int, str]:
+    found = CliRunner().invoke(app, list(words))
+    return found.exit_code, found.output
+
+
+MODEL = ["net.py:build", "--input-size", "1x8x8", "--weights", "mine.safetensors"]
+
+
+def test_compress_leaves_a_folder_that_can_be_resumed_and_loaded(folder: Path) -> None:
+    code, said = _run("compress", *MODEL, "--data", "net.py:train", "--flops", "0.5", "--out", "c", *QUICK)
+    assert code == 0, said
+    assert "Chosen: l1" in said
+    names = {path.name for path in (folder / "c").iterdir()}
+    assert {"model.safetensors", "plan.json", "compress.json", "study.db", "request.json"} <= names
+    space: dict[str, object] = {}
+    exec(NET, space)
+    network = secateur.load("c", model=space["build"]())  # type: ignore[operator]
+    assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 2)
+    first = (folder / "c" / "model.safetensors").read_bytes()
+    code, said = _run("compress", "--resume", "c", "--json")
+    assert code == 0
+    assert json.loads(said)["format"] == "secateur.compress"
+    assert (folder / "c" / "model.safetensors").read_bytes() == first
+    code, said = _run("compress", *MODEL, "--data", "net.py:train", "--flops", "0.5", "--out", "c")
+    assert code == 2
+    assert "is there already" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compress"], "Neither MODEL nor --resume"),
+        (["compress", "net.py:build", "--resume", "c"], "both given"),
+        (["compress", "--resume", "nowhere"], "There is no search"),
+        (["compress", *MODEL, "--data", "net.py:train"], "Nothing says how small"),
+        (["compress", *MODEL, "--data", "net.py:test", "--flops", "0.5"], "no 'test'"),
+        (["compress", *MODEL, "--data", "nowhere", "--flops", "0.5"], "Unknown data set"),
+        (["compress", *MODEL, "--speedup", "0.5", "--runtime", "pytorch"], "not a number above 1"),
+        (["sensitivity", *MODEL, "--data", "net.py:train", "--shares", "half"], "not understood"),
+    ],
+)
+def test_refused_in_a_sentence(folder: Path, words: list[str], said: str) -> None:
+    code, output = _run(*words)
+    assert code == 2
+    assert said in " ".join(output.split())
+    assert output.count("error:") == 1
+
+
+def test_sensitivity_prints_a_table_and_ratios(folder: Path) -> None:
+    code, said = _run("sensitivity", *MODEL, "--data", "net.py:train", "--shares", "0.5", "--drop", "99", "--out", "s")
+    assert code == 0, said
+    assert "Accuracy with one group narrowed" in said
+    assert "--ratio 0=0.5 --ratio 2=0.5" in said
+    assert (folder / "s" / "sensitivity.json").is_file()

@@ -1,0 +1,76 @@
+"""What people ask for, in their words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import secateur
+from secateur.budget import Budget
+from secateur.compress.request import request, scaled, seconds_of, shares_of
+from secateur.graph import Cost
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), (2.5, 2.5), ("1.5h", 5400)])
+def test_times(text: Any, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-5s", "5 parsecs", 0, -1, float("nan"), True])
+def test_no_times(text: Any) -> None:
+    with pytest.raises(secateur.ConfigError, match="such as 30m"):
+        seconds_of(text)
+
+
+def test_a_speed_up_is_on_the_runtime_that_is_named() -> None:
+    asked = request(bounds={"speedup": 2}, runtime="pytorch")
+    assert str(asked.budget) == "latency=0.5@pytorch"
+    assert asked.fixed
+    assert asked.key == "latency"
+    assert asked.aligns == (1,)  # the budget's own block
+
+
+def test_a_latency_may_name_its_runtime_itself() -> None:
+    assert str(request(bounds={"latency": "5ms@openvino"}).budget) == "latency=5ms@openvino"
+    assert str(request(budget="speedup=4,params=0.5", runtime="pytorch").budget) == "latency=0.25@pytorch,params=0.5"
+
+
+def test_a_drop_alone_begins_at_half() -> None:
+    asked = request(max_drop=1)
+    assert str(asked.budget) == "flops=0.5"
+    assert not asked.fixed
+
+
+def test_the_request_is_plain_values() -> None:
+    assert request(bounds={"size": "4MB"}).as_json()["budget"] == "params=1000000.0"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "Nothing says how small"),
+        ({"bounds": {"flops": 0.5}, "budget": "params=0.5"}, "both given"),
+        ({"max_drop": -1}, "points of the metric"),
+        ({"bounds": {"flops": 0.5}, "trials": 0}, "trials is 0"),
+        ({"bounds": {"flops": 0.5}, "epochs": -1}, "epochs is -1"),
+        ({"bounds": {"flops": 0.5}, "methods": ["bwcp"]}, "acts while the network is trained"),
+        ({"bounds": {"flops": 0.5}, "methods": ["l3"]}, "did you mean"),
+        ({"bounds": {"flops": 0.5}, "repairs": ["least_square"]}, "did you mean"),
+        ({"bounds": {"flops": 0.5}, "runtime": "onnx"}, "did you mean"),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(secateur.SecateurError, match=said):
+        request(**given)
+
+
+def test_levels_lie_between_the_whole_network_and_the_budget() -> None:
+    budget = Budget.parse("flops=0.4,params=50")
+    shares = shares_of(budget, Cost(macs=1000, params=200, activations=1, peak_activations=1))
+    assert shares == {"flops": 0.4, "params": 0.25}
+    # share = 1 - level (1 - share of the budget)
+    half = dict(scaled(budget, shares, 0.5).bounds)
+    assert half == pytest.approx({"flops": 0.7, "params": 0.625})
+    beyond = dict(scaled(budget, shares, 1.5).bounds)
+    assert beyond == pytest.approx({"flops": 0.1, "params": 0.001})  # never nothing
