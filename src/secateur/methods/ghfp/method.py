@@ -54,6 +54,7 @@ from secateur.methods.ghfp.filters import Filters, event, floor_count, order
 from secateur.methods.ghfp.schedule import HardName, MemberName, PhasesName, RateName, Schedule
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.floors import keep_streams
+from secateur.methods.kit.holding import hold, stop_gradients
 from secateur.plan import Plan
 from secateur.repair.merging import difference, outputs
 from secateur.surgery import Result
@@ -111,16 +112,13 @@ class GHFP(Method):
 
     def after_backward(self) -> None:
         """Hard filters have no gradient."""
-        for tensor, mask in self._held:
-            if tensor.grad is not None:
-                tensor.grad.mul_(mask.to(tensor.device))
+        stop_gradients(self._held)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Hard filters are zero, whatever momentum and decay did."""
         super().after_step()
-        for tensor, mask in self._held:
-            tensor.mul_(mask.to(tensor.device))
+        hold(self._held)
 
     def after_epoch(self) -> None:
         """The event of this epoch; its part of the steps tells how many epochs there are."""
