@@ -104,7 +104,9 @@ class Plan:
         try:
             text = json.dumps(content, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise PlanError(f"The plan cannot be saved because its provenance or a form is not JSON: {error}.") from error
+            raise PlanError(
+                f"The plan cannot be saved because its provenance or a form is not JSON: {error}."
+            ) from error
         write_text(path, text + "\n", what="The plan", error=PlanError)
 
     @classmethod

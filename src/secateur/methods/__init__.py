@@ -29,6 +29,7 @@ from secateur.methods import (
     pfp,
     plugins,
     prunenet,
+    swp,
 )
 from secateur.methods.baselines import accumulate_gradients, score, scoring
 from secateur.methods.contract import Method, MethodRow, Settings
@@ -41,7 +42,7 @@ __all__ = [
 
 _ROOMS = (
     bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher, nap, pfp,
-    prunenet, baselines,
+    prunenet, swp, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.

@@ -20,6 +20,7 @@ from secateur.runs.folder import RECIPE
 from secateur.runs.preparing import Prepared
 from secateur.runtime import EXPORTERS, QUANTISERS, Exporter, Quantiser, open_exported
 from secateur.runtime.again import network_of, note, target_of
+from secateur.runtime.deploying import all_plain, deployment_note, for_format
 from secateur.runtime.export import Subject, export_subject
 from secateur.runtime.folder import Folder
 from secateur.runtime.inputs import batch_of
@@ -46,17 +47,25 @@ def write_exports(
     names: list[str] = []
     if not formats and not quantisers:
         return values, names
-    subject = Subject.of(narrow, prepared.network().inputs)
+    inputs = prepared.network().inputs
+    whole, plain = Subject.of(narrow, inputs), all_plain(narrow)
+    ordinary = whole if plain is narrow else Subject.of(plain, inputs)
     calibration = calibration_of(recipe, prepared.data)
     for row in (*formats, *quantisers):
         say(f"Writing {row.file}: {row.summary}.", note=False)
         key = f"int8.{row.name}" if isinstance(row, Quantiser) else row.name
         try:
             if isinstance(row, Quantiser):
-                found = _quantised(row, subject, folder / row.file, calibration, prepared.data.test)
+                found = _quantised(row, ordinary, folder / row.file, calibration, prepared.data.test)
                 values.setdefault("int8", {})[row.name] = found
+                if ordinary is not whole:
+                    say(f"In {row.file} all layers are computed plainly: quantisers know no other way.", note=True)
             else:
-                values[row.name] = export_subject(row.name, subject, folder / row.file)
+                network, forms = for_format(row.name, narrow, inputs)
+                subject = whole if network is narrow else Subject.of(network, inputs)
+                values[row.name] = {**export_subject(row.name, subject, folder / row.file), **forms}
+                if forms:
+                    say(deployment_note(row.file, forms["forms"]), note=True)
             names += row.files
         except SecateurError as error:
             for name in row.files:  # of an attempt before
@@ -128,7 +137,8 @@ def export_int8(
     network, inputs = network_of(run)
     target = target_of(run, row.file, path)
     data = open_data(recipe.data, recipe.seed)
-    found = _quantised(row, Subject.of(network, inputs), target, calibration_of(recipe, data), data.test)
+    subject = Subject.of(all_plain(network), inputs)
+    found = _quantised(row, subject, target, calibration_of(recipe, data), data.test)
     if path is None and run.results is not None:
         accuracy = (run.results.get("accuracy") or {}).get("final")
         note(run, row.files, ("int8", row.name), found, {**found, "float_accuracy": accuracy})
