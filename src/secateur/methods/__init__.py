@@ -36,6 +36,7 @@ from secateur.methods import (
     pfp,
     plugins,
     prunenet,
+    swp,
 )
 from secateur.methods.baselines import accumulate_gradients, score, scoring
 from secateur.methods.contract import Method, MethodRow, Settings
@@ -48,7 +49,7 @@ __all__ = [
 
 _ROOMS = (
     acp, adapruner, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, gdp, ghfp,
-    group_fisher, itpruner, metapruning, nap, pfp, prunenet, baselines,
+    group_fisher, itpruner, metapruning, nap, pfp, prunenet, swp, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.

@@ -20,6 +20,7 @@ from secateur.runs.folder import RECIPE
 from secateur.runs.preparing import Prepared
 from secateur.runtime import EXPORTERS, QUANTISERS, Exporter, Quantiser, open_exported
 from secateur.runtime.again import network_of, note, target_of
+from secateur.runtime.deploying import all_plain, deployment_note, for_format
 from secateur.runtime.export import Subject, export_subject
 from secateur.runtime.folder import Folder
 from secateur.runtime.inputs import batch_of
@@ -46,17 +47,25 @@ def write_exports(
     names: list[str] = []
     if not formats and not quantisers:
         return values, names
-    subject = Subject.of(narrow, prepared.network().inputs)
+    inputs = prepared.network().inputs
+    whole, plain = Subject.of(narrow, inputs), all_plain(narrow)
+    ordinary = whole if plain is narrow else Subject.of(plain, inputs)
     calibration = calibration_of(recipe, prepared.data)
     for row in (*formats, *quantisers):
         say(f"Writing {row.file}: {row.summary}.", note=False)
         key = f"int8.{row.name}" if isinstance(row, Quantiser) else row.name
         try:
             if isinstance(row, Quantiser):
-                found = _quantised(row, subject, folder / row.file, calibration, prepared.data.test, prepared.task)
+                found = _quantised(row, ordinary, folder / row.file, calibration, prepared.data.test, prepared.task)
                 values.setdefault("int8", {})[row.name] = found
+                if ordinary is not whole:
+                    say(f"In {row.file} all layers are computed plainly: quantisers know no other way.", note=True)
             else:
-                values[row.name] = export_subject(row.name, subject, folder / row.file)
+                network, forms = for_format(row.name, narrow, inputs)
+                subject = whole if network is narrow else Subject.of(network, inputs)
+                values[row.name] = {**export_subject(row.name, subject, folder / row.file), **forms}
+                if forms:
+                    say(deployment_note(row.file, forms["forms"]), note=True)
             names += row.files
         except SecateurError as error:
             for name in row.files:  # of an attempt before
@@ -130,7 +139,8 @@ def export_int8(
     target = target_of(run, row.file, path)
     task = create(recipe.task.name, **recipe.task.settings)
     data = open_data(recipe.data, recipe.seed, task)
-    found = _quantised(row, Subject.of(network, inputs), target, calibration_of(recipe, data), data.test, task)
+    subject = Subject.of(all_plain(network), inputs)
+    found = _quantised(row, subject, target, calibration_of(recipe, data), data.test, task)
     if path is None and run.results is not None:
         final = (run.results.get(task.headline) or {}).get("final")
         note(run, row.files, ("int8", row.name), found, {**found, f"float_{task.headline}": final})

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from secateur import runtime
 from secateur.testing._promises import require, require_finite
 from secateur.testing._snapshots import Snapshot, first_difference, same
-from secateur.testing._subject import RATE, STEPS, Moment, Subject, output, require_same_plan, train
+from secateur.testing._subject import RATE, STEPS, Moment, Subject, output, planned, require_same_plan, train
 
 #: How far the narrow network may be from the masked one, relative to the largest output.
 AGREEMENT = 1e-3
@@ -98,13 +98,13 @@ def finish_can_be_repeated(subject: Subject) -> None:
         subject.collect(each)
     before = Moment(method)
     first = method.finish()
-    plan = method.result.plan if method.result is not None else method.plan()
+    plan = method.result.plan if method.result is not None else planned(method)[0]
     before.require_unchanged("finish() changes")
     second = method.finish()
     require(second is not first, "finish() gives the same object twice")
     difference = first_difference(first, second)
     require(difference is None, f"finish() gives another network the second time: {difference}")
-    require_same_plan("finish() gives another plan the second time", plan, method.plan())
+    require_same_plan("finish() gives another plan the second time", plan, planned(method)[0])
     for each, optimiser in zip((method, other), optimisers, strict=True):
         train(each, batches[half:], optimiser)
     difference = first_difference(method, other)
