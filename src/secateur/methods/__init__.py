@@ -13,6 +13,7 @@ from secateur._hints import choose
 from secateur.errors import ConfigError
 from secateur.methods import (
     adapruner,
+    aofp,
     baselines,
     bwcp,
     cap,
@@ -42,7 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    adapruner, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher,
+    adapruner, aofp, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher,
     itpruner, nap, pfp, prunenet, baselines,
 )  # fmt: skip
 
