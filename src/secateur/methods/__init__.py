@@ -15,6 +15,7 @@ from secateur.errors import ConfigError
 from secateur.methods import (
     acp,
     adapruner,
+    aofp,
     baselines,
     bwcp,
     cap,
@@ -48,8 +49,8 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    acp, adapruner, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, gdp, ghfp,
-    group_fisher, itpruner, metapruning, nap, pfp, prunenet, swp, baselines,
+    acp, adapruner, aofp, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, gdp,
+    ghfp, group_fisher, itpruner, metapruning, nap, pfp, prunenet, swp, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.
