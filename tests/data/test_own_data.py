@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,10 @@ def pair():
     return Noisy(), Noisy(6)
 
 def joined():
-    return DataLoader(Noisy(), collate_fn=lambda samples: (torch.stack([x for x, _ in samples]) * 2, torch.zeros(len(samples), dtype=torch.long)))
+    def collate(samples):
+        return torch.stack([x for x, _ in samples]) * 2, torch.zeros(len(samples), dtype=torch.long)
+
+    return DataLoader(Noisy(), collate_fn=collate)
 
 def broken():
     found = Noisy()
@@ -168,6 +172,6 @@ def test_what_cannot_be_is_one_sentence(name: str, options: dict[str, Any], erro
 
 def test_a_sample_that_cannot_be_had_is_named() -> None:
     data = _open("broken")
+    every = itertools.chain(data.train.batches(4), data.validation.batches(4))
     with pytest.raises(DataError, match=r"Sample 19 of mine\.py:broken \(train\).*torn"):
-        for split in (data.train, data.validation):
-            list(split.batches(4))
+        list(every)

@@ -28,8 +28,8 @@ from secateur.methods import plug_in
 from secateur.recipe import Recipe
 from secateur.report.leaderboard import write_leaderboard
 from secateur.runs.preparing import prepare
-from secateur.training import Progress
 from secateur.tasks import shown
+from secateur.training import Progress
 
 __all__ = ["Cell", "Cluster", "Outcome", "compare"]
 

@@ -230,7 +230,10 @@ def circumstances(document: Document) -> list[tuple[str, str]]:
 
 
 def percents(spread: Mapping[str, Any] | None, digits: int = 2, *, alone: bool = False, scale: float = 100.0) -> str:
-    """A mean of fractions with its standard deviation: "58.51 ± 0.48"; `alone`: without it. scale: 1 if no fractions."""
+    """A mean of fractions with its standard deviation: "58.51 ± 0.48"; `alone`: without it.
+
+    scale: what figures are multiplied by; 1 where they are no fractions.
+    """
     if spread is None:
         return NONE
     mean = f"{scale * spread['mean']:.{digits}f}"
@@ -267,7 +270,8 @@ def _summary(document: Document) -> list[str]:
         means = [mean for mean in means_at(document, budget) if mean["label"] != WHOLE]
         best = means[0]
         unit = {"share": "%", "dB": " dB"}.get(task.unit, "")
-        final = f"{percents(best['values']['accuracy.final'], scale=_scale(document))}{unit} ({words.number_of(len(best['seeds']), 'seed')})"
+        seeds = words.number_of(len(best["seeds"]), "seed")
+        final = f"{percents(best['values']['accuracy.final'], scale=_scale(document))}{unit} ({seeds})"
         text = f"At {budget}, {best['label']} has the {which} mean{of}, {final}"
         said.append(f"{text}{_ties(document, budget, [mean['label'] for mean in means[1:]])}.")
     missing = len(document["failed"]) + len(document["missing"])
