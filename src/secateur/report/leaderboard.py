@@ -230,7 +230,10 @@ def circumstances(document: Document) -> list[tuple[str, str]]:
 
 
 def percents(spread: Mapping[str, Any] | None, digits: int = 2, *, alone: bool = False, scale: float = 100.0) -> str:
-    """A mean of fractions with its standard deviation: "58.51 ± 0.48"; `alone`: without it. scale: 1: as it is."""
+    """A mean of fractions with its standard deviation: "58.51 ± 0.48"; `alone`: without it.
+
+    scale: what figures are multiplied by; 1 where they are no fractions.
+    """
     if spread is None:
         return NONE
     mean = f"{scale * spread['mean']:.{digits}f}"
