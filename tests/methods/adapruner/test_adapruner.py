@@ -13,17 +13,17 @@ from torch.nn import functional as F
 from secateur.errors import BudgetError, ConfigError
 from secateur.graph import trace
 from secateur.graph.norms import sources
-from secateur.methods.adapruner.inheritance import gm, l1, l2, ranked
+from secateur.methods.adapruner.inheritance import absolute_sums, gm, norms, ranked
 from secateur.methods.adapruner.method import AdaPruner, AdaPrunerSettings, winner
-from secateur.methods.adapruner.ratios import Path, branches, importance, path_of, scales
+from secateur.methods.adapruner.ratios import Ratios, branches, mean_scales, path_of, scales
 from secateur.models import create
 from secateur.surgery import apply
 from secateur.testing.networks import NETWORKS
 
 
-def _path(full: list[int], values: list[float], floors: list[int] | None = None, **options: object) -> Path:
+def _path(full: list[int], values: list[float], floors: list[int] | None = None, **options: object) -> Ratios:
     least = floors or [1] * len(full)
-    return Path(np.array(values), np.array(full), np.array(least), **options)  # type: ignore[arg-type]
+    return Ratios(np.array(values), np.array(full), np.array(least), **options)  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------------------------------------------- the widths
@@ -31,17 +31,17 @@ def _path(full: list[int], values: list[float], floors: list[int] | None = None,
 
 def test_importance_is_a_mean_over_channels() -> None:
     """Scales (1, -1, 2) and (0, 0) in one block: 4 / 5."""
-    values, bare = importance({"a": [np.array([1.0, 1.0, 2.0])], "b": [np.zeros(2)], "c": []}, [0, 0, 2])
+    values, bare = mean_scales({"a": [np.array([1.0, 1.0, 2.0])], "b": [np.zeros(2)], "c": []}, [0, 0, 2])
     np.testing.assert_allclose(values, [0.8, 0.8, 0.8])
     assert bare == ["c"]
 
 
 def test_blocks_without_norms_get_the_mean_of_their_neighbours() -> None:
     rows = {"a": [np.full(2, 1.0)], "b": [], "c": [], "d": [np.full(3, 3.0)], "e": []}
-    values, bare = importance(rows, [0, 1, 2, 3, 4])
+    values, bare = mean_scales(rows, [0, 1, 2, 3, 4])
     assert values.tolist() == [1.0, 2.0, 2.0, 3.0, 3.0]
     assert bare == ["b", "c", "e"]
-    assert importance({"a": [], "b": []}, [0, 1])[0].tolist() == [1.0, 1.0]
+    assert mean_scales({"a": [], "b": []}, [0, 1])[0].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(("limit", "wanted"), [(12, (8, 4)), (15, (10, 5)), (18, (10, 8)), (20, (10, 10)), (3, (2, 1))])
@@ -182,8 +182,8 @@ def test_a_filter_that_others_resemble_goes_first() -> None:
     """Filters 0, 1 and 10: sums of distances 11, 10 and 19; l1 takes filter 0 first."""
     filters = torch.tensor([[0.0], [1.0], [10.0]], dtype=torch.float64)
     np.testing.assert_allclose(gm(filters), [11.0, 10.0, 19.0])
-    assert (gm(filters).argmin(), l1(filters).argmin()) == (1, 0)
-    np.testing.assert_allclose(l2(torch.tensor([[3.0, 4.0], [0.0, -2.0]])), [5.0, 2.0])
+    assert (gm(filters).argmin(), absolute_sums(filters).argmin()) == (1, 0)
+    np.testing.assert_allclose(norms(torch.tensor([[3.0, 4.0], [0.0, -2.0]])), [5.0, 2.0])
     many = torch.randn(9, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     np.testing.assert_allclose(gm(many), torch.cdist(many, many, compute_mode="donot_use_mm_for_euclid_dist").sum(1))
 

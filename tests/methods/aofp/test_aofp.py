@@ -16,7 +16,7 @@ from secateur.errors import ModelError
 from secateur.graph import trace
 from secateur.graph.norms import sources
 from secateur.methods.aofp.behind import behind, compared
-from secateur.methods.aofp.halving import decide, drawn, first_part
+from secateur.methods.aofp.halving import decide, drawn_half, first_part
 from secateur.methods.aofp.method import AOFP
 from secateur.testing._subject import train
 from secateur.testing.networks import NETWORKS
@@ -86,15 +86,15 @@ def test_odd_spaces_and_powers_of_two() -> None:
 def test_half_of_the_space_is_drawn(width: int, seed: int, step: int) -> None:
     """Exactly as many as asked, all of the space, and the same for the same key."""
     space = torch.from_numpy(np.random.default_rng(seed).random(width) < 0.7)
-    half = drawn(space, int(space.sum()) // 2, [seed, step, 0])
+    half = drawn_half(space, int(space.sum()) // 2, [seed, step, 0])
     assert int(half.sum()) == int(space.sum()) // 2
     assert not (half & ~space).any()
-    assert torch.equal(half, drawn(space, int(space.sum()) // 2, [seed, step, 0]))
+    assert torch.equal(half, drawn_half(space, int(space.sum()) // 2, [seed, step, 0]))
 
 
 def test_each_filter_is_drawn_in_half_of_the_steps() -> None:
     space = torch.ones(8, dtype=torch.bool)
-    counts = torch.stack([drawn(space, 4, [0, step, 0]) for step in range(400)]).float().mean(0)
+    counts = torch.stack([drawn_half(space, 4, [0, step, 0]) for step in range(400)]).float().mean(0)
     assert (counts - 0.5).abs().max() < 0.1
 
 
@@ -267,7 +267,7 @@ def test_decisions_of_a_training_follow_what_was_credited(monkeypatch: pytest.Mo
         mask[list(next(halves))] = True
         return mask
 
-    monkeypatch.setattr("secateur.methods.aofp.method.drawn", explicit)
+    monkeypatch.setattr("secateur.methods.aofp.method.drawn_half", explicit)
     damages = iter([0.75, 1.05, 0.75, 1.05])
     made.train()
     for images, _ in NETWORKS[0].batches(4):

@@ -34,7 +34,9 @@ def ranked(graph: Graph, rule: Rule, seed: int, known: Sources) -> dict[str, Flo
         elif gammas.get(group.name):
             found[group.name] = _summed(gammas[group.name], group.width)
         else:
-            found[group.name] = _summed([FILTERS.get(rule, l1)(w) for w in _filters(graph, group)], group.width)
+            found[group.name] = _summed(
+                [FILTERS.get(rule, absolute_sums)(w) for w in _filters(graph, group)], group.width
+            )
     return found
 
 
@@ -54,12 +56,12 @@ def _filters(graph: Graph, group: Group) -> list[torch.Tensor]:
     return found
 
 
-def l1(filters: torch.Tensor) -> FloatArray:
+def absolute_sums(filters: torch.Tensor) -> FloatArray:
     """Sums of absolute values of filters [width, weights]."""
     return np.asarray(filters.abs().sum(1).numpy())
 
 
-def l2(filters: torch.Tensor) -> FloatArray:
+def norms(filters: torch.Tensor) -> FloatArray:
     """Euclidean norms of filters [width, weights]."""
     return np.asarray(filters.norm(dim=1).numpy())
 
@@ -71,4 +73,4 @@ def gm(filters: torch.Tensor) -> FloatArray:
     return np.asarray((norms[:, None] + norms[None] - 2 * products).clamp_min(0.0).sqrt().sum(1).numpy())
 
 
-FILTERS: Mapping[str, Callable[[torch.Tensor], FloatArray]] = {"l1": l1, "l2": l2, "gm": gm}
+FILTERS: Mapping[str, Callable[[torch.Tensor], FloatArray]] = {"l1": absolute_sums, "l2": norms, "gm": gm}

@@ -35,7 +35,7 @@ from secateur.errors import ConfigError
 from secateur.graph.modules import as_call
 from secateur.graph.norms import sources
 from secateur.methods.adapruner.inheritance import Rule, ranked
-from secateur.methods.adapruner.ratios import Path, Shape, branches, path_of, scales
+from secateur.methods.adapruner.ratios import Ratios, Shape, branches, path_of, scales
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.kit.floors import keep_streams, leave
 from secateur.methods.kit.widths import fitted_plan
@@ -103,7 +103,7 @@ class AdaPruner(Method):
 
     # ------------------------------------------------------------------------------------------------------- widths
 
-    def path(self) -> tuple[Path, float]:
+    def path(self) -> tuple[Ratios, float]:
         """The widths for every tau, and the smallest tau within the budget."""
         s, groups = self.settings, self.graph.groups
         blocks = branches(self.graph) if s.blocks == "branch" else [*range(len(groups))]
@@ -122,7 +122,7 @@ class AdaPruner(Method):
 
         return path, path.smallest(fits)
 
-    def _plan_by(self, path: Path, tau: float, rule: Rule) -> Plan:
+    def _plan_by(self, path: Ratios, tau: float, rule: Rule) -> Plan:
         """The plan that keeps what one rule of inheritance ranks first."""
         wanted = {g.name: float(w) for g, w in zip(self.graph.groups, path.full * path.shares(tau), strict=True)}
         order = ranked(self.graph, rule, self.seed, self._known)
@@ -142,7 +142,7 @@ class AdaPruner(Method):
             self.chosen, self.judged = winner(self.settings.criteria, judge, by_accuracy=held.by_accuracy)
 
     def _judge(
-        self, held: HeldOut, shown: list[tuple[Any, Any]], loss: Loss, path: Path, tau: float
+        self, held: HeldOut, shown: list[tuple[Any, Any]], loss: Loss, path: Ratios, tau: float
     ) -> Callable[[Rule, bool], float]:
         """What gives a candidate's accuracy, or its loss."""
         cases: dict[Rule, Case] = {}

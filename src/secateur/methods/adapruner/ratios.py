@@ -81,7 +81,7 @@ def _branch(layer: str, streams: set[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Path:
+class Ratios:
     """All widths that one tau after the other gives.
 
     importance [groups]: I of the block each is in. above: share of each block's scales above a tau, for "threshold".
@@ -125,7 +125,7 @@ class Path:
         return high
 
 
-def importance(found: Mapping[str, Sequence[FloatArray]], blocks: Sequence[int]) -> tuple[FloatArray, list[str]]:
+def mean_scales(found: Mapping[str, Sequence[FloatArray]], blocks: Sequence[int]) -> tuple[FloatArray, list[str]]:
     """I [groups] of the block each group is in, and groups whose block has no norm: they get their neighbours' mean.
 
     found: of `scales`. blocks: the number of each group's block.
@@ -159,11 +159,11 @@ def path_of(
     floors: IntArray,
     shape: Shape = "linear",
     power: float = 1.0,
-) -> tuple[Path, list[str]]:
+) -> tuple[Ratios, list[str]]:
     """The path of groups of these scales, blocks, whole and least widths, and the groups whose block has no norm."""
-    values, bare = importance(found, blocks)
+    values, bare = mean_scales(found, blocks)
     inside: dict[int, list[FloatArray]] = {}
     for block, rows in zip(blocks, found.values(), strict=True):
         inside.setdefault(block, []).extend(rows)
     each = [np.concatenate(inside[block] or [values[k : k + 1]]) for k, block in enumerate(blocks)]
-    return Path(values, full, floors, shape, power, each), bare
+    return Ratios(values, full, floors, shape, power, each), bare

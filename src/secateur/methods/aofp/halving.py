@@ -33,7 +33,7 @@ class Decision:
     worst: float
 
 
-def drawn(space: torch.Tensor, count: int, key: list[int]) -> torch.Tensor:
+def drawn_half(space: torch.Tensor, count: int, key: list[int]) -> torch.Tensor:
     """D [width], `count` filters of the space [width, bool], the same whenever the key is; the device is not asked."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
     chance = torch.rand(len(space), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float()

@@ -44,7 +44,7 @@ from secateur.errors import ModelError
 from secateur.graph.norms import sources
 from secateur.graph.readers import readers
 from secateur.methods.aofp.behind import behind, compared
-from secateur.methods.aofp.halving import Decision, First, decide, drawn, first_part
+from secateur.methods.aofp.halving import Decision, First, decide, drawn_half, first_part
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.floors import keep_streams
@@ -217,7 +217,7 @@ class AOFP(Method):
     def _half(self, k: int) -> torch.Tensor:
         """D of a group in this step, for all micro-batches and processes the same."""
         if k not in self._drawn:
-            self._drawn[k] = drawn(self.space[self._spans[k]], self.sizes[k] // 2, [self.seed, self.step, k])
+            self._drawn[k] = drawn_half(self.space[self._spans[k]], self.sizes[k] // 2, [self.seed, self.step, k])
         return self._drawn[k]
 
     # ------------------------------------------------------------------------------------------------- decisions
