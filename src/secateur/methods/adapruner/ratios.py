@@ -113,8 +113,8 @@ class Ratios:
         """
         values = np.concatenate(self.scales) if self.shape == "threshold" else self.importance
         positive = values[values > 0]
-        low, high = float(positive.min(initial=1.0)), float(positive.max(initial=1e-300))
-        low = low / 2 if self.shape == "threshold" else min(low, high)
+        low, high = (float(positive.min()), float(positive.max())) if positive.size else (1.0, 1.0)
+        low = low / 2 if self.shape == "threshold" else low
         if fits(self.widths(low)):
             return low
         while not fits(self.widths(high)):
