@@ -226,8 +226,8 @@ class _Teller:
         if done.said is None:
             self._comparison.forget(cell)
             results = self._comparison.results(cell)
-            task = results["task"]
-            said = f"{task['headline']} {shown(results[task['headline']]['final'], task['unit'])}"
+            headline, unit = results["task"]["headline"], results["task"]["unit"]
+            said = f"{headline} {shown(results[headline]['final'], unit)}"
         else:
             self._comparison.failed(cell, done.said, done.details)
             self.failed.append(f"{cell.said}: {done.said}")
