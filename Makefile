@@ -51,7 +51,7 @@ pages: $(STAMP)  ## every generated page and table of the documentation, from th
 	$(BIN)/python docs/tables.py
 	$(BIN)/python benchmarks/tables.py
 
-fuzz: $(STAMP)  ## the property-based tests with 10,000 random networks instead of 1,200
+fuzz: $(STAMP)  ## the property-based tests with 10,000 random networks instead of 500
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m fuzz
 
 mutate: $(STAMP)  ## small faults in a copy of each method's code, or of METHOD=name: do its tests notice? minutes for each

@@ -18,7 +18,8 @@ import _record
 
 #: Of leaderboard.json; the files of the data stay behind, as names of files are this machine's.
 HEAD = (
-    "name", "recipe", "settings", "images", "dense", "calls", "bases", "methods", "means", "failed", "missing",
+    "name", "recipe", "settings", "images", "dense", "calls", "bases", "methods", "means", "paired",
+    "failed", "missing",
     "device", "threads", "torch", "python", "secateur",
 )  # fmt: skip
 ROW = (

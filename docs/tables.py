@@ -15,6 +15,7 @@ from secateur._settings import section, settings
 from secateur.methods import METHODS
 from secateur.recipe import Recipe, Training
 from secateur.repair import METHOD_OF, REPAIRS
+from secateur.tasks import TASKS, create
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
@@ -77,6 +78,37 @@ def every_method(_name: str) -> str:
     )
 
 
+def tasks(_name: str) -> str:
+    """One row a task."""
+    rows = []
+    for name, kind in TASKS.items():
+        task = create(name)
+        what = (kind.__doc__ or "").splitlines()[0].rstrip(".")
+        given = ", ".join(f"`{row.path}` {row.default}" for row in settings(kind.Config)) or "-"
+        rows.append((f"`{name}`", what, f"{task.headline}, {'higher' if task.higher_is_better else 'lower'}", given))
+    return table(("task", "answers, targets, metric", "headline, better", "settings"), rows)
+
+
+def served(_name: str) -> str:
+    """Methods by task."""
+    every = {name: create(name) for name in TASKS}
+    rows = [(f"`{row.name}`", *("-" if row.refusal(task) else "serves" for task in every.values())) for row in METHODS]
+    return table(("method", *(name.replace("_", " ") for name in every)), rows)
+
+
+def refusals(_name: str) -> str:
+    """What is said where a method does not serve a task."""
+    every = [create(name) for name in TASKS]
+    said = [(row.name, task.name, row.refusal(task)) for row in METHODS for task in every]
+    by_sentence: dict[tuple[str, str], list[str]] = {}
+    for method, task, sentence in said:
+        if sentence is not None:
+            why = sentence.removeprefix(f"The method {method} ").partition(":")[0]
+            by_sentence.setdefault((task, why), []).append(f"`{method}`")
+    rows = [(task.replace("_", " "), ", ".join(names), why) for (task, why), names in by_sentence.items()]
+    return table(("task", "refused by", "because it"), rows)
+
+
 def repairs(_name: str) -> str:
     """One row a repair."""
     rows = []
@@ -133,6 +165,9 @@ def example(name: str) -> str:
 TABLES: Mapping[str, Callable[[str], str]] = {
     "methods": methods,
     "every method": every_method,
+    "tasks": tasks,
+    "served": served,
+    "refusals": refusals,
     "repairs": repairs,
     "repair settings": repair_settings,
     "faster": faster,

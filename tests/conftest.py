@@ -36,6 +36,6 @@ def ctrl_c_is_heard() -> Iterator[None]:
 
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("test", max_examples=300, derandomize=True, **_COMMON)  # the same examples in every run
+settings.register_profile("test", max_examples=120, derandomize=True, **_COMMON)  # the same examples in every run
 settings.register_profile("fuzz", max_examples=2_500, print_blob=True, **_COMMON)  # in each of four families
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))

@@ -401,11 +401,15 @@ def test_weights_that_do_not_fit(folder: Path, change: Callable[[dict[str, torch
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.safetensors"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickles_are_refused_unread(folder: Path, name: str, zipped: bool) -> None:
-    torch.save(create("tiny").state_dict(), name, _use_new_zipfile_serialization=zipped)
-    said = refuse(*PRUNE, "--weights", name)
-    assert "pickle" in said
-    assert "safetensors.torch.save_file" in said
+def test_checkpoints_are_read_whatever_they_are_called(folder: Path, name: str, zipped: bool) -> None:
+    trained = create("tiny")
+    torch.save({"model": trained.state_dict()}, name, _use_new_zipfile_serialization=zipped)
+    said = succeed(*PRUNE, "--weights", name, "--save", "small")
+    assert "The weights are those under 'model' in the file." in " ".join(said.split())
+    network = secateur.load("small", trained)
+    assert torch.equal(network.fc.bias, trained.fc.bias)
+    torch.save({"model": trained}, name, _use_new_zipfile_serialization=zipped)
+    assert "can run code" in refuse(*PRUNE, "--weights", name)
 
 
 def test_a_plan_of_another_network(folder: Path) -> None:

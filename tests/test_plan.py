@@ -86,7 +86,7 @@ def test_equality() -> None:
 
 EDITS: dict[str, tuple[Any, list[str]]] = {
     "foreign": (lambda c: c.update(format="other"), ["not a plan"]),
-    "newer": (lambda c: c.update(version=2), ["version 2", "reads version 1"]),
+    "newer": (lambda c: c.update(version=3), ["version 3", "reads 1 and 2"]),
     "version as bool": (lambda c: c.update(version=True), ["version True"]),
     "key too many": (lambda c: c.update(extra=1), ["unknown key 'extra'"]),
     "key missing": (lambda c: c.pop("architecture"), ["lacks 'architecture'"]),

@@ -87,7 +87,7 @@ train: {epochs: 2, schedule: step, milestones: [0.3, 0.6], gamma: 0.2, warmup: 0
 finetune: {epochs: 1, optimiser: adamw, lr: 1e-3, distill: {weight: 0.5, temperature: 2}, ema: 0.99, select: best}
 export: {onnx: false, pt2: true}
 latency: null
-engine: {mixed_precision: no, accumulate: 2, device: cpu}
+engine: {precision: fp32, accumulate: 2, device: cpu}
 """
 
 
@@ -293,7 +293,7 @@ BAD = {
     "latency: {runtimes: [pytorch, pytorch]}": "each once",
     "export: [onnx]": "export is ['onnx']",
     "export: {onnx: 1}": "export.onnx is 1, but must be true or false",
-    "engine: {mixed_precision: fp8}": "one of no, fp16, bf16",
+    "engine: {precision: fp8}": "one of auto, fp32, bf16, fp16",
     "engine: {device: tpu}": "engine.device is 'tpu'",
     "finetune: {epochs: 3, distill: 0.5}": "finetune.distill is 0.5",
     "seed: 1\nseed: 2": "the key 'seed' occurs twice",

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,58 @@ def read_json(
         raise error(f"{what} {str(path)!r} is not valid JSON: {said(problem)}.") from problem
 
 
+def append_line(
+    path: str | os.PathLike[str], row: Any, *, what: str = "The file", error: type[SecateurError] = RunError
+) -> None:
+    """Add one line of strict JSON to a file, whole and durable; a file that is not there is made.
+
+    Raises:
+        error: it cannot be written; `what` begins the sentence.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("ab") as file:
+            file.write(_line(row).encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        raise error(f"{what} cannot be written to {str(path)!r}: {said(problem)}.") from problem
+
+
+def whole_lines(
+    path: str | os.PathLike[str], *, what: str = "The file", error: type[SecateurError] = RunError
+) -> list[dict[str, Any]]:
+    """The objects of a file that `append_line` wrote, up to a line that a crash tore; none where there is no file.
+
+    Raises:
+        error: it cannot be read; `what` begins the sentence.
+    """
+    target, found = Path(path), []
+    try:
+        text = target.read_bytes().decode(errors="replace") if target.exists() else ""
+    except OSError as problem:
+        raise error(f"{what} {str(path)!r} cannot be read: {said(problem)}.") from problem
+    for line in text.splitlines(keepends=True):
+        try:
+            row = parse_json(line) if line.endswith("\n") else None
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            break
+        found.append(row)
+    return found
+
+
+def keep_lines(
+    path: str | os.PathLike[str], rows: Iterable[Any], *, what: str = "The file", error: type[SecateurError] = RunError
+) -> None:
+    """Make these all that is in a file for `append_line`, unless they are; as `write_bytes` does."""
+    text = "".join(_line(row) for row in rows)
+    if not Path(path).is_file() or Path(path).read_bytes() != text.encode():
+        write_text(path, text, what=what, error=error)
+
+
 def parse_json(text: str) -> Any:
     """Parse strict JSON; ValueError or RecursionError for anything else."""
     return json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant, parse_float=_finite_float)
@@ -109,6 +162,10 @@ def shown(value: object) -> str:
 def said(problem: BaseException) -> str:
     """Return an exception's message on one line, without its full stop and addresses of objects."""
     return " ".join(_OBJECT.sub("", str(problem)).split()).rstrip(".")[:500] or type(problem).__name__
+
+
+def _line(row: Any) -> str:
+    return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

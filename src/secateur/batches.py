@@ -7,6 +7,7 @@ told by the example inputs: of `(a, b)` both are inputs of a network with two, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -115,7 +116,41 @@ def pair_of(batch: Any) -> tuple[Any, Any]:
             "A batch does not say what its inputs and its targets are: give pairs (inputs, target), or a task whose "
             "`batch` takes them out."
         )
-    return inputs, target
+    return _several(inputs), _several(target)
+
+
+def rows_of(value: Any, start: int | None, stop: int | None) -> Any:
+    """Some samples of a batch's inputs or targets.
+
+    Of a tensor its rows, of a list its items (one for each sample, as detectors have it); the parts of a tuple, of a
+    dict and of `Inputs` are taken one by one, and what is none of these stays.
+    """
+    if isinstance(value, torch.Tensor):
+        return value[start:stop] if value.dim() else value
+    if isinstance(value, list):
+        return value[start:stop]
+    if isinstance(value, tuple):
+        return tuple(rows_of(part, start, stop) for part in value)
+    if isinstance(value, Mapping):
+        return {name: rows_of(part, start, stop) for name, part in value.items()}
+    if isinstance(value, Inputs):
+        parts = rows_of((value.args, value.kwargs), start, stop)
+        return Inputs(*parts[0], **parts[1])
+    return value
+
+
+def split_rows(value: Any, samples: int, parts: int) -> list[Any]:
+    """`parts` pieces of a batch of so many samples, cut as `torch.tensor_split` cuts."""
+    small, more = divmod(samples, parts)
+    ends = [0]
+    for number in range(parts):
+        ends.append(ends[-1] + small + (number < more))
+    return [rows_of(value, start, stop) for start, stop in pairwise(ends)]
+
+
+def _several(value: Any) -> Any:
+    """What a DataLoader makes a list of tensors, one for each part of a sample, is a tuple."""
+    return tuple(value) if isinstance(value, list) and listed(value) else value
 
 
 def listed(value: Any) -> bool:

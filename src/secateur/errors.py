@@ -50,3 +50,7 @@ class DataError(SecateurError):
 
 class RunError(SecateurError):
     """A run's folder cannot be used: damaged, foreign, unfinished or in the way."""
+
+
+class Diverged(RunError):
+    """Training ended in numbers that are not finite."""

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from secateur._files import read_json, shown, write_text
+from secateur._files import parse_json, read_json, said, shown, write_text
 from secateur._protocols import BoolArray, GraphLike
 from secateur.errors import PlanError
+from secateur.forms import LayerForm, check_form
 
 FORMAT = "secateur.plan"
-VERSION = 1
+#: Plans with forms are of another version, which a release that would cut without them refuses.
+VERSION, WITH_FORMS = 1, 2
 _KEYS = {"format", "version", "architecture", "groups", "provenance"}
 #: A damaged file may claim any width; so many channels in all are beyond any network and still harmless to allocate.
 _MOST_CHANNELS = 1 << 24
@@ -29,11 +31,15 @@ _MOST_CHANNELS = 1 << 24
 
 @dataclass(eq=False)
 class Plan:
-    """The masks of all groups (bool, True = keep), how they were found, and the architecture they were made for."""
+    """The masks of all groups (bool, True = keep), how they were found, and the architecture they were made for.
+
+    forms: layers of the cut network that are computed another way (`secateur.forms`), by name.
+    """
 
     masks: dict[str, BoolArray]
     provenance: dict[str, Any] = field(default_factory=dict)
     architecture: str | None = None
+    forms: dict[str, LayerForm] = field(default_factory=dict)
 
     @classmethod
     def full(cls, graph: GraphLike) -> Plan:
@@ -47,12 +53,12 @@ class Plan:
         return {name: int(np.count_nonzero(mask)) for name, mask in self.masks.items()}
 
     def __eq__(self, other: object) -> bool:
-        """Two plans are equal when they keep the same channels of the same groups, however they were found."""
+        """Two plans are equal when they keep the same channels and have the same forms, however they were found."""
         if not isinstance(other, Plan):
             return NotImplemented
-        return self.masks.keys() == other.masks.keys() and all(
-            np.array_equal(mask, other.masks[name]) for name, mask in self.masks.items()
-        )
+        if self.forms != other.forms or self.masks.keys() != other.masks.keys():
+            return False
+        return all(np.array_equal(mask, other.masks[name]) for name, mask in self.masks.items())
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
@@ -81,24 +87,82 @@ class Plan:
                 "apply it to a fresh copy of the original, unpruned network."
             )
 
+    def then(self, later: Plan) -> Plan:
+        """Return the plan that does at once what this one does and then `later`, of the network that this one leaves.
+
+        Raises:
+            PlanError: `later` is of another network, or cuts what could not be cut in the first one.
+        """
+        masks = {name: mask.copy() for name, mask in self.masks.items()}
+        for name, mask in later.masks.items():
+            if name not in masks and not mask.all():
+                raise PlanError(
+                    f"The later plan cuts group {name!r}, which the first does not know: apply them in turn."
+                )
+            if name in masks and len(mask) != np.count_nonzero(masks[name]):
+                raise PlanError(
+                    f"The later plan expects {len(mask)} channels in group {name!r}, and the first leaves "
+                    f"{np.count_nonzero(masks[name])}: give plans of one network after the other."
+                )
+            if name in masks:
+                masks[name][np.flatnonzero(masks[name])] = mask
+        return Plan(masks, _joined(self.provenance, later.provenance, later), self.architecture)
+
+    def since(self, earlier: Plan) -> Plan:
+        """Return what this plan still does to the network that `earlier` leaves: `earlier.then(...)` is this plan.
+
+        Raises:
+            PlanError: this plan keeps what `earlier` has taken away, or they are of different networks.
+        """
+        if self.masks.keys() != earlier.masks.keys():
+            raise PlanError("The plans are of different networks: give two of one network.")
+        masks = {}
+        for name, mask in self.masks.items():
+            before = earlier.masks[name]
+            if len(mask) != len(before) or bool((mask & ~before).any()):
+                raise PlanError(f"The plan keeps channels of group {name!r} that are gone: give a plan made after it.")
+            masks[name] = mask[before]
+        last = self.provenance.get("last")
+        settled = last.get("settled", []) if isinstance(last, dict) else []
+        return Plan(masks, {**self.provenance, "settled": settled})
+
+    def ends_with(self, last: Plan) -> bool:
+        """Whether `last` is the last of the plans that were joined to this one."""
+        noted = self.provenance.get("last")
+        return isinstance(noted, dict) and noted.get("plan") == kept_fingerprint(last)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write strict JSON to `path`; a reader sees the old file or the new one, never half of it."""
+        write_text(path, self.text() + "\n", what="The plan", error=PlanError)
+
+    def text(self) -> str:
+        """The plan as strict JSON, as it stands in its file."""
         for name, mask in self.masks.items():
             _check_mask(name, mask)
         content = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": WITH_FORMS if self.forms else VERSION,
             "architecture": self.architecture,
             "groups": {
                 name: {"width": len(mask), "kept": np.flatnonzero(mask).tolist()} for name, mask in self.masks.items()
             },
             "provenance": self.provenance,
+            **({"forms": _form_rows(self)} if self.forms else {}),
         }
         try:
-            text = json.dumps(content, allow_nan=False)
+            return json.dumps(content, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise PlanError(f"The plan cannot be saved because its provenance is not JSON: {error}.") from error
-        write_text(path, text + "\n", what="The plan", error=PlanError)
+            raise PlanError(
+                f"The plan cannot be saved because its provenance or a form is not JSON: {error}."
+            ) from error
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Read what `text` gave; PlanError for anything else."""
+        try:
+            return _from_json(parse_json(text))
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"The plan is not valid JSON: {said(error)}.") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -118,9 +182,26 @@ def shapes_fingerprint(tensors: Mapping[str, Any]) -> str:
 
 
 def kept_fingerprint(plan: Plan) -> str:
-    """Return a hash of which channels of which groups stay."""
+    """Return a hash of which channels of which groups stay, and of the forms where there are any."""
     kept = {name: np.flatnonzero(mask).tolist() for name, mask in sorted(plan.masks.items())}
-    return "sha256:" + hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    said: object = [kept, dict(sorted(_form_rows(plan).items()))] if plan.forms else kept
+    return "sha256:" + hashlib.sha256(json.dumps(said, sort_keys=bool(plan.forms)).encode()).hexdigest()
+
+
+def _form_rows(plan: Plan) -> dict[str, Any]:
+    return {name: {"kind": form.kind, "data": dict(form.data)} for name, form in plan.forms.items()}
+
+
+def _joined(first: Mapping[str, Any], second: Mapping[str, Any], last: Plan) -> dict[str, Any]:
+    """How a plan of two was found: as the second, with the story of those before."""
+    story = {key: value for key, value in first.items() if key not in ("earlier", "last")}
+    settled = [*first.get("settled", ()), *(s for s in second.get("settled", ()) if s not in first.get("settled", ()))]
+    return {
+        **second,
+        **({"settled": settled} if settled else {}),
+        "earlier": [*first.get("earlier", ()), story],
+        "last": {"plan": kept_fingerprint(last), "settled": second.get("settled", [])},
+    }
 
 
 def _check_mask(name: str, mask: object) -> None:
@@ -137,14 +218,16 @@ def _from_json(content: object) -> Plan:
     """Build a plan from parsed JSON, trusting nothing."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise PlanError(f"This is not a plan: its 'format' is not {FORMAT!r}.")
-    if type(content.get("version")) is not int or content["version"] != VERSION:
-        raise PlanError(f"This plan has version {shown(content.get('version'))}: this release reads version {VERSION}.")
-    _check_keys(content, _KEYS, "The plan")
+    version = content.get("version")
+    if type(version) is not int or version not in (VERSION, WITH_FORMS):
+        raise PlanError(f"This plan has version {shown(version)}: this release reads {VERSION} and {WITH_FORMS}.")
+    _check_keys(content, _KEYS | ({"forms"} if version == WITH_FORMS else set()), "The plan")
     architecture, groups, provenance = content["architecture"], content["groups"], content["provenance"]
+    forms = content.get("forms", {})
     if architecture is not None and not isinstance(architecture, str):
         raise PlanError("The plan's 'architecture' is not a string: the file was damaged or edited.")
-    if not isinstance(groups, dict) or not isinstance(provenance, dict):
-        raise PlanError("The plan's 'groups' or 'provenance' is not an object: the file was damaged or edited.")
+    if not isinstance(groups, dict) or not isinstance(provenance, dict) or not isinstance(forms, dict):
+        raise PlanError("The plan's 'groups', 'provenance' or 'forms' is no object: the file was damaged or edited.")
     total = 0
     for name, row in groups.items():
         total += _check_row(name, row)
@@ -152,7 +235,8 @@ def _from_json(content: object) -> Plan:
             raise PlanError(
                 f"The plan claims more than {_MOST_CHANNELS} channels at group {shown(name)}: the file was damaged."
             )
-    return Plan({name: _mask(row) for name, row in groups.items()}, provenance, architecture)
+    masks = {name: _mask(row) for name, row in groups.items()}
+    return Plan(masks, provenance, architecture, {name: check_form(name, row) for name, row in forms.items()})
 
 
 def _check_row(name: str, row: object) -> int:

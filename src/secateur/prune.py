@@ -17,12 +17,14 @@ from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph, trace
 from secateur.graph.modules import clone_module, named_tensors
+from secateur.history import carry
 from secateur.latency import Watcher, align_of, price
 from secateur.methods import Method, MethodRow, method, row_of
 from secateur.methods.baselines import OneShot, accumulate_gradients
 from secateur.plan import Plan
 from secateur.repair import Repair, mend, repairs
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember, settled_plan
+from secateur.tasks import Task, create
 
 __all__ = ["Result", "apply", "prune"]
 
@@ -36,6 +38,7 @@ def prune(
     method: str | MethodRow | type[Method] | Callable[[Graph], Mapping[str, Any]] = "l1",
     budget: str | Mapping[str, float | str] | Budget | None = None,
     data: Iterable[Any] | None = None,
+    task: str | Task | None = None,
     loss: Loss | None = None,
     repair: str | Repair | Iterable[str | Repair] = (),
     allocator: str | None = None,
@@ -64,7 +67,8 @@ def prune(
         data: batches for methods and repairs that learn from images, in any form that `secateur.batches.Batches`
             reads: a DataLoader, pairs (inputs, target), bare inputs, dicts. Labels are asked for where they are looked
             at only.
-        loss: loss(output, target), for methods that look at it; cross entropy if not given.
+        task: what the network is for, a name of `secateur.tasks.TASKS` or a `Task`: methods get its loss, and those
+            that cannot serve it are refused. loss: loss(output, target) in its place; neither: cross entropy.
         repair: names of `secateur repairs`, or such objects: what is done to the surviving weights.
         allocator: "global", "uniform", "per_cost" or "ratios" (with `ratios`: {layer pattern: share removed}, which
             alone asks for it, too). normalise: how scores become comparable between groups; None: as the method has it.
@@ -81,6 +85,10 @@ def prune(
         SecateurError: one sentence that names the cause and the remedy; `model` is then as it was.
     """
     row = _row(method, settings)
+    wanted = create(task) if task is not None else None
+    if wanted is not None:
+        row.check_task(wanted, example_inputs)
+        loss = loss or wanted.loss
     mending = repairs(repair)
     _check_data(row, mending, data)
     patterns = tuple([ignore] if isinstance(ignore, str) else ignore)
@@ -210,6 +218,8 @@ def _scored(
     if inplace and verify:  # only now that everything has worked out
         made = graph.cut(plan, inplace=True)
     settled = tuple(str(conflict) for conflict in graph.settled)
+    if (remark := carry(graph.model, made.model, plan)) is not None:
+        notes = (*notes, remark)
     return Result(made.model, plan, before, after, proof, graph, made, settled, notes)
 
 
@@ -234,6 +244,7 @@ def _mended(
         for name, tensor in graph.tensors().items():
             tensor.copy_(repaired[name])
     made = graph.cut(plan, inplace=True)
+    carry(graph.model, made.model, plan)
     return replace(result, model=made.model, cut=made)
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from secateur import _yaml
+from secateur._hints import nearest
 from secateur._settings import Section, shown, validated
 from secateur.allocate.presets import AUTO, PRESETS
 from secateur.budget import Budget
@@ -55,6 +56,19 @@ def _aligned(value: Any) -> Any:
     return value
 
 
+#: Names of data sets; `secateur.data.DATASETS` has a row for each.
+DATA = ("digits", "cifar10", "cifar100", "fashion_mnist", "folder", "npz", "hf", "webdataset")
+
+
+def _data_set(name: str) -> str:
+    """A name of `DATA`, or an import path."""
+    if name in DATA or ":" in name:
+        return name
+    close = nearest(name, DATA)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"{shown(name)} is no data set: {hint}Choose one of {', '.join(DATA)}, or file.py:build")
+
+
 def _several(value: Any) -> Any:
     """One section, or the word that stands for it, where a list of them is asked for is a list of one."""
     return (value,) if isinstance(value, str | Mapping) else _fixed(value)
@@ -72,15 +86,36 @@ class ModelConfig(Section):
     """Which network; a reference alone may stand for the whole section."""
 
     reference: str = Field(
-        min_length=1, description="zoo:NAME, torchvision:NAME, timm:NAME or path/to/file.py:factory."
+        min_length=1,
+        description="zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory, or the "
+        "folder of an earlier run or saved network, or hf:org/name on the Hub, to prune it again.",
     )
     arguments: dict[str, Any] = Field(
         default={}, description="Arguments of its factory; a zoo network takes classes and channels from the data."
     )
-    weights: str | None = Field(default=None, description="A safetensors file with the weights to start from.")
+    weights: str | None = Field(
+        default=None, description="A checkpoint with the weights to start from (.pth, .pt, .ckpt, .safetensors)."
+    )
+    ema: bool = Field(default=False, description="Take the moving average of the weights that the checkpoint holds.")
+    trained: bool = Field(
+        default=False, description="Whether the factory itself returns trained weights, so that train may be left out."
+    )
+    trust: bool = Field(
+        default=False, description="Whether the Python code may be imported that a folder given as reference names."
+    )
     input_size: Size | None = Field(
         default=None, description="[channels, height, width] of an image; null: the data's."
     )
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the network has trained weights to begin with; that of a folder has."""
+        return (
+            self.trained
+            or self.weights is not None
+            or self.reference.startswith("hf:")
+            or Path(self.reference).is_dir()
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -91,8 +126,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Which images; a name alone may stand for the whole section."""
 
-    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "folder", "npz", "hf", "webdataset"] = Field(
-        description="The data set, or the form in which it lies at `path`."
+    name: Annotated[str, AfterValidator(_data_set)] = Field(
+        description="The data set, or the form in which it lies at `path`: digits, cifar10, cifar100, fashion_mnist, "
+        "folder, npz, hf, webdataset; or an import path to data of your own: mypkg.data:build, file.py:build."
     )
     path: str | None = Field(default=None, description="File or folder with the data; digits needs none.")
     train_images: int | None = Field(
@@ -133,6 +169,17 @@ class MethodConfig(Section):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+
+class TaskConfig(MethodConfig):
+    """What the network is for, and its settings; a name alone may stand for the section."""
+
+    name: str = Field(
+        default="classification",
+        min_length=1,
+        description="classification, multilabel, binary, regression, segmentation, detection, super_resolution, "
+        "metric_learning, or a task of your own: mypkg.tasks:Mine, file.py:Mine.",
+    )
 
 
 class RepairConfig(MethodConfig):
@@ -217,6 +264,22 @@ class Training(Section):
                 raise ValueError(f"{key} does nothing with {switch} {chosen}: leave it out, or set {switch}: {needed}")
 
 
+class SearchConfig(Section):
+    """How methods that search train and measure a network they try."""
+
+    images: int | None = Field(
+        default=2048,
+        ge=1,
+        description="Images in an epoch of a trial's training, and held-out images it is measured on, at most; null: "
+        "all.",
+    )
+    epochs: int | None = Field(
+        default=None, ge=1, description="Of a trial's training, where it is trained; null: as the method has it."
+    )
+    lr: float = Field(default=0.05, gt=0, description="Learning rate of a trial's training, constant.")
+    batch: int = Field(default=64, ge=2, le=1_000_000, description="Images a step of a trial's training.")
+
+
 class ExportConfig(Section):
     """Which files others can run."""
 
@@ -250,7 +313,18 @@ class LatencyConfig(Section):
 class EngineConfig(Section):
     """How the machine is used."""
 
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field(default="no", description="Numbers in which layers compute.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Numbers in which layers compute; auto: bf16 where the processor computes in it (AVX512-BF16, AMX, "
+        "GPUs), else fp32. Weights, statistics and the proof stay in fp32.",
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        default="auto",
+        description="How images lie in memory; auto: channels_last on a CPU and with fewer bits, if the network can.",
+    )
+    compile: bool = Field(
+        default=False, description="torch.compile the network in stages in which no method is at work."
+    )
     accumulate: int = Field(default=1, ge=1, description="Batches are computed in so many parts, to save memory.")
     checkpoint_minutes: float = Field(
         default=10.0, gt=0, description="A checkpoint is written this often, and every epoch."
@@ -272,6 +346,7 @@ class Recipe(Section):
     )
     model: ModelConfig = Field(description="Which network.")
     data: DataConfig = Field(description="Which images.")
+    task: TaskConfig = Field(default=TaskConfig(), description="What the network is for; see docs/tasks.md.")
     method: MethodConfig = Field(description="How channels are chosen.")
     plugins: Words = Field(
         default=(),
@@ -303,6 +378,9 @@ class Recipe(Section):
         "one for a method that acts before training.",
     )
     finetune: Training | None = Field(default=None, description="Training of the narrow network; null: none.")
+    search: SearchConfig = Field(
+        default=SearchConfig(), description="How networks are tried, by methods that search such as acp."
+    )
     export: ExportConfig = Field(default=ExportConfig(), description="Which files others can run.")
     latency: LatencyConfig | None = Field(
         default=LatencyConfig(), description="How speed is compared; null: not at all."
@@ -312,9 +390,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         """What no method could make sense of."""
-        if self.train is None and self.model.weights is None:
+        if self.train is None and not self.model.begins_trained:
             raise ValueError(
-                "train is missing and model.weights names no trained network: give train, such as train: {epochs: 10}"
+                "train is missing and model.weights names no trained network: give train, such as train: {epochs: 10}, "
+                "or model.trained: true where the factory returns trained weights"
             )
         for name in ("pretrain", "train"):
             stage: Training | None = getattr(self, name)
@@ -365,7 +444,12 @@ class Recipe(Section):
 
 #: The stages of a recipe that train.
 TRAINING = ("pretrain", "train", "finetune")
-_SHORT = {"model": "reference", "data": "name", "method": "name"}  # sections that one word may stand for
+_SHORT = {
+    "model": "reference",
+    "data": "name",
+    "method": "name",
+    "task": "name",
+}  # sections that one word may stand for
 
 
 def _overridden(data: Mapping[str, Any], override: str) -> dict[str, Any]:

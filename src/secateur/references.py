@@ -1,4 +1,5 @@
-"""Model references: from `zoo:NAME`, `torchvision:NAME`, `timm:NAME` or `path/to/file.py:factory` to a module."""
+"""Model references: from `zoo:NAME`, `torchvision:NAME`, `timm:NAME`, `path/to/file.py:factory` or
+`package.module:factory` to a module."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,19 +22,20 @@ from secateur._hints import nearest
 from secateur.errors import ConfigError, InputError, ModelError, SecateurError
 from secateur.models import MODELS, create
 
-_FORMS = "zoo:NAME, torchvision:NAME, timm:NAME or path/to/file.py:factory"
+_FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory"
 _MOST_ELEMENTS = 1 << 30  # an example input beyond this is a slip of the keyboard, and would fill the memory
 _VIDEO, _FLOW = (3, 16, 112, 112), (3, 128, 128)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, the inputs it is traced with, and what it was called."""
+    """A model, the inputs it is traced with, what it was called, and with which arguments its factory was."""
 
     reference: str
     model: nn.Module
     inputs: Any
     shapes: tuple[tuple[int, ...], ...]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(
@@ -42,6 +44,7 @@ def load(
     arguments: Sequence[str] | Mapping[str, Any] = (),
     input_size: str | None = None,
     input_shapes: Sequence[str | Sequence[int]] = (),
+    inputs: Any = None,
     seed: int = 0,
 ) -> Loaded:
     """Build the model a reference names, with random weights made from `seed`, and example inputs for it.
@@ -49,7 +52,7 @@ def load(
     Args:
         reference: see the module's title. arguments: for the factory, a mapping or texts "key=value".
         input_size: one image without its batch, "3x224x224". input_shapes: whole shapes, "1,3,224,224" or a list of
-            numbers, one an input.
+            numbers, one an input. inputs: example inputs that are known, in place of any of these.
 
     Raises:
         SecateurError: one sentence, also for whatever the user's own file raises.
@@ -57,20 +60,22 @@ def load(
     if input_size is not None and input_shapes:
         raise ConfigError("--input-size and --input-shape are both given: use one of them.")
     shapes = _shapes(input_size, input_shapes)
-    keywords = dict(arguments) if isinstance(arguments, Mapping) else keywords_of(arguments)
+    given = keywords_of(arguments)
     source, _, name = reference.rpartition(":")
     if not source or not name:
         raise ConfigError(f"The model {reference!r} is not understood: {_suggestion(reference)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source in _LIBRARIES:
-            model, default = _LIBRARIES[source](name, keywords)
+            model, default = _LIBRARIES[source](name, given)
         elif source.endswith(".py"):
-            model, default = _from_file(Path(source), name, keywords)
+            model, default = _from_module(_of_file(Path(source)), Path(source), name, given)
         else:
-            raise ConfigError(f"The model {reference!r} is not understood: {_suggestion(reference)}")
-        inputs = default() if shapes is None else _noise(shapes, model)
-    return Loaded(reference, model, inputs, tuple(tuple(t.shape) for t in _tensors(inputs)))
+            module = _of_package(source, reference)
+            model, default = _from_module(module, Path(module.__file__ or source), name, given)
+        if inputs is None:
+            inputs = default() if shapes is None else _noise(shapes, model)
+    return Loaded(reference, model, inputs, tuple(tuple(t.shape) for t in _tensors(inputs)), given)
 
 
 Default = Callable[[], Any]
@@ -126,10 +131,12 @@ _LIBRARIES: Mapping[str, Callable[[str, Mapping[str, Any]], tuple[nn.Module, Def
 }
 
 
-def _from_file(path: Path, name: str, keywords: Mapping[str, Any]) -> tuple[nn.Module, Default]:
-    module = _import(path)
-    value = getattr(module, name, None)
+def _from_module(module: ModuleType, path: Path, name: str, keywords: Mapping[str, Any]) -> tuple[nn.Module, Default]:
+    """What a module of the user calls `name`, also inside a class: a factory, a class of networks or a network."""
     reference = f"{path}:{name}"
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
     if value is None:
         raise ConfigError(f"{path} defines no {name!r}: {_near(name, _callables(module))}")
     if isinstance(value, nn.Module):
@@ -153,25 +160,60 @@ def _from_file(path: Path, name: str, keywords: Mapping[str, Any]) -> tuple[nn.M
     return model, default
 
 
-def _import(path: Path) -> ModuleType:
-    """Run the file as a module of its own; files beside it can be imported as from a script."""
+def _of_file(path: Path) -> ModuleType:
+    """Run the file as a module of its own; files beside it can be imported as from a script.
+
+    A file of a package is imported as its module, so that imports relative to the package work.
+    """
     if not path.is_file():
         raise ConfigError(f"There is no file {str(path)!r}: give the path of a Python file, then ':' and a factory.")
+    folder, parts = path.resolve().parent, [path.stem]
+    while (folder / "__init__.py").is_file():
+        folder, parts = folder.parent, [folder.name, *parts]
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    if len(parts) > 1:
+        name = ".".join(parts[:-1] if path.stem == "__init__" else parts)
+        module = _imported(lambda: importlib.import_module(name), path)
+        if module.__file__ is None or Path(module.__file__).resolve() != path.resolve():
+            raise ConfigError(f"{path} would be imported as {name}, which is {module.__file__}: rename its package.")
+        return module
     spec = importlib.util.spec_from_file_location(f"_secateur_model_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} cannot be imported as Python: rename it to end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    module, loader = importlib.util.module_from_spec(spec), spec.loader
     sys.modules[spec.name] = module  # dataclasses and deepcopy look their module up
+    _imported(lambda: loader.exec_module(module), path)
+    return module
+
+
+def _of_package(source: str, reference: str) -> ModuleType:
+    """Import a module by its name, as from a script in the current folder."""
+    top = source.partition(".")[0]
+    if not all(part.isidentifier() for part in source.split(".")):
+        raise ConfigError(f"The model {reference!r} is not understood: {_suggestion(reference)}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    importlib.invalidate_caches()
+    if importlib.util.find_spec(top) is None:
+        raise ConfigError(
+            f"The model {reference!r} is not understood (there is no module {top!r}): {_suggestion(reference)}"
+        )
+    return _imported(lambda: importlib.import_module(source), source)
+
+
+T = TypeVar("T")
+
+
+def _imported(work: Callable[[], T], what: Path | str) -> T:
+    """Run somebody else's module; whatever goes wrong there becomes one sentence."""
     try:
-        spec.loader.exec_module(module)
+        return work()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise ModelError(f"{path} failed while it was imported: {_said(error, path)}.") from error
-    return module
+        file = what if isinstance(what, Path) else None
+        raise ModelError(f"{what} failed while it was imported: {_said(error, file)}.") from error
 
 
 def _build(
@@ -205,8 +247,10 @@ def _library(name: str) -> Any:
 # ------------------------------------------------------------------------------------------------------- arguments
 
 
-def keywords_of(arguments: Iterable[str]) -> dict[str, Any]:
-    """The arguments of a factory, from texts KEY=VALUE; ConfigError for others."""
+def keywords_of(arguments: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """A factory's arguments from texts "key=value"; a mapping is taken as it is."""
+    if isinstance(arguments, Mapping):
+        return dict(arguments)
     result: dict[str, Any] = {}
     for text in arguments:
         key, sign, value = text.partition("=")
@@ -238,8 +282,13 @@ def _check_keywords(what: str, given: Iterable[str], known: Sequence[str]) -> No
 def _shapes(size: str | None, shapes: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]] | None:
     if size is not None:
         return [(1, *_numbers(size, "x", "--input-size", "3x224x224"))]
-    texts = [shape if isinstance(shape, str) else ",".join(map(str, shape)) for shape in shapes]
-    return [_numbers(text, ",", "--input-shape", "1,3,224,224") for text in texts] or None
+    return [shape_of(shape) for shape in shapes] or None
+
+
+def shape_of(given: str | Sequence[int]) -> tuple[int, ...]:
+    """A whole shape from "1,3,224,224" or numbers."""
+    text = given if isinstance(given, str) else ",".join(map(str, given))
+    return _numbers(text, ",", "--input-shape", "1,3,224,224")
 
 
 def _numbers(text: str, separator: str, option: str, example: str) -> tuple[int, ...]:

@@ -13,9 +13,11 @@ from secateur._hints import readable
 from secateur._summary import Summary
 from secateur.budget import KEYS
 from secateur.errors import BudgetError, CutError, PlanError, WeightsError
+from secateur.forms import FORMS, FormsProof, build_into, cost, prove
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
 from secateur.graph.settled import find_settled, keep_settled
 from secateur.graph.stale import Stale
+from secateur.history import carry, rest, whole
 from secateur.plan import Plan
 
 
@@ -32,11 +34,18 @@ class Result:
     cut: Cut
     settled: tuple[str, ...]  # sizes written in the model's code that kept channels from being cut freely
     remarks: tuple[str, ...] = ()  # sentences about what the method and its repairs did
+    forms: FormsProof | None = None  # the proof of layers that are computed another way, where there are any
+
+    @property
+    def whole_plan(self) -> Plan:
+        """The plan from the network that was never pruned: this one, joined to those of earlier cuts."""
+        return whole(self.model, self.plan)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences to read: what was done, what the trace could not see, attributes that may hold an old width."""
-        return (*self.remarks, *self.graph.notes, *(f"{stale}." for stale in self.cut.stale))
+        stale = (f"{stale}." for stale in self.cut.stale)
+        return (*self.remarks, *formed_notes(self.plan), *self.graph.notes, *stale)
 
     @property
     def stale(self) -> tuple[Stale, ...]:
@@ -78,6 +87,15 @@ def _said(proof: Verification) -> str:
     return f"Verified; not exactly the masked original, because of {'; '.join(proof.reasons) or 'no known reason'}."
 
 
+def formed_notes(plan: Plan) -> tuple[str, ...]:
+    """One sentence for each kind of form in a plan."""
+    kinds = [form.kind for form in plan.forms.values()]
+    return tuple(
+        f"{kinds.count(kind)} layers are computed another way (form {kind!r}): each {FORMS[kind].summary}."
+        for kind in dict.fromkeys(kinds)
+    )
+
+
 def apply(
     model: nn.Module,
     example_inputs: Any,
@@ -89,11 +107,13 @@ def apply(
 ) -> Result:
     """Cut `model` as a (loaded) plan says; the model must have the architecture the plan was made for.
 
+    Cut, proof, then the layers that the plan has computed another way, with a proof of their own.
+
     timing: predicts latencies, which then are among the costs before and after.
 
     Args:
         model: the whole network. example_inputs: as in `secateur.trace`. plan: which channels stay.
-        verify: compare the cut with the masked original, and refuse a cut that is not the same.
+        verify: compare the cut with the masked original, and refuse a cut that is not the same; so with forms.
         inplace: cut `model` itself; else it stays as it is.
 
     Raises:
@@ -102,6 +122,7 @@ def apply(
     attention = plan.provenance.get("attention", "heads")
     graph = trace(model, example_inputs, attention=attention if attention == "head_dim" else "heads")
     check_weights(graph)
+    plan = rest(plan, graph, graph.model)
     try:
         for conflict in find_settled(plan.provenance.get("settled", []), graph.recording.calls):
             graph.settle(conflict)
@@ -111,12 +132,19 @@ def apply(
     if timing is not None:
         graph.attach(timing)
     before, made = graph.cost(), graph.cut(plan)
-    seed = plan.provenance.get("seed")
-    proof = graph.verify(made, plan, seed=seed if isinstance(seed, int) else 0) if verify else None
+    noted = plan.provenance.get("seed")
+    seed = noted if isinstance(noted, int) else 0
+    proof = graph.verify(made, plan, seed=seed) if verify else None
+    second = prove(made.model, plan.forms, example_inputs, seed=seed) if verify and plan.forms else None
+    build_into(made.model, plan.forms)
+    after = cost(graph, plan)
     if inplace:
         made = graph.cut(plan, inplace=True)
+        build_into(made.model, plan.forms)
     said = tuple(str(conflict) for conflict in graph.settled)
-    return Result(made.model, plan, before, graph.cost(plan), proof, graph, made, said)
+    told = carry(graph.model, made.model, plan)
+    remarks = (told,) if told else ()
+    return Result(made.model, plan, before, after, proof, graph, made, said, remarks, forms=second)
 
 
 def settled_plan(

@@ -71,7 +71,7 @@ def recipe(folder: Path) -> Path:
     file.write_text(
         "name: long\nmodel: zoo:tiny\ndata: {name: digits, train_images: 300, batch_size: 50}\nmethod: l1\n"
         "budget: flops=0.6\ntrain: {epochs: 100000}\nexport: {onnx: false, pt2: false}\nlatency: null\n"
-        "engine: {device: cpu}\n"
+        "engine: {device: cpu, precision: fp32}\n"
     )
     return file
 

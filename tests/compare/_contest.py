@@ -20,7 +20,7 @@ train: {epochs: 2, lr: 0.05, warmup: 1}
 finetune: {epochs: 3, lr: 0.02, warmup: 2, momentum: 0.8}
 export: {onnx: false, pt2: false}
 latency: null
-engine: {device: cpu}
+engine: {device: cpu, precision: fp32}
 """
 
 
@@ -29,7 +29,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def contest(folder: Path, *methods: str, overrides: tuple[str, ...] = (), **options: Any) -> Outcome:
-    return compare(recipe(*overrides), folder, methods=methods, **{"seeds": [0], **options})
+    return compare(recipe(*overrides), folder, methods=methods, **{"seeds": [0], "dense": False, **options})
 
 
 def run_file(folder: Path, cell: str, name: str) -> Any:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _contest import contest, outcome, recipe, run_file
 
 from secateur import runs
-from secateur.compare import Outcome, compare
+from secateur.compare import Outcome, compare, read
 from secateur.errors import RunError, SecateurError
 from secateur.runs.folder import locked
 from secateur.runtime import check_folder
@@ -147,6 +147,7 @@ def test_a_finished_comparison_is_taken_as_it_is(whole: Outcome) -> None:
     assert again.document["rows"] == whole.document["rows"]
 
 
+@pytest.mark.long
 def test_more_methods_seeds_and_budgets_are_added(tmp_path: Path) -> None:
     contest(tmp_path / "a", "l1")
     first = outcome(tmp_path / "a")
@@ -188,6 +189,7 @@ def test_interrupted_again_and_again_is_as_if_never_interrupted(whole: Outcome, 
     assert outcome(tmp_path / "a") == expected
 
 
+@pytest.mark.long
 def test_interrupted_between_stages(whole: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
@@ -307,3 +309,25 @@ def test_a_method_of_ones_own_is_compared(tmp_path: Path) -> None:
     assert not found.failed
     plan = run_file(tmp_path / "out", "compared-0-flops=0.6", "plan.json")
     assert all(group["kept"][-1] == group["width"] - 1 for group in plan["groups"].values())
+
+
+def test_the_whole_network_is_compared_as_well(tmp_path: Path) -> None:
+    found = contest(tmp_path, "random", seeds=[0, 1], dense=True)
+    rows = {(row["label"], row["seed"]): row for row in found.document["rows"]}
+    assert set(rows) == {(label, seed) for label in ("random", "dense") for seed in (0, 1)}
+    whole = rows["dense", 0]
+    assert (whole["macs"]["share"], whole["params"]["share"], whole["epochs"]["total"]) == (1.0, 1.0, 5)
+    assert whole["accuracy"]["pruned"] == whole["accuracy"]["dense"] == rows["random", 0]["accuracy"]["dense"]
+    (paired,) = found.document["paired"]["budgets"].values()
+    assert paired["best"] == "random"
+    assert paired["others"]["dense"]["n"] == 2
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"leaderboard.csv", "leaderboard.tex", "methods.bib", "leaderboard-1.svg"} <= names
+    pandas = pytest.importorskip("pandas")
+    frame = read(tmp_path)
+    assert isinstance(frame, pandas.DataFrame)
+    assert sorted(frame["accuracy.final"]) == sorted(row["accuracy"]["final"] for row in found.document["rows"])
+    with pytest.raises(RunError, match="leaderboard"):
+        read(tmp_path / "runs")
+    with pytest.raises(SecateurError, match="give dense alone"):
+        contest(tmp_path / "b", "dense+batchnorm")

@@ -27,6 +27,7 @@ LONG = ("train.epochs=12",)  # so that there is time to kill it
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals as Unix has them")
 
 
+@pytest.mark.long
 def test_several_processes_leave_what_one_leaves_also_after_ctrl_c(tmp_path: Path) -> None:
     def told(event: Mapping[str, Any]) -> None:
         states.append(event["state"])
@@ -105,6 +106,7 @@ def alive(pid: int) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_a_kill_ends_all_processes_and_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe(*LONG).to_yaml())
     folder = tmp_path / "a folder"

@@ -63,6 +63,7 @@ def kill(run: Path, epochs: int, killed: list[int]) -> None:
                 return
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker by its open files, as Linux shows them")
 def test_a_cluster_leaves_what_one_process_leaves_also_after_a_worker_was_killed(
@@ -93,6 +94,7 @@ def rows(found: Any) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "date")} for row in found.document["rows"]]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ctrl_c_lets_all_write_a_checkpoint_and_costs_nothing(ray: Any, here: Any, tmp_path: Path) -> None:
     run = tmp_path / "a" / "runs" / KILLED
@@ -124,6 +126,7 @@ def net():
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_whose_workers_die_again_and_again_is_a_failed_one(
     ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -327,7 +327,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "imagenet-resnet50-shards.yaml"
 SMALLER = (
     "model.weights=null", "finetune.distill.weight=0", "data.batch_size=4", "data.workers=0", "data.validation=0.25",
     "data.options.train=train-{000..003}.tar", "data.options.test=test-{000..001}.tar", "data.options.images=24",
-    "data.options.test_images=5", "data.options.lanes=3", "data.options.size=64", "engine.mixed_precision=no",
+    "data.options.test_images=5", "data.options.lanes=3", "data.options.size=64", "engine.precision=fp32",
 )  # fmt: skip
 
 

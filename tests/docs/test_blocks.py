@@ -50,7 +50,15 @@ def untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=_name)
+#: Pages whose blocks train, export or prune a detector for longer than `make test` has.
+LONG = ("docs/detector.md", "docs/adding-a-method.md", "docs/own-loop.md", "docs/exports.md")
+
+
+def _param(page: Path) -> Any:
+    return pytest.param(page, id=_name(page), marks=[pytest.mark.long] if _name(page) in LONG else [])
+
+
+@pytest.mark.parametrize("page", map(_param, WITH_CODE))
 def test_page_runs(page: Path, untouched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page):

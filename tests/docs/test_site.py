@@ -60,6 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_every_public_name_is_on_the_site(site: Path) -> None:
     *_, packed = (site / "objects.inv").read_bytes().split(b"\n", 4)
     shown = {line.split(" ", 1)[0] for line in zlib.decompress(packed).decode().splitlines()}

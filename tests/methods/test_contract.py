@@ -22,21 +22,31 @@ from secateur.plan import Plan
 from secateur.surgery import Result, apply
 from secateur.testing import NETWORKS, Check, Network, check_method, checks
 
+#: Of rows that differ in their criterion only, all but the first are asked no more than this by `make test`.
+BRIEFLY = ("row_is_complete", "scores_cover_every_channel", "plan_is_sound", "plan_meets_the_budget")
+#: Whose networks `make test` exports: one of each way to act.
+EXPORTED = ("l1", "cp", "bwcp")
 
-def every_check() -> Iterator[Check]:
-    """For all methods; exports, which take longest, once for those that differ in their criterion only."""
+
+def every_check() -> Iterator[Any]:
+    """For all methods; what shows little that others do not, and what takes longest, is left to `make long`."""
     families = set()
     for row in METHODS:
         own = any(map(inspect.isfunction, vars(row.factory).values()))
         family = row.name if own else getattr(row.factory, "__bases__", ())
-        yield from (c for c in checks(row) if c.name != "result_is_exported" or family not in families)
+        for check in checks(row):
+            again = family in families and check.name not in BRIEFLY
+            export = check.name == "result_is_exported" and row.name not in EXPORTED
+            variant = "=" in check.name
+            marks = [pytest.mark.long] if again or export or variant else []
+            yield pytest.param(check, marks=marks, id=f"{check.method}-{check}")
         families.add(family)
 
 
 CHECKS = list(every_check())
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.method}-{check}")
+@pytest.mark.parametrize("check", CHECKS)
 def test_contract(check: Check) -> None:
     check()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from secateur.compare.leaderboard import means
+from secateur.compare.leaderboard import means, paired
 
 KINDS = {
     "bwcp": ("while training", "new", False),
@@ -14,6 +14,7 @@ KINDS = {
     "l1": ("after training", "weights", True),
     "l1+batchnorm": ("after training", "weights", True),
     "scratch": ("before training", "narrow", False),
+    "dense": ("after training", "weights", True),
 }
 HOSTILE = "<b onmouseover=alert(1)>|x|`y`\n# z</b>\u202e\x1b"
 
@@ -48,12 +49,13 @@ def row(label: str, seed: int, budget: str, share: float, final: float) -> dict[
 
 
 def board() -> dict[str, Any]:
-    """Six methods, three seeds at half the MACs and one at a third; one run failed, one is not finished."""
+    """Six methods and the whole network, three seeds at half the MACs, one at a third; one failed, one is not over."""
     finals = {"bwcp": 0.61, "cwb": 0.5, "nap": 0.57, "l1": 0.585, "l1+batchnorm": 0.59, "scratch": 0.605}
     rows = [
         row(label, seed, "flops=0.5", 0.4975, finals[label] + 0.004 * (seed - 1))
         for seed, label in itertools.product((0, 1, 2), finals)
     ]
+    rows += [row("dense", seed, "flops=1.0", 1.0, 0.612 + 0.003 * seed) for seed in (0, 1, 2)]
     rows += [row(label, 0, "flops=0.3", 0.298, finals[label] - 0.08) for label in ("bwcp", "l1", "scratch")]
     methods = [
         {
@@ -76,7 +78,7 @@ def board() -> dict[str, Any]:
         "device": ["cpu"], "threads": [1], "processes": [1], "torch": ["2.13"], "python": ["3.11"], "recipe": recipe,
         "settings": {}, "data": {"name": "cifar10", "train": 9000}, "images": 10_000,
         "dense": {"macs": 12_000_000, "params": 80_000}, "bases": [], "methods": methods, "means": means(rows),
-        "rows": rows,
+        "paired": paired(rows), "rows": rows,
         "failed": [{"label": "nap", "seed": 0, "budget": "flops=0.3", "said": "The budget | is <out> of reach."}],
         "missing": [{"label": "l1+batchnorm", "seed": 0, "budget": "flops=0.3"}],
     }  # fmt: skip
@@ -93,11 +95,11 @@ def hostile_board() -> dict[str, Any]:
         each["label"] = each["label"].replace("bwcp", HOSTILE)
         each["untimed"] = HOSTILE
     made["methods"][0]["label"] = HOSTILE
-    made["means"] = means(made["rows"])
+    made["means"], made["paired"] = means(made["rows"]), paired(made["rows"])
     return made
 
 
 def empty_board() -> dict[str, Any]:
     """Nothing is finished."""
-    empty: dict[str, Any] = {"rows": [], "means": [], "data": None, "images": None}
+    empty: dict[str, Any] = {"rows": [], "means": [], "paired": paired([]), "data": None, "images": None}
     return board() | empty | {key: [] for key in ("device", "threads", "processes", "torch", "python")}

@@ -13,7 +13,16 @@ import pytest
 from _board import HOSTILE, board, empty_board, hostile_board
 from test_html import Page
 
-from secateur.report.leaderboard import curves, mean_table, rivals, run_table, time_table, write_leaderboard
+from secateur.compare.leaderboard import paired
+from secateur.report.leaderboard import (
+    curves,
+    mean_table,
+    places,
+    rivals,
+    run_table,
+    time_table,
+    write_leaderboard,
+)
 from secateur.report.page.fairness import fairness
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {"full": board, "hostile": hostile_board, "empty": empty_board}
@@ -26,23 +35,39 @@ def html(folder: Path, document: dict[str, Any]) -> str:
 
 def test_means_are_shown_the_best_first() -> None:
     table = mean_table(board(), "flops=0.5")
-    assert [row[0] for row in table.rows] == ["bwcp", "scratch", "l1+batchnorm", "l1", "nap", "cwb"]
-    first = dict(zip(table.head, table.rows[0], strict=True))
+    assert [row[0] for row in table.rows] == ["dense", "bwcp", "scratch", "l1+batchnorm", "l1", "nap", "cwb"]
+    first = dict(zip(table.head, table.rows[1], strict=True))
     assert first == {
-        "method": "bwcp", "final": "61.00 ± 0.40", "cut": "30.50 ± 0.20", "dense": "–", "MACs left": "49.8",
+        "method": "bwcp", "final": "61.00 ± 0.40", "against the best": "first",
+        "cut": "30.50 ± 0.20", "dense": "–", "MACs left": "49.8",
         "parameters left": "50.0", "bound used": "yes", "proof": "exact, 1.5e-07", "seeds": "3",
-        "faster, pytorch": "1.60 ± 0.00",
+        "faster, pytorch": "1.60 (1.50 to 1.70)",
     }  # fmt: skip
-    assert mean_table(board(), "flops=0.3").rows[0][1] == "53.00"  # one seed has no deviation
-    assert dict(zip(table.head, table.rows[4], strict=True))["bound used"] == "no"
+    assert mean_table(board(), "flops=0.3").rows[1][1] == "53.00"  # one seed has no deviation
+    assert dict(zip(table.head, table.rows[5], strict=True))["bound used"] == "no"
+
+
+def test_methods_within_chance_are_ties() -> None:
+    made = board()
+    for row in made["rows"]:
+        if row["label"] == "scratch":  # as good as the best on average, seed by seed another
+            row["accuracy"]["final"] += (-0.006, 0.0, 0.006)[row["seed"]]
+    made["paired"] = paired(made["rows"])
+    assert places(made, "flops=0.5") == {
+        "bwcp": "first", "scratch": "tie", "dense": "above",
+        "cwb": "below", "nap": "below", "l1": "below", "l1+batchnorm": "below",
+    }  # fmt: skip
+    assert set(places(made, "flops=0.3").values()) == {"first", "–"}  # one seed orders nothing
+    del made["paired"]  # as documents of earlier versions
+    assert places(made, "flops=0.5") == {}
 
 
 def test_times_and_runs_are_listed() -> None:
     times = {row[:2]: row[2:] for row in time_table(board()).rows}
     assert times["bwcp", "flops=0.5"] == ("–", "90", "0.25", "–", "60", "260", "13")
     runs = run_table(board())
-    assert len(runs.rows) == 21
-    assert runs.rows[0] == (
+    assert len(runs.rows) == 24
+    assert next(row for row in runs.rows if row[0] == "bwcp") == (
         "bwcp", "flops=0.5", "0", "–", "–", "60.60", "30.30", "60.60", "5.970M", "49.8%", "40k", "50.0%", "13",
         "2.000", "1.250", "1.60 (1.50 to 1.70)", "1.5e-07", "023456789a",
     )  # fmt: skip
@@ -50,7 +75,7 @@ def test_times_and_runs_are_listed() -> None:
 
 def test_fairness_names_every_kind_and_its_epochs() -> None:
     said = fairness(board())
-    assert len(said) == 7
+    assert len(said) == 8
     assert "(13 epochs)" in said[0]
     for line, parts in zip(
         said[1:],
@@ -60,6 +85,7 @@ def test_fairness_names_every_kind_and_its_epochs() -> None:
             ("nap: same base weights", "in the first 2", "the other 1 follow the cut"),
             ("l1 and l1+batchnorm: same base weights", "(3 epochs)"),
             ("scratch: no base weights", "for 13 epochs"),
+            ("dense: nothing is cut", "3 epochs of fine-tuning"),
             ("last step (train) and those of the epoch that is best on the validation images (fine-tuning)",),
         ),
         strict=True,
@@ -70,8 +96,10 @@ def test_fairness_names_every_kind_and_its_epochs() -> None:
 def test_the_page_has_all_of_it(tmp_path: Path) -> None:
     page = Page(html(tmp_path, board()))
     assert "ResNet-8-B on CIFAR-10: 6 methods compared" in page.words
-    assert "At flops=0.5, bwcp is first with 61.00 ± 0.40% on average, then scratch with 60.50" in page.words
-    assert "2 runs of 23 failed or is not finished" in page.words
+    assert "At flops=0.5, bwcp has the highest mean, 61.00 ± 0.40% (3 seeds), and all others are sig" in page.words
+    assert "(paired t test, Holm over 6 networks, 5%)" in page.words
+    assert "At flops=0.3, bwcp has the highest mean, 53.00% (1 seed); one seed orders nothing." in page.words
+    assert "2 runs of 26 failed or did not finish" in page.words
     assert "nap, seed 0, flops=0.3 failed: The budget | is <out> of reach." in page.text("absent")
     assert "l1+batchnorm, seed 0, flops=0.3 is not finished" in page.text("absent")
     assert "A note of nap." in page.text("methods")
@@ -86,7 +114,7 @@ def test_curves_have_a_point_a_budget_and_bars_over_seeds() -> None:
     root = ElementTree.fromstring(picture)
     assert len(root.findall("polyline")) == 3  # methods with two budgets
     assert len(root.findall("path[@class='error c0']")) == 1  # three seeds at one of them
-    assert len([e for e in root if "mark" in (e.get("class") or "")]) == 9
+    assert len([e for e in root if "mark" in (e.get("class") or "")]) == 10
     half = {r.name: r.points for r in rivals(board())}
     assert [round(p.x, 4) for p in half["bwcp"]] == [0.4975, 0.298]
     one = board()
@@ -128,7 +156,7 @@ def test_hostile_words_are_words(tmp_path: Path) -> None:
     for line in text.splitlines():
         if line.startswith("| "):  # every cell is one cell
             cells = re.split(r"(?<!\\)\|", line)
-            assert len(cells) in (5, 10, 11, 12, 20)
+            assert len(cells) in (5, 10, 11, 13, 20)
 
 
 def test_markdown_tables_are_whole(tmp_path: Path) -> None:

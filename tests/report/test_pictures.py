@@ -90,7 +90,9 @@ def test_stage_names_stand_where_there_is_room() -> None:
 
 def test_labels_of_the_scatter_do_not_meet() -> None:
     spots = [Spot(0.5, 0.9, "first", "dot"), Spot(0.5, 0.9001, "second", "square"), Spot(1.0, 0.9, "dense", "ring")]
-    svg = ElementTree.fromstring(scatter(spots, [(1.0, 0.9), (0.5, 0.9)], label="", form=lambda x: f"{x:.0%}"))
+    svg = ElementTree.fromstring(
+        scatter(spots, [(1.0, 0.9), (0.5, 0.9)], label="", what="accuracy", form=lambda x: f"{x:.0%}")
+    )
     heights = [float(text.get("y", "")) for text in svg.findall("text[@class='name']") if text.text != "dense"]
     assert abs(heights[0] - heights[1]) >= 12
 

@@ -19,7 +19,7 @@ train: {epochs: 2, lr: 0.05}
 finetune: {epochs: 1, lr: 0.02}
 export: {onnx: false, pt2: false}
 latency: null
-engine: {device: cpu}
+engine: {device: cpu, precision: fp32}
 """
 GATED = ("method=bwcp", "pretrain.epochs=1", "finetune.distill.weight=0.5")
 

@@ -157,7 +157,7 @@ def test_what_does_not_touch_training_may_be_changed(tmp_path: Path, monkeypatch
         ("budget=flops=0.3", "budget"),
         ("seed=3", "seed"),
         ("data.batch_size=20", "data.batch_size"),
-        ("engine.mixed_precision=bf16", "engine.mixed_precision"),
+        ("engine.precision=bf16", "engine.precision"),
         ("finetune.epochs=2", "finetune"),
     ],
 )

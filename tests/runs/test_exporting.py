@@ -56,6 +56,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_a_run_says_what_eight_bits_cost(finished: Path) -> None:
     results = results_of(finished)
     final = results["accuracy"]["final"]
@@ -99,6 +100,7 @@ def test_its_folder_is_sound_until_a_file_changes(finished: Path, tmp_path: Path
         check_folder(folder)
 
 
+@pytest.mark.long
 def test_eight_bits_after_the_run(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "a")
     before = results_of(folder)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ import secateur
 from secateur import references
 from secateur.errors import SecateurError
 from secateur.runtime import describe_files, export_onnx, export_pt2, save_model
+from secateur.runtime import folder as runtime_folder
 
 FILES = ("plan.json", "model.safetensors", "model.pt2", "model.onnx", "verification.json")
 
@@ -55,6 +57,11 @@ def make_run(folder: Path, *, seed: int, onnx: bool) -> Run:
     }
     (folder / "results.json").write_text(json.dumps(results))
     return Run(folder, narrow, result, loaded.inputs)
+
+
+def without_code() -> Any:
+    """A context in which no reference is a library's, so that a folder's network comes from model.pt2 alone."""
+    return mock.patch.object(runtime_folder, "is_library", return_value=False)
 
 
 def computes_the_same(a: nn.Module, b: nn.Module, size: int = 3) -> bool:

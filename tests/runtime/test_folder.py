@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _runs import Run, assert_sentence, computes_the_same
+from _runs import Run, assert_sentence, computes_the_same, without_code
 from torch import nn
 from torch.nn import functional as F
 
@@ -83,7 +83,8 @@ class FixedBatch(nn.Module):
 
 
 def test_without_the_code_the_network_comes_from_the_exported_file(run: Run) -> None:
-    network = secateur.load(run.folder)
+    with without_code(), pytest.warns(UserWarning, match=r"run from model\.pt2, for inference only"):
+        network = secateur.load(run.folder)
     assert isinstance(network, Program)
     assert not network.training
     assert "any batch size" in repr(network)
@@ -92,6 +93,13 @@ def test_without_the_code_the_network_comes_from_the_exported_file(run: Run) -> 
     stored, own = network.state_dict(), run.narrow.state_dict()
     assert stored.keys() == own.keys()
     assert all(torch.equal(stored[name], own[name]) for name in own)
+
+
+def test_where_the_code_is_known_the_class_itself_comes(run: Run) -> None:
+    network = secateur.load(run.folder)
+    assert type(network) is type(run.narrow)
+    assert computes_the_same(network, run.narrow)
+    network.train()(torch.zeros(2, 3, 32, 32)).sum().backward()
 
 
 def test_with_the_code_the_original_class_comes_narrowed(run: Run) -> None:
@@ -161,7 +169,8 @@ def test_another_width_is_refused_and_another_precision_gives_way(run: Run) -> N
 
 
 def test_a_program_is_for_inference_and_says_what_it_takes(run: Run) -> None:
-    network = secateur.load(run.folder)
+    with without_code():
+        network = secateur.load(run.folder)
     with pytest.raises(ModelError, match="inference"):
         network.train()
     for wrong in (torch.zeros(1, 3, 16, 16), torch.zeros(3, 32, 32), "picture", torch.zeros(1, 3, 32, 32).long()):
@@ -174,7 +183,8 @@ def test_a_program_is_for_inference_and_says_what_it_takes(run: Run) -> None:
 def test_a_program_can_be_copied_moved_to_another_type_and_given_gradients(run: Run) -> None:
     import copy
 
-    network = copy.deepcopy(secateur.load(run.folder))
+    with without_code():
+        network = copy.deepcopy(secateur.load(run.folder))
     network(torch.zeros(2, 3, 32, 32)).sum().backward()
     assert network.fc.weight.grad is not None
     assert network.double()(torch.zeros(2, 3, 32, 32).double()).dtype is torch.float64
@@ -186,7 +196,7 @@ def test_a_python_file_is_never_run_from_a_folder(tmp_path: Path) -> None:
     narrow = saved(tmp_path / "run", models.create("tiny"), torch.randn(1, 3, 32, 32), reference=f"{evil}:factory")
     assert computes_the_same(secateur.load(tmp_path / "run"), narrow)
     (tmp_path / "run" / "model.pt2").unlink()
-    with pytest.raises(RunError, match=r"secateur.load\(folder, model=...\)"):
+    with pytest.raises(RunError, match=r"give a fresh copy of the network as model=\."):
         secateur.load(tmp_path / "run")
     assert computes_the_same(secateur.load(tmp_path / "run", model=models.create("tiny")), narrow)
     assert not (tmp_path / "ran").exists()
@@ -275,7 +285,7 @@ def test_files_of_two_runs_do_not_mix(run: Run, other_run: Run, copied: Copy) ->
             if not finished:
                 (folder / "results.json").unlink()
                 (folder / "recipe.yaml").unlink()
-            with pytest.raises(RunError) as caught:
+            with pytest.raises(RunError) as caught, without_code():
                 secateur.load(folder)
             assert_sentence(caught.value)
 
@@ -364,7 +374,8 @@ def test_the_two_runs_differ_in_weights_alone(run: Run, other_run: Run) -> None:
 
 
 def test_a_network_for_inference_only_can_be_pruned(run: Run) -> None:
-    loaded = secateur.load(run.folder)
+    with without_code():
+        loaded = secateur.load(run.folder)
     result = secateur.prune(loaded, run.inputs, budget="flops=0.9")
     assert result.verification is not None
     assert result.verification.passed

@@ -145,6 +145,7 @@ class TwoInputs(nn.Module):
         return self.one(x) + self.two(y)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_as_a_loader_gives_them(name: str, tmp_path: Path) -> None:
     """The same file, whether labels come with the images or not; and a second input is no label."""

@@ -132,13 +132,10 @@ def test_what_could_not_be_read_again_is_refused_and_nothing_written(
     assert torch.allclose(secateur.load(tmp_path / "b")(x), network(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["twice", "another network", "other arguments", "another plan"])
+@pytest.mark.parametrize("kind", ["another network", "other arguments", "another plan"])
 def test_a_plan_of_another_network_is_refused(pruned: secateur.Result, tmp_path: Path, kind: str) -> None:
     network, plan, more = pruned.model, pruned.plan, {}
     match kind:
-        case "twice":
-            again = secateur.prune(pruned.model, X, budget="flops=0.6")
-            network, plan = again.model, again.plan
         case "another network":
             more = {"reference": "zoo:resnet8"}
         case "other arguments":

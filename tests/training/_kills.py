@@ -51,6 +51,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "engine": {"accumulate": 3},
         "method": ToyMethod,
     },
+    "in bf16, channels last": {
+        "training": {"nesterov": True, "ema": 0.9, "clip": 1.0},
+        "engine": {"checkpoint_minutes": ALWAYS, "precision": "bf16", "memory_format": "channels_last"},
+        "method": ToyMethod,
+    },
     "narrowing": {
         "training": {"optimiser": "adamw", "lr": 0.01, "ema": 0.9},
         "engine": {"checkpoint_minutes": ALWAYS},
@@ -61,7 +66,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def train(variant: dict[str, Any], folder: Path) -> None:
     """One call of a run: two stages, of which the first may have ended before."""
-    config = EngineConfig(device="cpu", **{"checkpoint_minutes": 1000.0, **variant["engine"]})
+    config = EngineConfig(device="cpu", **{"checkpoint_minutes": 1000.0, "precision": "fp32", **variant["engine"]})
     engine = make_engine(folder, config)
     net = toy_net()
     engine.fit("pretrain", net, short(epochs=1))

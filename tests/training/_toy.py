@@ -17,7 +17,7 @@ from secateur.plan import Plan
 from secateur.recipe import EngineConfig, Training
 from secateur.training import Engine
 
-CPU = EngineConfig(device="cpu", checkpoint_minutes=1000.0)
+CPU = EngineConfig(device="cpu", precision="fp32", checkpoint_minutes=1000.0)
 
 
 @dataclass

@@ -34,7 +34,7 @@ from secateur.training.checkpoints import Store
 from secateur.training.sync_norm import synchronised
 
 torch.set_num_threads(1)
-CONFIG = EngineConfig(device="cpu")
+CONFIG = EngineConfig(device="cpu", precision="fp32")
 
 
 def digits(folder: Path) -> None:
@@ -51,7 +51,7 @@ def digits(folder: Path) -> None:
     plan = secateur.prune(net, torch.zeros(2, 1, 8, 8), budget="flops=0.5", method="l1").plan
     masks = {name: mask.tolist() for name, mask in plan.masks.items()}
     keep(
-        folder, "digits", net, {"masks": masks, "loss": found.loss, "accuracy": found.accuracy, "images": found.images}
+        folder, "digits", net, {"masks": masks, "loss": found.loss, "accuracy": found.headline, "images": found.images}
     )
 
 

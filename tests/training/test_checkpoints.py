@@ -280,7 +280,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_accumulated_seconds_survive(tmp_path: Path) -> None:
-    engine = make_engine(tmp_path, EngineConfig(device="cpu"))
+    engine = make_engine(tmp_path, EngineConfig(device="cpu", precision="fp32"))
     engine.wind(1000.0)
     engine.fit("train", toy_net(), short(epochs=1))
     again = make_engine(tmp_path)

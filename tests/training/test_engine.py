@@ -93,7 +93,7 @@ def test_it_learns_and_says_so(tmp_path: Path) -> None:
     assert (fitted.epochs, fitted.steps, fitted.selected, fitted.resumed) == (8, 40, "last", None)
     assert engine.steps(short(epochs=8)) == 40
     found = engine.evaluate(net, engine.data.test)
-    assert found.accuracy > 0.7
+    assert found.headline > 0.7
     assert found.images == 40
     assert heard.stages == [("train", 8, 5, 0)]
     assert [told["step"] for told in heard.steps] == list(range(1, 41))
@@ -101,11 +101,11 @@ def test_it_learns_and_says_so(tmp_path: Path) -> None:
     assert rows == heard.rows
     assert list(rows[0]) == [
         "stage", "epoch", "step", "seconds", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
-        "learning_rate", "images_per_second", "method",
+        "headline", "unit", "learning_rate", "images_per_second", "method",
     ]  # fmt: skip
     assert [(row["stage"], row["epoch"], row["step"]) for row in rows] == [("train", e, 5 * e) for e in range(1, 9)]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
-    assert fitted.best_accuracy == max(row["validation_accuracy"] for row in rows)
+    assert fitted.best_headline == max(row["validation_accuracy"] for row in rows)
 
 
 def test_micro_batches_add_up_to_the_batch() -> None:
@@ -194,10 +194,98 @@ def test_a_last_batch_of_one_image_is_left_out() -> None:
 
 def test_mixed_precision_trains() -> None:
     net = toy_net()
-    engine = make_engine(config=EngineConfig(device="cpu", mixed_precision="bf16"))
+    engine = make_engine(config=EngineConfig(device="cpu", precision="bf16"))
     engine.fit("train", net, short(epochs=8, lr=0.2))
-    assert engine.evaluate(net, engine.data.test).accuracy > 0.7
+    assert engine.evaluate(net, engine.data.test).headline > 0.7
     assert all(value.dtype in (torch.float32, torch.int64) for value in net.state_dict().values())
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
+def test_precision_is_what_the_processor_computes_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, avx512: bool, amx: bool
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    engine = make_engine(config=EngineConfig(device="cpu"))
+    expected = "bf16" if avx512 or amx else "fp32"
+    assert engine.described == f"cpu, {expected}, channels_last"
+    fixed = make_engine(config=EngineConfig(device="cpu", precision="fp32", memory_format="contiguous", compile=True))
+    assert fixed.described == "cpu, fp32, contiguous, compiled"
+
+
+class Looks(ToyNet):
+    """Notes how images and kernels lie in memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (x, self.conv.weight)]
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("layout", ["auto", "channels_last", "contiguous"])
+def test_images_and_kernels_lie_as_asked_for(layout: Any) -> None:
+    net, other = Looks(0.0), Looks(0.0)
+    net.load_state_dict(other.state_dict())
+    engine = make_engine(config=EngineConfig(device="cpu", precision="fp32", memory_format=layout))
+    engine.fit("train", net, short())
+    assert net.seen == [layout != "contiguous"] * 2
+    assert net.conv.weight.is_contiguous()  # as it was found
+    engine.evaluate(net, engine.data.test)
+    assert net.seen[0] is (layout != "contiguous")
+    contiguous = EngineConfig(device="cpu", precision="fp32", memory_format="contiguous")
+    make_engine(config=contiguous).fit("train", other, short())
+    close(net, other)
+
+
+def test_a_network_that_needs_channels_apart_gets_them() -> None:
+    class Views(ToyNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.view(len(x), -1).view(x.shape))
+
+    engine = make_engine()
+    engine.fit("train", Views(), short())
+    (note,) = engine.notes
+    assert "engine.memory_format auto is contiguous here" in note
+    assert engine.described == "cpu, fp32, contiguous"
+    other = make_engine()
+    assert other.evaluate(Views(), other.data.test).images == 40
+    assert other.notes == [note]
+    asked = make_engine(config=EngineConfig(device="cpu", memory_format="channels_last"))
+    with pytest.raises(ModelError, match="does not run on images of 2x6x6"):
+        asked.fit("train", Views(), short())
+
+
+def test_compiling_is_for_stages_without_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[nn.Module] = []
+    monkeypatch.setattr("torch.compile", lambda module: made.append(module) or module)
+    config = EngineConfig(device="cpu", precision="fp32", compile=True)
+    net, plain = toy_net(), toy_net()
+    make_engine(config=config).fit("train", net, short())
+    assert made == [net]
+    make_engine().fit("train", plain, short())
+    assert same(net, plain)
+    method = ToyMethod(toy_net())
+    engine = make_engine(config=config)
+    engine.fit("train", method, short(), method=method)
+    assert made == [net]
+    assert any("not compiled" in note for note in engine.notes)
+
+    def fails(images: torch.Tensor) -> torch.Tensor:
+        from torch._dynamo.exc import Unsupported
+
+        raise Unsupported("no compiler")
+
+    monkeypatch.setattr("torch.compile", lambda module: fails)
+    with pytest.raises(ConfigError, match=r"cannot be compiled here \(no compiler\S*\): set engine.compile to false"):
+        make_engine(config=config).fit("train", toy_net(), short())
+
+
+@pytest.mark.long
+def test_a_compiled_network_learns_the_same() -> None:
+    nets = [toy_net(dropout=0.0) for _ in range(2)]
+    for net, compile in zip(nets, (True, False), strict=True):
+        config = EngineConfig(device="cpu", precision="fp32", compile=compile)
+        make_engine(config=config).fit("train", net, short())
+    close(*nets)
 
 
 def test_loss_scaling_changes_nothing_but_the_overflows(tmp_path: Path) -> None:
@@ -313,7 +401,7 @@ def test_evaluation_counts_and_transforms() -> None:
         scores = net(torch.zeros(40, 2, 6, 6))
     labels = engine.data.test.labels
     assert found.loss == pytest.approx(float(F.cross_entropy(scores, labels)), rel=1e-5)
-    assert found.accuracy == pytest.approx(float((scores.argmax(1) == labels).float().mean()))
+    assert found.headline == pytest.approx(float((scores.argmax(1) == labels).float().mean()))
     frozen = nn.Sequential(net)
     frozen.train()
     net.norm.eval()  # a part in another mode stays in it
@@ -395,15 +483,15 @@ class Crowd(nn.Module):
 @pytest.mark.parametrize(
     ("give", "words"),
     [
-        (lambda x, w: (x,), "gives a tuple in evaluation"),
+        (lambda x, w: (x,), "gives a tuple"),
         (lambda x, w: x * w, "8x2x6x6"),
-        (lambda x, w: x.mean((2, 3)) * w, "tells 2 classes apart, but the data have 4"),
+        (lambda x, w: x.mean((2, 3)) * w, "the model tells 2 classes apart"),
         (lambda x, w: w.view(7), "does not run on images of 2x6x6"),
         (lambda x, w: x.flatten(1) * w * float("nan"), "not finite"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, give: Any, words: str) -> None:
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises((ModelError, DataError), match=words):
         make_engine(tmp_path / "run").fit("train", Crowd(give), short())
     assert not (tmp_path / "run").exists()
 
@@ -411,7 +499,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
 def test_another_output_in_training_is_refused() -> None:
     net = Crowd(None)
     net.give = lambda x, w: (x,) if net.training else x.flatten(1) * w
-    with pytest.raises(ModelError, match="gives a tuple in training"):
+    with pytest.raises(ModelError, match="gives a tuple"):
         make_engine().fit("train", net, short())
 
 
@@ -425,7 +513,7 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path, spoil: str) -> None:
     else:
         batches = data.train.batches
         data.train.batches = lambda *a, **k: itertools.islice(batches(*a, **k), 3)
-    words = {"label": "labels go from 4 to 4", "image": "NaN", "count": "3 batches in an epoch and had promised 5"}
+    words = {"label": "Labels go from 4 to 4", "image": "NaN", "count": "3 batches in an epoch and had promised 5"}
     with pytest.raises(DataError, match=words[spoil]):
         make_engine(tmp_path / "run", data=data).fit("train", toy_net(), short())
     assert not (tmp_path / "run").exists()
@@ -449,7 +537,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(ConfigError, match="finds no GPU"):
             make_engine(config=EngineConfig(device="cuda"))
         with pytest.raises(ConfigError, match="fp16"):
-            make_engine(config=EngineConfig(device="cpu", mixed_precision="fp16"))
+            make_engine(config=EngineConfig(device="cpu", precision="fp16"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("accelerate.state.PartialState.num_processes", 1, raising=False)
     with pytest.raises(ConfigError, match="The launcher started 2 processes"):
@@ -461,9 +549,10 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_engine_after_another_may_use_another_precision() -> None:
-    for precision in ("bf16", "no", "bf16"):
-        engine = make_engine(config=EngineConfig(device="cpu", mixed_precision=precision))
-        assert engine.accelerator.mixed_precision == precision
+    for precision in ("bf16", "fp32", "bf16"):
+        engine = make_engine(config=EngineConfig(device="cpu", precision=precision))
+        assert engine.precision == precision
+        assert engine.accelerator.mixed_precision == precision.replace("fp32", "no")
         engine.fit("train", toy_net(), short(epochs=1))
 
 

@@ -32,6 +32,9 @@ SCENARIOS: list[tuple[str, list[tuple[str, int, str]]]] = [
     ("everything", [("rename", 22, "before")]),  # at the very end
     ("everything, by epoch", [("step", 13, "after")]),
     ("everything, by epoch", [("rename", 4, "before"), ("rename", 2, "before")]),
+    ("in bf16, channels last", [("step", 8, "after")]),
+    ("in bf16, channels last", [("tensors", 13, "torn"), ("step", 2, "before")]),
+    ("in bf16, channels last", [("rename", 12, "after"), ("metrics", 1, "torn"), ("state", 3, "before")]),
     ("narrowing", [("step", 9, "after")]),  # the network is narrowed in steps 9 and 16, the first 5 being pretraining
     ("narrowing", [("step", 11, "before"), ("tensors", 7, "torn"), ("step", 2, "after")]),
 ]

@@ -10,11 +10,14 @@ from _toy import toy_net
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.errors import ModelError
+from secateur import tasks
+from secateur.errors import ConfigError, ModelError
 from secateur.recipe import Distil, Training
 from secateur.training.averages import Average
-from secateur.training.losses import Targets, TaskLoss, distillation, logits, mix, mixing
+from secateur.training.losses import Targets, TaskLoss, mix, mixing
 from secateur.training.optimisers import make_optimiser
+
+TASK = tasks.create("classification")
 
 
 @pytest.fixture
@@ -27,18 +30,18 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_sum_of_cross_entropies(batch: tuple[torch.Tensor, ...]) -> None:
     scores, _, labels = batch
     by_hand = -(0.9 * scores.log_softmax(1)[range(6), labels] + 0.1 * scores.log_softmax(1).mean(1)).sum()
-    assert TaskLoss(Training(label_smoothing=0.1))(scores, Targets(labels)) == pytest.approx(float(by_hand))
+    assert TaskLoss(TASK, Training(label_smoothing=0.1))(scores, Targets(labels), 6) == pytest.approx(float(by_hand))
 
 
 def test_distillation_is_the_scaled_divergence(batch: tuple[torch.Tensor, ...]) -> None:
     scores, taught, labels = batch
     p, q = (taught / 3).softmax(1), (scores / 3).softmax(1)
     divergence = 9 * (p * (p / q).log()).sum()
-    assert distillation(scores, taught, 3.0) == pytest.approx(float(divergence), rel=1e-5)
-    loss = TaskLoss(Training(distill=Distil(weight=0.3, temperature=3.0)))
+    assert TASK.distilled(scores, taught, 3.0) == pytest.approx(float(divergence) / 6, rel=1e-5)
+    loss = TaskLoss(TASK, Training(distill=Distil(weight=0.3, temperature=3.0)))
     wanted = 0.7 * F.cross_entropy(scores, labels, reduction="sum") + 0.3 * divergence
-    assert loss(scores, Targets(labels), taught) == pytest.approx(float(wanted), rel=1e-5)
-    assert distillation(scores, scores, 2.0) == pytest.approx(0.0, abs=1e-6)
+    assert loss(scores, Targets(labels), 6, taught) == pytest.approx(float(wanted), rel=1e-5)
+    assert TASK.distilled(scores, scores, 2.0) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_mixup_blends_images_and_losses(batch: tuple[torch.Tensor, ...]) -> None:
@@ -48,12 +51,15 @@ def test_mixup_blends_images_and_losses(batch: tuple[torch.Tensor, ...]) -> None
     mixed, targets = mix(images, labels, 0.25, partner)
     assert torch.allclose(mixed, 0.25 * images + 0.75 * images[partner])
     one, other = (F.cross_entropy(scores, y, reduction="sum") for y in (labels, labels[partner]))
-    assert TaskLoss(Training())(scores, targets) == pytest.approx(float(0.25 * one + 0.75 * other))
+    loss = TaskLoss(TASK, Training())
+    assert loss(scores, targets, 6) == pytest.approx(float(0.25 * one + 0.75 * other))
     right = scores.argmax(1)
     wanted = 0.25 * (right == labels).sum() + 0.75 * (right == labels[partner]).sum()
-    assert float(targets.correct(scores)) == pytest.approx(float(wanted))
-    parts = targets.split(4)
-    assert [len(part.labels) for part in parts] == [2, 2, 1, 1]
+    found = loss.headline(scores, targets)
+    assert found is not None
+    assert float(found) == pytest.approx(float(wanted))
+    parts = targets.split(6, 4)
+    assert [len(part.own) for part in parts] == [2, 2, 1, 1]
     assert torch.equal(torch.cat([part.others for part in parts]), labels[partner])
 
 
@@ -65,13 +71,17 @@ def test_mixup_is_a_function_of_seed_epoch_and_batch() -> None:
     assert len({mixing(8, 0.4, seed=s, epoch=e, batch=b)[0] for s in (1, 2) for e in (0, 1) for b in (0, 1)}) == 8
 
 
-@pytest.mark.parametrize(
-    ("output", "words"),
-    [((torch.zeros(2, 3),), "a tuple"), (torch.zeros(2, 3, 4), "2x3x4"), (torch.zeros(3, 4), "3x4"), (1.0, "a float")],
-)
-def test_outputs_that_are_no_class_scores(output: Any, words: str) -> None:
-    with pytest.raises(ModelError, match=words):
-        logits(output, 2, "in training")
+def test_a_process_without_samples_adds_nothing() -> None:
+    scores = torch.zeros(0, 4, requires_grad=True)
+    loss = TaskLoss(TASK, Training())(scores, Targets(torch.zeros(0, dtype=torch.int64)), 0)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"mixup": 0.2}, {"distill": Distil(weight=0.5)}])
+def test_what_a_task_has_not_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="detection"):
+        TaskLoss(tasks.create("detection"), Training(**options))
 
 
 def test_decay_of_norms_is_an_option() -> None:

@@ -17,7 +17,7 @@ from secateur.errors import RunError
 from secateur.methods.contract import Method
 from secateur.recipe import EngineConfig
 
-EVERY_STEP = EngineConfig(device="cpu", checkpoint_minutes=1e-9)
+EVERY_STEP = EngineConfig(device="cpu", precision="fp32", checkpoint_minutes=1e-9)
 OPTIMISERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
     "adamw": lambda p: torch.optim.AdamW(p, 0.01),

@@ -1,12 +1,14 @@
 """The `secateur` command: prune a network, run a recipe, read a run's folder, list what there is.
 
-Nothing heavy is imported before a command needs it, so that help is there at once.
+Nothing heavy is imported before a command needs it, so that help and a shell's completions are there at once.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -19,17 +21,26 @@ __all__ = ["DEBUG", "app", "main"]
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"secateur {__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
 def _top(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[
+        bool,
+        # eager: before typer has loaded what the other options need
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave."),
+    ] = False,
 ) -> None:
     """Channel pruning: from a recipe to a trained, pruned, verified and explained network.
 
@@ -42,25 +53,36 @@ def _top(
       secateur prune zoo:resnet20 --budget flops=0.5
       secateur prune mymodel.py:factory --input-size 3x64x64 --budget params=0.3 --out small.safetensors
     """
-    if version:
-        print(f"secateur {__version__}")
-        raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
 _COMMANDS = (
     running.run, running.demo, compressing.compress, comparing.compare, folders.report, folders.verify, folders.export,
-    surgery.inspect, surgery.prune, surgery.apply, compressing.sensitivity, latency.latency,
+    folders.push, surgery.inspect, surgery.prune, surgery.apply, compressing.sensitivity, latency.latency,
     lists.methods, lists.models, lists.repairs,
 )  # fmt: skip
+
+
+def _loaded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, behind the seconds in which PyTorch is imported; Ctrl-C ends those at once."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        import secateur.prune  # noqa: F401  # and with it nearly everything
+
+        _starting.listen()
+        command(*arguments, **options)
+
+    return run
+
+
 for _command in _COMMANDS:
-    app.command()(_command)
+    app.command()(_loaded(_command))
 
 
 def main() -> None:
     """Entry point of the `secateur` command."""
-    _starting.listen()
     try:
         app()
     except KeyboardInterrupt:  # a second one, while the first was being told

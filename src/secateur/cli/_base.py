@@ -11,14 +11,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
-from rich.status import Status
 from typer.core import TyperGroup
 
 from secateur.errors import ConfigError, SecateurError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 DEBUG = "SECATEUR_DEBUG"
 # newer releases of typer carry a click of their own
@@ -104,7 +105,11 @@ def debugging() -> bool:
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="zoo:NAME, torchvision:NAME, timm:NAME or path/to/file.py:factory."),
+    typer.Argument(
+        metavar="MODEL",
+        help="zoo:NAME, torchvision:NAME, timm:NAME, path/to/file.py:factory, package.module:factory, the folder of a "
+        "run or a saved network, or hf:org/name.",
+    ),
 ]
 ModelArg = Annotated[
     list[str],
@@ -117,7 +122,14 @@ InputShape = Annotated[
     list[str],
     typer.Option("--input-shape", metavar="N,C,H,W", help="Whole shape of an input: 1,3,224,224. Repeatable."),
 ]
-Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="Weights to start from (safetensors).")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Weights to start from: a checkpoint (.pth, .pt, .ckpt, .safetensors)."),
+]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights that the checkpoint holds.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Import the Python code that a folder given as MODEL names, if it is your own.")
+]
 Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Save the smaller network's weights (safetensors).")]
 Attention = Annotated[str, typer.Option(metavar="WHAT", help="Prune whole heads, or head_dim of every head.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare with the masked original.")]
@@ -147,6 +159,9 @@ def working(what: str, silent: bool, *, still: bool = False) -> Iterator[Callabl
 
     Yields a function that says how far the work is, where that is shown.
     """
+    from rich.console import Console
+    from rich.status import Status
+
     console = Console(stderr=True)
     shown = console.is_terminal and not silent
     if shown and still:
@@ -175,6 +190,8 @@ def show(what: RenderableType, *, wrap: bool = True) -> None:
         if isinstance(what, str):
             print(what)
         else:
+            from rich.console import Console
+
             Console(highlight=False).print(what, soft_wrap=not wrap)
         sys.stdout.flush()
     except BrokenPipeError:

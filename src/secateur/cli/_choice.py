@@ -133,7 +133,7 @@ class Shown:
         from secateur.runs.calibration import Calibration
 
         images = min(images, len(data.train))
-        self._batches = Calibration(data, images, batch_size, seed, torch.device("cpu"))
+        self._batches = Calibration(data.train, images, batch_size, seed, torch.device("cpu"))
         self._count, self._say, self._pass = -(-images // self._batches.size), say, 0
 
     def __iter__(self) -> Iterator[Any]:

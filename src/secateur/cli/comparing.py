@@ -60,6 +60,9 @@ def compare(
         list[str],
         typer.Option("--with", metavar="METHOD.KEY=VALUE", help="A method's or repair's setting. Repeatable."),
     ] = [],  # noqa: B006
+    dense: Annotated[
+        bool, typer.Option("--dense/--no-dense", help="The whole network as well, trained for as many epochs.")
+    ] = True,
     plugin: Plugin = [],  # noqa: B006
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -67,8 +70,9 @@ def compare(
     """Compare methods: same network, data, budget and epochs for all, several seeds, one leaderboard.
 
     The same command again goes on where it was interrupted; with more methods, seeds or budgets it adds them to the
-    leaderboard in DIR. A run that fails is a line in it, and the command ends with exit code 1. With --json the
-    leaderboard comes on stdout, and what happens meanwhile as JSON lines on stderr.
+    leaderboard in DIR (JSON, Markdown, HTML, CSV, LaTeX, BibTeX, figures). A run that fails is a line in it, and the
+    command ends with exit code 1. With --json the leaderboard comes on stdout, and what happens meanwhile as JSON lines
+    on stderr.
 
     \b
     Examples:
@@ -93,6 +97,7 @@ def compare(
             jobs=jobs,
             threads=threads,
             cluster=_cluster(engine, address, gpus),
+            dense=dense,
             told=None if quiet else _json_line if as_json else _line,
             progress=_bars() if bars else None,
             command=shlex.join(["secateur", *sys.argv[1:]]),

@@ -97,10 +97,33 @@ def export(
             found = export_folder(folder, form, out)
     if as_json or not quiet:
         if int8:
-            said = f"{found['path']}: in 8 bits {found['accuracy']:.2%} of {found['images']:,} test images are right."
+            said = f"{found['path']}: in 8 bits {found['said']} on {found['images']:,} test images."
         else:
             said = f"{found['path']}: differs from the network by {found['max_relative_error']:.1e} at most."
         emit({"format": "secateur.export", "version": 1, "kind": form, **found}, as_json, lambda: said)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run or a saved network.")],
+    name: Annotated[str, typer.Argument(metavar="ORG/NAME", help="What it is called on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Only for those the owner lets in.")] = False,
+    licence: Annotated[str | None, typer.Option(metavar="ID", help="Of the Hub's list, such as apache-2.0.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Send a pruned network to the Hugging Face Hub, with a card made of its plan and figures.
+
+    \b
+    Examples:
+      secateur push runs/a org/name
+      secateur push small org/name --private --licence apache-2.0
+    """
+    from secateur.runtime import push_to_hub
+
+    with working("Sending", quiet or as_json):
+        address = push_to_hub(folder, name, private=private, licence=licence)
+    if as_json or not quiet:
+        emit({"format": "secateur.push", "version": 1, "address": address}, as_json, lambda: address)
 
 
 def _checked(folder: Path, checked: Mapping[str, Any]) -> str:

@@ -69,9 +69,8 @@ def latency(
     """Time a network, alone or against another, and say whether the difference is one.
 
     The two run in turns (A B B A) after warming up, so that what else the machine does hits both alike. Told are the
-    median and, in brackets, the 10th and the 90th percentile. A difference is called a speed-up only where two things
-    hold: the middle 80% of the two networks' times do not overlap, and the 95% interval of the ratio of their medians
-    lies above 1 (bootstrap of the pairs).
+    median and, in brackets, the 10th and the 90th percentile. A difference is called a speed-up where the 95%
+    interval of the ratio of their medians lies above 1 (bootstrap of the pairs); a noisy machine is called noisy.
 
     \b
     Examples:
@@ -112,7 +111,7 @@ def latency(
         else:
             document = measure(other.model, subject.model, subject.inputs, layers=layers, **settings)
     document["skipped"] += skipped
-    document |= {"model": subject.name, "against": None if other is None else other.name}
+    document |= {"model": subject.reference, "against": None if other is None else other.reference}
     _save(document, out)
     if as_json or not quiet:
         emit(document, as_json, lambda: latency_tables(document, every=every))
@@ -131,7 +130,13 @@ def _staircases(subject: Named, layer: str, runtimes: str, batch: int, threads: 
     graph = trace(subject.model, subject.inputs)
     chosen = None if layer == "auto" else layer
     rows = [staircase(graph, Target(name, batch, threads), chosen).as_json() for name in own]
-    return {"format": "secateur.staircase", "version": 1, "model": subject.name, "runtimes": rows, "skipped": skipped}
+    return {
+        "format": "secateur.staircase",
+        "version": 1,
+        "model": subject.reference,
+        "runtimes": rows,
+        "skipped": skipped,
+    }
 
 
 def _runtimes(text: str) -> tuple[list[str], list[dict[str, str]]]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.text import Text
 
 from secateur.cli._base import (
     All,
     AsJson,
     Attention,
+    Ema,
     InputShape,
     InputSize,
     Model,
@@ -23,6 +24,7 @@ from secateur.cli._base import (
     Plugin,
     Quiet,
     Seed,
+    Trust,
     Weights,
     emit,
     show,
@@ -32,7 +34,7 @@ from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
     from secateur.latency import Watcher
-    from secateur.references import Loaded
+    from secateur.runtime.named import Named
     from secateur.surgery import Result
 
 
@@ -45,6 +47,7 @@ def inspect(
         list[str], typer.Option("--explain", metavar="LAYER", help="Tell all about one layer or group. Repeatable.")
     ] = [],  # noqa: B006
     attention: Attention = "heads",
+    trust: Trust = False,
     seed: Seed = 0,
     every: All = False,
     as_json: AsJson = False,
@@ -61,14 +64,16 @@ def inspect(
     """
     import secateur
     from secateur import report
-    from secateur.references import load
+    from secateur.runtime.named import Wish, network
 
     with working("Tracing", quiet or as_json):
-        loaded = load(model, arguments=model_arg, input_size=input_size, input_shapes=input_shape, seed=seed)
+        loaded = network(model, Wish(model_arg, input_size, input_shape, seed=seed, trust=trust))
         graph = secateur.trace(loaded.model, loaded.inputs, attention=cast(Any, attention))
         told = {name: graph.explain(name) for name in explain}
         document = report.describe_graph(loaded, graph) | ({"explain": told} if told else {})
     if told and not as_json:
+        from rich.text import Text
+
         show(Text("\n\n".join(told.values())), wrap=False)
     else:
         emit(document, as_json, lambda: report.graph_tables(loaded, graph, every=every, brief=quiet))
@@ -130,8 +135,17 @@ def prune(
     input_shape: InputShape = [],  # noqa: B006
     model_arg: ModelArg = [],  # noqa: B006
     weights: Weights = None,
+    ema: Ema = False,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A plan that MODEL is cut by already; --weights are after it.")
+    ] = None,
+    trust: Trust = False,
     out: Out = None,
     plan_out: Annotated[Path | None, typer.Option(metavar="FILE", help="Save the plan (JSON).")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Save the smaller network, to be loaded, exported and pruned again."),
+    ] = None,
     every: All = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -149,7 +163,9 @@ def prune(
       secateur prune torchvision:resnet50 --budget latency=0.6@onnxruntime
       secateur prune zoo:vgg16_bn --ratio 'features.*=0.5' --ignore features.0
       secateur prune mymodel.py:factory --input-size 3x64x64 --budget params=0.3 \\
-          --weights mine.safetensors --out small.safetensors --plan-out plan.json
+          --weights mine.pth --out small.safetensors --plan-out plan.json
+      secateur prune mypackage.nets:build --input-size 3x64x64 --budget flops=0.6 --weights last.ckpt --ema --save once
+      secateur prune once --trust --budget flops=0.7 --save twice
     """
     from secateur._hints import choose
     from secateur.allocate import ALLOCATORS, Constraints
@@ -157,8 +173,7 @@ def prune(
     from secateur.cli._choice import chosen, images_of
     from secateur.latency import align_of
     from secateur.prune import prune as secateur_prune
-    from secateur.references import load
-    from secateur.runtime import read_weights
+    from secateur.runtime.named import Wish, network
 
     bounds = None if budget is None else Budget.parse(budget)
     ratios = _ratios(ratio)
@@ -167,16 +182,14 @@ def prune(
     own, mending = chosen(method, repair, settings, plugin)
     multiple = align_of(align)
     Constraints(tuple(ignore), min_channels, max_ratio, multiple)
-    _check_files(weights, out, plan_out)
+    _check_files(weights, out, plan_out, plan)
     silent = quiet or as_json
     timed = bounds is not None and bounds.target is not None
     with (
         working("Pruning", silent, still=timed) as say,
         _measuring(silent) if timed else contextlib.nullcontext() as watch,
     ):
-        loaded = load(model, arguments=model_arg, input_size=input_size, input_shapes=input_shape, seed=seed)
-        if weights is not None:
-            read_weights(loaded.model, weights)
+        loaded = network(model, Wish(model_arg, input_size, input_shape, weights, plan, seed, ema, trust))
         shown = None if data is None else images_of(data, loaded, images, batch_size, seed, say)
         result = secateur_prune(
             loaded.model,
@@ -199,7 +212,8 @@ def prune(
             **own,
         )
         result.plan.provenance["model"] = model
-        files = _save(loaded, result, out, plan_out)
+        result = replace(result, remarks=(*loaded.notes, *result.remarks))
+        files = _save(loaded, result, out, plan_out, save)
     _tell("prune", loaded, result, files, every=every, as_json=as_json, quiet=quiet)
 
 
@@ -210,6 +224,8 @@ def apply(
     input_shape: InputShape = [],  # noqa: B006
     model_arg: ModelArg = [],  # noqa: B006
     weights: Weights = None,
+    ema: Ema = False,
+    trust: Trust = False,
     out: Out = None,
     seed: Seed = 0,
     no_verify: NoVerify = False,
@@ -227,16 +243,14 @@ def apply(
     """
     import secateur
     from secateur.plan import Plan
-    from secateur.references import load
-    from secateur.runtime import read_weights
+    from secateur.runtime.named import Wish, network
 
     _check_files(weights, out, None, plan)
     with working("Cutting", quiet or as_json):
         saved = Plan.load(plan)
-        loaded = load(model, arguments=model_arg, input_size=input_size, input_shapes=input_shape, seed=seed)
-        if weights is not None:
-            read_weights(loaded.model, weights)
+        loaded = network(model, Wish(model_arg, input_size, input_shape, weights, None, seed, ema, trust))
         result = secateur.apply(loaded.model, loaded.inputs, saved, verify=not no_verify)
+        result = replace(result, remarks=(*loaded.notes, *result.remarks))
         files = _save(loaded, result, out, None)
     _tell("apply", loaded, result, files, every=every, as_json=as_json, quiet=quiet)
 
@@ -286,13 +300,19 @@ def _check_files(weights: Path | None, out: Path | None, plan_out: Path | None, 
                 raise ConfigError(f"{option} and {same[0]} name the same file: give two names.")
 
 
-def _save(loaded: Loaded, result: Result, out: Path | None, plan_out: Path | None) -> dict[str, str]:
+def _save(
+    loaded: Named, result: Result, out: Path | None, plan_out: Path | None, save: Path | None = None
+) -> dict[str, str]:
     from secateur.report.documents import metadata
-    from secateur.runtime import save_weights
+    from secateur.runtime import save_model, save_weights
 
     files = {}
+    if save is not None:
+        origin, inputs = loaded.origin, loaded.inputs
+        save_model(save, result.model, reference=origin, inputs=inputs, plan=result.plan, arguments=loaded.arguments)
+        files["network"] = str(save)
     if plan_out is not None:
-        result.plan.save(plan_out)
+        result.whole_plan.save(plan_out)
         files["plan"] = str(plan_out)
     if out is not None:
         save_weights(result.model, out, metadata(loaded, result))
@@ -301,7 +321,7 @@ def _save(loaded: Loaded, result: Result, out: Path | None, plan_out: Path | Non
 
 
 def _tell(
-    command: str, loaded: Loaded, result: Result, files: dict[str, str], *, every: bool, as_json: bool, quiet: bool
+    command: str, loaded: Named, result: Result, files: dict[str, str], *, every: bool, as_json: bool, quiet: bool
 ) -> None:
     from secateur import report
 

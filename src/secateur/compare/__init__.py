@@ -17,20 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur._files import read_json
 from secateur.budget import Budget
 from secateur.compare import bases, leaderboard, local, timing
-from secateur.compare.cells import Cell, Settings, arrange, base_recipe, check, check_settings
+from secateur.compare.cells import DENSE, Cell, Settings, arrange, base_recipe, check, check_settings
 from secateur.compare.cluster import Cluster, connected
 from secateur.compare.record import Comparison, working
 from secateur.compare.tasks import Done, Engine, Task
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, RunError
 from secateur.methods import plug_in
 from secateur.recipe import Recipe
-from secateur.report.leaderboard import write_leaderboard
+from secateur.report.board_exports import flat, write_exports
+from secateur.report.leaderboard import JSON, write_leaderboard
 from secateur.runs.preparing import prepare
+from secateur.tasks import shown
 from secateur.training import Progress
 
-__all__ = ["Cell", "Cluster", "Outcome", "compare"]
+__all__ = ["Cell", "Cluster", "Outcome", "compare", "read"]
 
 Told = Callable[[Mapping[str, Any]], None]
 
@@ -56,6 +59,7 @@ def compare(
     jobs: int | None = None,
     threads: int = 1,
     cluster: Cluster | None = None,
+    dense: bool = True,
     told: Told | None = None,
     progress: Progress | None = None,
     command: str = "",
@@ -72,6 +76,7 @@ def compare(
         jobs: processes at work, 1 unless given; more than 1 start others, so the calling script needs
             `if __name__ == "__main__"`. On a cluster: runs at a time; None: as many as it can hold.
         threads: of each process, also of one. cluster: the Ray that does the runs; None: this machine.
+        dense: the whole network as well, trained for as many epochs with each seed.
         told: what happens, as mappings with "event", "state" and "text".
         progress: told of the training, where it is in this process. command: how this was called, for the documents.
 
@@ -81,18 +86,18 @@ def compare(
     """
     for plugin in recipe.plugins:
         plug_in(plugin)
-    cells = _cells(recipe, methods, seeds, budgets)
+    cells = _cells(recipe, [*methods, *([DENSE] if dense and methods else [])], seeds, budgets)
     given = _settings(recipe, cells, settings or {})
     check(recipe, [cell.row for cell in cells])
     check_settings(cells, given)
     comparison = Comparison.open(folder, recipe, given)
     for cell in cells:
         arrange(recipe, cell, comparison.settings, _weights(comparison, cell))
-    dense = prepare(base_recipe(recipe, cells[0].seed)).dense  # data, network, device
+    whole = prepare(base_recipe(recipe, cells[0].seed)).dense  # data, network, device
     with working(folder):
         with _engine(recipe, folder, jobs, threads, cluster, command, progress) as engine:
             comparison = Comparison.open(folder, recipe, given)  # as it is now that nobody else works on it
-            comparison.begin(cells, dense.as_dict(), {"command": command, "jobs": engine.jobs, "threads": threads})
+            comparison.begin(cells, whole.as_dict(), {"command": command, "jobs": engine.jobs, "threads": threads})
             teller = _Teller(told or (lambda _: None), comparison, cells)
             with closing(engine.run(_tasks(comparison, recipe, cells), teller.begun)) as doing:
                 for done in doing:
@@ -100,7 +105,25 @@ def compare(
                     write_leaderboard(folder, leaderboard.document(comparison))
         timing.measure_all(comparison, teller.say)
         document = leaderboard.document(comparison)
-        return Outcome(folder, document, tuple(teller.failed), write_leaderboard(folder, document))
+        page = write_leaderboard(folder, document)
+        write_exports(folder, document)
+        return Outcome(folder, document, tuple(teller.failed), page)
+
+
+def read(folder: Path | str) -> Any:
+    """Every finished run of a comparison as a pandas DataFrame, a row each, with columns such as "accuracy.final".
+
+    Raises:
+        ConfigError: pandas is not installed. RunError: the folder holds no leaderboard.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ConfigError("read gives a pandas DataFrame, and pandas is not installed: pip install pandas.") from error
+    found = read_json(Path(folder) / JSON, what="The leaderboard")
+    if not isinstance(found, dict) or found.get("format") != leaderboard.FORMAT:
+        raise RunError(f"{str(folder)!r} holds no leaderboard: give the folder of a comparison.")
+    return pandas.DataFrame(flat(found["rows"]))
 
 
 @contextmanager
@@ -202,8 +225,9 @@ class _Teller:
             return
         if done.said is None:
             self._comparison.forget(cell)
-            final = self._comparison.results(cell)["accuracy"]["final"]
-            said = f"accuracy {final:.2%}"
+            results = self._comparison.results(cell)
+            task = results["task"]
+            said = f"{task['headline']} {shown(results[task['headline']]['final'], task['unit'])}"
         else:
             self._comparison.failed(cell, done.said, done.details)
             self.failed.append(f"{cell.said}: {done.said}")

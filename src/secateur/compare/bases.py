@@ -30,7 +30,7 @@ class Base:
 
     seed: int
     weights: Path
-    accuracy: float  # on the test images
+    accuracy: float  # on the test images, in the measure of the recipe's task
     validation: float | None
     epochs: int
     seconds: float
@@ -54,7 +54,7 @@ def find(folder: Path) -> Base | None:
     return Base(
         opened.recipe.seed,
         folder / WEIGHTS,
-        train["accuracy"]["dense"],
+        train["quality"]["dense"],
         done["validation"],
         train["epochs"],
         round(train["seconds"] + done["seconds"], 3),
@@ -97,17 +97,18 @@ def _train(folder: Folder, recipe: Recipe, progress: Progress, command: str) -> 
         workers=recipe.data.workers,
         folder=folder.path,
         progress=progress,
+        task=prepared.task,
     )
     folder.sweep()
     folder.keep_data(digest_of(prepared.data))
     folder.rewind((_TRAIN, _DONE))
-    folder.begin_session(session(engine.device, command, prepared))
+    folder.begin_session(session(engine.described, command, prepared))
     if _TRAIN not in folder.stages:
         Stages(prepared, folder, engine).run(_TRAIN)
     network = prepared.network().model
     assert recipe.train is not None
     engine.fit(_TRAIN, network, recipe.train)  # which has ended: the network gets what it ended with
     watched = engine.validation
-    validation = None if watched is None else engine.evaluate(network, watched).accuracy
+    validation = None if watched is None else engine.evaluate(network, watched).headline
     save_weights(network.to("cpu"), folder.path / WEIGHTS, {})
     folder.finish(_DONE, {"seconds": 0.0, "validation": validation}, [WEIGHTS])

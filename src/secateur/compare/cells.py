@@ -9,6 +9,7 @@ Let E1 be the epochs of the recipe's `train` and E2 those of its `finetune`. Eve
     while training, from new       a part of E1 + E2 with the method at work and the schedule of `train`, then the rest,
                                    with that schedule anew
     before training                `train` with E1 + E2 epochs, of the narrow network
+    `dense`                        the base network, whole, then `finetune`: what the epochs alone are worth
 
 The part is the share that the method's paper has (`MethodRow.acting`), rounded, at least one epoch and not all of
 them; where a paper has no training after the cut, everything. Where it is not known, two thirds of `finetune` (rounded
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from secateur._settings import validated
@@ -33,6 +34,10 @@ Settings = Mapping[str, Mapping[str, Any]]  # of methods and repairs, by name
 
 #: What a comparison decides for each of its cells, and a recipe of its own does not.
 DECIDED = ("seed", "method", "budget", "repair")
+#: The whole network, trained for as many epochs as any method's; and the budget it keeps.
+DENSE, WHOLE = "dense", "flops=1.0"
+#: Scores of a plan that keeps every channel.
+_NOTHING = "random"
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Cell:
     @property
     def row(self) -> MethodRow:
         """Its method's row."""
-        return method(self.method)
+        return _dense() if self.method == DENSE else method(self.method)
 
     @property
     def said(self) -> str:
@@ -68,10 +73,20 @@ class Cell:
     def parse(cls, label: str, seed: int, budget: str) -> Cell:
         """A cell from a label; ConfigError with the nearest name for a method or repair nobody knows."""
         name, *others = (part.strip() for part in label.split("+"))
+        if name == DENSE:
+            if others:
+                raise ConfigError(f"{label} repairs a network from which nothing is cut: give dense alone.")
+            return cls(DENSE, (), seed, WHOLE)
         mended = tuple(METHOD_OF.get(other, other) for other in others)
         for each in mended:
             repair(each)
         return cls(method(name).name, mended, seed, budget)
+
+
+def _dense() -> MethodRow:
+    """The row of the whole network."""
+    summary = "the whole network, trained for as many epochs"
+    return replace(method(_NOTHING), name=DENSE, summary=summary, paper="none", fidelity="a yardstick")
 
 
 def arrange(recipe: Recipe, cell: Cell, settings: Settings, base: str | None) -> Recipe:
@@ -96,7 +111,7 @@ def arrange(recipe: Recipe, cell: Cell, settings: Settings, base: str | None) ->
         | {
             "seed": cell.seed,
             "budget": cell.budget,
-            "method": {"name": cell.method, **settings.get(cell.method, {})},
+            "method": {"name": _NOTHING if cell.method == DENSE else cell.method, **settings.get(cell.method, {})},
             "repair": tuple({"name": name, **settings.get(name, {})} for name in cell.repair),
             "export": {"onnx": False, "pt2": False},
             "latency": None,  # measured by the comparison itself, with nothing running beside it
@@ -106,7 +121,7 @@ def arrange(recipe: Recipe, cell: Cell, settings: Settings, base: str | None) ->
 
 def base_recipe(recipe: Recipe, seed: int) -> Recipe:
     """The recipe of a seed's base network; its method and budget choose nothing, as nothing is pruned."""
-    decided = {"seed": seed, "method": {"name": "random"}, "budget": "flops=1.0", "repair": ()}
+    decided = {"seed": seed, "method": {"name": _NOTHING}, "budget": WHOLE, "repair": ()}
     without = {"finetune": None, "latency": None, "export": {"onnx": False, "pt2": False}}
     return validated(Recipe, recipe.to_dict() | decided | without)
 

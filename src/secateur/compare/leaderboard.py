@@ -1,4 +1,4 @@
-"""The leaderboard as a document: a row for every cell, from its results.json, and means over seeds."""
+"""The leaderboard as a document: a row for every cell, from its results.json, means over seeds, and what differs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import Any
 from secateur._version import __version__
 from secateur.budget import Budget
 from secateur.compare import bases
-from secateur.compare.cells import Cell
+from secateur.compare.cells import DENSE, Cell
+from secateur.compare.paired import LEVEL, differences
 from secateur.compare.record import Comparison
 from secateur.graph import Cost
 from secateur.report.documents import share
 from secateur.runs.documents import now
 
-VERSION = 1
+FORMAT, VERSION = "secateur.leaderboard", 1
 Row = dict[str, Any]
-#: What is averaged over seeds: a path in a row.
+#: The task of runs that do not name theirs.
+_USUAL: Mapping[str, Any] = {
+    "name": "classification", "headline": "accuracy", "higher_is_better": True, "unit": "share"
+}  # fmt: skip
+#: What is averaged over seeds: a path in a row. "accuracy" stands for the headline of the document's task.
 AVERAGED = (
     "accuracy.dense", "accuracy.soft", "accuracy.hard", "accuracy.pruned", "accuracy.final",
     "macs.after", "macs.share", "params.after", "params.share", "epochs.total",
@@ -41,8 +46,10 @@ def document(comparison: Comparison) -> dict[str, Any]:
         else:
             missing.append(_which(cell))
     recipe = comparison.recipe
+    task = comparison.results(_first(comparison, rows)).get("task", _USUAL) if rows else _USUAL
+    sign = 1 if task["higher_is_better"] else -1
     return {
-        "format": "secateur.leaderboard",
+        "format": FORMAT,
         "version": VERSION,
         "secateur": __version__,
         "date": now(),
@@ -53,10 +60,12 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "settings": comparison.settings,
         "data": comparison.results(_first(comparison, rows))["data"] if rows else None,
         "images": rows[0]["images"] if rows else None,
+        "task": task,
         "dense": comparison.dense,
         "bases": [base.as_dict() for _, base in sorted(known.items()) if base is not None],
         "methods": _methods(comparison.cells),
-        "means": means(rows),
+        "means": means(rows, sign),
+        "paired": paired(rows, sign),
         "rows": rows,
         "failed": failed,
         "missing": missing,
@@ -67,7 +76,7 @@ def row(cell: Cell, results: Mapping[str, Any], dense: Mapping[str, int], base: 
     """One finished cell. Costs are shares of the recipe's own network, whichever the method began with."""
     shared = base if cell.row.begins == "weights" else None
     after = results["after"]
-    accuracy = {key: results["accuracy"][key] for key in ("dense", "soft", "hard", "pruned", "final")}
+    found = results[results.get("task", _USUAL)["headline"]]
     costs = {
         key: {"before": dense[key], "after": after[key], "share": share(after[key], dense[key])}
         for key in ("macs", "params")
@@ -76,8 +85,8 @@ def row(cell: Cell, results: Mapping[str, Any], dense: Mapping[str, int], base: 
     return {
         **_which(cell),
         "folder": f"runs/{cell.name}",
-        "accuracy": accuracy,
-        "images": results["accuracy"]["images"],
+        "accuracy": {key: found[key] for key in ("dense", "soft", "hard", "pruned", "final")},
+        "images": found["images"],
         **costs,
         "within": _within(cell.budget, after, {**dense, "latency": results["before"].get("latency")}),
         "epochs": _epochs(results, shared),
@@ -93,8 +102,11 @@ def row(cell: Cell, results: Mapping[str, Any], dense: Mapping[str, int], base: 
     }
 
 
-def means(rows: Sequence[Row]) -> list[Row]:
-    """Mean and standard deviation (n - 1) over seeds, by budget and then by mean final accuracy, best first."""
+def means(rows: Sequence[Row], sign: int = 1) -> list[Row]:
+    """Mean and standard deviation (n - 1) over seeds, by budget and then by mean final headline, best first.
+
+    sign: -1 where less is better.
+    """
     groups: dict[tuple[str, str], list[Row]] = {}
     for each in rows:
         groups.setdefault((each["budget"], each["label"]), []).append(each)
@@ -112,7 +124,25 @@ def means(rows: Sequence[Row]) -> list[Row]:
         }
         for (budget, label), members in groups.items()
     ]
-    return sorted(found, key=lambda m: (order.index(m["budget"]), -m["values"]["accuracy.final"]["mean"], m["label"]))
+
+    def rank(mean: Row) -> tuple[int, float, str]:
+        return order.index(mean["budget"]), -sign * mean["values"]["accuracy.final"]["mean"], mean["label"]
+
+    return sorted(found, key=rank)
+
+
+def paired(rows: Sequence[Row], sign: int = 1) -> dict[str, Any]:
+    """By budget: the method of the best mean, and how all others and the whole network differ from it."""
+    found: dict[str, Any] = {"level": LEVEL, "correction": "Holm, over the methods of a budget", "budgets": {}}
+    for budget in dict.fromkeys(each["budget"] for each in rows if each["method"] != DENSE):
+        finals: dict[str, dict[int, float]] = {}
+        for each in rows:
+            if each["budget"] == budget or each["method"] == DENSE:
+                finals.setdefault(each["label"], {})[each["seed"]] = sign * each["accuracy"]["final"]
+        pruned = [label for label in finals if label != DENSE]
+        best = max(pruned, key=lambda label: statistics.fmean(finals[label].values()))
+        found["budgets"][budget] = {"best": best, "others": differences(finals, best)}
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------- parts of a row
@@ -188,14 +218,18 @@ def _spread(values: Iterable[float | None]) -> dict[str, float | None] | None:
 
 
 def _latencies(rows: Sequence[Row]) -> dict[str, Any]:
+    """By runtime, over seeds."""
     runtimes = dict.fromkeys(name for each in rows for name in each["latency"] or ())
-    return {
-        name: {
-            key: _spread([each["latency"][name][key] for each in rows if name in (each["latency"] or ())])
-            for key in ("dense_ms", "pruned_ms", "ratio")
+    found = {}
+    for name in runtimes:
+        timed = [each["latency"][name] for each in rows if name in (each["latency"] or ())]
+        found[name] = {key: _spread([each[key] for each in timed]) for key in ("dense_ms", "pruned_ms")}
+        # ratios, and the ends of their intervals, are averaged as what they are: geometrically
+        found[name]["ratio"] = {
+            key: round(statistics.geometric_mean(each[of] for each in timed), 4)
+            for key, of in (("mean", "ratio"), ("low", "low"), ("high", "high"))
         }
-        for name in runtimes
-    }
+    return found
 
 
 def _most(values: Iterable[float | None]) -> float | None:

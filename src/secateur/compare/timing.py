@@ -1,46 +1,60 @@
-"""Latencies of finished runs: after all training, one run after another, so that nothing of ours runs beside them."""
+"""Latencies of finished runs: after all training, every network in turns with the others and one dense network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from torch import nn
 
 from secateur import runtime
 from secateur.compare.cells import Cell
 from secateur.compare.record import Comparison
 from secateur.errors import SecateurError
-from secateur.references import load
 from secateur.runs.stages import DENSE
+from secateur.runtime.named import Named, Wish, network
 
 Say = Callable[[str, str, str], None]
 
 
 def measure_all(comparison: Comparison, say: Say) -> None:
-    """Time every finished run that has not been timed; none if the recipe's `latency` is null."""
-    if comparison.recipe.latency is None:
+    """Time all finished runs in one session if one of them has not been; none if the recipe's `latency` is null."""
+    recipe = comparison.recipe
+    if recipe.latency is None:
         return
-    left = [cell for cell in comparison.cells if comparison.finished(cell) and comparison.latency(cell) is None]
-    for number, cell in enumerate(left):
-        say("timing", cell.name, f"{cell.said}: timing dense and pruned network, {len(left) - number} to do.")
-        try:
-            measured = _measure(comparison, cell)
-        except SecateurError as error:
-            measured = {"said": str(error)}  # told in the leaderboard; a run is no worse for it
-        comparison.timed(cell, measured)
+    finished = [cell for cell in comparison.cells if comparison.finished(cell)]
+    if not finished or all(comparison.latency(cell) is not None for cell in finished):
+        return
+    say("timing", finished[0].name, f"Timing {len(finished)} networks and the dense one, all of them in turns.")
+    dense = _network(comparison, finished[0])
+    runtime.read_weights(dense.model, comparison.run(finished[0]) / DENSE)
+    found = {cell: _narrow(comparison, cell) for cell in finished}
+    narrow = {cell.name: model for cell, model in found.items() if isinstance(model, nn.Module)}
+    said = {cell.name: {"said": why} for cell, why in found.items() if isinstance(why, str)}
+    try:
+        measured = runtime.measure_each(
+            dense.model.eval(),
+            narrow,
+            dense.inputs,
+            batch_size=recipe.latency.batch_size,
+            repeats=recipe.latency.repeats,
+            threads=recipe.latency.threads,
+            runtimes=recipe.latency.names(onnx=recipe.export.onnx),
+        )
+    except SecateurError as error:
+        measured = {name: {"said": str(error)} for name in narrow}
+    for cell in finished:  # why one was not timed is told in the leaderboard; a run is no worse for it
+        comparison.timed(cell, (measured | said)[cell.name])
 
 
-def _measure(comparison: Comparison, cell: Cell) -> dict[str, Any]:
-    recipe, results, folder = comparison.recipe, comparison.results(cell), comparison.run(cell)
-    assert recipe.latency is not None
-    dense = load(results["model"], arguments=results["arguments"], input_shapes=results["inputs"])
-    runtime.read_weights(dense.model, folder / DENSE)
-    narrow = runtime.load(folder, load(results["model"], arguments=results["arguments"]).model)
-    return runtime.measure(
-        dense.model.eval(),
-        narrow.eval(),
-        dense.inputs,
-        batch_size=recipe.latency.batch_size,
-        repeats=recipe.latency.repeats,
-        threads=recipe.latency.threads,
-        runtimes=recipe.latency.names(onnx=recipe.export.onnx),
-    )
+def _narrow(comparison: Comparison, cell: Cell) -> nn.Module | str:
+    """The network that a cell left behind, or why it cannot be read."""
+    try:
+        return runtime.load(comparison.run(cell), _network(comparison, cell).model).eval()
+    except SecateurError as error:
+        return str(error)
+
+
+def _network(comparison: Comparison, cell: Cell) -> Named:
+    results = comparison.results(cell)
+    wish = Wish(results["arguments"], shapes=results["inputs"], trust=comparison.recipe.model.trust)
+    return network(results["model"], wish)

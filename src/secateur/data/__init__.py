@@ -7,7 +7,7 @@ for images, labels in data.train.batches(128, epoch=0, shuffle=True, augment=Tru
 
 from secateur.data.augment import AUGMENTATIONS, Augmentation
 from secateur.data.digest import digest_of
-from secateur.data.opening import Data, DataRequest, open_data
+from secateur.data.opening import Data, DataRequest, is_own, open_data
 from secateur.data.registry import DATASETS, DataRow, dataset
 from secateur.data.split import Split
 
@@ -21,5 +21,6 @@ __all__ = [
     "Split",
     "dataset",
     "digest_of",
+    "is_own",
     "open_data",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 from secateur.data._files import said
 from secateur.data.images import EncodedImages, Images, MemoryImages
 from secateur.data.opening import Data
+from secateur.data.own import OwnSplit, digest_of_own
 from secateur.data.split import Split
 from secateur.data.streams import Row, Stream
 from secateur.errors import DataError
@@ -34,7 +35,10 @@ def digest_of(data: Data) -> dict[str, str]:
     """
     found = hashlib.sha256(json.dumps([data.name, data.classes, list(data.input_size)]).encode())
     covers: list[str] = []
-    if isinstance(data.train, Split):
+    if isinstance(data.train, OwnSplit):
+        parts = [part for part in (data.train, data.validation, data.test) if isinstance(part, OwnSplit) and len(part)]
+        covers.append(digest_of_own(parts, found))
+    elif isinstance(data.train, Split):
         covers += [_images(cast(Split, part).images, found) for part in (data.train, data.test)]
     else:
         for part in (data.train, data.validation, data.test):

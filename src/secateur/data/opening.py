@@ -9,14 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from secateur.data.augment import Augmentation, augmentations
-from secateur.data.images import Images, MemoryImages, Request, Size
+from secateur.data.images import Images, MemoryImages, Request
 from secateur.data.options import Options, StreamOptions, parse
 from secateur.data.order import Indices, balanced, permutation, stratified
+from secateur.data.own import OwnSplit, input_size, open_own
 from secateur.data.readers import Contents, Streams, shape_of
 from secateur.data.registry import DataRow, dataset
 from secateur.data.split import Split
 from secateur.data.streams import Row, Shards, Stream, StreamImages, look_into
 from secateur.errors import ConfigError, DataError
+from secateur.tasks import Task, create
 
 Numbers = tuple[float, ...]
 _LANES = 8  # of a stream, unless told otherwise
@@ -48,21 +50,23 @@ class DataRequest(Protocol):
 class Data:
     """A data set in three splits; `division` says in words how they were made.
 
-    `mean` and `std` are those of each colour, for pixels from 0 to 1.
+    `mean` and `std` are those of each colour, for pixels from 0 to 1; of data of one's own they are not known, nor
+    need `classes` be, and `example` has inputs of one sample, as the network takes them.
     """
 
     name: str
-    classes: int
+    classes: int | None
     class_names: tuple[str, ...] | None
-    input_size: Size
+    input_size: tuple[int, ...]
     mean: Numbers
     std: Numbers
-    train: Split | Stream
-    validation: Split | Row
-    test: Split | Row
+    train: Split | Stream | OwnSplit
+    validation: Split | Row | OwnSplit
+    test: Split | Row | OwnSplit
     notes: tuple[str, ...]
     division: str
     checksums: Callable[[], list[dict[str, Any]]] = field(repr=False)
+    example: Any = field(default=None, repr=False)
 
     def describe(self) -> dict[str, Any]:
         """All that a run should write down about its data, ready for JSON; computes the checksums of the files."""
@@ -82,16 +86,19 @@ class Data:
         }
 
 
-def open_data(config: DataRequest, seed: int) -> Data:
+def open_data(config: DataRequest, seed: int, task: Task | None = None) -> Data:
     """Read, check and split a data set. The same configuration and seed always give the same splits.
 
     Args:
         config: the `data` section of a recipe, or anything with its attributes. seed: of the subset and the division.
+        task: which says what a batch of data of one's own means; None: classification.
 
     Raises:
         ConfigError: the configuration names something unknown or impossible. DataError: the data are missing, damaged,
             of the wrong shape or too few. Either is one sentence, and nothing has been written.
     """
+    if is_own(config.name):
+        return _open_own(config, seed, task or create("classification"))
     row = dataset(config.name)
     options = parse(row.options, config.options, row.name)
     names = row.augment if config.augment is None else config.augment
@@ -126,6 +133,43 @@ def open_data(config: DataRequest, seed: int) -> Data:
         notes=notes,
         division=how,
         checksums=contents.checksums,
+    )
+
+
+def is_own(name: str) -> bool:
+    """Whether this is an import path rather than a name of `DATASETS`."""
+    return ":" in name
+
+
+def _open_own(config: DataRequest, seed: int, task: Task) -> Data:
+    """Data that an import path names."""
+    _check_numbers(config, seed)
+    for key in ("path", "augment"):
+        if getattr(config, key) is not None:
+            raise ConfigError(f"data.{key} has no effect on {config.name}: put it into data.options, or its code.")
+    parts = open_own(
+        config.name, config.options, task,
+        validation=config.validation, train_samples=config.train_images, workers=config.workers, seed=seed,
+    )  # fmt: skip
+    if config.batch_size > len(parts.train):
+        raise DataError(
+            f"data.batch_size is {config.batch_size}, and {len(parts.train)} samples are there to train on: lower it."
+        )
+    example, _ = parts.train.first()
+    return Data(
+        name=config.name,
+        classes=parts.classes,
+        class_names=parts.class_names,
+        input_size=input_size(example),
+        mean=(),
+        std=(),
+        train=parts.train,
+        validation=parts.validation,
+        test=parts.test,
+        notes=(*parts.notes, *task.notes),
+        division=parts.division,
+        checksums=list,
+        example=example,
     )
 
 

@@ -16,7 +16,8 @@ from secateur.graph.channels import Member, module_of
 from secateur.graph.trace import Graph
 
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_Convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_Transposed)
+_Forward = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_Convolutions = (*_Forward, *_Transposed)
 
 
 def readers(graph: Graph) -> tuple[dict[str, IntArray], list[str]]:
@@ -39,6 +40,25 @@ def readers(graph: Graph) -> tuple[dict[str, IntArray], list[str]]:
                 table[index] = np.arange(first, first + group.width)[:, None]
         first += group.width
     return found, others
+
+
+def observed(graph: Graph) -> tuple[dict[str, IntArray], list[str]]:
+    """Layers and the channel at each position of their input, as `readers`, with depthwise convolutions among them."""
+    tables, others = readers(graph)
+    modules = dict(graph.model.named_modules())
+    called = {call.module for call in graph.recording.calls}
+    first = 0
+    for group in graph.groups:
+        for member in group.producers():
+            name = module_of(member.name)
+            layer: Any = modules.get(name)
+            depthwise = isinstance(layer, _Forward) and 1 < layer.groups == layer.in_channels
+            if depthwise and member.name == f"{name}.weight" and name in called and group.name not in others:
+                table = tables.setdefault(name, np.full(layer.in_channels, -1, dtype=np.int64))
+                outputs = layer.out_channels // layer.groups  # of each input channel
+                table[member.index // outputs] = np.arange(first, first + group.width)[:, None]
+        first += group.width
+    return tables, others
 
 
 def summed(graph: Graph) -> list[bool]:

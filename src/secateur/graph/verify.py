@@ -73,7 +73,7 @@ def verify(
         VerificationError: when neither comparison agrees, or nothing finite can be compared.
     """
     _check_slices(original, narrow, slices)
-    result = _tried(original, narrow, example_inputs, slices, reasons, seed, dtype or _compute_type(original), used)
+    result = _tried(original, narrow, example_inputs, slices, reasons, seed, dtype or compute_type(original), used)
     unexplained = not result.passed or not (result.exact or result.reasons)
     if unexplained and dtype is None and result.tolerance == DEFAULT_TOLERANCE:
         # double precision tells rounding (of large numbers, of autocast within the forward) from a wrong cut
@@ -111,7 +111,7 @@ def _repeats(model: nn.Module, example_inputs: object, seed: int) -> bool:
     twin = twin_of(model, None)
     inputs = map_tensors(as_call(example_inputs), lambda t: random_input(t, None, generator))
     with plain_kernels():
-        return _compare(run(twin, inputs), run(twin, inputs))[0] <= DEFAULT_TOLERANCE
+        return largest_error(run(twin, inputs), run(twin, inputs))[0] <= DEFAULT_TOLERANCE
 
 
 def _tried(*given: Any) -> Verification:
@@ -149,14 +149,14 @@ def _verify(
         _copy_slices(wide, small, slices, used)
         _mask(wide, slices)
         got, scalars = run_noting_scalars(small, inputs)
-        error, compared = _compare(run(wide, inputs), got)
+        error, compared = largest_error(run(wide, inputs), got)
     if error <= tolerance:
         return Verification(True, error, None, tolerance, (), compared)
     removed, more = run_removing(wide, inputs, slices, scalars)
-    structural, count = _compare(removed, got)
+    structural, count = largest_error(removed, got)
     if structural == float("inf"):
         removed, more = run_removing(wide, inputs, slices, scalars, finite=True)
-        structural, count = _compare(removed, got)
+        structural, count = largest_error(removed, got)
     if error == float("inf") and structural <= tolerance:
         more = (*more, "with slices set to zero the original does not compute numbers (a norm of zero weights)")
     return Verification(False, error, structural, tolerance, tuple(dict.fromkeys((*reasons, *more))), compared or count)
@@ -166,7 +166,7 @@ def _float_types(model: nn.Module) -> set[torch.dtype]:
     return {t.dtype for t in named_tensors(model).values() if t.is_floating_point()}
 
 
-def _compute_type(model: nn.Module) -> torch.dtype | None:
+def compute_type(model: nn.Module) -> torch.dtype | None:
     """The type to verify in: float64 for such models, float32 for others; None keeps a mixture as it is."""
     kinds = _float_types(model)
     if len(kinds) > 1:
@@ -208,7 +208,7 @@ def _check_slices(original: nn.Module, narrow: nn.Module, slices: Slices) -> Non
             raise VerificationError(f"{name} of the cut network is not a slice of the original's.")
 
 
-def _compare(want: list[torch.Tensor], got: list[torch.Tensor]) -> tuple[float, int]:
+def largest_error(want: list[torch.Tensor], got: list[torch.Tensor]) -> tuple[float, int]:
     """Largest difference over the largest value, over all outputs; and how many elements that were."""
     if len(want) != len(got) or any(a.shape != b.shape for a, b in zip(want, got, strict=True)):
         return float("inf"), 0

@@ -13,6 +13,9 @@ from secateur._hints import choose
 from secateur._importing import imported
 from secateur.errors import ConfigError
 from secateur.methods import (
+    acp,
+    adapruner,
+    aofp,
     baselines,
     bwcp,
     cap,
@@ -25,11 +28,16 @@ from secateur.methods import (
     dcpcac,
     feature_relevance,
     functionality,
+    gdp,
+    ghfp,
     group_fisher,
+    itpruner,
+    metapruning,
     nap,
     pfp,
     plugins,
     prunenet,
+    swp,
 )
 from secateur.methods.baselines import accumulate_gradients, score, scoring
 from secateur.methods.contract import Method, MethodRow, Settings
@@ -41,8 +49,8 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = (
-    bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, group_fisher, nap, pfp,
-    prunenet, baselines,
+    acp, adapruner, aofp, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, gdp,
+    ghfp, group_fisher, itpruner, metapruning, nap, pfp, prunenet, swp, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.
@@ -138,7 +146,7 @@ def row_of(what: Any, *, name: str | None = None, summary: str | None = None) ->
     doc = next(iter((inspect.getdoc(what) or "").splitlines()), "").rstrip(".")
     if isinstance(what, type) and issubclass(what, Method):
         own = name or str(getattr(what, "name", "") or what.__name__.lower())
-        collects = what.collect is not Method.collect
+        collects = what.looks()
         trains = what.loss is not Method.loss or what.after_step is not Method.after_step
         return MethodRow(
             name=own,

@@ -35,19 +35,23 @@ from secateur.allocate import ALLOCATORS, NORMALISATIONS, Constraints, allocate
 from secateur.allocate.ties import undecided
 from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
+from secateur.forms import LayerForm
 from secateur.graph import SizeConflict, trace
 from secateur.graph.modules import clone_module, map_tensors
 from secateur.latency import Watcher, price
 from secateur.methods.hands import Loss as Loss
 from secateur.methods.hands import counting, inserted, reading, require_free, take, without_decay
 from secateur.methods.replanning import Replanner, trial_widths
+from secateur.methods.trials import Shown, Trials
 from secateur.plan import Plan, fingerprint
 from secateur.repair.base import Repair, mend
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
+from secateur.tasks import Asks, Task, refusal
 
 Needs = Literal["nothing", "calibration", "training"]
 Acts = Literal["before training", "while training", "after training"]
 Begins = Literal["weights", "new", "narrow"]
+Outcome = Literal["ordinary", "forms"]
 #: Told that tensors got narrower: indices kept along every dimension (None: all), by name in the method's state_dict.
 Follower = Callable[[Mapping[str, tuple[IntArray | None, ...]]], None]
 
@@ -79,6 +83,8 @@ class MethodRow:
     needs: Needs = "nothing"  # nothing, calibration batches, or training
     labels: bool = False  # whether collect() looks at the targets of its batches
     acts: Acts = "after training"
+    #: What it needs of a task (`secateur.tasks.Asks`); None: the loss if it looks at labels, else samples or nothing.
+    asks: Asks | None = None
     granularity: str = "channel"  # what is removed
     fidelity: str = "not from a paper"  # how close this is to the paper, and what was reconstructed
     settings: type[Settings] | None = None  # None: the factory's Config
@@ -92,7 +98,20 @@ class MethodRow:
     variants: tuple[Mapping[str, Any], ...] = field(
         default=(), hash=False
     )  # settings that take another way, which the contract suite also runs
+    #: What finish() gives: an ordinary network, or one with layers computed another way (`Method.forms`).
+    result: Outcome = "ordinary"
     chance: str = ""  # what is drawn by the number of a channel, so that a plan does not follow its channels
+
+    def refusal(self, task: Task, inputs: Any = None) -> str | None:
+        """Why it cannot serve a task, in a sentence; None if it can. inputs: example inputs, if they are known."""
+        usual: Asks = "nothing" if self.needs != "calibration" else "loss" if self.labels else "samples"
+        why = refusal(self.asks or usual, task, inputs)
+        return None if why is None else f"The method {self.name} {why}: choose another method, such as l1 or bwcp."
+
+    def check_task(self, task: Task, inputs: Any = None) -> None:
+        """ConfigError where it cannot serve a task."""
+        if (why := self.refusal(task, inputs)) is not None:
+            raise ConfigError(why)
 
     @property
     def config(self) -> type[Settings]:
@@ -238,8 +257,18 @@ class Method(nn.Module):
 
         The user's batches may have any form that `secateur.batches.Batches` reads; a subclass gets pairs, the target
         None where there is none. They may be read once only, unless they come through
-        `secateur.statistics.replayable`.
+        `secateur.statistics.replayable`. By default, where there is a `search`: it searches on what is shown.
         """
+        if self.searches():
+            _search_shown(self, batches, loss)
+
+    def search(self, trials: Trials) -> None:
+        """Try networks; what is found goes into attributes, as with `collect`.
+
+        The same questions are asked in the same order whenever it begins, for a search that was interrupted is begun
+        again and gets from memory what it had found: what is random is drawn from (`seed`, `trials.number`) alone.
+        """
+        raise ConfigError(f"The method {self.name!r} does not search.")
 
     def score(self) -> Mapping[str, Any]:
         """Importance of every channel, {group: [width]}, higher = keep."""
@@ -248,6 +277,13 @@ class Method(nn.Module):
     def plan(self) -> Plan:
         """Which channels stay, within the budget."""
         return self._allocate(self.score())
+
+    def forms(self, plan: Plan) -> Mapping[str, LayerForm]:
+        """Layers of the network cut by `plan` that are computed another way, by name; see `secateur.forms`.
+
+        Their data speak of the layers as they are after the cut; asked again for every plan that is made anew.
+        """
+        return {}
 
     def repair(self, model: nn.Module, plan: Plan) -> None:
         """Change the weights of `model` (a plain copy, not yet cut) so that the cut hurts less."""
@@ -283,6 +319,16 @@ class Method(nn.Module):
         """Raise VerificationError unless the narrow network computes what this method's own model computes."""
 
     # -------------------------------------------------------------------------------------------- for everybody
+
+    @classmethod
+    def searches(cls) -> bool:
+        """Whether it tries networks: there is a `search`."""
+        return cls.search is not Method.search
+
+    @classmethod
+    def looks(cls) -> bool:
+        """Whether it learns from batches before the cut: there is a `collect`, or a `search`."""
+        return cls.collect is not Method.collect or cls.searches()
 
     def forward(self, *args: Any, **keywords: Any) -> Any:
         """The model's output, with the method at work."""
@@ -329,6 +375,7 @@ class Method(nn.Module):
         while True:
             plain = self.plain()
             self.repair(plain, own)
+            plan.forms = own.forms = dict(self.forms(own))
             try:
                 return plain, own, apply(plain, inputs, plan, verify=self.verify_cut, timing=self.graph.timing)
             except SizeConflict as conflict:
@@ -389,6 +436,11 @@ class Method(nn.Module):
                 return
             except SizeConflict as conflict:
                 self.notes.append(self.graph.settle(conflict))
+
+
+@reading
+def _search_shown(method: Method, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
+    method.search(Shown(batches, loss, method.model, method.seed))
 
 
 def _steps(steps: int | None) -> int:

@@ -38,9 +38,9 @@ def take(model: nn.Module, method: Any) -> None:
 
 
 def inserted(model: nn.Module) -> list[tuple[Any, ...]]:
-    """What a method changes when it inserts something: modules, their classes, hooks and tensors."""
+    """What a method changes when it inserts something: modules, their classes, attributes, hooks and tensors."""
     return [
-        (name, type(m), len(m._forward_hooks), len(m._forward_pre_hooks), *m._parameters, *m._buffers)
+        (name, type(m), *vars(m), len(m._forward_hooks), len(m._forward_pre_hooks), *m._parameters, *m._buffers)
         for name, m in model.named_modules()
     ]
 

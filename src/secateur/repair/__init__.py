@@ -9,11 +9,13 @@ from secateur._hints import choose
 from secateur.errors import ConfigError
 from secateur.repair import batchnorm, compensation, least_squares
 from secateur.repair.base import Case, Reader, Repair, RepairRow, mend
+from secateur.repair.batchnorm import remeasure
 from secateur.repair.merging import Clusters, collapse, merge, mergeable
+from secateur.repair.renewal import fresh, renew
 
 __all__ = [
-    "REPAIRS", "Case", "Clusters", "Reader", "Repair", "RepairRow", "collapse", "mend", "merge", "mergeable", "repair",
-    "repairs",
+    "REPAIRS", "Case", "Clusters", "Reader", "Repair", "RepairRow", "collapse", "fresh", "mend", "merge", "mergeable",
+    "remeasure", "renew", "repair", "repairs",
 ]  # fmt: skip
 
 #: A name, {name: ..., with settings}, or the object.

@@ -10,6 +10,7 @@ import itertools
 
 import torch
 from pydantic import Field
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur._files import said
@@ -39,39 +40,55 @@ class BatchNorm(Repair):
         Raises:
             InputError: a norm gets a single number a channel from a batch, which has no variance.
         """
-        norms = [m for m in case.model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        if not norms:
-            case.notes.append("The network has no batch norms with running statistics, so none were measured anew.")
-            return
-        momenta = [(norm, norm.momentum) for norm in norms]
-        handles = [norm.register_forward_pre_hook(_Average()) for norm in norms]
-        for norm in norms:
-            norm.train()
-        try:
-            self._look(case, batches)
-        finally:
-            for handle in handles:
-                handle.remove()
-            for norm, momentum in momenta:
-                norm.momentum = momentum
-                norm.eval()
+        case.notes += remeasure(case.model, itertools.islice(batches, self.settings.batches))
 
-    def _look(self, case: Case, batches: Pairs) -> None:
-        device, largest = next(case.model.parameters()).device, 0
-        for batch in itertools.islice(batches, self.settings.batches):
-            inputs = pair(batch, device)[0]
-            images = count(inputs)
-            if images == 1 < largest:  # what is left over at the end has no variance in layers without positions
-                case.notes.append("A batch of one image was left out when norms were measured anew.")
-                continue
-            largest = max(largest, images)
-            args, keywords = as_call(inputs)
-            try:
-                case.model(*args, **keywords)
-            except ValueError as error:  # of torch, where a norm gets one number a channel
-                raise InputError(
-                    f"Batch norms cannot be measured anew with batches of {images}: {said(error)}; show other batches."
-                ) from error
+
+def remeasure(model: nn.Module, batches: Pairs) -> list[str]:
+    """Measure the running means and variances of a network anew, in place; the rest of it is in evaluation.
+
+    batches: (inputs, target), of which the targets are not looked at.
+
+    Returns:
+        sentences for the report.
+
+    Raises:
+        InputError: a norm gets a single number a channel from a batch, which has no variance.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return ["The network has no batch norms with running statistics, so none were measured anew."]
+    momenta = [(norm, norm.momentum) for norm in norms]
+    handles = [norm.register_forward_pre_hook(_Average()) for norm in norms]
+    for norm in norms:
+        norm.train()
+    try:
+        return list(dict.fromkeys(_look(model, batches)))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+            norm.eval()
+
+
+@torch.no_grad()
+def _look(model: nn.Module, batches: Pairs) -> list[str]:
+    device, largest, said_so = next(model.parameters()).device, 0, []
+    for batch in batches:
+        inputs = pair(batch, device)[0]
+        images = count(inputs)
+        if images == 1 < largest:  # what is left over at the end has no variance in layers without positions
+            said_so.append("A batch of one image was left out when norms were measured anew.")
+            continue
+        largest = max(largest, images)
+        args, keywords = as_call(inputs)
+        try:
+            model(*args, **keywords)
+        except ValueError as error:  # of torch, where a norm gets one number a channel
+            raise InputError(
+                f"Batch norms cannot be measured anew with batches of {images}: {said(error)}; show other batches."
+            ) from error
+    return said_so
 
 
 class _Average:

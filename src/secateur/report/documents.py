@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from secateur._version import __version__
+from secateur.forms import FormsProof
 from secateur.graph import Cost, Graph, Verification
 from secateur.plan import kept_fingerprint
 from secateur.references import Loaded
@@ -48,6 +50,7 @@ def describe_result(command: str, loaded: Loaded, result: Result, files: dict[st
         "remaining": {key: share(getattr(result.after, key), value) for key, value in result.before.as_dict().items()},
         "groups": [{"name": g.name, "width": g.width, "kept": kept[g.name]} for g in result.graph.groups],
         "verification": describe_proof(result.verification),
+        **({"forms": describe_forms(result.forms)} if result.forms is not None else {}),
         "settled": list(result.settled),
         "notes": list(result.notes),
         "repairs": [
@@ -58,6 +61,11 @@ def describe_result(command: str, loaded: Loaded, result: Result, files: dict[st
         "plan": {"fingerprint": kept_fingerprint(result.plan), "provenance": result.plan.provenance},
         "files": files,
     }
+
+
+def describe_forms(proof: FormsProof) -> dict[str, Any]:
+    """The proof of layers that are computed another way."""
+    return asdict(proof)
 
 
 def group_rows(graph: Graph) -> list[dict[str, Any]]:

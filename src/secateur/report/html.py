@@ -120,6 +120,7 @@ def _content(run: Run, others: Sequence[tuple[Path, Results]]) -> dict[str, Any]
     head = headline.headline(run)
     return {
         "head": head,
+        "quality": results.task.title,
         "rows": [(row, _share_bar(row.share)) for row in head.rows],
         "run": run,
         "results": results,

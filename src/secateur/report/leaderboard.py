@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from secateur._files import write_json, write_text
 from secateur.report.html import render
 from secateur.report.page import words
 from secateur.report.page.fairness import fairness
+from secateur.report.page.inputs import TaskUsed
 from secateur.report.page.rivals import Point, Rival, key, ladder, tradeoff
 
 JSON, MARKDOWN, HTML = "leaderboard.json", "leaderboard.md", "leaderboard.html"
@@ -69,8 +70,10 @@ def markdown(document: Document) -> str:
 _LEGEND = (
     "Mean and standard deviation (n - 1) over seeds, in percent of the test images. Final: of the network that is left "
     "behind. Cut: straight after the cut, before fine-tuning. Dense: the network that was pruned; of a method that "
-    "begins with a new network there is none. Bound used: the budget is kept, and used up to a hundredth. Faster: time "
-    "of the dense network over that of the pruned one, median, by runtime."
+    "begins with a new network there is none. Against the best: of the pruned networks, by the test that is named "
+    "above; a tie is no difference beyond chance. Bound used: the budget is kept, and used up to a hundredth. Faster: "
+    "time of the dense network over that of the pruned one, by runtime, all networks timed in turns; in brackets the "
+    "95% interval, and no faster where it contains 1. The row dense is the whole network after as many epochs."
 )
 _TIMES = (
     "Base: training of the base network, counted with every method that begins with it. Acting: training with the "
@@ -78,23 +81,59 @@ _TIMES = (
 )
 
 
+#: The whole network among the methods, which belongs to every budget.
+WHOLE = "dense"
+
+
 def budgets(document: Document) -> list[str]:
-    """In the order they were asked for."""
-    return list(dict.fromkeys(mean["budget"] for mean in document["means"]))
+    """In the order they were asked for; the whole network's is none."""
+    return list(dict.fromkeys(mean["budget"] for mean in document["means"] if mean["label"] != WHOLE))
+
+
+def means_at(document: Document, budget: str) -> list[Mapping[str, Any]]:
+    """Means at one budget and of the whole network, the best first."""
+    found = [mean for mean in document["means"] if mean["budget"] == budget or mean["label"] == WHOLE]
+    sign = -1 if _task(document).higher_is_better else 1
+    return sorted(found, key=lambda mean: sign * mean["values"]["accuracy.final"]["mean"])
+
+
+def places(document: Document, budget: str) -> dict[str, str]:
+    """By method, how it stands to the best: "first", "tie" within chance, "below", or unknown where one seed is all."""
+    paired = document.get("paired", {}).get("budgets", {}).get(budget)
+    if paired is None:
+        return {}
+    found = {paired["best"]: "first"}
+    for label, other in paired["others"].items():
+        told = NONE if other["p"] is None else "tie"
+        found[label] = ("below" if other["difference"] > 0 else "above") if other["significant"] else told
+    return found
 
 
 def mean_table(document: Document, budget: str) -> Table:
-    """Means at one budget, the best first."""
-    means = [mean for mean in document["means"] if mean["budget"] == budget]
+    """Means at one budget and the whole network, the best first."""
+    means, place, scale = means_at(document, budget), places(document, budget), _scale(document)
     runtimes = list(dict.fromkeys(name for mean in means for name in mean["latency"]))
-    head = ("method", "final", "cut", "dense", "MACs left", "parameters left", "bound used", "proof", "seeds")
+    head = (
+        "method",
+        "final",
+        "against the best",
+        "cut",
+        "dense",
+        "MACs left",
+        "parameters left",
+        "bound used",
+        "proof",
+        "seeds",
+    )
     rows = []
     for mean in means:
         of = mean["values"]
         rows.append(
             (
                 mean["label"],
-                *(percents(of[f"accuracy.{name}"]) for name in ("final", "pruned", "dense")),
+                percents(of["accuracy.final"], scale=scale),
+                place.get(mean["label"], NONE),
+                *(percents(of[f"accuracy.{name}"], scale=scale) for name in ("pruned", "dense")),
                 *(percents(of[f"{name}.share"], 1, alone=True) for name in ("macs", "params")),
                 "yes" if mean["within"] else "no",
                 ("exact" if mean["exact"] else "inexact") + f", {words.error(mean['max_relative_error'])}",
@@ -128,17 +167,17 @@ def run_table(document: Document) -> Table:
     )  # fmt: skip
     order = {(mean["label"], mean["budget"]): place for place, mean in enumerate(document["means"])}
     rows = sorted(document["rows"], key=lambda row: (order[row["label"], row["budget"]], row["seed"]))
-    return Table(head, tuple(_run_row(row) for row in rows))
+    return Table(head, tuple(_run_row(row, _scale(document)) for row in rows))
 
 
-def _run_row(row: Row) -> tuple[str, ...]:
+def _run_row(row: Row, scale: float) -> tuple[str, ...]:
     timed = row["latency"] or {}
     first = next(iter(timed.values()), None)
     return (
         row["label"],
         row["budget"],
         str(row["seed"]),
-        *(_percent(row["accuracy"][name]) for name in ("dense", "soft", "hard", "pruned", "final")),
+        *(_percent(row["accuracy"][name], scale) for name in ("dense", "soft", "hard", "pruned", "final")),
         *(
             text
             for name in ("macs", "params")
@@ -190,39 +229,71 @@ def circumstances(document: Document) -> list[tuple[str, str]]:
     ]
 
 
-def percents(spread: Mapping[str, Any] | None, digits: int = 2, *, alone: bool = False) -> str:
-    """A mean of fractions with its standard deviation: "58.51 ± 0.48"; `alone`: without it."""
+def percents(spread: Mapping[str, Any] | None, digits: int = 2, *, alone: bool = False, scale: float = 100.0) -> str:
+    """A mean of fractions with its standard deviation: "58.51 ± 0.48"; `alone`: without it.
+
+    scale: what figures are multiplied by; 1 where they are no fractions.
+    """
     if spread is None:
         return NONE
-    mean = f"{100 * spread['mean']:.{digits}f}"
-    return mean if alone or spread["sd"] is None else f"{mean} ± {100 * spread['sd']:.{digits}f}"
+    mean = f"{scale * spread['mean']:.{digits}f}"
+    return mean if alone or spread["sd"] is None else f"{mean} ± {scale * spread['sd']:.{digits}f}"
+
+
+def _task(document: Document) -> TaskUsed:
+    """What the networks are for; leaderboards of before do not say, and are of classification."""
+    return TaskUsed.model_validate(document.get("task") or {})
+
+
+def _scale(document: Document) -> float:
+    """Shares of 1 are written as percentages, other headlines as they are."""
+    return 100.0 if _task(document).unit == "share" else 1.0
+
+
+def _form(document: Document) -> Callable[[float], str]:
+    return _whole if _task(document).unit == "share" else words.figure
 
 
 def _title(document: Document) -> str:
     recipe = document["recipe"]
     data = words.data_set(recipe["data"]["name"])
-    return f"{words.network(recipe['model']['reference'])} on {data}: {len(document['methods'])} methods compared"
+    number = sum(of["label"] != WHOLE for of in document["methods"])
+    return f"{words.network(recipe['model']['reference'])} on {data}: {words.number_of(number, 'method')} compared"
 
 
 def _summary(document: Document) -> list[str]:
     """Who comes first at each budget, in a sentence that does not say more than was measured."""
-    said = []
+    said, task = [], _task(document)
+    which = "highest" if task.higher_is_better else "lowest"
+    of = "" if task.headline == "accuracy" else f" {task.headline}"
     for budget in budgets(document):
-        means = [mean for mean in document["means"] if mean["budget"] == budget]
+        means = [mean for mean in means_at(document, budget) if mean["label"] != WHOLE]
         best = means[0]
-        final = best["values"]["accuracy.final"]
-        text = f"At {budget}, {best['label']} is first with {percents(final)}% on average"
-        if len(means) > 1:
-            other = means[1]
-            text += f", then {other['label']} with {percents(other['values']['accuracy.final'])}%"
+        unit = {"share": "%", "dB": " dB"}.get(task.unit, "")
         seeds = words.number_of(len(best["seeds"]), "seed")
-        said.append(f"{text} ({seeds}).")
+        final = f"{percents(best['values']['accuracy.final'], scale=_scale(document))}{unit} ({seeds})"
+        text = f"At {budget}, {best['label']} has the {which} mean{of}, {final}"
+        said.append(f"{text}{_ties(document, budget, [mean['label'] for mean in means[1:]])}.")
     missing = len(document["failed"]) + len(document["missing"])
     if missing:
-        said.append(
-            f"{words.number_of(missing, 'run')} of {missing + len(document['rows'])} failed or is not finished."
-        )
+        said.append(f"{words.number_of(missing, 'run')} of {missing + len(document['rows'])} failed or did not finish.")
     return said or ["No run is finished yet."]
+
+
+def _ties(document: Document, budget: str, others: Sequence[str]) -> str:
+    """Who is not told apart from the best, by which test."""
+    place = places(document, budget)
+    tied = [label for label in others if place.get(label) == "tie"]
+    if not others or not place:
+        return ""
+    if not tied and any(place.get(label) == NONE for label in others):
+        return "; one seed orders nothing"
+    tested = [row for row in document["paired"]["budgets"][budget]["others"].values() if row["p"] is not None]
+    tests = " and ".join(sorted({row["test"] for row in tested}))
+    how = f"({tests}, Holm over {words.number_of(len(tested), 'network')}, 5%)"
+    if not tied:
+        return f", and all others are significantly below it {how}"
+    return f"; not significantly different from it: {words.several(tied, 30)} {how}"
 
 
 def _methods(document: Document) -> list[tuple[str, str, list[str]]]:
@@ -247,6 +318,7 @@ def _content(document: Document) -> dict[str, Any]:
         "date": words.moment(document["date"]),
         "summary": _summary(document),
         "fairness": fairness(document),
+        "quality": _task(document).title,
         "boards": boards,
         "legend": _LEGEND,
         "curves": curves(document),
@@ -281,27 +353,28 @@ def rivals(document: Document) -> list[Rival]:
 
 
 def curves(document: Document) -> str | None:
-    """Accuracy against MACs; None where there is only one budget."""
-    every = rivals(document)
+    """The headline against MACs; None where there is only one budget."""
+    every, task, form = rivals(document), _task(document), _form(document)
     if not any(len(rival.points) > 1 for rival in every):
         return None
-    told = "; ".join(f"{r.name} {', '.join(f'{p.y:.1%} at {p.x:.0%}' for p in r.points)}" for r in every)
-    return tradeoff(every, label=f"Accuracy against the MACs that remain: {told}", form=_whole)
+    told = "; ".join(f"{r.name} {', '.join(f'{task.shown(p.y)} at {p.x:.0%}' for p in r.points)}" for r in every)
+    label = f"{task.title} against the MACs that remain: {told}"
+    return tradeoff(every, label=label, what=task.headline, form=form, scale=_scale(document))
 
 
 def _ladder(document: Document, budget: str, order: Sequence[str]) -> str:
     style = {label: place for place, label in enumerate(order)}
-    means = [mean for mean in document["means"] if mean["budget"] == budget]
     every = []
-    for mean in means:
+    for mean in means_at(document, budget):
         spread = mean["values"]["accuracy.final"]
         finals = tuple(
             row["accuracy"]["final"]
             for row in document["rows"]
-            if (row["label"], row["budget"]) == (mean["label"], budget)
+            if (row["label"], row["budget"]) == (mean["label"], mean["budget"])
         )
         every.append(Rival(mean["label"], (Point(0.0, spread["mean"], spread["sd"], finals),), style[mean["label"]]))
-    return ladder(every, label=f"Final accuracy at {budget}, the best first", form=_whole)
+    label = f"Final {_task(document).headline} at {budget}, the best first"
+    return ladder(every, label=label, form=_form(document), scale=_scale(document))
 
 
 # --------------------------------------------------------------------------------------------------------------- cells
@@ -324,8 +397,8 @@ def _cost(dense: Mapping[str, int]) -> str:
     return f"{words.count(dense['macs'])} MACs, {words.count(dense['params'])} parameters"
 
 
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.2f}"
+def _percent(value: float | None, scale: float) -> str:
+    return NONE if value is None else f"{scale * value:.2f}"
 
 
 def _share(value: float) -> str:
@@ -339,8 +412,10 @@ def _seconds(spread: Mapping[str, Any] | None) -> str:
 def _ratio(timed: Mapping[str, Any] | None) -> str:
     if timed is None:
         return NONE
-    spread = timed["ratio"]
-    return f"{spread['mean']:.2f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.2f}")
+    ratio = timed["ratio"]
+    if ratio.get("low") is None:
+        return f"{ratio['mean']:.2f}"
+    return f"{ratio['mean']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
 def _whole(value: float) -> str:

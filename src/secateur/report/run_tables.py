@@ -27,6 +27,8 @@ class Prepared(Protocol):
     @property
     def data(self) -> Any: ...
     @property
+    def task(self) -> Any: ...
+    @property
     def row(self) -> Any: ...
     @property
     def dense(self) -> Any: ...
@@ -46,8 +48,9 @@ def plan_table(prepared: Prepared, folder: Path) -> RenderableType:
         (
             "data",
             f"{data.name}: {len(data.train):,} images to train on, {len(data.validation):,} to watch by, "
-            f"{len(data.test):,} to test on; {size}, {data.classes} classes",
+            f"{len(data.test):,} to test on; {size}" + (f", {data.classes} classes" if data.classes else ""),
         ),
+        ("task", f"{prepared.task.name}, by its {prepared.task.headline}"),
         ("method", f"{row.name}: {row.summary}"),
         ("budget", recipe.budget),
         ("stages", ", ".join(_stages(prepared))),

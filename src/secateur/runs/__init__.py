@@ -24,6 +24,7 @@ from secateur.runs.exporting import try_exports
 from secateur.runs.folder import REPORT, RESULTS, VERIFICATION, Folder, locked, refuse
 from secateur.runs.preparing import Prepared, prepare
 from secateur.runs.stages import Stages, file_names
+from secateur.runtime import push_to_hub
 from secateur.training import Engine, Progress, Silent
 from secateur.training.interrupts import ending
 
@@ -40,6 +41,10 @@ class Outcome:
     results: dict[str, Any]
     report: Path
     already: bool = False  # it had been finished before
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Send the network to the Hugging Face Hub with a card of the run; `secateur.push_to_hub` has the options."""
+        return push_to_hub(self.folder, name, **options)
 
 
 def start(
@@ -112,12 +117,14 @@ def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: 
             workers=recipe.data.workers,
             folder=folder.path,
             progress=progress or Silent(),
+            task=prepared.task,
         )
         if folder.main:  # another process would sweep away what this one is writing
             folder.sweep()
-        for sentence in (*folder.keep_data(digest_of(prepared.data)), *folder.rewind(prepared.stages)):
+        told = (*prepared.notes, *folder.keep_data(digest_of(prepared.data)), *folder.rewind(prepared.stages))
+        for sentence in told:
             engine.say(sentence)
-        folder.begin_session(session(engine.device, command, prepared))
+        folder.begin_session(session(engine.described, command, prepared))
         for sentence in changes(folder.sessions):
             engine.say(sentence, note=False)  # the report says it in any case
         if len(folder.sessions) == 1 and folder.main:

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from secateur.data import Data
+from secateur.batches import rows_of
+from secateur.graph.modules import map_tensors
+from secateur.tasks import Task
+from secateur.training.interface import Split
 
 
 class Calibration:
-    """The first training images in an order of their own; every iteration begins anew."""
+    """The first images of a split in an order of their own; every iteration begins anew."""
 
-    def __init__(self, data: Data, images: int, batch_size: int, seed: int, device: torch.device) -> None:
-        self.data, self.images, self.seed, self.device = data, images, seed, device
+    def __init__(self, split: Split, images: int, batch_size: int, seed: int, device: torch.device) -> None:
+        self.split, self.images, self.seed, self.device = split, images, seed, device
         self.size = min(batch_size, images)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        batches = self.data.train.batches(self.size, shuffle=True, seed=self.seed)
-        for number, (pixels, labels) in enumerate(itertools.islice(batches, -(-self.images // self.size))):
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        batches = self.split.batches(self.size, shuffle=True, seed=self.seed)
+        for number, batch in enumerate(itertools.islice(batches, -(-self.images // self.size))):
             left = self.images - number * self.size
-            yield pixels[:left].to(self.device), labels[:left].to(self.device)
+            inputs, targets = map_tensors(rows_of(tuple(batch), 0, left), lambda tensor: tensor.to(self.device))
+            yield inputs, targets
+
+
+class Classes:
+    """The same batches with the class of every sample for a target, as the task knows it."""
+
+    def __init__(self, batches: Calibration, task: Task) -> None:
+        self._batches, self._task = batches, task
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for inputs, targets in self._batches:
+            yield inputs, self._task.classes(targets)

@@ -15,24 +15,25 @@ from secateur._version import __version__
 from secateur.graph import Cost
 from secateur.methods import Method
 from secateur.plan import kept_fingerprint
-from secateur.report.documents import describe_proof, share
+from secateur.report.documents import describe_forms, describe_proof, share
 from secateur.runs.layers import layer_rows
 from secateur.runs.preparing import Prepared
 from secateur.runtime import EXPORTERS
-from secateur.surgery import Result
+from secateur.surgery import Result, formed_notes
 
 VERSION = 1
-ACCURACIES = ("dense", "soft", "hard", "pruned", "finetuned")
+#: When the headline of a run's task is measured.
+POINTS = ("dense", "soft", "hard", "pruned", "finetuned")
 
 
 def describe_cut(method: Method, result: Result) -> dict[str, Any]:
     """What the stage prune knows."""
-    kept = result.plan.widths
+    whole = result.whole_plan
     return {
         "before": result.before.as_dict(),
         "after": result.after.as_dict(),
         "remaining": remaining(result.before, result.after),
-        "groups": [{"name": g.name, "width": g.width, "kept": kept[g.name]} for g in result.graph.groups],
+        "groups": [{"name": n, "width": len(mask), "kept": int(mask.sum())} for n, mask in whole.masks.items()],
         "frozen": [{"name": f.name, "width": f.width, "reason": f.reason} for f in result.graph.frozen],
         "unsupported": [{"operator": u.operator, "module": u.module} for u in result.graph.unsupported],
         "settled": list(result.settled),
@@ -41,10 +42,11 @@ def describe_cut(method: Method, result: Result) -> dict[str, Any]:
         ],
         "verification": describe_proof(result.verification),
         "layers": layer_rows(result),
-        "plan": kept_fingerprint(result.plan),
+        "plan": kept_fingerprint(whole),
         "sparse": result.plan.provenance.get("sparse"),
+        **({"forms": describe_forms(result.forms)} if result.forms is not None else {}),
         "settings": method.settings.model_dump(mode="json"),
-        "notes": list(method.notes),
+        "notes": [*method.notes, *formed_notes(result.plan)],
     }
 
 
@@ -53,15 +55,14 @@ def remaining(before: Cost, after: Cost) -> dict[str, float]:
     return {key: share(getattr(after, key), whole) for key, whole in before.as_dict().items()}
 
 
-def session(device: torch.device, command: str, prepared: Prepared) -> dict[str, Any]:
+def session(device: str, command: str, prepared: Prepared) -> dict[str, Any]:
     """When, where, with which versions and what method somebody works on a run."""
-    named = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
     return {
         "date": now(),
         "secateur": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "device": named,
+        "device": device,
         "threads": torch.get_num_threads(),
         "processes": world(),
         "method": prepared.row.name,
@@ -96,7 +97,7 @@ def describe_run(
         "model": recipe.model.reference,
         "arguments": dict(prepared.arguments),
         "class": prepared.model_class,
-        "inputs": [list(prepared.shape)],
+        "inputs": prepared.shapes,
         "data": prepared.data.describe(),
         "method": {
             **{key: getattr(row, key) for key in ("name", "summary", "paper", "year", "arxiv", "acts", "fidelity")},
@@ -105,14 +106,16 @@ def describe_run(
         },
         "budget": recipe.budget,
         **{key: cut[key] for key in ("before", "after", "remaining")},
-        "accuracy": accuracies(stages) | {"split": "test", "images": len(prepared.data.test)},
-        "int8": _int8(stages),
+        "task": prepared.task.describe(),
+        prepared.task.headline: qualities(stages) | {"split": "test", "images": len(prepared.data.test)},
+        "int8": _int8(stages, prepared.task.headline),
         "not_exported": stages.get("export", {}).get("failed", {}),  # file by file, why
         **{
             key: cut[key] for key in ("groups", "frozen", "unsupported", "settled", "repairs", "verification", "layers")
         },
         "plan": cut["plan"],
         "sparse": cut.get("sparse"),  # single weights that are zero; runs of before had none
+        **({"forms": cut["forms"]} if "forms" in cut else {}),  # layers that are computed another way
         "seconds": _seconds(stages),
         "epochs": {name: stages[name]["epochs"] for name in ("pretrain", "train", "finetune") if name in stages},
         "files": dict(files),
@@ -120,11 +123,11 @@ def describe_run(
     }
 
 
-def accuracies(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Accuracies on the test images by name; `final` is that of the network in model.safetensors."""
-    found: dict[str, float | None] = dict.fromkeys(ACCURACIES)
+def qualities(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """The task's headline on the test images by name; `final` is that of the network in model.safetensors."""
+    found: dict[str, float | None] = dict.fromkeys(POINTS)
     for stage in stages.values():
-        found |= stage.get("accuracy", {})
+        found |= stage.get("quality", {})
     found["final"] = found["finetuned"] if found["finetuned"] is not None else found["pruned"]
     return found
 
@@ -141,11 +144,11 @@ def describe_checks(stages: Mapping[str, Mapping[str, Any]], files: Mapping[str,
     }
 
 
-def _int8(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What was found of the network in 8 bits, by quantiser, beside the accuracy of the network it was made from."""
-    final = accuracies(stages)["final"]
+def _int8(stages: Mapping[str, Mapping[str, Any]], headline: str) -> dict[str, Any]:
+    """What was found of the network in 8 bits, by quantiser, beside the headline of the network it was made from."""
+    final = qualities(stages)["final"]
     return {
-        name: {**found, "float_accuracy": final} for name, found in stages.get("export", {}).get("int8", {}).items()
+        name: {**found, f"float_{headline}": final} for name, found in stages.get("export", {}).get("int8", {}).items()
     }
 
 

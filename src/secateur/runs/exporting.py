@@ -20,12 +20,13 @@ from secateur.runs.folder import RECIPE
 from secateur.runs.preparing import Prepared
 from secateur.runtime import EXPORTERS, QUANTISERS, Exporter, Quantiser, open_exported
 from secateur.runtime.again import network_of, note, target_of
+from secateur.runtime.deploying import all_plain, deployment_note, for_format
 from secateur.runtime.export import Subject, export_subject
 from secateur.runtime.folder import Folder
 from secateur.runtime.inputs import batch_of
 from secateur.runtime.int8 import quantise_subject
+from secateur.tasks import Evaluator, Task, create
 from secateur.training.interface import Split
-from secateur.training.losses import logits
 from secateur.training.randomness import derive
 
 Values = dict[str, Any]
@@ -46,17 +47,25 @@ def write_exports(
     names: list[str] = []
     if not formats and not quantisers:
         return values, names
-    subject = Subject.of(narrow, prepared.network().inputs)
+    inputs = prepared.network().inputs
+    whole, plain = Subject.of(narrow, inputs), all_plain(narrow)
+    ordinary = whole if plain is narrow else Subject.of(plain, inputs)
     calibration = calibration_of(recipe, prepared.data)
     for row in (*formats, *quantisers):
         say(f"Writing {row.file}: {row.summary}.", note=False)
         key = f"int8.{row.name}" if isinstance(row, Quantiser) else row.name
         try:
             if isinstance(row, Quantiser):
-                found = _quantised(row, subject, folder / row.file, calibration, prepared.data.test)
+                found = _quantised(row, ordinary, folder / row.file, calibration, prepared.data.test, prepared.task)
                 values.setdefault("int8", {})[row.name] = found
+                if ordinary is not whole:
+                    say(f"In {row.file} all layers are computed plainly: quantisers know no other way.", note=True)
             else:
-                values[row.name] = export_subject(row.name, subject, folder / row.file)
+                network, forms = for_format(row.name, narrow, inputs)
+                subject = whole if network is narrow else Subject.of(network, inputs)
+                values[row.name] = {**export_subject(row.name, subject, folder / row.file), **forms}
+                if forms:
+                    say(deployment_note(row.file, forms["forms"]), note=True)
             names += row.files
         except SecateurError as error:
             for name in row.files:  # of an attempt before
@@ -110,7 +119,8 @@ def export_int8(
         path: where to; by default beside the other files, whose lists of hashes and results then follow.
 
     Returns:
-        what `secateur.runtime.export_int8` found, "accuracy" and "images" (tested on), and "path".
+        what `secateur.runtime.export_int8` found, the task's headline ("accuracy"), "images" (tested on), "path", and
+        "said", the headline in words.
     """
     by_format = {row.format: row for row in QUANTISERS.values()}
     choose(form, list(EXPORTERS), "format")
@@ -127,34 +137,36 @@ def export_int8(
     recipe = Recipe.read(run.path / RECIPE)
     network, inputs = network_of(run)
     target = target_of(run, row.file, path)
-    data = open_data(recipe.data, recipe.seed)
-    found = _quantised(row, Subject.of(network, inputs), target, calibration_of(recipe, data), data.test)
+    task = create(recipe.task.name, **recipe.task.settings)
+    data = open_data(recipe.data, recipe.seed, task)
+    subject = Subject.of(all_plain(network), inputs)
+    found = _quantised(row, subject, target, calibration_of(recipe, data), data.test, task)
     if path is None and run.results is not None:
-        accuracy = (run.results.get("accuracy") or {}).get("final")
-        note(run, row.files, ("int8", row.name), found, {**found, "float_accuracy": accuracy})
-    return {**found, "path": str(target)}
+        final = (run.results.get(task.headline) or {}).get("final")
+        note(run, row.files, ("int8", row.name), found, {**found, f"float_{task.headline}": final})
+    return {**found, "path": str(target), "said": f"{task.headline} {task.shown(found[task.headline])}"}
 
 
 def calibration_of(recipe: Recipe, data: Any) -> Calibration:
     """The images of the training set that methods, repairs and quantisers learn from, on the CPU."""
     config, seed = recipe.data, derive(recipe.seed, "calibration")
-    return Calibration(data, config.calibration_images, config.batch_size, seed, torch.device("cpu"))
+    return Calibration(data.train, config.calibration_images, config.batch_size, seed, torch.device("cpu"))
 
 
-def _quantised(row: Quantiser, subject: Subject, path: Path, calibration: Calibration, test: Split) -> Values:
+def _quantised(
+    row: Quantiser, subject: Subject, path: Path, calibration: Calibration, test: Split, task: Task
+) -> Values:
     """Write one network in 8 bits, and say what it is worth."""
     found = quantise_subject(row.name, subject, path, calibration)
     size = None if found["dynamic_batch"] else batch_of(subject.inputs)
-    accuracy, images = _tested(open_exported(path, batch_size=size), test, calibration.size)
-    return {**found, "accuracy": accuracy, "images": images}
+    return {**found, **_tested(open_exported(path, batch_size=size), test, calibration.size, task)}
 
 
 @torch.no_grad()
-def _tested(network: nn.Module, split: Split, batch_size: int) -> tuple[float, int]:
-    """Accuracy on all images, and how many there are; by one process alone, as the file is its own."""
-    right = seen = 0
-    for images, labels in split.batches(batch_size):
-        if len(images):
-            right += int((logits(network(images), len(images), "in 8 bits").argmax(1) == labels).sum())
-            seen += len(images)
-    return right / max(seen, 1), seen
+def _tested(network: nn.Module, split: Split, batch_size: int, task: Task) -> Values:
+    """The task's headline on all images, and how many there are; by one process alone, as the file is its own."""
+    found = Evaluator(task)
+    for inputs, targets in split.batches(batch_size):
+        if task.samples(targets):
+            found.see(network, inputs, targets)
+    return {task.headline: found.result(alone=True)[task.headline], "images": found.samples}

@@ -20,6 +20,7 @@ from secateur.errors import RunError
 from secateur.recipe import Recipe
 
 RECIPE, STATE, METRICS, LOCK = "recipe.yaml", "state.json", "metrics.jsonl", ".lock"
+SEARCH = "search.jsonl"
 PLAN, MODEL, RESULTS, VERIFICATION, LATENCY, REPORT = (
     "plan.json", "model.safetensors", "results.json", "verification.json", "latency.json", "report.html",
 )  # fmt: skip

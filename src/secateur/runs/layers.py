@@ -4,33 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from torch import nn
 
+from secateur.forms import FORMED, FORMS, dense_macs
 from secateur.surgery import Result
 
 
 def layer_rows(result: Result) -> list[dict[str, Any]]:
     """One row for every module that multiplies, in order of execution: MACs and channels before and after."""
-    graph = result.graph
+    graph, forms = result.graph, result.plan.forms
     dense, narrow = dict(graph.model.named_modules()), dict(result.model.named_modules())
-    macs: dict[str, np.ndarray[Any, Any]] = {}
-    counted = [graph.costs.macs_by_call(graph.widths(plan)) for plan in (None, result.plan)]
-    for call, before, after in zip(graph.costs.mac_calls, *counted, strict=True):
-        name = graph.recording.calls[int(call)].module
-        macs[name] = macs.get(name, np.zeros(2)) + np.array([before, after])
+    before, after = dense_macs(graph, None), dense_macs(graph, result.plan)
     return [
         {
             "name": name or type(graph.model).__name__,
             "kind": kind(dense[name]),
-            "macs_before": round(float(both[0])),
-            "macs_after": round(float(both[1])),
+            "macs_before": macs,
+            "macs_after": FORMS[forms[name].kind].macs(after[name], forms[name].data) if name in forms else after[name],
+            **({"form": forms[name].kind} if name in forms else {}),
             "in_before": channels(dense[name])[0],
             "in_after": channels(narrow[name])[0],
             "out_before": channels(dense[name])[1],
             "out_after": channels(narrow[name])[1],
         }
-        for name, both in macs.items()
+        for name, macs in before.items()
         if name in dense and name in narrow
     ]
 
@@ -46,7 +43,7 @@ def kind(module: nn.Module) -> str:
 
 def channels(module: nn.Module) -> tuple[int | None, int | None]:
     """Channels that go in and come out, where the layer has them."""
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, (nn.modules.conv._ConvNd, *FORMED)):
         return module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +22,19 @@ from secateur.allocate.presets import align_of
 from secateur.data import Data, open_data
 from secateur.errors import ConfigError, InputError, ModelError
 from secateur.graph import Cost
+from secateur.graph.modules import as_call
 from secateur.latency import Watcher
 from secateur.methods import Method, MethodRow, method, plug_in
 from secateur.models import MODELS
 from secateur.recipe import TRAINING, Recipe
-from secateur.references import Loaded, load
 from secateur.repair import repairs
-from secateur.runtime import EXPORTERS, QUANTISERS, read_weights
+from secateur.runs.trials import held_out
+from secateur.runtime import EXPORTERS, QUANTISERS
 from secateur.runtime.engines import ENGINES
+from secateur.runtime.named import Named, Wish, network
+from secateur.tasks import Classification, Task, create
 from secateur.training import Engine
+from secateur.training.checks import check_fit
 from secateur.training.devices import accelerator
 
 #: Which stages a run has, in order, by when its method acts; those the recipe leaves out are skipped.
@@ -46,11 +51,13 @@ class Prepared:
 
     recipe: Recipe
     data: Data
+    task: Task
     row: MethodRow
     arguments: Mapping[str, Any]  # of the model's factory, with what the data decide
     model_class: str
     dense: Cost
     steps: int | None  # of the optimiser while the method is at work
+    notes: tuple[str, ...] = ()  # about the weights the network begins with
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -65,20 +72,20 @@ class Prepared:
         return _begins_trained(self.recipe)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the example input."""
-        return (1, *self.data.input_size)
+    def shapes(self) -> list[list[int]]:
+        """Of the example inputs."""
+        return [list(shape) for shape in self.network().shapes]
 
     @property
     def settings(self) -> dict[str, Any]:
         """Of the method, defaults included."""
         return validated(self.row.config, self.recipe.method.settings, "method").model_dump(mode="json")
 
-    def network(self) -> Loaded:
+    def network(self) -> Named:
         """The network with the weights it starts from, always the same."""
-        return _network(self.recipe, self.arguments, self.shape)
+        return _network(self.recipe, self.arguments, self.data)
 
-    def method(self, loaded: Loaded, watch: Watcher | None = None) -> Method:
+    def method(self, loaded: Named, watch: Watcher | None = None) -> Method:
         """The method at work on such a network; `watch` is told of layer shapes that are measured."""
         return _method(self.recipe, self.row, loaded, self.steps, watch)
 
@@ -99,21 +106,26 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
     _check_stages(recipe, row)
     _check_packages(recipe)
     accelerator(recipe.engine)
-    data = open_data(recipe.data, recipe.seed)
+    task = create(recipe.task.name, **recipe.task.settings)
+    row.check_task(task)
+    data = open_data(recipe.data, recipe.seed, task)
+    row.check_task(task, data.example)
     if recipe.model.input_size is not None and recipe.model.input_size != tuple(data.input_size):
         raise ConfigError(
             f"model.input_size is {_size(recipe.model.input_size)}, and the images of {data.name} are "
             f"{_size(data.input_size)}: leave model.input_size out, or set data.options.size where the data have it."
         )
-    arguments = settings.model_arguments(recipe.model.reference, _arguments(recipe, data))
-    loaded = _network(recipe, arguments, (1, *data.input_size))
-    _check_output(recipe, loaded, data)
-    engine = Engine(data, recipe.engine, seed=recipe.seed, batch_size=recipe.data.batch_size)
+    arguments = settings.model_arguments(recipe.model.reference, _arguments(recipe, data, task))
+    loaded = _network(recipe, arguments, data)
+    _check_output(recipe, loaded, data, task)
+    engine = Engine(data, recipe.engine, seed=recipe.seed, batch_size=recipe.data.batch_size, task=task)
     steps = engine.steps(recipe.train) if recipe.train is not None and row.acts == "while training" else None
     name = type(loaded.model).__name__
     made = _method(recipe, row, loaded, steps, watch)
     made.check_repairs(asked)
-    return Prepared(recipe, data, row, arguments, name, made.graph.cost(), steps)
+    if made.searches():
+        held_out(data)
+    return Prepared(recipe, data, task, row, arguments, name, made.graph.cost(), steps, loaded.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- the recipe
@@ -145,7 +157,7 @@ def _check_stages(recipe: Recipe, row: MethodRow) -> None:
 
 
 def _begins_trained(recipe: Recipe) -> bool:
-    return recipe.pretrain is not None or recipe.model.weights is not None
+    return recipe.pretrain is not None or recipe.model.begins_trained
 
 
 _PACKAGES = ("accelerate", "yaml", "jinja2")  # of every run
@@ -171,12 +183,13 @@ def _check_packages(recipe: Recipe) -> None:
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
-def _arguments(recipe: Recipe, data: Data) -> dict[str, Any]:
+def _arguments(recipe: Recipe, data: Data, task: Task) -> dict[str, Any]:
     """The factory's arguments; what the data decide for a zoo network may be left out."""
     given = dict(recipe.model.arguments)
     if not recipe.model.reference.startswith("zoo:"):
         return given
-    decided = {"num_classes": data.classes, "in_channels": data.input_size[0]}
+    outputs = task.outputs(data.classes)
+    decided = {"in_channels": data.input_size[0]} | ({"num_classes": outputs} if outputs is not None else {})
     for key, value in decided.items():
         if given.get(key, value) != value:
             raise ConfigError(
@@ -192,15 +205,15 @@ def _usual_channels(reference: str) -> int | None:
     return row.input_size[0] if row is not None else None
 
 
-def _network(recipe: Recipe, arguments: Mapping[str, Any], shape: tuple[int, ...]) -> Loaded:
+def _network(recipe: Recipe, arguments: Mapping[str, Any], data: Data) -> Named:
     config = recipe.model
-    loaded = load(config.reference, arguments=dict(arguments), input_shapes=[shape], seed=recipe.seed)
-    if config.weights is not None:
-        read_weights(loaded.model, config.weights)
-    return loaded
+    weights = None if config.weights is None else Path(config.weights)
+    shapes = [(1, *data.input_size)] if data.example is None else []
+    wish = Wish(dict(arguments), None, shapes, weights, None, recipe.seed, config.ema, config.trust, data.example)
+    return network(config.reference, wish)
 
 
-def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None, watch: Watcher | None) -> Method:
+def _method(recipe: Recipe, row: MethodRow, loaded: Named, steps: int | None, watch: Watcher | None) -> Method:
     made = row.factory(
         loaded.model,
         loaded.inputs,
@@ -217,28 +230,33 @@ def _method(recipe: Recipe, row: MethodRow, loaded: Loaded, steps: int | None, w
     return made
 
 
-def _check_output(recipe: Recipe, loaded: Loaded, data: Data) -> None:
-    """The network takes the data's images and says one number for each class."""
+def _check_output(recipe: Recipe, loaded: Named, data: Data, task: Task) -> None:
+    """The network takes the data's images and answers its task."""
     name, size = recipe.model.reference, _size(data.input_size)
     output = _forward(loaded.model, loaded.inputs, name, f"{size} images of {data.name}")
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != 1:
-        shape = _size(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ModelError(
-            f"{name} answers an image with {shape}, and training needs one number for each class, 1x{data.classes}: "
-            "wrap the model so that it returns that alone."
-        )
-    if output.shape[1] != data.classes:
-        raise ConfigError(
-            f"{name} tells {output.shape[1]} classes apart, and the data {data.name} have {data.classes}: set the "
-            f"argument of its factory, such as model.arguments: {{num_classes: {data.classes}}}."
-        )
+    outputs = task.outputs(data.classes)
+    if outputs is not None and isinstance(task, Classification):
+        if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != 1:
+            shape = _size(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+            raise ModelError(
+                f"{name} answers an image with {shape}, and training needs one number for each class, 1x{outputs}: "
+                "wrap the model so that it returns that alone."
+            )
+        if output.shape[1] != outputs:
+            raise ConfigError(
+                f"{name} tells {output.shape[1]} classes apart, and the data {data.name} have {outputs}: set the "
+                f"argument of its factory, such as model.arguments: {{num_classes: {outputs}}}."
+            )
+    if data.example is not None:
+        check_fit(loaded.model, *next(iter(data.train.batches(2))), task)
 
 
 @torch.no_grad()
 def _forward(model: nn.Module, inputs: Any, name: str, what: str) -> Any:
     training = model.training
     try:
-        return model.eval()(inputs)
+        args, keywords = as_call(inputs)
+        return model.eval()(*args, **keywords)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise InputError(f"{name} does not run with {what}: {said(error)}; choose another model or size.") from error
     finally:

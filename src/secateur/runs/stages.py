@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn import functional as F
 
 from secateur import runtime
 from secateur._files import write_json
@@ -22,13 +21,14 @@ from secateur.methods import Method
 from secateur.methods.kit.sparse import keep_zeros
 from secateur.plan import Plan
 from secateur.recipe import Training
-from secateur.references import Loaded
 from secateur.repair import Repair, repairs
-from secateur.runs.calibration import Calibration
+from secateur.runs.calibration import Calibration, Classes
 from secateur.runs.documents import describe_cut
 from secateur.runs.exporting import write_exports
-from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, Folder
+from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, SEARCH, Folder
 from secateur.runs.preparing import Prepared
+from secateur.runs.trials import RunTrials
+from secateur.runtime.named import Named
 from secateur.runtime.sparse import FILE as SPARSE
 from secateur.runtime.sparse import save_sparse
 from secateur.surgery import apply
@@ -82,18 +82,18 @@ class Stages:
     def _train_dense(self, stage: str) -> Done:
         loaded = self.prepared.network()
         values = self._fit(stage, loaded.model)
-        return values | {"accuracy": {"dense": self._test(loaded.model)}}, []
+        return values | {"quality": {"dense": self._test(loaded.model)}}, []
 
     def _train_with_method(self) -> Done:
         method = self._method(self._start())
         values = self._fit("train", method, method=method)
-        accuracy: dict[str, float | None] = {}
+        quality: dict[str, float | None] = {}
         if self.recipe.pretrain is None and self.prepared.begins_trained:
-            accuracy["dense"] = self._test(self.prepared.network().model)
+            quality["dense"] = self._test(self.prepared.network().model)
         for name, mode in method.evaluation_modes().items():
             with mode:
-                accuracy[name] = self._test(method)
-        return values | {"accuracy": accuracy}, []
+                quality[name] = self._test(method)
+        return values | {"quality": quality}, []
 
     def _train_narrow(self, stage: str) -> Done:
         """The cut network, learning from the dense one it was cut from if the recipe says so."""
@@ -102,7 +102,7 @@ class Stages:
         keep_zeros(narrow, self._sparse())
         teacher = self._dense() if training.distill.weight else None
         values = self._fit(stage, narrow, teacher=teacher)
-        values["accuracy"] = {"finetuned": self._test(narrow)}
+        values["quality"] = {"finetuned": self._test(narrow)}
         return values, self._save_model(narrow.to("cpu"))
 
     def _fit(
@@ -120,9 +120,9 @@ class Stages:
 
     def _prune(self) -> Done:
         method = self._method_after_training()
-        accuracy: dict[str, float | None] = {}
+        quality: dict[str, float | None] = {}
         if "train" not in self.prepared.stages:  # the weights come from a file
-            accuracy["dense"] = self._test(method.model)
+            quality["dense"] = self._test(method.model)
         if self.prepared.row.needs == "calibration":
             self._calibrate(method)
         repairs = self._repairs()
@@ -134,15 +134,15 @@ class Stages:
         dense = self._plain(method)
         if self.folder.main:
             (self.folder.path / CHECKPOINTS).mkdir(exist_ok=True)
-            method.result.plan.save(self.folder.path / PLAN)
+            method.result.whole_plan.save(self.folder.path / PLAN)
             runtime.save_weights(dense, self.folder.path / DENSE, {})
             runtime.save_weights(narrow, self.folder.path / PRUNED, {})
             values["dense_bytes"] = (self.folder.path / DENSE).stat().st_size
         files = [PLAN, DENSE, PRUNED]
         if not {"train", "finetune"} & set(self._after("prune")):
             files += self._save_model(narrow)
-        accuracy["pruned"] = self._test(narrow)
-        return values | {"accuracy": accuracy}, files
+        quality["pruned"] = self._test(narrow)
+        return values | {"quality": quality}, files
 
     def _after(self, stage: str) -> tuple[str, ...]:
         stages = self.prepared.stages
@@ -160,7 +160,7 @@ class Stages:
             loaded.model.to("cpu")
         return self._method(loaded)
 
-    def _method(self, loaded: Loaded) -> Method:
+    def _method(self, loaded: Named) -> Method:
         """The method on a network; what its table of layer times lacks, where that could not be kept, is shown."""
         try:
             return self.prepared.method(loaded, self.engine.progress.measured)
@@ -179,13 +179,22 @@ class Stages:
 
     def _calibrate(self, method: Method) -> None:
         method.to(self.engine.device)
+        if method.searches():
+            self.engine.say("Trying networks.", note=False)
+            method.search(RunTrials(self.recipe, self.data, method, self.engine, self.folder.path))
+            self.engine.progress.end_stage()
+            return
         images = self.recipe.data.calibration_images
         self.engine.say(f"Showing {min(images, len(self.data.train))} images to the method.", note=False)
-        method.collect(self._calibration(), F.cross_entropy)
+        shown: Any = self._calibration()
+        task = self.prepared.task
+        if self.prepared.row.asks == "classes":
+            shown = Classes(shown, task)
+        method.collect(shown, task.loss)
 
     def _calibration(self) -> Calibration:
         config, seed = self.recipe.data, derive(self.recipe.seed, "calibration")
-        return Calibration(self.data, config.calibration_images, config.batch_size, seed, self.engine.device)
+        return Calibration(self.data.train, config.calibration_images, config.batch_size, seed, self.engine.device)
 
     def _repairs(self) -> list[Repair]:
         return repairs([each.model_dump() for each in self.recipe.repair])
@@ -216,7 +225,7 @@ class Stages:
 
     # ---------------------------------------------------------------------------------------------------- the networks
 
-    def _start(self) -> Loaded:
+    def _start(self) -> Named:
         """The network as the method finds it: new, from a file, or pretrained."""
         loaded = self.prepared.network()
         if self.recipe.pretrain is not None:
@@ -245,8 +254,8 @@ class Stages:
         runtime.save_model(
             self.folder.path,
             narrow,
-            reference=self.recipe.model.reference,
-            arguments=dict(self.prepared.arguments),
+            reference=loaded.origin,
+            arguments=dict(loaded.arguments),
             inputs=loaded.inputs,
             plan=Plan.load(self.folder.path / PLAN),
             metadata=self._metadata(),
@@ -273,12 +282,12 @@ class Stages:
         }
 
     def _test(self, module: nn.Module) -> float:
-        return self.engine.evaluate(module, self.data.test).accuracy
+        return self.engine.evaluate(module, self.data.test).headline
 
 
 def file_names(folder: Path) -> list[str]:
     """The files of a run that others may want, those that are there."""
-    run = ("recipe.yaml", "metrics.jsonl", PLAN, "verification.json", LATENCY)
+    run = ("recipe.yaml", "metrics.jsonl", SEARCH, PLAN, "verification.json", LATENCY)
     exports = [name for row in (*runtime.EXPORTERS.values(), *runtime.QUANTISERS.values()) for name in row.files]
     names = (*run, MODEL, *exports, SPARSE)
     return [name for name in names if (folder / name).is_file()]

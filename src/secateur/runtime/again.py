@@ -12,8 +12,10 @@ from torch import nn
 from secateur._files import read_json, write_json
 from secateur._hints import choose
 from secateur.errors import RunError
+from secateur.runtime.deploying import for_format
 from secateur.runtime.export import EXPORTERS, export_model
-from secateur.runtime.folder import PLAN, RESULTS, WEIGHTS, Folder, describe_files, is_library, load
+from secateur.runtime.folder import PLAN, RESULTS, WEIGHTS, Folder, describe_files, is_library
+from secateur.runtime.loading import load
 
 _VERIFICATION = "verification.json"
 
@@ -32,13 +34,15 @@ def export_folder(
         model: a fresh network of the original architecture, for a run whose reference is a Python file.
 
     Returns:
-        what the exporter found (`export_model`), and "path".
+        what the exporter found (`export_model`), "path", and where layers are computed another way "forms": how each
+        did in the format's runtime (`deployed`).
     """
     choose(name, list(EXPORTERS), "format")
     run = Folder.open(folder)
     network, inputs = network_of(run, model)
     target = target_of(run, EXPORTERS[name].file, path)
-    found = export_model(name, network, inputs, target)
+    network, forms = for_format(name, network, inputs)
+    found = {**export_model(name, network, inputs, target), **forms}
     if path is None and run.results is not None:
         note(run, EXPORTERS[name].files, (name,), found)
     return {**found, "path": str(target)}

@@ -1,16 +1,12 @@
-"""A narrow network in a folder: `plan.json` and `model.safetensors`, beside what else a run leaves there.
-
-network = secateur.load("runs/a")                      # runs without the original's code
-network = secateur.load("runs/a", model=factory())     # the original class, narrowed
-"""
+"""A narrow network in a folder: `plan.json` and `model.safetensors`, beside what else a run leaves there."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import stat
+import warnings
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from secateur import references
 from secateur._files import kind_of, read_json, said, shown
 from secateur.errors import RunError, SecateurError
 from secateur.graph.modules import as_call, clone_module, map_tensors, unwrap
+from secateur.history import whole
 from secateur.plan import Plan, kept_fingerprint
 from secateur.runtime import stored
 from secateur.runtime.archive import NotRun, read_archive
@@ -64,6 +61,7 @@ def save_model(
     """
     place = Path(folder)
     narrow, extra = _own(unwrap(model), _ADDED)
+    plan = whole(narrow, plan)
     more = dict(metadata or {})
 
     def described(network: nn.Module, left_out: list[str]) -> Stored:
@@ -123,9 +121,8 @@ def _fresh(content: Stored, plan: Plan) -> nn.Module | None:
     except SecateurError as error:
         raise RunError(
             f"The network is not {shown(content.reference)} cut by this plan, so it could not be loaded again "
-            f"({str(error).rstrip('.')}): where it was pruned twice, give the reference of a Python file whose factory "
-            "returns the network before the last cut; or export it with secateur.runtime.export_pt2, which needs no "
-            "code."
+            f"({str(error).rstrip('.')}): give the plan that the network was cut by, of several cuts "
+            "plan=first.then(second); or export it with secateur.runtime.export_pt2, which needs no code."
         ) from error
 
 
@@ -152,47 +149,13 @@ def _as(inputs: Any, model: nn.Module) -> Any:
     return map_tensors(inputs, lambda tensor: tensor.to(kind) if tensor.is_floating_point() else tensor)
 
 
-def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
-    """The narrow network of a run folder, in evaluation mode; nothing in the folder is executed or unpickled.
+class NotTrusted(RunError):
+    """A folder names code that is imported only where the user trusts it."""
 
-    Without `model`, the network is read from `model.pt2`: its graph is data there, and is run operator by operator
-    (`runtime/program.py`). `torch.export.load` is not used, because it unpickles what the file tells it to and
-    evaluates the file's shape expressions as Python. Where `model.pt2` is missing, was exported for one batch size, or
-    holds something that is not run from a file, the network is built from its reference (zoo:, torchvision: or timm:,
-    never a Python file), narrowed by `plan.json`, and given the weights of `model.safetensors`. Both ways give any
-    batch size and the same weights; only the second gives the original class, and can be trained.
 
-    Args:
-        folder: what `secateur run` or `save_model` wrote.
-        model: a fresh network of the original architecture; a narrowed copy of it is returned, it stays as it is.
-
-    Raises:
-        RunError: a file is missing, damaged, foreign or of another run.
-    """
-    run = Folder.open(folder)
-    run.check_files([WEIGHTS, PLAN])
-    saved, plan = run.saved()
-    if model is not None:
-        return run.narrowed(model, saved, plan).model
-    problem = f"{str(run.path / PT2)!r} does not exist"
-    fixed: Program | None = None
-    if run.has(PT2):
-        run.check_files([PT2])
-        try:
-            program = run.program(saved)
-            if program.dynamic:
-                return program
-            fixed, problem = program, "model.pt2 is for one batch size"
-        except NotRun as error:
-            problem = str(error).rstrip(".")
-    if is_library(saved.reference):
-        return run.narrowed(run.original(saved), saved, plan).model
-    if fixed is not None:  # its own message says what it takes
-        return fixed
-    raise RunError(
-        f"The network in {str(folder)!r} needs the original's code ({problem}, and {shown(saved.reference)} is not "
-        "loaded from a run folder): use secateur.load(folder, model=...) with a fresh copy of the original network."
-    )
+def can_build(reference: str, *, trust: bool) -> bool:
+    """Whether the network of a reference may be built: its code is a library's, or is trusted."""
+    return trust or is_library(reference)
 
 
 def is_library(reference: str) -> bool:
@@ -298,15 +261,37 @@ class Folder:
             )
         return saved, plan
 
-    def original(self, saved: Stored) -> nn.Module:
-        """The dense network, built from its reference with random weights."""
-        if not is_library(saved.reference):
-            raise RunError(
-                f"The original network {shown(saved.reference)} is not loaded from a run folder: give it as model=."
+    def original(self, saved: Stored, *, trust: bool = False) -> nn.Module:
+        """The dense network, built from its reference with random weights.
+
+        Raises:
+            NotTrusted: its code is no library's. SecateurError: it cannot be built here.
+        """
+        if not can_build(saved.reference, trust=trust):
+            raise NotTrusted(
+                f"The original network {shown(saved.reference)} is code that is not imported for a folder unasked: say "
+                "trust=True where both are yours, or give a fresh copy of the network as model=."
             )
-        arguments = [f"{k}={json.dumps(v)}" for k, v in saved.arguments.items() if k not in _FETCHING]
-        shapes = [",".join(map(str, shape)) for shape in saved.inputs.shapes]
-        return references.load(saved.reference, arguments=arguments, input_shapes=shapes).model
+        known = is_library(saved.reference)
+        arguments = {key: value for key, value in saved.arguments.items() if not known or key not in _FETCHING}
+        return references.load(saved.reference, arguments=arguments, input_shapes=saved.inputs.shapes).model
+
+    def without_code(self, saved: Stored, why: SecateurError) -> Program:
+        """The network as `model.pt2` has it, with a warning; RunError where there is none. why: no other is given."""
+        missing = f"{str(self.path / PT2)!r} does not exist"
+        if self.has(PT2):
+            try:
+                program = self.program(saved)
+            except NotRun as error:
+                missing = str(error).rstrip(".")
+            else:
+                warnings.warn(
+                    f"The network in {str(self.path)!r} is run from {PT2}, for inference only: {why}", stacklevel=3
+                )
+                return program
+        raise RunError(
+            f"The network in {str(self.path)!r} needs the original's code ({missing}), and that is not at hand: {why}"
+        ) from why
 
     def narrowed(self, model: nn.Module, saved: Stored, plan: Plan, *, verify: bool = False) -> Result:
         """`model` cut by the plan, with the weights; the result's model is a copy in evaluation mode."""

@@ -1,4 +1,4 @@
-"""Weights as safetensors files: data, never pickle; read strictly, written whole or not at all."""
+"""Weights: read strictly from a checkpoint of any usual kind, written as safetensors, whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,38 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from secateur._files import kind_of, said, write_bytes
 from secateur.errors import ConfigError, WeightsError
+from secateur.graph.modules import unwrap
+from secateur.runtime.checkpoints import find, plain_name
 
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
-_ZIP = b"PK\x03\x04"  # what torch.save writes
 
+def read_weights(model: nn.Module, path: str | os.PathLike[str], *, ema: bool = False) -> tuple[str, ...]:
+    """Load a checkpoint into `model`: every tensor of one is in the other, with the same shape.
 
-def read_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a safetensors file into `model`: every tensor of one is in the other, with the same shape.
+    path: of a safetensors file or of what torch.save wrote (runtime/checkpoints.py). ema: take the moving average.
 
-    path: of the file.
+    Returns:
+        sentences, about what was chosen of the file and what was left out.
 
     Raises:
-        ConfigError: the file cannot be read, or is a pickle. WeightsError: it does not fit; the model is as it was.
+        ConfigError: the file cannot be read, or would run code. WeightsError: it does not fit; the model is as it was.
     """
-    file = Path(path)
-    _refuse_pickle(file)
-    own = state_tensors(model)
-    try:
-        with safe_open(str(file), framework="pt") as stored:
-            shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-            _check_fit(file, shapes, own)
-            values = {name: stored.get_tensor(name) for name in shapes}
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"The weights {str(file)!r} cannot be read: {said(error)}.") from error
+    own = {plain_name(name): tensor for name, tensor in state_tensors(unwrap(model)).items()}
+    found = find(Path(path), own, ema=ema)
+    _check_fit(Path(path), found.tensors, own)
     with torch.no_grad():
-        for name, value in values.items():
+        for name, value in found.tensors.items():
             own[name].copy_(value)
+    return found.notes
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
@@ -119,30 +114,18 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
-def _refuse_pickle(file: Path) -> None:
-    if kind_of(file) != stat.S_IFREG:
-        raise ConfigError(f"There is no weights file {str(file)!r}: give a safetensors file.")
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(9)
-    except OSError as error:
-        raise ConfigError(f"The weights {str(file)!r} cannot be read: {said(error)}.") from error
-    if file.suffix.casefold() in _PICKLES or _is_pickle(start):
-        raise ConfigError(
-            f"The weights {str(file)!r} are a pickle, which can run code when it is loaded: convert them once with "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors') and give that."
-        )
-
-
-def _is_pickle(start: bytes) -> bool:
-    """A zip file, or pickle's mark and protocol; a safetensors header of such a length has its brace in ninth place."""
-    return start.startswith(_ZIP) or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and start[8:] != b"{")
-
-
-def _check_fit(file: Path, shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, torch.Tensor]) -> None:
-    problem = misfit(shapes, own)
-    if problem:
-        raise WeightsError(f"The weights {str(file)!r} do not fit: {problem}; give the weights of this very model.")
+def _check_fit(file: Path, tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """WeightsError unless all names and shapes are the model's; counters of batches may be missing."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    problem = misfit(shapes, {n: t for n, t in own.items() if n in shapes or not n.endswith("num_batches_tracked")})
+    if problem is None:
+        return
+    remedy = "give the weights of this very model"
+    other = [name for name, shape in shapes.items() if name in own and shape != tuple(own[name].shape)]
+    heads = {name.rpartition(".")[0] for name in other}
+    if len(heads) == 1 and all(shapes[name][1:] == tuple(own[name].shape)[1:] for name in other):
+        remedy = f"build the model with {shapes[other[0]][0]} outputs there, such as num_classes={shapes[other[0]][0]}"
+    raise WeightsError(f"The weights {str(file)!r} do not fit: {problem}; {remedy}.")
 
 
 def misfit(shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, torch.Tensor]) -> str | None:
@@ -153,12 +136,10 @@ def misfit(shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, torch.Tensor
     other = [name for name in shapes if name in own and shapes[name] != tuple(own[name].shape)]
     if other:
         name = other[0]
-        return (
-            f"{name} is {_shape(shapes[name])} in the file and {_shape(tuple(own[name].shape))} in the model"
-            f"{_more(other)}"
-        )
-    parts = [f"{missing[0]} is missing from the file{_more(missing)}"] if missing else []
-    parts += [f"{unknown[0]} is not in the model{_more(unknown)}"] if unknown else []
+        rest = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        return f"{name} is {_shape(shapes[name])} in the file and {_shape(tuple(own[name].shape))} in the model{rest}"
+    parts = [f"{_few(missing)} missing from the file"] if missing else []
+    parts += [f"{_few(unknown)} not in the model"] if unknown else []
     return " and ".join(parts) or None
 
 
@@ -166,5 +147,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a single number"
 
 
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+def _few(names: list[str]) -> str:
+    """The first few of them, as the subject of a sentence."""
+    named, rest = ", ".join(names[:3]), f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{named}{rest} {'is' if len(names) == 1 else 'are'}"

@@ -157,20 +157,22 @@ class PatchSums:
         self.x = zeros(groups, columns)
         self.y = zeros(groups, outputs // groups)
         self.yy = 0.0
-        self.count = 0
+        self.count = 0.0
         self.halves: tuple[PatchSums, PatchSums] | None = None  # of every other sample, where they are few
 
-    def add(self, seen: torch.Tensor, wanted: torch.Tensor) -> None:
-        """Follow patches [N, groups, columns] and answers [N, outputs]."""
+    def add(self, seen: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Follow patches [N, groups, columns] and answers [N, outputs]; weights [N]: how often each counts."""
         wide = seen.shape[2] > _EXACT and seen.dtype == torch.float32
         x = (seen if wide else seen.double()).transpose(0, 1)
         y = wanted.to(x.dtype).unflatten(1, (len(x), -1)).transpose(0, 1)
-        self.xx += x.mT @ x
-        self.xy += x.mT @ y
-        self.x += x.sum(1, dtype=torch.float64)
-        self.y += y.sum(1, dtype=torch.float64)
-        self.yy += float(y.square().sum(dtype=torch.float64))
-        self.count += x.shape[1]
+        often = None if weights is None else weights.to(x)[:, None]
+        ax, ay = (x, y) if often is None else (x * often, y * often)
+        self.xx += ax.mT @ x
+        self.xy += ax.mT @ y
+        self.x += ax.sum(1, dtype=torch.float64)
+        self.y += ay.sum(1, dtype=torch.float64)
+        self.yy += float((ay * y).sum(dtype=torch.float64))
+        self.count += x.shape[1] if weights is None else float(weights.sum(dtype=torch.float64))
 
     def merge(self, other: PatchSums) -> None:
         """Follow all that another has seen."""

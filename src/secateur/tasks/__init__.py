@@ -13,6 +13,7 @@ from typing import Any
 from secateur._hints import choose
 from secateur._importing import imported
 from secateur.errors import ConfigError
+from secateur.tasks.asking import Asks, refusal
 from secateur.tasks.base import Evaluator, Task, TaskSettings, shown
 from secateur.tasks.classification import Classification
 from secateur.tasks.detection import Detection
@@ -21,7 +22,7 @@ from secateur.tasks.labels import Binary, MultiLabel
 from secateur.tasks.numbers import Regression, SuperResolution
 from secateur.tasks.segmentation import Segmentation
 
-__all__ = ["TASKS", "Evaluator", "Task", "TaskSettings", "create", "shown"]
+__all__ = ["TASKS", "Asks", "Classification", "Evaluator", "Task", "TaskSettings", "create", "refusal", "shown"]
 
 #: The built-in tasks by name.
 TASKS: Mapping[str, type[Task]] = {

@@ -6,11 +6,12 @@ The engine, evaluations, methods' calibration and reports go through this interf
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from secateur._distributed import global_sum
 from secateur._settings import Section, validated
@@ -41,6 +42,10 @@ class Task:
     unit: Unit = "number"
     #: Whether targets name no class of a sample, so that methods which go by classes have nothing to go by.
     label_free: bool = True
+    #: Whether answers [N, C, ...] are scores of C classes, of which the highest is meant.
+    scores: bool = False
+    #: Whether a model in evaluation gives an answer that the loss can be taken of.
+    judges: bool = True
     #: Whether the loss of a batch is the mean of the losses of its samples.
     adds_up: bool = True
     #: Whether blending two samples, inputs and loss alike (mixup), makes sense.
@@ -62,7 +67,11 @@ class Task:
         """
         return pair_of(batch)
 
-    def answer(self, model: nn.Module, inputs: Any, targets: Any) -> Any:
+    def collate(self, samples: list[Any]) -> Any:
+        """Samples of a data set become a batch; by default as PyTorch does it, tensor on tensor."""
+        return default_collate(samples)
+
+    def answer(self, model: Callable[..., Any], inputs: Any, targets: Any) -> Any:
         """What the model says in training mode; by default of the inputs alone."""
         args, keywords = as_call(inputs)
         return model(*args, **keywords)
@@ -198,16 +207,22 @@ class Evaluator:
                 metric.to(loss.device)
             metric.update(*self.task.measured(answer, targets))
 
-    def result(self) -> dict[str, float]:
-        """{"loss": ..., headline: ..., ...}; ConfigError where no batch was seen."""
+    def result(self, *, alone: bool = False) -> dict[str, float]:
+        """{"loss": ..., headline: ..., ...}; ConfigError where no batch was seen.
+
+        alone: of this process only.
+        """
         device = self._sums.device if self._sums is not None else torch.device("cpu")
         sums = self._sums if self._sums is not None else torch.zeros(2, dtype=torch.float64)
-        loss, headline, samples = global_sum(torch.cat([sums, sums.new_tensor([self.samples])])).tolist()
+        own = torch.cat([sums, sums.new_tensor([self.samples])])
+        loss, headline, samples = (own if alone else global_sum(own)).tolist()
         self.samples = int(samples)
         if not self.samples:
             raise ConfigError("There are no data to evaluate on: give at least one batch of (inputs, targets).")
         found = {"loss": loss / samples}
         for name, metric in (self._metrics or {}).items():
+            if alone and hasattr(metric, "sync_on_compute"):
+                metric.sync_on_compute = False
             value = metric.to(device).compute() if hasattr(metric, "to") else metric.compute()
             found.update(_numbers(name, value))
         return {self.task.headline: found.get(self.task.headline, headline / samples)} | found

@@ -25,7 +25,7 @@ class Classification(Task):
 
     name, headline, higher_is_better, unit = "classification", "accuracy", True, "share"
     Config = ClassificationSettings
-    label_free, mixes = False, True
+    label_free, mixes, scores = False, True, True
     settings: ClassificationSettings
 
     def loss(self, answer: Any, targets: Any) -> torch.Tensor:
@@ -53,7 +53,8 @@ class Classification(Task):
         if targets.dim() == 1 and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < answer.shape[1]:
             raise DataError(
                 f"Labels go from {int(targets.min())} to {int(targets.max())}, and the model tells {answer.shape[1]} "
-                "classes apart: labels go from 0 to one less than that."
+                "classes apart: correct the labels, which begin with 0, or set the model's number of classes "
+                "(model.arguments: {num_classes: ...})."
             )
 
     def classes(self, targets: Any) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ class Detection(Task):
     name = "detection"
     unit: Unit = "share"
     higher_is_better = True
+    judges = False
 
     def __init__(self, **settings: Any) -> None:
         """Find out with what mAP can be computed."""
@@ -48,7 +49,12 @@ class Detection(Task):
         images, targets = super().batch(batch)
         return ((list(images),) if listed(images) else images), list(targets)
 
-    def answer(self, model: nn.Module, inputs: Any, targets: Any) -> Any:
+    def collate(self, samples: list[Any]) -> Any:
+        """Images may be of any size: a list of them, and a list of their targets."""
+        images, targets = zip(*samples, strict=True)
+        return list(images), list(targets)
+
+    def answer(self, model: Callable[..., Any], inputs: Any, targets: Any) -> Any:
         """The losses of the training forward."""
         args, keywords = as_call(inputs)
         return model(*args, targets, **keywords)

@@ -71,7 +71,7 @@ class Binary(_YesNo):
 class MultiLabel(_YesNo):
     """Logits [N, L] of L labels, of which a sample may have any; mean average precision over labels."""
 
-    name, headline = "multilabel", "mAP"
+    name, headline, scores = "multilabel", "mAP", True
     _labels = 2
 
     def check(self, answer: Any, targets: Any) -> None:

@@ -24,6 +24,7 @@ class Segmentation(Task):
     """Scores [N, C, H, W], also as {"out": scores}, and masks [N, H, W] of class numbers; mean IoU over classes."""
 
     name, headline, higher_is_better, unit = "segmentation", "mIoU", True, "share"
+    scores = True
     Config = SegmentationSettings
     settings: SegmentationSettings
     _classes = 2

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from secateur.errors import SecateurError
-from secateur.methods.contract import Acts, Method, MethodRow, Needs, Settings
+from secateur.methods.contract import Acts, Method, MethodRow, Needs, Outcome, Settings
 from secateur.testing._promises import Broken, refuses, require, require_finite
 from secateur.testing._snapshots import Snapshot
 from secateur.testing._subject import Subject
@@ -37,6 +37,8 @@ def row_is_complete(row: MethodRow) -> None:
     require(not row.arxiv or _ARXIV.fullmatch(row.arxiv), f"the row's arxiv {row.arxiv!r} is no number of a preprint")
     require(row.needs in get_args(Needs), f"the row's needs {row.needs!r} is none of {', '.join(get_args(Needs))}")
     require(row.acts in get_args(Acts), f"the row's acts {row.acts!r} is none of {', '.join(get_args(Acts))}")
+    outcomes = get_args(Outcome)
+    require(row.result in outcomes, f"the row's result {row.result!r} is none of {', '.join(outcomes)}")
     factory: Any = row.factory
     if isinstance(factory, type) and issubclass(factory, Method):
         require(factory.name == row.name, f"the row's name {row.name!r} is not that of its class, {factory.name!r}")

@@ -15,14 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from secateur import runtime
 from secateur.testing._promises import require, require_finite
 from secateur.testing._snapshots import Snapshot, first_difference, same
-from secateur.testing._subject import RATE, STEPS, Moment, Subject, output, require_same_plan, train
+from secateur.testing._subject import RATE, STEPS, Moment, Subject, output, planned, require_same_plan, train
 
 #: How far the narrow network may be from the masked one, relative to the largest output.
 AGREEMENT = 1e-3
 
 
 def result_is_ordinary(subject: Subject) -> None:
-    """finish() gives a network of the same class in which nothing of the method is left"""
+    """finish() gives a network of the same class in which nothing of the method is left but the forms of its plan"""
     small, plain = subject.narrow, subject.network.make()
     require(
         type(small) is type(plain), f"finish() gives {type(small).__name__}, and the model is {type(plain).__name__}"
@@ -30,10 +30,15 @@ def result_is_ordinary(subject: Subject) -> None:
     require(small is not subject.trained.model, "finish() gives the model itself and not a copy")
     shared = {id(p) for p in subject.trained.parameters()} & {id(p) for p in small.parameters()}
     require(not shared, "the narrow network shares parameters with the method")
-    names, wanted = list(small.state_dict()), list(plain.state_dict())
+    forms = subject.result.plan.forms
+    outcome = subject.row.result if subject.row is not None else "forms"
+    require(not forms or outcome != "ordinary", "layers are computed another way, and the row's result is 'ordinary'")
+    names, wanted = (
+        [n for n in m.state_dict() if not any(n.startswith(f"{f}.") for f in forms)] for m in (small, plain)
+    )
     other = sorted(set(names) ^ set(wanted))
     require(names == wanted, f"the narrow network's state_dict has other names: {other[0] if other else 'their order'}")
-    difference = Snapshot.of(plain).other_parts(small.train(plain.training))
+    difference = Snapshot.of(plain).other_parts(small.train(plain.training), besides=forms)
     require(difference is None, f"finish() leaves something in the narrow network: {difference}")
     for name, tensor in small.state_dict().items():
         require_finite(f"{name} of the narrow network", tensor)
@@ -45,6 +50,7 @@ def result_is_narrower(subject: Subject) -> None:
     require(result.model is small, "`result.model` is not what finish() gave")
     proof = result.verification
     require(proof is not None and proof.passed, "the cut was not verified: leave verification on")
+    require(not result.plan.forms or result.forms is not None, "its forms were not verified: leave verification on")
     zeros = "sparse" in result.plan.provenance  # single weights: the network keeps its shape
     require(zeros or result.after.macs < result.before.macs, "finish() removes nothing")
     twin = copy.deepcopy(small).requires_grad_(False).eval()
@@ -92,13 +98,13 @@ def finish_can_be_repeated(subject: Subject) -> None:
         subject.collect(each)
     before = Moment(method)
     first = method.finish()
-    plan = method.result.plan if method.result is not None else method.plan()
+    plan = method.result.plan if method.result is not None else planned(method)[0]
     before.require_unchanged("finish() changes")
     second = method.finish()
     require(second is not first, "finish() gives the same object twice")
     difference = first_difference(first, second)
     require(difference is None, f"finish() gives another network the second time: {difference}")
-    require_same_plan("finish() gives another plan the second time", plan, method.plan())
+    require_same_plan("finish() gives another plan the second time", plan, planned(method)[0])
     for each, optimiser in zip((method, other), optimisers, strict=True):
         train(each, batches[half:], optimiser)
     difference = first_difference(method, other)

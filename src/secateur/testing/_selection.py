@@ -18,7 +18,7 @@ from secateur.graph.modules import named_tensors
 from secateur.methods.contract import Method
 from secateur.plan import Plan
 from secateur.testing._promises import Broken, require
-from secateur.testing._subject import STEPS, Subject, require_same_plan, train
+from secateur.testing._subject import STEPS, Subject, planned, require_same_plan, train
 
 #: Budgets that the fine network can meet within 1%.
 BUDGETS = ("flops=0.5", "params=0.6", "flops=0.8,params=0.4")
@@ -67,9 +67,9 @@ def plan_meets_the_budget(subject: Subject) -> None:
         method = _ready(subject, budget=budget)
         if method is None:
             continue
-        plan = method.plan()
+        plan, cost = planned(method)
         _fits(method, plan)
-        cost, limits = method.graph.cost(plan), Budget.parse(budget).limits(method.graph.cost())
+        limits = Budget.parse(budget).limits(method.graph.cost())
         used = {key: getattr(cost, key) / limit for key, limit in limits.items()}
         for key, share in used.items():
             require(share <= 1 + 1e-9, f"for {budget} the plan costs {share:.1%} of the {key} allowed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +52,14 @@ class Snapshot:
         replaced = [name for name, number in self.identities.items() if found[name] != number]
         return f"the parameter {replaced[0]} is another object" if replaced else None
 
-    def other_parts(self, module: nn.Module) -> str | None:
-        """Classes, attributes, hooks and modes of the modules in it."""
+    def other_parts(self, module: nn.Module, besides: Container[str] = ()) -> str | None:
+        """Classes, attributes, hooks and modes of the modules in it, but for those of these names."""
         found = {name: _part(part) for name, part in module.named_modules()}
         if found.keys() != self.parts.keys():
             return f"the module {sorted(found.keys() ^ self.parts.keys())[0]} came or went"
         for name, part in self.parts.items():
+            if name in besides:
+                continue
             where = name or type(module).__name__
             for what, value in part.items():
                 if found[name][what] != value:

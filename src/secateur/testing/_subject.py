@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import ModelError
+from secateur.forms import cost
+from secateur.graph import Cost
 from secateur.methods.contract import Method, MethodRow
 from secateur.plan import Plan
 from secateur.surgery import Result
@@ -92,7 +94,7 @@ class Subject:
     def needs_data(self, method: Method) -> bool:
         """Whether batches are to be shown before the cut."""
         if self.row is None:
-            return type(method).collect is not Method.collect
+            return method.looks()
         return self.row.needs == "calibration"
 
     def collect(self, method: Method) -> None:
@@ -121,6 +123,13 @@ def train(
         losses.append(loss.item())
     method.after_epoch()
     return losses
+
+
+def planned(method: Method) -> tuple[Plan, Cost]:
+    """The plan, with the layers that it has computed another way, and what the network costs then."""
+    plan = method.plan()
+    plan.forms = dict(method.forms(plan))
+    return plan, cost(method.graph, plan)
 
 
 class Moment:

@@ -11,7 +11,7 @@ from unittest import SkipTest
 from secateur.errors import ConfigError
 from secateur.methods import METHODS
 from secateur.methods.contract import Method, MethodRow, Settings
-from secateur.testing import _construction, _cutting, _selection, _training
+from secateur.testing import _construction, _cutting, _searching, _selection, _training
 from secateur.testing._promises import Broken, Check
 from secateur.testing._subject import BUDGET, Subject
 from secateur.testing.networks import NETWORKS, Network
@@ -35,6 +35,7 @@ PROMISES: tuple[Subjected, ...] = (
     _selection.plan_keeps_constraints,
     _selection.plan_follows_its_channels,
     _construction.data_are_asked_for,
+    _searching.search_goes_on,
     _cutting.result_is_ordinary,
     _cutting.result_is_narrower,
     _cutting.weights_meet_the_budget,

@@ -2,13 +2,14 @@
 
 engine = Engine(data, config, seed=0, batch_size=128, folder=run, progress=make_progress())
 engine.fit("train", method, training, method=method)
-engine.evaluate(model, data.test).accuracy
+engine.evaluate(model, data.test).headline
 """
 
 from __future__ import annotations
 
 from torch import nn
 
+from secateur._distributed import world
 from secateur.errors import ConfigError
 from secateur.methods.contract import Method
 from secateur.recipe import Training
@@ -61,6 +62,11 @@ class Engine(Machine):
             raise ConfigError("fit(module, method=...) trains the method itself: pass it as the module too.")
         if training.distill.weight and teacher is None:
             raise ConfigError(f"{stage}.distill has no teacher here: set {stage}.distill.weight to 0.")
+        if not self.task.adds_up and (self.config.accumulate > 1 or world() > 1):
+            raise ConfigError(
+                f"The loss of the task {self.task.name} compares the samples of a batch with each other, so that it "
+                "cannot be computed in parts: set engine.accumulate to 1, and train with one process."
+            )
         if training.select == "best" and self.validation is None:
             raise ConfigError(
                 f"{stage}.select is best, but no images are held out: set data.validation above 0, or select: last."

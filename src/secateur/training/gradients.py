@@ -28,7 +28,7 @@ def add_up(parameters: Sequence[torch.nn.Parameter], numbers: torch.Tensor) -> t
         pieces = rest.split([p.numel() for p in group])
         used = own if all(own) else (there > 0).tolist()  # reading waits for a GPU
         for parameter, has, piece in zip(group, used, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter).clone() if has else None
+            parameter.grad = torch.empty_like(parameter).copy_(piece.view_as(parameter)) if has else None
     numbers = numbers.clone()
     distributed.all_reduce(numbers)
     return numbers

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 
 class Split(Protocol):
     """Some of the images; `secateur.data.Split` is one.
@@ -29,7 +27,7 @@ class Split(Protocol):
         rank: int = 0,
         world: int = 1,
         drop_last: bool = False,
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+    ) -> Iterator[tuple[Any, Any]]: ...
 
     def batch_count(self, batch_size: int, drop_last: bool = False) -> int: ...
 
@@ -38,7 +36,7 @@ class Data(Protocol):
     """Images to train on and to watch by."""
 
     @property
-    def classes(self) -> int: ...
+    def classes(self) -> int | None: ...
     @property
     def train(self) -> Split: ...
     @property
@@ -47,11 +45,12 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a network is on some images."""
+    """How good a network is on some images; `headline` is the task's, and among `metrics`, all that it measures."""
 
     loss: float
-    accuracy: float
+    headline: float
     images: int
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,11 @@ class Fitted:
     seconds: float  # of this stage, all resumptions together
     selected: str  # whose weights the module now has: "last" or "best"
     best_epoch: int | None = None  # counted from 1; None without validation images
-    best_accuracy: float | None = None
+    best_headline: float | None = None
     resumed: int | None = None  # the optimiser step this call went on from
     notes: tuple[str, ...] = ()  # sentences for the run's report
 
     def to_dict(self) -> Mapping[str, Any]:
         """What a checkpoint of the finished stage remembers."""
-        names = ("epochs", "steps", "seconds", "selected", "best_epoch", "best_accuracy")
+        names = ("epochs", "steps", "seconds", "selected", "best_epoch", "best_headline")
         return {name: getattr(self, name) for name in names}

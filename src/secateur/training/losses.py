@@ -1,4 +1,4 @@
-"""What a network is trained on: cross-entropy with smoothed labels, mixed labels, and a teacher."""
+"""What a network is trained on: its task's loss, of mixed samples too, and a teacher."""
 
 from __future__ import annotations
 
@@ -9,87 +9,90 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from secateur.errors import ModelError
+from secateur.batches import split_rows
+from secateur.errors import ConfigError
+from secateur.graph.modules import map_tensors
 from secateur.recipe import Training
+from secateur.tasks import Task
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The labels of a batch; after mixup also those of the images mixed in, and the share of the first."""
+    """The targets of a batch; after mixup also those of the samples mixed in, and the share of the first."""
 
-    labels: torch.Tensor
-    others: torch.Tensor | None = None
+    own: Any
+    others: Any = None
     share: float = 1.0
 
-    def correct(self, output: torch.Tensor) -> torch.Tensor:
-        """How many images are classified right; a mixed image counts for each of its labels with that label's share."""
-        found = output.detach().argmax(1)
-        right = (found == self.labels).sum()
-        if self.others is None:
-            return right
-        return self.share * right + (1 - self.share) * (found == self.others).sum()
+    def as_one(self, task: Task, outputs: int | None, dtype: torch.dtype) -> Any:
+        """What a loss function of PyTorch's takes: the targets, or of mixed samples the blend of both.
 
-    def as_one(self, classes: int, dtype: torch.dtype) -> torch.Tensor:
-        """What a loss function of PyTorch's takes: the labels, or of mixed images the share of each class."""
+        outputs: how many classes are told apart, for targets that are class numbers; None: not known, then the
+            targets of the first.
+        """
         if self.others is None:
-            return self.labels
-        first, other = (F.one_hot(labels, classes).to(dtype) for labels in (self.labels, self.others))
+            return self.own
+        pair = [self.own, self.others]
+        if self.own.dim() == 1 and not task.label_free and (count := task.outputs(outputs)) != 1:
+            if count is None:
+                return self.own
+            pair = [F.one_hot(numbers, count) for numbers in pair]
+        first, other = (targets.to(dtype) for targets in pair)
         return torch.lerp(other, first, self.share)
 
-    def split(self, parts: int) -> list[Targets]:
+    def split(self, samples: int, parts: int) -> list[Targets]:
         """The targets of `parts` micro-batches, cut as `torch.tensor_split` cuts."""
-        labels = self.labels.tensor_split(parts)
-        others = [None] * parts if self.others is None else self.others.tensor_split(parts)
-        return [Targets(one, other, self.share) for one, other in zip(labels, others, strict=True)]
+        own = split_rows(self.own, samples, parts)
+        others = [None] * parts if self.others is None else split_rows(self.others, samples, parts)
+        return [Targets(one, other, self.share) for one, other in zip(own, others, strict=True)]
 
 
 class TaskLoss:
-    """The loss of one stage, summed over images (who averages must know the whole batch)."""
+    """The loss of one stage, summed over samples (who averages must know the whole batch).
 
-    def __init__(self, training: Training) -> None:
-        self.smoothing = training.label_smoothing
-        self.weight, self.temperature = training.distill.weight, training.distill.temperature
-
-    def __call__(self, output: torch.Tensor, targets: Targets, taught: torch.Tensor | None = None) -> torch.Tensor:
-        output = output.float()  # of mixed precision
-        loss = self._entropy(output, targets.labels)
-        if targets.others is not None:
-            loss = targets.share * loss + (1 - targets.share) * self._entropy(output, targets.others)
-        if taught is None:
-            return loss
-        return (1 - self.weight) * loss + self.weight * distillation(output, taught.float(), self.temperature)
-
-    def _entropy(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(output, labels, reduction="sum", label_smoothing=self.smoothing)
-
-
-def distillation(output: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T² · KL(teacher / T ‖ student / T), summed over images (Hinton et al., arXiv 1503.02531).
-
-    The square keeps the gradient's size independent of the temperature.
+    Raises:
+        ConfigError: the stage asks for what its task has not: smoothed labels, mixed samples, a teacher.
     """
-    student = F.log_softmax(output / temperature, 1)
-    teacher = F.log_softmax(taught / temperature, 1)
-    return F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
+
+    def __init__(self, task: Task, training: Training) -> None:
+        self.task = task.smoothed(training.label_smoothing)
+        self.weight, self.temperature = training.distill.weight, training.distill.temperature
+        if training.mixup and not task.mixes:
+            raise ConfigError(f"mixup means nothing for the task {task.name}: leave it out.")
+        if self.weight and type(task).distilled is Task.distilled:
+            raise ConfigError(
+                f"The task {task.name} has nothing that a teacher could hand on: set distill.weight to 0."
+            )
+
+    def __call__(self, answer: Any, targets: Targets, samples: int, taught: Any = None) -> torch.Tensor:
+        if not samples:  # a process that has none of a small last batch
+            return sum_of(answer) * 0.0
+        loss = self.task.loss(answer, targets.own)
+        if targets.others is not None:
+            loss = targets.share * loss + (1 - targets.share) * self.task.loss(answer, targets.others)
+        if taught is not None:
+            loss = (1 - self.weight) * loss + self.weight * self.task.distilled(answer, taught, self.temperature)
+        return loss * samples
+
+    def headline(self, answer: Any, targets: Targets) -> torch.Tensor | None:
+        """The sum of the headline over samples, where the task has one for each; a mixed sample counts for both."""
+        first = self.task.per_sample(answer, targets.own)
+        if first is None or targets.others is None:
+            return None if first is None else first.sum()
+        other = self.task.per_sample(answer, targets.others)
+        assert other is not None
+        return targets.share * first.sum() + (1 - targets.share) * other.sum()
 
 
-def logits(output: Any, images: int, when: str) -> torch.Tensor:
-    """The model's output if it is one row of class scores an image; ModelError if not."""
-    if not isinstance(output, torch.Tensor):
-        raise ModelError(
-            f"The model gives a {type(output).__name__} {when}, but one tensor of class scores is needed: "
-            "switch off its auxiliary outputs or wrap it."
-        )
-    if output.ndim != 2 or output.shape[0] != images:
-        raise ModelError(
-            f"The model gives a tensor of {'x'.join(map(str, output.shape)) or 'no dimension'} for {images} images "
-            f"{when}, but {images} rows of class scores are needed: end it with pooling, flatten and a linear layer."
-        )
-    return output
+def sum_of(answer: Any) -> torch.Tensor:
+    """The sum of all numbers in an answer, so that a loss of nothing depends on it."""
+    found: list[torch.Tensor] = []
+    map_tensors(answer, lambda tensor: found.append(tensor.float().sum()))
+    return torch.stack(found).sum()
 
 
 def mixing(count: int, alpha: float, *, seed: int, epoch: int, batch: int) -> tuple[float, torch.Tensor]:
-    """Mixup's share of the first image and the partner of every image (Zhang et al., arXiv 1710.09412).
+    """Mixup's share of the first sample and the partner of every sample (Zhang et al., arXiv 1710.09412).
 
     A function of its arguments alone, so that a run that was interrupted mixes as it would have.
     """
@@ -97,9 +100,7 @@ def mixing(count: int, alpha: float, *, seed: int, epoch: int, batch: int) -> tu
     return float(generator.beta(alpha, alpha)), torch.from_numpy(generator.permutation(count))
 
 
-def mix(
-    images: torch.Tensor, labels: torch.Tensor, share: float, partner: torch.Tensor
-) -> tuple[torch.Tensor, Targets]:
-    """Blend every image with its partner; the loss is blended likewise."""
-    partner = partner.to(images.device)
-    return torch.lerp(images[partner], images, share), Targets(labels, labels[partner], share)
+def mix(inputs: torch.Tensor, targets: torch.Tensor, share: float, partner: torch.Tensor) -> tuple[Any, Targets]:
+    """Blend every sample with its partner; the loss is blended likewise."""
+    partner = partner.to(inputs.device)
+    return torch.lerp(inputs[partner], inputs, share), Targets(targets, targets[partner], share)

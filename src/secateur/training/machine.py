@@ -5,31 +5,29 @@ What a stage of training needs of the engine; the engine itself (`engine.py`) ad
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.nn import functional as F
 
 from secateur._distributed import rank, world
 from secateur.errors import ConfigError, RunError
+from secateur.graph.modules import map_tensors
 from secateur.recipe import EngineConfig, Training
+from secateur.tasks import Evaluator, Task, create
 from secateur.training.board import Board
 from secateur.training.checkpoints import Store
-from secateur.training.devices import accelerator
+from secateur.training.devices import accelerator, laid_out, lay_out, memory_format, precision
 from secateur.training.interface import Data, Evaluation, Split
-from secateur.training.losses import logits
 from secateur.training.metrics import Metrics
 from secateur.training.prefetch import on_device
 from secateur.training.progress import Progress, Silent
 from secateur.training.randomness import preserved
-
-if TYPE_CHECKING:
-    pass
 
 _LOST = ("gloo", "nccl", "connection", "socket", "peer", "rendezvous")  # words of a process that is gone
 
@@ -40,6 +38,7 @@ class Machine:
     Args:
         data: images; the engine trains on `data.train` and watches `data.validation`, and touches nothing else of it.
         config: how the machine is used. seed: of everything random.
+        task: what networks are trained for and measured by; None: classification.
         batch_size: images of one optimiser step, over all processes and micro-batches together.
         workers: more than 0: batches are made ahead, in a thread (always so on a GPU).
         folder: of the run: gets checkpoints/ and metrics.jsonl with the first epoch. None: nothing is kept.
@@ -59,11 +58,15 @@ class Machine:
         workers: int = 0,
         folder: Path | None = None,
         progress: Progress | None = None,
+        task: Task | None = None,
     ) -> None:
         self.data, self.config = data, config or EngineConfig()
+        self.task = task or create("classification")
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.accelerator = accelerator(self.config)
         self.device: torch.device = self.accelerator.device
+        self.precision = precision(self.config, self.device)
+        self.layout = memory_format(self.config, self.device)
         self.scaler: Any = self.accelerator.scaler
         self.main = rank() == 0
         self.progress: Progress = progress if progress is not None and self.main else Silent()
@@ -81,30 +84,37 @@ class Machine:
     def evaluate(
         self, module: nn.Module, split: Split, *, transform: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> Evaluation:
-        """Loss and accuracy of `module`, in evaluation mode, on all images of `split`; several processes share them.
+        """How good `module` is, in evaluation mode, on all images of `split`; several processes share them.
 
-        transform: applied to the images of every batch before the module sees them.
+        transform: applied to the inputs of every batch before the module sees them.
         """
         module.to(self.device)
-        count = 0
-        sums = torch.zeros(3, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=self.device)
+        found = Evaluator(self.task)
         with self.together(), preserved(self.device), evaluating(module), torch.no_grad():
             batches = split.batches(self.batch_size, rank=rank(), world=world())
-            for images, labels in on_device(batches, self.device, ahead=self.workers > 0):
-                if not len(images):
+            for inputs, targets in on_device(batches, self.device, ahead=self.workers > 0):
+                if not self.task.samples(targets):
                     continue
-                with self.autocast():
-                    output = module(images if transform is None else transform(images))
-                scores = logits(output, len(images), "in evaluation").float()
-                loss = F.cross_entropy(scores, labels, reduction="sum")
-                right = (scores.argmax(1) == labels).sum()
-                sums[:2] += torch.stack([loss, right.to(loss)])
-                count += len(images)
-            sums[2] = count
-            if world() > 1:
-                distributed.all_reduce(sums)
-        total, correct, seen = sums.tolist()
-        return Evaluation(total / max(seen, 1), correct / max(seen, 1), int(seen))
+                shown = inputs if transform is None else map_tensors(inputs, transform)
+                self.in_layout(module, shown, functools.partial(_seen, found, module, targets))
+            metrics = found.result()
+        return Evaluation(metrics["loss"], metrics[self.task.headline], found.samples, metrics)
+
+    def in_layout(self, module: nn.Module, inputs: Any, call: Callable[[Any], Any]) -> Any:
+        """`call` of inputs as they lie in memory; contiguous from now on where its code needs that."""
+        with self.autocast():
+            try:
+                return call(laid_out(inputs, self.layout))
+            except RuntimeError as error:
+                chosen = self.config.memory_format == "auto" and self.layout == torch.channels_last
+                if not chosen or "view" not in str(error):
+                    raise
+                self.layout = torch.contiguous_format
+                lay_out(module, self.layout)
+                output = call(laid_out(inputs, self.layout))
+                self.say("The network's code takes images only where channels lie apart: engine.memory_format auto is "
+                         "contiguous here, which is slower; reshape in place of view would mend that.")  # fmt: skip
+                return output
 
     def steps(self, training: Training) -> int:
         """Optimiser steps of a stage; what a method wants to know as `steps`."""
@@ -151,7 +161,16 @@ class Machine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision in which layers compute."""
-        return nullcontext() if self.config.mixed_precision == "no" else self.accelerator.autocast()
+        return nullcontext() if self.precision == "fp32" else self.accelerator.autocast()
+
+    @property
+    def described(self) -> str:
+        """The device, in what it computes and how images lie there, for people."""
+        named = self.device.type
+        if named == "cuda":
+            named = f"cuda ({torch.cuda.get_device_name(self.device)})"
+        layout = "channels_last" if self.layout == torch.channels_last else "contiguous"
+        return f"{named}, {self.precision}, {layout}" + (", compiled" if self.config.compile else "")
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -190,3 +209,7 @@ def evaluating(module: nn.Module | None) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def _seen(found: Evaluator, module: nn.Module, targets: Any, inputs: Any) -> None:
+    found.see(module, inputs, targets)

@@ -6,10 +6,13 @@ import contextlib
 import queue
 import threading
 from collections.abc import Generator, Iterable
+from typing import Any
 
 import torch
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+from secateur.graph.modules import map_tensors
+
+Batch = tuple[Any, Any]
 Item = Batch | BaseException | None
 _AHEAD = 2
 
@@ -19,8 +22,8 @@ def on_device(batches: Iterable[Batch], device: torch.device, *, ahead: bool = F
     if device.type == "cpu" and not ahead:
         yield from batches
         return
-    for images, labels in in_advance(batches, pin=device.type == "cuda"):
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    for batch in in_advance(batches, pin=device.type == "cuda"):
+        yield map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def in_advance(batches: Iterable[Batch], *, pin: bool) -> Generator[Batch, None, None]:
@@ -30,8 +33,8 @@ def in_advance(batches: Iterable[Batch], *, pin: bool) -> Generator[Batch, None,
 
     def work() -> None:
         try:
-            for images, labels in batches:
-                _put(made, (images.pin_memory(), labels.pin_memory()) if pin else (images, labels), stopped)
+            for batch in batches:
+                _put(made, map_tensors(batch, torch.Tensor.pin_memory) if pin else batch, stopped)
                 if stopped.is_set():
                     return
             _put(made, None, stopped)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
+from secateur.tasks import shown
 from secateur.training.metrics import strict
 
 Row = Mapping[str, Any]
@@ -19,9 +20,10 @@ class Progress(Protocol):
 
     def start_stage(self, name: str, epochs: int, steps: int, done: int = 0) -> None: ...
 
-    def step(self, loss: float, accuracy: float, images_per_second: float, extra: Mapping[str, Any]) -> None:
-        """Follow one optimiser step: averages of the epoch so far; `extra` has "step" (of the stage), "epoch" and
-        whatever the method says of itself."""
+    def step(self, loss: float, headline: str, images_per_second: float, extra: Mapping[str, Any]) -> None:
+        """Follow one optimiser step: averages of the epoch so far, the task's headline in words ("accuracy 94.1%", or
+        nothing where it is measured after an epoch only); `extra` has "step" (of the stage), "epoch" and whatever the
+        method says of itself."""
 
     def epoch(self, row: Row) -> None:
         """Follow one epoch; `row` is its line of metrics.jsonl."""
@@ -30,6 +32,9 @@ class Progress(Protocol):
 
     def measured(self, done: int, total: int, runtime: str) -> None:
         """Follow layer shapes that are timed for a latency budget; no stage is under way."""
+
+    def trial(self, done: int, total: int | None, best: float) -> None:
+        """Follow one network that a search has tried; `total`: how many there will be at most, where that is known."""
 
     def end_stage(self) -> None:
         """Nothing is under way any longer, whether a stage has begun or not."""
@@ -55,7 +60,7 @@ class Silent:
     def start_stage(self, name: str, epochs: int, steps: int, done: int = 0) -> None:
         """Say nothing."""
 
-    def step(self, loss: float, accuracy: float, images_per_second: float, extra: Mapping[str, Any]) -> None:
+    def step(self, loss: float, headline: str, images_per_second: float, extra: Mapping[str, Any]) -> None:
         """Say nothing."""
 
     def epoch(self, row: Row) -> None:
@@ -65,6 +70,9 @@ class Silent:
         """Say nothing."""
 
     def measured(self, done: int, total: int, runtime: str) -> None:
+        """Say nothing."""
+
+    def trial(self, done: int, total: int | None, best: float) -> None:
         """Say nothing."""
 
     def end_stage(self) -> None:
@@ -86,12 +94,15 @@ class Lines(Silent):
     def measured(self, done: int, total: int, runtime: str) -> None:
         self.say(f"{_MEASURING} {done} of {total} on {runtime}")
 
+    def trial(self, done: int, total: int | None, best: float) -> None:
+        self.say(_tried(done, total, best))
+
     def say(self, sentence: str) -> None:
         print(sentence, file=self._stream, flush=True)
 
 
 class JsonLines(Silent):
-    """One JSON object a line: {"event": "stage" | "epoch" | "measured" | "note" | "end", ...}."""
+    """One JSON object a line: {"event": "stage" | "epoch" | "measured" | "trial" | "note" | "end", ...}."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._stage = stream, ""
@@ -109,6 +120,9 @@ class JsonLines(Silent):
     def measured(self, done: int, total: int, runtime: str) -> None:
         self._write("measured", {"done": done, "total": total, "runtime": runtime})
 
+    def trial(self, done: int, total: int | None, best: float) -> None:
+        self._write("trial", {"done": done, "total": total, "best": best})
+
     def end_stage(self) -> None:
         if self._stage:
             self._write("end", {"stage": self._stage})
@@ -120,7 +134,7 @@ class JsonLines(Silent):
 
 
 class Bars:
-    """A bar for the stage with epoch, loss, accuracy, what the method says of itself, throughput and time left."""
+    """A bar for the stage with epoch, loss, headline, what the method says of itself, throughput and time left."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
@@ -151,13 +165,13 @@ class Bars:
         self._task = self._bars.add_task(name, total=self._steps, completed=done, said="")
         self._bars.start()
 
-    def step(self, loss: float, accuracy: float, images_per_second: float, extra: Mapping[str, Any]) -> None:
+    def step(self, loss: float, headline: str, images_per_second: float, extra: Mapping[str, Any]) -> None:
         now = time.monotonic()
         if self._bars is None or (now - self._shown < 0.2 and extra.get("step") != self._steps):
             return
         self._shown = now
         known = {k: v for k, v in extra.items() if k not in ("step", "epoch")}
-        parts = [f"loss {loss:.3f}", f"accuracy {accuracy:.1%}", *_said(known), f"{images_per_second:,.0f} images/s"]
+        parts = [f"loss {loss:.3f}", *filter(None, [headline]), *_said(known), f"{images_per_second:,.0f} images/s"]
         self._bars.update(
             self._task,
             completed=extra.get("step", 0),
@@ -179,6 +193,13 @@ class Bars:
         if done == total:
             self.end_stage()
 
+    def trial(self, done: int, total: int | None, best: float) -> None:
+        if self._bars is None:
+            self._bars = self._rich(*self._columns, console=self._console, refresh_per_second=4)
+            self._task = self._bars.add_task("search", total=total, said="")
+            self._bars.start()
+        self._bars.update(self._task, completed=done, total=total, said=_tried(done, total, best))
+
     def say(self, sentence: str) -> None:
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
@@ -188,11 +209,19 @@ class Bars:
             self._bars = None
 
 
+def _tried(done: int, total: int | None, best: float) -> str:
+    return f"trial {done}{'' if total is None else f' of {total}'}, best {best:.1%}"
+
+
 def describe(row: Row, epochs: int) -> str:
     """One epoch in a line for people."""
-    parts = [f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.1%}"]
-    if row.get("validation_accuracy") is not None:
-        parts.append(f"validation {row['validation_loss']:.4f}, {row['validation_accuracy']:.1%}")
+    name, unit = row.get("headline", "accuracy"), row.get("unit", "share")
+    trained, watched = row.get(f"train_{name}"), row.get(f"validation_{name}")
+    more = f", {name} {shown(trained, unit)}" if trained is not None and name != "loss" else ""
+    parts = [f"loss {row['train_loss']:.4f}{more}"]
+    if watched is not None:
+        said = f", {'' if more else f'{name} '}{shown(watched, unit)}" if name != "loss" else ""
+        parts.append(f"validation {row['validation_loss']:.4f}{said}")
     parts += [*_said(row.get("method", {})), f"{row['images_per_second']:,.0f} images/s"]
     return f"{row['stage']} {row['epoch']}/{epochs}: " + "; ".join(parts)
 

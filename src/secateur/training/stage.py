@@ -13,15 +13,18 @@ import torch
 from torch import nn
 
 from secateur._distributed import rank, world
-from secateur.errors import DataError, RunError
+from secateur.batches import rows_of, split_rows
+from secateur.errors import DataError, Diverged
+from secateur.graph.modules import as_call
 from secateur.methods.contract import Method
 from secateur.recipe import Training
 from secateur.training.averages import assign
 from secateur.training.checks import check_fit
+from secateur.training.devices import compiled, laid_out, lay_out
 from secateur.training.gradients import add_up, any_of, take_firsts
 from secateur.training.interface import Fitted
 from secateur.training.interrupts import Interrupts
-from secateur.training.losses import Targets, TaskLoss, logits, mix, mixing
+from secateur.training.losses import Targets, TaskLoss, mix, mixing
 from secateur.training.machine import Machine
 from secateur.training.optimisers import set_rate
 from secateur.training.prefetch import on_device
@@ -51,13 +54,17 @@ class Stage(Standing):
     ) -> None:
         super().__init__(engine, name, module, training, method)
         self.teacher = teacher
+        self.network = compiled(module) if engine.config.compile and method is None else module
+        if engine.config.compile and method is not None:
+            engine.say(f"The network is not compiled in stage {name}: a method that is at work looks into it.")
         self.drop_last = engine.drops_last
         self.seed = derive(engine.seed, name)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.loss = TaskLoss(training)
+        self.task = engine.task
+        self.loss = TaskLoss(engine.task, training)
         self.snapshots = Snapshots(self)
         self.interrupts = Interrupts(engine.progress.say)
-        self._checked = self._stop = self._due = False
+        self._checked = self._answered = self._has_headline = self._stop = self._due = False
         self._began = self._saved = time.monotonic()
         self._before = 0.0
         self._told: tuple[float, dict[str, float]] = (-math.inf, {})
@@ -73,6 +80,7 @@ class Stage(Standing):
             finished = self.snapshots.resume()
             if finished is not None:
                 return finished
+            stack.callback(lay_out, self.module, torch.contiguous_format)
             self._began = self._saved = time.monotonic()
             self._before = self.position.seconds
             self.engine.progress.start_stage(self.name, self.training.epochs, self.steps, self.position.step)
@@ -90,12 +98,14 @@ class Stage(Standing):
         began, first = time.monotonic(), self.tally.images
         self.module.train()
         with closing(self._batches()) as batches:
-            for images, labels in batches:
+            for inputs, targets in batches:
                 if not self._checked:
                     with preserved(self.device):
-                        check_fit(self.module, images, labels, self.engine.data.classes)
+                        check_fit(self.module, inputs, targets, self.task, self.engine.in_layout)
+                        self._taught(rows_of(inputs, 0, 2))  # the teacher must take images as they will lie
+                    lay_out(self.module, self.engine.layout, self.optimiser)
                     self._checked = True
-                rate = self._step(images, labels)
+                rate = self._step(inputs, targets)
                 self._watch(began, first)
         if self.position.batch != self.steps:
             raise DataError(
@@ -106,28 +116,32 @@ class Stage(Standing):
         speed = (self.tally.images - first) / max(time.monotonic() - began, 1e-9)
         if self.method is not None:
             self.method.after_epoch()
+            lay_out(self.module, self.engine.layout, self.optimiser)
         self._close_epoch(rate, speed)
 
     def _close_epoch(self, rate: float, speed: float) -> None:
         """Validate, write the row and the checkpoint, and move on."""
         self._one_buffers()
-        loss, accuracy = self._validate()
+        loss, headline = self._validate()
+        name = self.task.headline
         row = {
             "stage": self.name,
             "epoch": self.position.epoch + 1,
             "step": self.position.step,
             "seconds": round(self.engine.seconds, 3),
             "train_loss": self.tally.mean_loss,
-            "train_accuracy": self.tally.accuracy,
+            f"train_{name}": self.tally.mean_loss if name == "loss" else self._watched,
             "validation_loss": loss,
-            "validation_accuracy": accuracy,
+            f"validation_{name}": headline,
+            "headline": name,
+            "unit": self.task.unit,
             "learning_rate": rate,
             "images_per_second": round(speed, 1),
             "method": self._said(),
         }
         self.position.epoch, self.position.batch = self.position.epoch + 1, 0
         self.tally = Tally(self.device)
-        self._judge(loss, accuracy)
+        self._judge(loss, headline)
         self.engine.record(row)
         self._save()
         self.engine.progress.epoch(row)
@@ -153,7 +167,7 @@ class Stage(Standing):
             self.seconds,
             selected,
             best.epoch if best else None,
-            best.accuracy if best else None,
+            best.headline if best else None,
             resumed,
             tuple(self.engine.notes),
         )
@@ -164,47 +178,60 @@ class Stage(Standing):
 
     # ------------------------------------------------------------------------------------------------------- one step
 
-    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+    def _step(self, inputs: Any, targets: Any) -> float:
         """One optimiser step on this process's part of a batch; gradients are those of the whole batch's mean loss."""
         position = self.position
         rate = learning_rate(self.training, position.step, self.steps)
         set_rate(self.optimiser, rate)
-        whole = self._global_size(len(images))
-        images, targets = self._mixed(images, labels)
+        own = self.task.samples(targets)
+        whole = self._global_size(own)
+        inputs, aims, own = self._mixed(inputs, targets, own)
+        inputs = laid_out(inputs, self.engine.layout)
         parts = min(self.engine.config.accumulate, max(whole // (2 * world()), 1))  # norms need two images
         self.optimiser.zero_grad(set_to_none=True)
         if parts == 1:
-            numbers = self._backward(images, targets, whole)
+            numbers = self._backward(inputs, aims, own, whole)
         else:
-            pairs = zip(images.tensor_split(parts), targets.split(parts), strict=True)
-            numbers = torch.stack([self._backward(part, aims, whole) for part, aims in pairs]).sum(0)
+            sizes = [own // parts + (number < own % parts) for number in range(parts)]
+            pieces = zip(split_rows(inputs, own, parts), aims.split(own, parts), sizes, strict=True)
+            numbers = torch.stack([self._backward(*piece, whole) for piece in pieces]).sum(0)
         numbers = self._agreed(numbers)
         self._update()
         if self.method is not None:
             self.method.after_step()
+            lay_out(self.module, self.engine.layout, self.optimiser)  # a method may have narrowed them
         if self.average is not None:
             self.average.update(position.step)
         position.step, position.batch = position.step + 1, position.batch + 1
         self.tally.add(numbers[:2], whole, position.step)
         return rate
 
-    def _backward(self, images: torch.Tensor, targets: Targets, whole: int) -> torch.Tensor:
-        """Add a micro-batch's share of the gradients; [task loss, right answers], both sums over its images."""
+    def _backward(self, inputs: Any, targets: Targets, samples: int, whole: int) -> torch.Tensor:
+        """Add a micro-batch's share of the gradients; [task loss, headline], both sums over its samples."""
         if self.method is not None:
-            self.method.before_forward(targets.as_one(self.engine.data.classes, images.dtype))
-        output = self._forward(images)
+            self.method.before_forward(targets.as_one(self.task, self.engine.data.classes, torch.float32))
+        with self.engine.autocast():
+            answer = self.task.answer(self.network, inputs, targets.own)
+        if samples and not self._answered:
+            self.task.check(answer, targets.own)
+            self._answered = True
         if self.method is not None:
-            self.method.after_forward(output, targets.as_one(output.shape[1], output.dtype))
-        task = self.loss(output, targets, self._taught(images))
+            outputs = answer.shape[1] if isinstance(answer, torch.Tensor) and answer.dim() > 1 else None
+            kind = answer.dtype if isinstance(answer, torch.Tensor) else torch.float32
+            self.method.after_forward(answer, targets.as_one(self.task, outputs, kind))
+        task = self.loss(answer, targets, samples, self._taught(inputs))
         total = task / whole
         if self.method is not None:
-            total = total + self.method.loss() * (len(images) / whole)
+            total = total + self.method.loss() * (samples / whole)
         scaler = self.engine.scaler
         (total if scaler is None else scaler.scale(total)).backward()
         if self.method is not None:
             self.method.loss_scale = 1.0 if scaler is None else scaler.scale(torch.ones_like(task.detach()))
             self.method.after_backward()
-        return torch.stack([task.detach(), targets.correct(output).to(task.dtype)])
+        headline = self.loss.headline(answer, targets) if samples else None
+        self._has_headline = self._has_headline or headline is not None
+        task = task.detach()
+        return torch.stack([task, task.new_zeros(()) if headline is None else headline.to(task.dtype)])
 
     def _update(self) -> None:
         """Let the optimiser follow the gradients."""
@@ -219,27 +246,33 @@ class Stage(Standing):
             scaler.step(self.optimiser)
             scaler.update()
 
-    def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        with self.engine.autocast():
-            output = self.module(images)
-        return logits(output, len(images), "in training")
-
-    def _taught(self, images: torch.Tensor) -> torch.Tensor | None:
+    def _taught(self, inputs: Any) -> Any:
         if self.teacher is None or not self.training.distill.weight:
             return None
-        with torch.no_grad(), self.engine.autocast():
-            return logits(self.teacher(images), len(images), "as teacher")
+        with torch.no_grad():
+            return self.engine.in_layout(self.teacher, inputs, self._teach)
 
-    def _mixed(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Targets]:
-        """The images and targets to train on; with mixup `images` is the whole batch, shared out here."""
+    def _teach(self, inputs: Any) -> Any:
+        assert self.teacher is not None
+        args, keywords = as_call(inputs)
+        return self.teacher(*args, **keywords)
+
+    def _mixed(self, inputs: Any, targets: Any, own: int) -> tuple[Any, Targets, int]:
+        """Inputs, targets and how many samples to train on; with mixup `inputs` is the whole batch, shared out here."""
         if not self.training.mixup:
-            return images, Targets(labels)
+            return inputs, Targets(targets), own
+        if not isinstance(inputs, torch.Tensor) or not isinstance(targets, torch.Tensor):
+            raise DataError(f"Mixup blends batches of two tensors, and these are others: set {self.name}.mixup to 0.")
         position = self.position
-        share, partner = mixing(
-            len(images), self.training.mixup, seed=self.seed, epoch=position.epoch, batch=position.batch
-        )
-        images, targets = mix(images, labels, share, partner)
-        return images.tensor_split(world())[rank()], targets.split(world())[rank()]
+        share, partner = mixing(own, self.training.mixup, seed=self.seed, epoch=position.epoch, batch=position.batch)
+        mixed, aims = mix(inputs, targets, share, partner)
+        part = split_rows(mixed, own, world())[rank()]
+        return part, aims.split(own, world())[rank()], len(part)
+
+    @property
+    def _watched(self) -> float | None:
+        """The task's headline over the epoch so far, where it shows in training."""
+        return self.tally.mean_headline if self._has_headline else None
 
     def _agreed(self, numbers: torch.Tensor) -> torch.Tensor:
         """Gradients and numbers of all processes, and whether one of them wants to stop or the first to save."""
@@ -263,7 +296,7 @@ class Stage(Standing):
         size, images = self.engine.batch_size, len(self.engine.data.train)
         return min(size, images - self.position.batch * size)
 
-    def _batches(self) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    def _batches(self) -> Generator[tuple[Any, Any], None, None]:
         """The rest of this epoch's batches on the device: this process's part of each, or with mixup the whole."""
         alone = self.training.mixup > 0
         batches = self.engine.data.train.batches(
@@ -295,7 +328,9 @@ class Stage(Standing):
         self._refuse_nonfinite()
         speed = (self.tally.images - first) / max(time.monotonic() - began, 1e-9)
         extra = {"step": position.step, "epoch": position.epoch + 1, **self._now_and_then()}
-        self.engine.progress.step(self.tally.mean_loss, self.tally.accuracy, speed, extra)
+        watched = self._watched
+        said = f"{self.task.headline} {self.task.shown(watched)}" if watched is not None else ""
+        self.engine.progress.step(self.tally.mean_loss, said, speed, extra)
         if position.batch < self.steps and (self._stop or self._due):
             self._save()
             if self._stop:
@@ -315,7 +350,7 @@ class Stage(Standing):
 
     def _diverged(self, what: str, step: int) -> None:
         epoch = -(-step // self.steps)
-        raise RunError(
+        raise Diverged(
             f"In stage {self.name}, epoch {epoch}, step {step}, {what} not finite: lower {self.name}.lr "
             f"(it is {self.training.lr:g}), or set {self.name}.warmup or {self.name}.clip."
         )
@@ -326,23 +361,25 @@ class Stage(Standing):
             return None, None
         with self.average.in_place() if self.average is not None else nullcontext():
             found = self.engine.evaluate(self.module, split)
-        return found.loss, found.accuracy
+        return found.loss, found.headline
 
-    def _judge(self, loss: float | None, accuracy: float | None) -> None:
-        """Remember the best epoch so far: most accurate, then of least loss."""
+    def _judge(self, loss: float | None, headline: float | None) -> None:
+        """Remember the best epoch so far: of the best headline, then of least loss."""
         epoch = self.position.epoch
-        if loss is None or accuracy is None or not math.isfinite(loss):
+        if loss is None or headline is None or not math.isfinite(loss) or math.isnan(headline):
             return
         if self.method is not None and epoch < self.training.epochs and epoch <= _SETTLED * self.training.epochs:
             return
-        if self.best is not None and (self.best.accuracy, -self.best.loss) >= (accuracy, -loss):
-            return
+        if (best := self.best) is not None:
+            tied = headline == best.headline and loss < best.loss
+            if not tied and not self.task.better(headline, best.headline):
+                return
         weights = {}
         if self.training.select == "best":
             held = self.average.tensors if self.average is not None else self.module.state_dict()
             weights = {name: tensor.detach().clone() for name, tensor in held.items()}
         state = copy.deepcopy(self.method.state()) if self.method is not None else None
-        self.best = Best(epoch, accuracy, loss, self.snapshots.name, weights, state)
+        self.best = Best(epoch, headline, loss, self.snapshots.name, weights, state)
 
     def _one_buffers(self) -> None:
         """Without synchronised norms every process has statistics of its own: the first one's are taken."""

@@ -32,14 +32,14 @@ class Best:
     """The best epoch so far; weights are kept only if they may be selected."""
 
     epoch: int
-    accuracy: float
+    headline: float
     loss: float
     checkpoint: str
     weights: dict[str, torch.Tensor]
     method: Mapping[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "accuracy": self.accuracy, "loss": self.loss, "checkpoint": self.checkpoint}
+        return {"epoch": self.epoch, "headline": self.headline, "loss": self.loss, "checkpoint": self.checkpoint}
 
 
 class Standing:

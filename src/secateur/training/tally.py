@@ -11,10 +11,10 @@ _EVERY = 16  # steps between two readings on a GPU
 
 
 class Tally:
-    """Task loss, right answers and images of the epoch so far, and the first step whose loss was not finite."""
+    """The task's loss and headline, summed over the samples of the epoch so far, and the first loss not finite."""
 
     def __init__(self, device: torch.device, values: Sequence[float] = (0.0, 0.0, 0.0)) -> None:
-        self.loss, self.correct, self.images = map(float, values)
+        self.loss, self.headline, self.images = map(float, values)
         self.bad_step: int | None = None
         self._waits = device.type != "cpu"
         if self._waits:
@@ -23,37 +23,37 @@ class Tally:
             self._bad = torch.full((), -1, dtype=torch.int64, device=device)
 
     def add(self, numbers: torch.Tensor, images: int, step: int) -> None:
-        """Follow one step with numbers [loss, right answers], both sums over its images."""
+        """Follow one step with numbers [loss, headline], both sums over its samples."""
         self.images += images
         if self._waits:
             self._sums += numbers
             self._bad = torch.where((self._bad < 0) & ~torch.isfinite(numbers[0]), step, self._bad)
             return
-        loss, correct = numbers.tolist()
+        loss, headline = numbers.tolist()
         if self.bad_step is None and not math.isfinite(loss):
             self.bad_step = step
-        self.loss, self.correct = self.loss + loss, self.correct + correct
+        self.loss, self.headline = self.loss + loss, self.headline + headline
 
     def due(self, step: int) -> bool:
         """Whether the sums should be read after this step; the same in all processes."""
         return not self._waits or step % _EVERY == 0
 
     def read(self) -> None:
-        """Bring loss, right answers and the bad step up to date."""
+        """Bring loss, headline and the bad step up to date."""
         if self._waits:
-            self.loss, self.correct = self._sums.tolist()
+            self.loss, self.headline = self._sums.tolist()
             bad = int(self._bad)
             self.bad_step = bad if bad >= 0 else None
 
     @property
     def values(self) -> list[float]:
         """What a checkpoint keeps."""
-        return [self.loss, self.correct, self.images]
+        return [self.loss, self.headline, self.images]
 
     @property
     def mean_loss(self) -> float:
         return self.loss / max(self.images, 1.0)
 
     @property
-    def accuracy(self) -> float:
-        return self.correct / max(self.images, 1.0)
+    def mean_headline(self) -> float:
+        return self.headline / max(self.images, 1.0)

@@ -17,13 +17,13 @@ from secateur.errors import BudgetError, ConfigError
 from secateur.graph.modules import clone_module
 from secateur.methods import method
 from secateur.methods.cap.forward_selection import ForwardSelection, forward_order
-from secateur.methods.cap.held_out import HeldOut
 from secateur.methods.cap.method import CapSettings, Ranked
 from secateur.methods.cap.structural_search import StructuralSearch, largest_share
 from secateur.methods.kit.reading import families, unread
 from secateur.plan import Plan
 from secateur.repair.compensation import corrected
 from secateur.statistics import gather
+from secateur.statistics.held_out import HeldOut
 from secateur.statistics.moments import Moments
 from secateur.testing import NETWORKS
 from secateur.testing.networks import Concatenation, grouped

@@ -18,9 +18,10 @@ from secateur.allocate.blocks import Bounds, stack
 from secateur.allocate.strategies import uniform
 from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.graph import trace
+from secateur.graph.readers import observed
 from secateur.methods.catro import submodular
 from secateur.methods.catro.class_scatter import ClassScatter, Sample, scatter
-from secateur.methods.catro.method import CATRO, fisher, observed, ranked_by_ratio, scatters, trace_ratio
+from secateur.methods.catro.method import CATRO, fisher, ranked_by_ratio, scatters, trace_ratio
 from secateur.methods.catro.submodular import greedy, shares, utility
 from secateur.models import create
 from secateur.statistics.gather import gather

@@ -390,7 +390,7 @@ def test_all_images_whatever_memory_there_is(monkeypatch: pytest.MonkeyPatch) ->
 
     plain = collected()
     assert not any("GiB" in note for note in plain.notes)
-    monkeypatch.setattr(layerwise, "_MEMORY", 1)
+    monkeypatch.setattr(layerwise, "MEMORY", 1)
     other = collected()
     assert other.plan() == plain.plan()
     assert all(torch.equal(a, b) for a, b in zip(plain._fitted.values(), other._fitted.values(), strict=True))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from secateur import models
 from secateur.allocate import Constraints
 from secateur.errors import ConfigError
+from secateur.methods.dcp import channels
 from secateur.methods.dcp.channels import DCP, columns_of
 from secateur.methods.dcp.greedy import GreedyRules, GreedySelection, Part, Reconstruction
 from secateur.methods.dcp.heads import learn, pivots, pooled
@@ -367,13 +368,15 @@ def test_reconstruction_alone_needs_no_labels() -> None:
     assert not method._heads
 
 
-def test_classifiers_change_what_stays() -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_classifiers_change_what_stays(exact: bool) -> None:
     network = _network("grouped")
-    with_heads, without = _collected(network, heads=2, weight=50.0), _collected(network, weight=0.0)
+    with_heads = _collected(network, heads=2, weight=50.0, exact=exact)
+    without = _collected(network, weight=0.0)
     assert [head.module for head in with_heads._heads] == ["1"]
     assert with_heads.plan() != without.plan()
     assert with_heads.plan().widths == without.plan().widths
-    assert _collected(network, heads=0)._heads == []
+    assert _collected(network, heads=0, exact=exact)._heads == []
 
 
 def test_a_tolerance_finds_widths_of_its_own() -> None:
@@ -386,9 +389,11 @@ def test_a_tolerance_finds_widths_of_its_own() -> None:
         assert 0.98 <= method.result.reached("flops") / 0.5 <= 1
 
 
-def test_one_channel_a_round_and_several_readers() -> None:
+@pytest.mark.parametrize("given", [{"exact": True, "epochs": 0}, {}])
+def test_one_channel_a_round_and_several_readers(given: dict[str, Any]) -> None:
     network = _network("concatenation")
-    method = _collected(network, rounds=None, epochs=0, count=2)
+    method = _collected(network, rounds=None, count=2, **given)
+    assert bool(method._others) is not bool(given)  # what those that come later lose
     assert method.plan().widths["stem.0"] < 16  # three layers read it
     method.finish()
 
@@ -399,14 +404,50 @@ def test_refusals() -> None:
         DCP(network.make(), network.inputs(), budget="params=0.5", unit="kernel")
     with pytest.raises(ConfigError, match="what stop: share goes by"):
         DCP(network.make(), network.inputs(), budget="flops=0.5", stop="tolerance", shares={"first.0": 2.0})
+    with pytest.raises(ConfigError, match="lr is of the passes of exact: true"):
+        DCP(network.make(), network.inputs(), budget="flops=0.5", lr=0.1)
     method = DCP(_seen(network), network.inputs(), budget="flops=0.5")
     with pytest.raises(ConfigError, match="has seen no data"):
         method.finish()
-    with pytest.raises(ConfigError, match="The loss is nan"):
-        method.collect(network.batches(1), lambda output, target: output.sum() * float("nan"))
+    for exact in (False, True):
+        method = DCP(_seen(network), network.inputs(), budget="flops=0.5", exact=exact)
+        with pytest.raises(ConfigError, match="The loss is nan"):
+            method.collect(network.batches(1), lambda output, target: output.sum() * float("nan"))
 
 
-def test_better_than_the_same_widths_by_chance() -> None:
+def test_passes_are_few_and_do_not_grow_with_rounds() -> None:
+    network = _network("residual")
+    forwards = []
+    for given in ({"rounds": 2}, {"rounds": None}, {"rounds": 2, "exact": True}):
+        calls = [0]
+
+        class Counted(nn.Conv2d):
+            def forward(self, x: torch.Tensor, calls: list[int] = calls) -> torch.Tensor:
+                calls[0] += 1
+                return super().forward(x)
+
+        model = _seen(network)
+        next(m for m in model.modules() if isinstance(m, nn.Conv2d)).__class__ = Counted
+        method = DCP(model, network.inputs(), budget="flops=0.5", **given)
+        calls[0] = 0
+        method.collect(network.batches(2), F.cross_entropy)
+        forwards.append(calls[0] / 2)
+    assert forwards[0] == forwards[1] < forwards[2]
+    assert forwards[0] <= 8
+
+
+def test_too_many_gradients_are_asked_for_by_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = _network("residual")
+    exact = _collected(network, exact=True)
+    monkeypatch.setattr(channels, "MEMORY", 1)
+    method = _collected(network)
+    assert method.plan() == exact.plan()
+    (note,) = [note for note in method.notes if "Gradients of all layers" in note]
+    assert "as with exact: true" in note
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_better_than_the_same_widths_by_chance(exact: bool) -> None:
     network = _network("projection")
     model = _seen(network)
     images = torch.cat([images for images, _ in network.batches(10, seed=9)])
@@ -415,7 +456,7 @@ def test_better_than_the_same_widths_by_chance() -> None:
         with torch.no_grad():
             return float((model(images) - weights.eval()(images)).square().mean())
 
-    good = _collected(network)
+    good = _collected(network, exact=exact)
     worse = copy.deepcopy(good)
     generator = np.random.default_rng(0)
     worse._masks = {name: generator.permutation(mask) for name, mask in worse._masks.items()}

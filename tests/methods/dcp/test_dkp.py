@@ -269,3 +269,33 @@ def test_nothing_is_finished_that_is_not_pruned() -> None:
     method._fitted.clear()  # what a defect of the last step would do
     with pytest.raises(VerificationError, match="weights that are not zero, and the masks let 720 stay"):
         method.finish()
+
+
+# ----------------------------------------------------------------------------------- layers that the loss does not see
+
+
+class Projected(nn.Module):
+    """A detector's ways: the loss sees raw maps; a fixed projection of them, and a branch, are for evaluation only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fixed = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3), nn.Conv2d(4, 1, 1, bias=False)
+        self.side = nn.Conv2d(6, 2, 1)
+        self.fixed.weight = nn.Parameter(torch.arange(4.0).view(1, 4, 1, 1), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x = self.a(x).relu()
+        raw = self.b(x)
+        return raw, self.fixed(raw.softmax(1)), self.side(x)
+
+
+def test_fixed_weights_stay_and_a_layer_off_the_loss_is_fitted_to_its_answers() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 8, 8)
+    made = DKP(Projected().eval(), images[:1], budget="params=0.5", steps=1, per_column=0, rounds=1)
+    made.collect([(images, torch.zeros(4))], lambda out, target: out[0].square().mean())
+    model = made.finish()
+    assert torch.equal(model.fixed.weight.flatten(), torch.arange(4.0))
+    assert (model.b.weight == 0).any()
+    assert (model.side.weight == 0).any()
+    assert any("not trained" in note and "fixed" in note for note in made.notes)

@@ -153,6 +153,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="needs signals as Unix has them")
 def test_ctrl_c_is_heard_after_openvino() -> None:
     present("openvino")

@@ -43,7 +43,6 @@ from secateur._protocols import IntArray
 from secateur.errors import BudgetError, ConfigError
 from secateur.graph.modules import clone_module
 from secateur.methods.cap.forward_selection import ForwardSelection, forward_order
-from secateur.methods.cap.held_out import HeldOut
 from secateur.methods.cap.structural_search import StructuralSearch
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.kit.aim import Aim
@@ -53,6 +52,7 @@ from secateur.plan import Plan
 from secateur.repair.base import Case
 from secateur.repair.compensation import compensate, has_place
 from secateur.statistics.gather import gather, untouched
+from secateur.statistics.held_out import HeldOut
 from secateur.statistics.moments import Moments
 
 

@@ -39,15 +39,12 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
-from torch import nn
 
 from secateur._hints import few
 from secateur._protocols import BoolArray, FloatArray, IntArray
 from secateur.allocate.blocks import Bounds, stack
 from secateur.errors import ConfigError, ModelError
-from secateur.graph import Graph
-from secateur.graph.channels import module_of
-from secateur.graph.readers import readers
+from secateur.graph.readers import observed
 from secateur.methods.catro.class_scatter import ClassScatter, Sample
 from secateur.methods.catro.submodular import greedy, shares
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
@@ -138,25 +135,6 @@ def fisher(between: FloatArray, within: FloatArray, eps: float) -> FloatArray:
     """b / w of every channel; 0 where it is dead."""
     floor = max(eps * float(np.median(between + within)), np.finfo(np.float64).tiny)
     return np.where(scatters(between, within, eps), between / np.maximum(within, floor), 0.0)
-
-
-def observed(graph: Graph) -> tuple[dict[str, IntArray], list[str]]:
-    """Layers and the channel at each position of their input, as `readers`, with depthwise convolutions among them."""
-    tables, others = readers(graph)
-    modules = dict(graph.model.named_modules())
-    called = {call.module for call in graph.recording.calls}
-    first = 0
-    for group in graph.groups:
-        for member in group.producers():
-            name = module_of(member.name)
-            layer: Any = modules.get(name)
-            depthwise = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and 1 < layer.groups == layer.in_channels
-            if depthwise and member.name == f"{name}.weight" and name in called and group.name not in others:
-                table = tables.setdefault(name, np.full(layer.in_channels, -1, dtype=np.int64))
-                outputs = layer.out_channels // layer.groups  # of each input channel
-                table[member.index // outputs] = np.arange(first, first + group.width)[:, None]
-        first += group.width
-    return tables, others
 
 
 class CATRO(Method):
@@ -296,6 +274,7 @@ ROW = MethodRow(
     needs="calibration",
     labels=True,
     acts="after training",
+    asks="classes",
     granularity="channel",
     fidelity="only title, abstract and index terms were read: trace ratio, submodularity, two greedy stages and few "
     "samples are stated there; the iteration is the published theory of trace-ratio selection, while features, the "

@@ -6,18 +6,14 @@ good for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 
-from secateur._protocols import BoolArray, IntArray
 from secateur.errors import ConfigError
-from secateur.methods.kit.sample_gates import SampleGates
+from secateur.methods.kit.folded_gates import FoldedGates
 
 
 def class_weights(target: torch.Tensor, classes: int) -> torch.Tensor:
@@ -62,16 +58,8 @@ def expected(entries: torch.Tensor, *, noise: bool) -> torch.Tensor:
     return total * ((classes + 1) / (2 * classes)) if noise else total / classes
 
 
-class ClassGates(SampleGates):
-    """The gates in front of all readers; what they let through is set from outside, before the forward pass."""
-
-    def __init__(self, model: nn.Module, tables: Mapping[str, IntArray], gated: BoolArray) -> None:
-        """Insert hooks for the channels that are `gated`."""
-        super().__init__(model, tables, torch.zeros(len(gated)), gated)
-
-    def let(self, factors: torch.Tensor) -> None:
-        """Multiply channels by these from now on, [samples or 1, live]."""
-        self._set(factors)
+class ClassGates(FoldedGates):
+    """The gates in front of all readers, and the draws they are made of."""
 
     def uniform(
         self, groups: int, samples: int, classes: int, key: Sequence[int], device: torch.device
@@ -80,28 +68,3 @@ class ClassGates(SampleGates):
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
         generator = torch.Generator(device).manual_seed(seed)
         return torch.rand(groups, samples, classes, generator=generator, device=device)
-
-    def fold(self, twin: nn.Module, factors: torch.Tensor) -> None:
-        """Take the gates out of a copy of the model, and multiply the weights behind them by `factors` [live]."""
-        whole, done = torch.cat([factors, factors.new_ones(1)]), set()
-        for name, index in self._index.items():
-            layer = twin.get_submodule(name)
-            for number, hook in list(layer._forward_pre_hooks.items()):
-                if isinstance(hook, partial) and getattr(hook.func, "__self__", None) is self:
-                    del layer._forward_pre_hooks[number]
-                    layer._forward_pre_hooks_with_kwargs.pop(number, None)
-            weight = layer.get_parameter("weight")
-            if id(weight) not in done:  # two layers may share it, and read the same channels then
-                done.add(id(weight))
-                weight.mul_(_behind(layer, whole[index.to(whole.device)]).to(weight))
-
-
-def _behind(layer: nn.Module, factors: torch.Tensor) -> torch.Tensor:
-    """Factors of a layer's inputs as factors of its weight."""
-    if not isinstance(layer, _ConvNd):
-        return factors
-    inner = [1] * len(layer.kernel_size)
-    if layer.transposed:
-        return factors.view(-1, 1, *inner)
-    each = factors.view(layer.groups, -1).repeat_interleave(layer.out_channels // layer.groups, 0)
-    return each.view(*each.shape, *inner)

@@ -42,18 +42,16 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from secateur._distributed import rank
-from secateur._hints import few
 from secateur._protocols import FloatArray
 from secateur.errors import ConfigError, ModelError, VerificationError
 from secateur.graph.modules import as_call, map_tensors, output_tensors
-from secateur.graph.readers import readers
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.cwb.class_gates import ClassGates, class_weights, expected, gate
 from secateur.methods.cwb.voting import class_votes, elect, learnt
 from secateur.methods.kit.floors import keep_streams, leave
+from secateur.methods.kit.folded_gates import foldable
 from secateur.plan import Plan
 from secateur.statistics.gather import untouched
 from secateur.surgery import Result
@@ -98,7 +96,7 @@ class CWB(Method):
         if self.normalise != "none":
             self.notes.append(f"Votes are in one unit everywhere, so normalise={self.normalise!r} was not applied.")
         self.classes = self._count_classes()
-        tables = self._keep_whole()
+        tables = foldable(self)
         leave(self, s.min_preserve, "min_preserve", down=True)  # int(0.3 C), as in the code
         if s.units == "inside":
             keep_streams(self)
@@ -126,23 +124,6 @@ class CWB(Method):
                 "row of class scores a sample: choose another method."
             )
         return int(found.shape[1])
-
-    def _keep_whole(self) -> dict[str, Any]:
-        """The layers that read channels, and in the constraints the groups that have no gates."""
-        tables, others = readers(self.graph)
-        modules = dict(self.model.named_modules())
-        ends = np.cumsum(self.graph.widths())
-        for name, table in tables.items():
-            if is_parametrized(modules[name], "weight"):  # nothing can be folded into it
-                others += [
-                    self.graph.groups[k].name for k in np.unique(np.searchsorted(ends, table[table >= 0], "right"))
-                ]
-        if others:
-            self.notes.append(
-                f"Groups that are read by more than convolutions and linear layers stay whole: {few(others)}."
-            )
-        self.constraints = self.constraints.keeping(others)
-        return tables
 
     # ------------------------------------------------------------------------------------------------- one step
 
@@ -297,6 +278,7 @@ ROW = MethodRow(
     arxiv="2104.11883",
     needs="training",
     acts="while training",
+    asks="class scores",
     granularity="channel",
     fidelity="gates, draws, votes, floor, regulariser and threshold from the official code read, the paper's body not; "
     "where gates stand, the exact fold, the scale of gates and no vote for channels without gradient are our advice",

@@ -10,6 +10,9 @@ layer is emptied and its input channels come back one after the other, those fir
 
 X comes from the network as pruned so far, Y from the whole one. Single kernels W_jk so: `dkp`.
 
+By default the cross-entropy is the quadratic form that one pass forward and back of the whole network gives
+(`quadratic`): scores, fits and losses come from second moments. `exact: true` asks it by passes, as in the paper.
+
 Where this differs from the paper, and why:
     The paper trains network and classifiers together first, its text stage by stage. This acts on a trained network
     and leaves it alone: the classifiers are learnt on its features as they are, normalised by the statistics of the
@@ -19,8 +22,8 @@ Where this differs from the paper, and why:
     in the whole network; it is not given as a number. At least one channel stays: no branch becomes its shortcut.
     One channel a round takes thousands of passes; `rounds` rounds add as many each (`rounds: null`: one).
     After each round |Y - X * V|² is brought to its minimum from second moments at `positions` places of every image
-    (an exact fit), then `epochs` of SGD on the joint loss follow, which are taken back, and tried with a smaller rate,
-    where they raise it; the paper has SGD alone, and no constant.
+    (an exact fit), by default that of the whole quadratic L; with `exact: true`, `epochs` of SGD on the joint loss
+    follow, taken back, and tried with a smaller rate, where they raise it. The paper has SGD alone, and no constant.
     Of few images more positions are taken; the pull (`ridge`) is then chosen only for layers nothing returns to.
     Passes begin at the layer, with all before it remembered. Only 2048 images are looked at unless told otherwise.
     Blocks, behind which classifiers stand, are counted by the sums of residual branches whose result is all that
@@ -41,10 +44,12 @@ from torch import nn
 
 from secateur._protocols import BoolArray, FloatArray, IntArray
 from secateur.methods.contract import MethodRow
-from secateur.methods.dcp.discrimination import Discriminating, DiscriminationSettings
+from secateur.methods.dcp.discrimination import Discriminating, DiscriminationSettings, finite
 from secateur.methods.dcp.greedy import GreedySelection, Part, Reconstruction
+from secateur.methods.dcp.quadratic import Slopes, dense_blocks, slopes
 from secateur.methods.dcp.stopping import survival
-from secateur.methods.kit.layerwise import Work
+from secateur.methods.kit.layerwise import MEMORY, Work
+from secateur.repair.least_squares import samples
 from secateur.statistics.lockstep import Stop
 from secateur.statistics.samples import PatchSums
 
@@ -56,6 +61,11 @@ class DCPSettings(DiscriminationSettings):
         "share", description="every group keeps the same share, or one tolerance of the loss holds for all"
     )
     rounds: int | None = Field(5, ge=1, description="rounds for a layer; null: one channel a round, as in the paper")
+    exact: bool = Field(
+        False,
+        description="the loss of classifiers is asked round by round, by passes as in the paper; else its gradient and "
+        "curvature in the whole network stand for it",
+    )
     norm: Literal["sum", "frobenius"] = Field(
         "sum", description="of a channel's gradient: the sum of its kernels' norms as in the code, or as in the paper"
     )
@@ -71,6 +81,9 @@ class DCPSettings(DiscriminationSettings):
     def _no_idle_setting(self) -> DCPSettings:
         if self.stop == "tolerance" and self.shares:
             raise ValueError("shares are what stop: share goes by: leave them out with stop: tolerance")
+        idle = sorted({"epochs", "lr"} & self.model_fields_set)
+        if idle and not self.exact:
+            raise ValueError(f"{idle[0]} is of the passes of exact: true: leave it out, or set exact: true")
         return self
 
 
@@ -85,6 +98,8 @@ class DCP(Discriminating):
         """See what can be chosen from."""
         super().prepare()
         self._scores: dict[str, FloatArray] = {}
+        self._slopes: dict[str, Slopes] = {}
+        self._joint: Reconstruction | None = None
         self._settled: dict[str, BoolArray] = {}
         if self.settings.stop == "share" and self.allocator not in ("global", "uniform"):
             self.notes.append(f"Widths follow from shares: allocator={self.allocator!r} was not applied.")
@@ -94,6 +109,8 @@ class DCP(Discriminating):
     def _survey(self, work: Work) -> None:
         """Learn the classifiers; with a tolerance, see how losses fall in the whole network."""
         super()._survey(work)
+        self._slopes = self._look_ahead(work)
+        self._others: dict[str, Reconstruction] = {}
         self._settled = {}
         if self.settings.stop == "share":
             return
@@ -101,15 +118,55 @@ class DCP(Discriminating):
         floors = dict(zip(self._channels, self.constraints.floors(self.graph).tolist(), strict=True))
         seen: set[str] = set()
         for stop in self._stops(work, list(self._tables)):
-            moments, table = self._moments(work, stop), self._table(stop)
+            table = self._table(stop)
             fresh = [g for g, mine in self._channels.items() if g not in seen and np.isin(mine, table).any()]
             seen.update(fresh)
+            moments = self._moments(work, stop, anew=bool(fresh))
             for group in fresh:
                 if floors[group] < len(self._channels[group]):
                     self._scores[group] = self._survival(work, stop, moments, group)
         plan = self._allocate(self._scores)
         self._settled = plan.masks
         work.widths = plan.widths
+
+    def _look_ahead(self, work: Work) -> dict[str, Slopes]:
+        """Gradients of the losses further on, at every layer of the whole network; none where passes tell them."""
+        s = self.settings
+        if s.exact or not s.weight:
+            return {}
+        pairs = list(zip(work.shown, work.targets, strict=True))
+        behind = {name: self._behind([name]) for name in self._tables}
+        found = slopes(work.case.dense, pairs, behind, lambda *pair: finite(work.loss(*pair)), work.sampler, MEMORY)
+        if found is None:
+            self._say(
+                f"Gradients of all layers would take more than {MEMORY / 2**30:g} GiB: the loss is asked round by "
+                "round, as with exact: true; fewer images or positions are faster."
+            )
+        return found or {}
+
+    def _moments(self, work: Work, stop: Stop, *, anew: bool) -> PatchSums:
+        """Where channels are chosen, those of the losses together."""
+        if not anew or stop.layer not in self._slopes:
+            return super()._moments(work, stop, anew=anew)
+        case, norm, constant = work.case, self._norms.get(stop.layer), self._has_constant(stop.layer)
+        blocks = samples(case.dense, case.model, stop.layer, stop.batches(), work.sampler, norm)
+        self._joint = self._slopes[stop.layer].joint(blocks, self.settings.weight, constant=constant)
+        return self._joint.moments
+
+    def _goal(self, stop: Stop, moments: PatchSums) -> Reconstruction:
+        """What the layer's weights are to bring to its least."""
+        if self._joint is not None and self._joint.moments is moments:
+            return self._joint
+        return Reconstruction(moments, constant=self._has_constant(stop.layer))
+
+    def _ahead(self, work: Work, layer: str) -> Reconstruction | None:
+        """What the loss further on makes of the weights of a layer that has its turn later."""
+        if layer not in self._slopes:
+            return None
+        if layer not in self._others:
+            blocks = dense_blocks(work.case.dense, work.shown, layer, work.sampler)
+            self._others[layer] = self._slopes[layer].joint(blocks, self.settings.weight, constant=False, alone=True)
+        return self._others[layer]
 
     def _survival(self, work: Work, stop: Stop, moments: PatchSums, group: str) -> FloatArray:
         """Up to which tolerance every channel stays, with all layers before as they were; nothing is changed."""
@@ -145,9 +202,11 @@ class DCP(Discriminating):
             layer: Any = work.case.model.get_submodule(name)
             gone = ~np.concatenate([*self._masks.values(), np.ones(1, dtype=np.bool_)])[self._tables[name]]
             units = columns_of(layer, self._tables[name], mine, gone)
-            parts.append(Part(name, layer, units, layer.weight.clone()))
-        goal = Reconstruction(moments, constant=self._has_constant(stop.layer))
-        return self._selection(work, parts, len(mine), goal, self.settings.norm)
+            goal = self._goal(stop, moments) if name == stop.layer else self._ahead(work, name)
+            parts.append(Part(name, layer, units, layer.weight.clone(), goal))
+        first = parts[0].goal
+        assert first is not None
+        return self._selection(work, parts, len(mine), first, self.settings.norm, whole=bool(self._slopes))
 
     def _check_reach(self) -> None:
         if self.settings.stop == "tolerance":
@@ -177,8 +236,8 @@ ROW = MethodRow(
     acts="after training",
     granularity="channel",
     fidelity="conference paper with supplement and official code were read; classifiers are learnt on the fixed "
-    "network, several channels join a round, and an exact fit goes before SGD, for speed; counts from a budget, or one "
-    "tolerance found from it, our advice",
+    "network, several channels join a round, an exact fit goes before SGD, for speed, and a quadratic form stands for "
+    "the classifiers' loss unless exact; counts from a budget, or one tolerance found from it, our advice",
     factory=DCP,
     settings=DCPSettings,
     labels=True,

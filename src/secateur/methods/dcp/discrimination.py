@@ -67,33 +67,47 @@ class Discriminating(Layerwise):
         units: int,
         goal: Reconstruction,
         norm: Literal["sum", "frobenius"] = "sum",
+        *,
+        whole: bool = False,
     ) -> GreedySelection:
-        """The choice among `units` units of `parts`, the first of which is reconstructed."""
+        """The choice among `units` units of `parts`, the first of which is reconstructed.
+
+        whole: `goal` holds the loss further on already, which is not asked again.
+        """
         s, first = self.settings, parts[0].name
-        rules = GreedyRules(s.weight, norm, s.epochs, s.lr, s.ridge, len(work.shown))
+        weight = 0.0 if whole else s.weight
+        rules = GreedyRules(weight, norm, s.epochs, s.lr, s.ridge, len(work.shown))
         return GreedySelection(
             parts,
             units,
             goal,
-            self._further(work, [part.name for part in parts]) if s.weight else _nothing,
+            self._further(work, [part.name for part in parts]) if weight else _nothing,
             lambda amount: self._shift(work.case, first, amount),
             rules,
         )
 
     def _further(self, work: Work, layers: Sequence[str]) -> Callable[[int], torch.Tensor]:
         """The loss of the first classifier behind these layers, or of the network, for one batch."""
-        behind = max(self._order[layer] for layer in layers)
-        head = next((head for head in self._heads if self._order[head.module] > behind), None)
+        head = self._behind(layers)
         replay = Replay(work.case.model, work.shown, layers[0], head.module if head else None)
 
         def loss(number: int) -> torch.Tensor:
             output = replay.run(number)
-            value = work.loss(head(output) if head else output, work.targets[number])
-            if not torch.isfinite(value):
-                raise ConfigError(f"The loss is {value.item()}: check the data and the loss.")
-            return value
+            return finite(work.loss(head(output) if head else output, work.targets[number]))
 
         return loss
+
+    def _behind(self, layers: Sequence[str]) -> Head | None:
+        """The first classifier behind all of these layers, if there is one."""
+        place = max(self._order[layer] for layer in layers)
+        return next((head for head in self._heads if self._order[head.module] > place), None)
+
+
+def finite(loss: torch.Tensor) -> torch.Tensor:
+    """The loss; ConfigError if it is no number."""
+    if not torch.isfinite(loss):
+        raise ConfigError(f"The loss is {loss.item()}: check the data and the loss.")
+    return loss
 
 
 def _nothing(_: int) -> torch.Tensor:

@@ -27,19 +27,22 @@ _NOTHING = 1e-10
 
 
 class Reconstruction:
-    """L_M as a function of the weights [outputs, columns] of one layer; the constant is the best one, or zero."""
+    """L_M as a function of the weights [outputs, columns] of one layer; the constant is the best one, or zero.
 
-    def __init__(self, moments: PatchSums, *, constant: bool) -> None:
-        self.moments, self.constant = moments, constant
+    places: N where places count by weights, and moments are over the sum of these. offset: is added to the value.
+    """
+
+    def __init__(self, moments: PatchSums, *, constant: bool, places: int | None = None, offset: float = 0.0) -> None:
+        self.moments, self.constant, self._offset = moments, constant, offset
         self._xx, self._xy = moments.covariances(constant=constant)
         self._energy = moments.energy(constant=constant)
-        self.outputs = moments.y.numel()
+        self.outputs = moments.y.numel() * (1.0 if places is None else places / max(moments.count, 1e-300))
 
     def value(self, weight: torch.Tensor) -> float:
         """L_M."""
         w = self._split(weight)
         quadratic = (torch.bmm(w, self._xx) * w).sum() - 2 * (w * self._xy.mT).sum()
-        return max(self._energy + float(quadratic), 0.0) / (2 * self.outputs)
+        return max(self._energy + float(quadratic), 0.0) / (2 * self.outputs) + self._offset
 
     def gradient(self, weight: torch.Tensor) -> torch.Tensor:
         """dL_M/dV [outputs, columns]."""
@@ -67,12 +70,14 @@ class Part:
     """A layer under choice.
 
     units: [outputs, inputs] the unit of every kernel; -1: of none, it stays; -2: it went before. former: old weights.
+    goal: of a layer that is not the first, what the loss further on makes of its weights, where moments tell.
     """
 
     name: str
     layer: Any
     units: torch.Tensor
     former: torch.Tensor
+    goal: Reconstruction | None = None
 
     def open(self, kept: torch.Tensor) -> torch.Tensor:
         """Which weights may be other than zero, in their shape. kept: mask of units."""
@@ -160,6 +165,10 @@ class GreedySelection:
         value = self.goal.value(first.flatten(1))
         gradients = [torch.zeros_like(part.former, dtype=torch.float64) for part in self.parts]
         gradients[0] += self.goal.gradient(first.flatten(1)).view_as(first)
+        for part, total in zip(self.parts[1:], gradients[1:], strict=True):
+            if part.goal is not None:
+                value += part.goal.value(part.layer.weight.flatten(1))
+                total += part.goal.gradient(part.layer.weight.flatten(1)).view_as(total)
         if self.rules.weight:
             share = self.rules.weight / self.rules.batches
             for number in range(self.rules.batches):
@@ -176,7 +185,8 @@ class GreedySelection:
             weight.requires_grad_(True)
         try:
             loss = self._further(number)
-            found = torch.autograd.grad(loss, weights, allow_unused=True)
+            reached = loss.requires_grad  # not where what the loss sees does not come through these layers
+            found = torch.autograd.grad(loss, weights, allow_unused=True) if reached else [None] * len(weights)
         finally:
             for weight in weights:
                 weight.requires_grad_(False)

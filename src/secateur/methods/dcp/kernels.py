@@ -95,13 +95,18 @@ class DKP(Discriminating):
         """See which layers have kernels to choose from; no channel goes."""
         runs = Counter(call.module for call in self.graph.recording.calls if call.weight is not None)
         first = self.graph.recording.first_use
-        layers = [n for n, m in self.model.named_modules() if runs[n] == 1 and _has_kernels(m)]
+        every = [(n, m) for n, m in self.model.named_modules() if runs[n] == 1 and _has_kernels(m)]
+        fixed = [n for n, m in every if not m.weight.requires_grad]
+        fixed = fixed if len(fixed) < len(every) else []  # a whole network that is frozen is one for inference
+        layers = [n for n, _ in every if n not in fixed]
         layers = sorted(layers, key=lambda name: first.get(f"{name}.weight", 0))[1:]
         if not layers:
             raise ModelError(
                 f"DKP chooses kernels of convolutions behind the first, and {type(self.model).__name__} has none that "
                 "runs just once: choose another method."
             )
+        if fixed:
+            self.notes.append(f"Weights that are not trained keep all kernels: {', '.join(fixed[:4])}.")
         self._tables = {name: np.full(self._layer(name).in_channels, -1, dtype=np.int64) for name in layers}
         self._channels = {g.name: np.arange(g.width, dtype=np.int64) for g in self.graph.groups}
         self._norms = {layer: norm for norm, layer in sources(self.graph).of.items() if layer is not None}
@@ -127,7 +132,7 @@ class DKP(Discriminating):
         """Choose the kernels of one layer, and fit it on them."""
         layer: Any = work.case.model.get_submodule(stop.layer)
         units = kernels_of(layer)
-        goal = Kernels(self._moments(work, stop), constant=self._has_constant(stop.layer))
+        goal = Kernels(self._moments(work, stop, anew=True), constant=self._has_constant(stop.layer))
         part = Part(stop.layer, layer, units, layer.weight.clone())
         selection = self._selection(work, [part], units.numel(), goal)
         selection.run(self._counts()[stop.layer], -(-units.numel() // self.settings.rounds))

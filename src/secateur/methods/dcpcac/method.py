@@ -394,6 +394,7 @@ ROW = MethodRow(
     arxiv="",
     needs="training",
     acts="while training",
+    asks="samples",
     granularity="channel",
     fidelity="only the abstract and bibliographic data could be read; everything needed to make it a runnable method "
     "is our completion, mathematically checked, but not a transcription of the authors' two criteria, schedule or "

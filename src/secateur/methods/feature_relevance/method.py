@@ -58,6 +58,7 @@ from secateur.methods.feature_relevance.relevance import (
     shares_of,
 )
 from secateur.methods.kit.aim import Aim, counts
+from secateur.methods.kit.holding import hold, stop_gradients
 from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.kit.rounds import Rounds
 from secateur.plan import Plan
@@ -167,16 +168,13 @@ class FeatureRelevance(Method):
 
     def after_backward(self) -> None:
         """What is pruned gets no gradient, so that momentum does not gather."""
-        for parameter, mask in self._holding():
-            if parameter.grad is not None:
-                parameter.grad.mul_(mask)
+        stop_gradients(self._holding())
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Keep what is pruned at zero; propagate relevance; prune when a round is over."""
         super().after_step()
-        for parameter, mask in self._holding():
-            parameter.mul_(mask)
+        hold(self._holding())
         calls, self._calls = self._calls, []
         told = [call for call in calls if call[1] is not None]  # a forward pass may be one that nobody learns from
         if calls and not told:
@@ -340,6 +338,7 @@ ROW = MethodRow(
     arxiv="2002.09958",
     needs="training",
     acts="while training",
+    asks="class scores",
     granularity="channel",
     fidelity="abstract and official code read, the paper's body was not: score, propagation rules and schedule are the "
     "code's; residual streams are pruned as a whole, and the channels per event follow from the budget",

@@ -432,6 +432,7 @@ ROW = MethodRow(
     arxiv="1810.07322",
     needs="calibration",
     acts="after training",
+    asks="scores",
     granularity="channel",
     fidelity="only the abstracts were read: ascent and contribution as stated for a sister method, k-means and the "
     "range of K recalled, unverified; silhouette, split, one ratio for all groups, the ascent's steps, and what "

@@ -332,6 +332,7 @@ ROW = MethodRow(
     arxiv="2108.00708",
     needs="training",
     acts="while training",
+    asks="samples",
     granularity="channel",
     fidelity="the paper's text without its appendix, the authors' detection code and two reimplementations were read; "
     "grouping by the graph, several channels an event where training is short, the schedule and pruning at once are "

@@ -2,7 +2,7 @@
 
 What a layer reads comes from the network as pruned so far, what it should answer from the whole one. All calibration
 images are one pass, held up in front of every layer (`secateur.statistics.lockstep`); in front of the first layers,
-where that would take more than `_MEMORY`, they come batch by batch instead, anew for each layer. The model itself is
+where that would take more than `MEMORY`, they come batch by batch instead, anew for each layer. The model itself is
 left alone; what was fitted is put into the copy that is cut.
 """
 
@@ -36,7 +36,7 @@ from secateur.statistics.samples import PatchSums, Sampler, least_squares, reada
 from secateur.statistics.shortcuts import shortcuts
 
 #: Bytes that activations of all images may take at once.
-_MEMORY = 4 << 30
+MEMORY = 4 << 30
 
 
 class LayerwiseSettings(Settings):
@@ -162,11 +162,11 @@ class Layerwise(Method):
     def _together(
         self, models: Sequence[nn.Module], work: Work, layers: Sequence[str], held: Mapping[str, int]
     ) -> Iterable[Stop]:
-        """`lockstep.together`, within `_MEMORY`."""
-        anew = crowded(models[0], work.shown, layers, _MEMORY / len(models))
+        """`lockstep.together`, within `MEMORY`."""
+        anew = crowded(models[0], work.shown, layers, MEMORY / len(models))
         if anew and len(models) > 1:
             self._say(
-                f"All images together would take more than {_MEMORY / 2**30:g} GiB in front of the first {len(anew)} "
+                f"All images together would take more than {MEMORY / 2**30:g} GiB in front of the first {len(anew)} "
                 f"of {len(layers)} layers: for each of these they go through the network anew."
             )
         return together(models, work.shown, layers, held, anew)
@@ -182,15 +182,16 @@ class Layerwise(Method):
         """Choose the channels that this layer reads first, and fit its weights for those that stay."""
         layer: Any = work.case.model.get_submodule(stop.layer)
         layer.weight.mul_(self._kept_of(layer, stop.layer))  # without what went before
-        moments = self._moments(work, stop)
         fresh = [g for g, mine in self._channels.items() if g not in chosen and np.isin(mine, self._table(stop)).any()]
         chosen.update(fresh)
         fresh = [group for group in fresh if work.widths[group] < len(self._channels[group])]
+        moments = self._moments(work, stop, anew=bool(fresh))
         for group in fresh:
             self._masks[group] = self._choose(work, stop, moments, group, work.widths[group])
         self._fit(work, stop, moments, anew=bool(fresh))
 
-    def _moments(self, work: Work, stop: Stop) -> PatchSums:
+    def _moments(self, work: Work, stop: Stop, *, anew: bool) -> PatchSums:
+        """Of what the layer reads and should answer. anew: channels are to be chosen with them."""
         return patch_sums(work.case.dense, work.case.model, stop, work.sampler, self._norms.get(stop.layer))
 
     def _table(self, stop: Stop) -> IntArray:

@@ -46,6 +46,7 @@ from secateur.graph.norms import sources
 from secateur.methods.contract import Loss, Method, MethodRow
 from secateur.methods.kit.aim import Aim, counts
 from secateur.methods.kit.answers import AGREED, agreement, kind_of
+from secateur.methods.kit.holding import hold, stop_gradients
 from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
 from secateur.methods.kit.rounds import Rounds
 from secateur.methods.kit.sparse import WeightMasks, check_constraints, share_of
@@ -159,16 +160,13 @@ class NAP(Method):
     def after_backward(self) -> None:
         """What is masked gets no gradient, so that momentum does not gather."""
         self._confirm()
-        for parameter, mask in self._holding():
-            if parameter.grad is not None:
-                parameter.grad.mul_(mask)
+        stop_gradients(self._holding())
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Keep masks; gather statistics; prune when a round is over."""
         super().after_step()
-        for parameter, mask in self._holding():
-            parameter.mul_(mask)
+        hold(self._holding())
         s, calls = self.settings, self._calls
         self._calls = []
         if calls:
@@ -400,6 +398,7 @@ ROW = MethodRow(
     arxiv="2101.06608",
     needs="training",
     acts="while training",
+    asks="loss",
     granularity="channel or weight",
     fidelity="the full text could not be obtained: factors, single-weight and row scores from public code of the "
     "family; column and joint formulas derived and numerically verified; structured score of the paper, schedule and "

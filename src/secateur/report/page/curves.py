@@ -1,4 +1,4 @@
-"""Learning curves and the accuracy against the MACs: which lines and points there are, and what stands beside them."""
+"""Learning curves and the headline against the MACs: which lines and points there are, and what is beside them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Known:
-    """What this run and others know of accuracy against MACs; `points` and `others` are table rows."""
+    """What this run and others know of the headline against MACs; `points` and `others` are table rows."""
 
     picture: str | None
     points: tuple[tuple[str, str, str], ...]
@@ -54,7 +54,7 @@ def curves(run: Run) -> Curves:
     rows = [row for row in run.metrics if row.epoch > 0]
     if not rows:
         return Curves(missing="No epoch was trained, so there are no learning curves.")
-    starts = _starts(rows)
+    starts, task = _starts(rows), run.results.task
     xs = [starts[row.stage] + row.epoch for row in rows]
     stages = [(float(start), name) for name, start in starts.items()]
 
@@ -75,11 +75,13 @@ def curves(run: Run) -> Curves:
             ("validation", 1, lambda row: row.validation_loss),
         ),
         chart(
-            "Accuracy",
-            words.percent,
-            ("train", 0, lambda row: row.train_accuracy),
-            ("validation", 1, lambda row: row.validation_accuracy),
-        ),
+            task.title,
+            words.percent if task.unit == "share" else words.figure,
+            ("train", 0, lambda row: row.train_quality),
+            ("validation", 1, lambda row: row.validation_quality),
+        )
+        if task.headline != "loss"
+        else None,
         chart("Learning rate", words.figure, ("", 2, lambda row: row.learning_rate)),
     ]
     keys = list(dict.fromkeys(key for row in rows for key in row.method))
@@ -96,35 +98,39 @@ def curves(run: Run) -> Curves:
 
 
 def known_points(run: Run, others: Sequence[tuple[Path, Results]]) -> Known:
-    """Accuracy against the share of the MACs that remains: this run's stages, and where other runs ended."""
-    accuracy, remaining = run.results.accuracy, run.results.remaining("macs")
+    """The headline against the share of the MACs that remains: this run's stages, and where other runs ended."""
+    found, remaining, task = run.results.quality, run.results.remaining("macs"), run.results.task
     mine = [
-        ("dense", 1.0, accuracy.dense, "ring"),
-        ("just after the cut", remaining, accuracy.pruned, "square"),
-        ("after fine-tuning", remaining, accuracy.finetuned, "dot"),
+        ("dense", 1.0, found.dense, "ring"),
+        ("just after the cut", remaining, found.pruned, "square"),
+        ("after fine-tuning", remaining, found.finetuned, "dot"),
     ]
-    if accuracy.finetuned is None and accuracy.final not in (None, accuracy.pruned):
-        mine[2] = ("final", remaining, accuracy.final, "dot")
+    if found.finetuned is None and found.final not in (None, found.pruned):
+        mine[2] = ("final", remaining, found.final, "dot")
     spots = [Spot(x, y, name, shape) for name, x, y, shape in mine if x is not None and y is not None]
     path = [(spot.x, spot.y) for spot in spots]
     rows, remarks = [], []
     for number, (folder, other) in enumerate(others, start=1):
-        x, y = other.remaining("macs"), other.accuracy.final
+        x, y = other.remaining("macs"), other.quality.final
         if x is not None and y is not None:
             spots.append(Spot(x, y, str(number), "cross"))
         rows.append(
-            (str(number), words.shortened(other.recipe_name or folder.name, 48), words.percent(x), words.percent(y, 2))
+            (str(number), words.shortened(other.recipe_name or folder.name, 48), words.percent(x), task.shown(y, 2))
         )
         if not _comparable(run.results, other):
             remarks.append(
-                f"Run {number} has another network, other data or another split: compare its point with care."
+                f"Run {number} has another network, other data, another task or split: compare its point with care."
             )
-    label = "Accuracy against the MACs that remain: " + "; ".join(
-        f"{spot.label} {words.percent(spot.y, 2)} at {words.percent(spot.x)}" for spot in spots
+    label = f"{task.title} against the MACs that remain: " + "; ".join(
+        f"{spot.label} {task.shown(spot.y, 2)} at {words.percent(spot.x)}" for spot in spots
     )
     return Known(
-        scatter(spots, path, label=label, form=_whole_percent) if spots else None,
-        tuple((name, words.percent(x), words.percent(y, 2)) for name, x, y, _ in mine),
+        scatter(
+            spots, path, label=label, what=task.headline, form=_whole_percent if task.unit == "share" else words.figure
+        )
+        if spots
+        else None,
+        tuple((name, words.percent(x), task.shown(y, 2)) for name, x, y, _ in mine),
         tuple(rows),
         tuple(remarks),
     )
@@ -139,7 +145,12 @@ def _form(key: str) -> Callable[[float], str]:
 
 
 def _comparable(mine: Results, other: Results) -> bool:
-    return (mine.model, mine.data_name, mine.accuracy.split) == (other.model, other.data_name, other.accuracy.split)
+    return (mine.model, mine.data_name, mine.task, mine.quality.split) == (
+        other.model,
+        other.data_name,
+        other.task,
+        other.quality.split,
+    )
 
 
 def _starts(rows: Sequence[Epoch]) -> dict[str, int]:

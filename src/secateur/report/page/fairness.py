@@ -15,13 +15,17 @@ def fairness(document: Mapping[str, Any]) -> list[str]:
     first, last = (train["epochs"] if train else 0), finetune["epochs"]
     epochs = {row["label"]: (row["epochs"]["train"] or 0, row["epochs"]["finetune"] or 0) for row in document["rows"]}
     groups: dict[_Kind, list[str]] = {}
-    for method in (method for method in document["methods"] if method["label"] in epochs):
+    for method in (method for method in document["methods"] if method["label"] in epochs.keys() - {"dense"}):
         own, (acting, after) = {key: method.get(key) for key in _Kind._fields}, epochs[method["label"]]
         kind = _Kind(**own | {"train": acting, "after": after})
         groups.setdefault(kind, []).append(method["label"])
     found = [_all(first, last)]
     for kind, labels in groups.items():
         found.append(f"{several(labels, 30)}: {_group(kind, train)}")
+    if "dense" in epochs:
+        found.append(
+            f"dense: nothing is cut; same base weights, and {number_of(last, 'epoch')} of fine-tuning like them."
+        )
     return [*found, _chosen(train, finetune)]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from secateur.budget import KEYS, Budget
 from secateur.errors import BudgetError
 from secateur.report.page import words
-from secateur.report.page.inputs import Accuracy, Interval, Results, Run, RuntimeRow, SkippedRow
+from secateur.report.page.inputs import Interval, Quality, Results, Run, RuntimeRow, SkippedRow
 
 RUNTIMES: Mapping[str, str] = {
     "pytorch": "PyTorch",
@@ -56,12 +56,12 @@ def headline(run: Run) -> Headline:
     results = run.results
     model, data = words.network(results.model, results.kind), words.data_set(results.data_name)
     method = words.shortened(results.method.name, 40) if results.method else None
-    said = [*_remaining(results), _accuracy_said(results.accuracy), _speed_said(run)]
+    said = [*_remaining(results), _quality_said(results), _speed_said(run)]
     return Headline(
         f"{model} on {data}" + (f", pruned with {method.upper() if method.islower() else method}" if method else ""),
         f"{model} on {data}: {'; '.join(part for part in said if part)}.",
-        (*_accuracy_rows(results.accuracy), *_cost_rows(results), *_file_rows(results), *_latency_rows(run)),
-        tuple(note for note in (_chance(results.accuracy), _collapse(results.accuracy), *_budget(results)) if note),
+        (*_quality_rows(results), *_cost_rows(results), *_file_rows(results), *_latency_rows(run)),
+        tuple(note for note in (_chance(results), _collapse(results), *_budget(results)) if note),
     )
 
 
@@ -90,9 +90,9 @@ def runtime_name(row: RuntimeRow | SkippedRow) -> str:
     return RUNTIMES.get(row.runtime, words.shortened(row.runtime, 24))
 
 
-def final(accuracy: Accuracy) -> float | None:
-    """The accuracy of what the run leaves behind."""
-    return next((a for a in (accuracy.final, accuracy.finetuned, accuracy.pruned) if a is not None), None)
+def final(quality: Quality) -> float | None:
+    """The headline of what the run leaves behind."""
+    return next((a for a in (quality.final, quality.finetuned, quality.pruned) if a is not None), None)
 
 
 def _remaining(results: Results) -> list[str]:
@@ -103,18 +103,23 @@ def _remaining(results: Results) -> list[str]:
     return [f"{words.percent(macs)} of the MACs{more} remain"]
 
 
-def _accuracy_said(accuracy: Accuracy) -> str:
-    after = final(accuracy)
+def _quality_said(results: Results) -> str:
+    task, dense, after = results.task, results.quality.dense, final(results.quality)
     if after is None:
-        return "accuracy was not measured"
-    if accuracy.dense is None:
-        return f"accuracy {words.percent(after)} (the dense network's was not measured)"
-    difference = after - accuracy.dense
-    verdict = "rises" if difference > 0 else "falls" if difference < 0 else "stays"
-    if round(1000 * difference) == 0:
-        return f"accuracy stays at {words.percent(after)}"
-    change = f"{words.points(difference, 1)}"
-    return f"accuracy {verdict} from {words.percent(accuracy.dense)} to {words.percent(after)} ({change})"
+        return f"{task.headline} was not measured"
+    before, now = task.shown(dense), task.shown(after)
+    if dense is None:
+        return f"{task.headline} {now} (the dense network's was not measured)"
+    difference = after - dense
+    if (round(1000 * difference) == 0) if task.unit == "share" else before == now:
+        return f"{task.headline} stays at {now}"
+    if (images := results.quality.images) and task.headline == "accuracy":
+        # two shares of as many images: normal approximation, images not paired
+        spread = dense * (1 - dense) + after * (1 - after)
+        if abs(difference) <= _NORMAL * math.sqrt(spread / images):
+            return f"accuracy {before} before and {now} after (not significant)"
+    verdict = "rises" if difference > 0 else "falls"
+    return f"{task.headline} {verdict} from {before} to {now} ({task.difference(difference, 1)})"
 
 
 def _speed_said(run: Run) -> str:
@@ -126,27 +131,26 @@ def _speed_said(run: Run) -> str:
     return ", ".join(f"{said} on {words.several(names)}" for said, names in alike.items())
 
 
-def _accuracy_rows(accuracy: Accuracy) -> list[Row]:
-    """Accuracy at each point of the run against the dense network's."""
+def _quality_rows(results: Results) -> list[Row]:
+    """The headline at each point of the run against the dense network's."""
+    task, found = results.task, results.quality
+    dense = task.shown(found.dense, 2)
     named = [
-        ("Accuracy with soft gates", accuracy.soft, False),
-        ("Accuracy with hard masks", accuracy.hard, False),
-        ("Accuracy just after the cut", accuracy.pruned, True),
-        ("Accuracy after fine-tuning", accuracy.finetuned, True),
+        (f"{task.title} with soft gates", found.soft, False),
+        (f"{task.title} with hard masks", found.hard, False),
+        (f"{task.title} just after the cut", found.pruned, True),
+        (f"{task.title} after fine-tuning", found.finetuned, True),
     ]
+    if found.final is not None and found.final not in (found.finetuned, found.pruned):
+        named.append((f"{task.title} in the end", found.final, False))
     rows = []
     for what, value, always in named:
         if value is not None or always:
-            after = words.percent(value, 2)
-            if value is None and accuracy.final is not None and what.endswith("fine-tuning"):
+            after = task.shown(value, 2)
+            if value is None and found.final is not None and what.endswith("fine-tuning"):
                 after = "not fine-tuned"
-            change = "" if value is None or accuracy.dense is None else words.points(value - accuracy.dense)
-            rows.append(Row(what, words.percent(accuracy.dense, 2), after, change))
-    if accuracy.final is not None and accuracy.final not in (accuracy.finetuned, accuracy.pruned):
-        change = "" if accuracy.dense is None else words.points(accuracy.final - accuracy.dense)
-        rows.append(
-            Row("Accuracy in the end", words.percent(accuracy.dense, 2), words.percent(accuracy.final, 2), change)
-        )
+            change = "" if value is None or found.dense is None else task.difference(value - found.dense)
+            rows.append(Row(what, dense, after, change))
     return rows
 
 
@@ -203,29 +207,32 @@ def _latency_rows(run: Run) -> list[Row]:
     return rows
 
 
-def _chance(accuracy: Accuracy) -> str:
+def _chance(results: Results) -> str:
     """How far chance alone moves an accuracy: the normal approximation of the binomial."""
-    after, images = final(accuracy), accuracy.images
+    after, images, task = final(results.quality), results.quality.images, results.task
     if after is None or not images:
         return ""
-    where = f"{images:,} images of the {accuracy.split or 'test'} split"
-    either = _NORMAL * math.sqrt(after * (1 - after) / images)
+    where = f"{images:,} images of the {results.quality.split or 'test'} split"
+    if task.headline != "accuracy":  # no share of images
+        return f"Each {task.headline} was measured once, on {where}."
+    either = _NORMAL * math.sqrt(max(after * (1 - after), 0.0) / images)
     return (
         f"Each accuracy was measured once, on {where}; which images these happen to be moves "
         f"the final figure by about ±{100 * either:.2g} points (95% of the time)."
     )
 
 
-def _collapse(accuracy: Accuracy) -> str:
-    if accuracy.dense is None or accuracy.pruned is None or accuracy.finetuned is None:
+def _collapse(results: Results) -> str:
+    found, task = results.quality, results.task
+    if found.dense is None or found.pruned is None or found.finetuned is None or task.unit != "share":
         return ""
-    fall = accuracy.dense - accuracy.pruned
+    fall = found.dense - found.pruned
     if fall < _COLLAPSED:
         return ""
-    back = accuracy.finetuned - accuracy.pruned
+    back = found.finetuned - found.pruned
     return (
-        f"Just after the cut the accuracy is {100 * fall:.1f} points below the dense network's. That is usual: the "
-        "channels that are left have not learnt to do without the others. "
+        f"Just after the cut the {task.headline} is {100 * fall:.1f} points below the dense network's. That is usual: "
+        "the channels that are left have not learnt to do without the others. "
         f"Fine-tuning gave {100 * back:.1f} points back."
     )
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from secateur._files import parse_json, read_json, said, shown
 from secateur.errors import RunError
+from secateur.report.page import words
+from secateur.tasks import shown as shown_as
 
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -52,15 +54,47 @@ class Costs(_Document):
     latency: Count | None = None  # microseconds
 
 
-class Accuracy(_Document):
-    """Accuracies, each measured once at the end of its stage."""
+class TaskUsed(_Document):
+    """What the network is for, and how its headline reads; runs of before had classification alone."""
 
-    dense: Share | None = None
-    soft: Share | None = None
-    hard: Share | None = None
-    pruned: Share | None = None
-    finetuned: Share | None = None
-    final: Share | None = None
+    name: str = "classification"
+    headline: str = "accuracy"
+    higher_is_better: bool = True
+    unit: Literal["share", "number", "dB"] = "share"
+
+    @property
+    def title(self) -> str:
+        """The headline at the beginning of a sentence."""
+        return self.headline[:1].upper() + self.headline[1:] if self.headline.islower() else self.headline
+
+    @property
+    def scale(self) -> float:
+        """What a hundredth is a hundredth of: a share of 1, or ten decibels."""
+        return 10.0 if self.unit == "dB" else 1.0
+
+    def shown(self, value: float | None, digits: int = 1) -> str:
+        """A headline as people read it."""
+        if value is None or self.unit != "share":
+            return words.UNKNOWN if value is None else shown_as(value, self.unit)
+        return words.percent(value, digits)
+
+    def difference(self, value: float, digits: int = 2) -> str:
+        """A difference of two headlines, signed."""
+        if self.unit == "share":
+            return words.points(value, digits)
+        said = shown_as(abs(value), self.unit)
+        return f"{'+' if value > 0 else words.MINUS if value < 0 else words.PLUS_MINUS}{said}"
+
+
+class Quality(_Document):
+    """The task's headline, each measured once at the end of its stage."""
+
+    dense: float | None = None
+    soft: float | None = None
+    hard: float | None = None
+    pruned: float | None = None
+    finetuned: float | None = None
+    final: float | None = None
     split: str | None = None
     images: Count | None = None
 
@@ -157,8 +191,8 @@ class Sparse(_Document):
 class Int8Row(_Document):
     """The network in 8 bits, by one quantiser."""
 
-    accuracy: Share
-    float_accuracy: Share | None = None
+    quality: float
+    float_quality: float | None = None
     images: Count | None = None
     calibration_images: Count | None = None
     bytes: Count | None = None
@@ -188,7 +222,8 @@ class Results(_Document):
     budget: Any = None
     before: Costs = Costs()
     after: Costs = Costs()
-    accuracy: Accuracy = Accuracy()
+    task: TaskUsed = TaskUsed()
+    quality: Quality = Quality()
     int8: Table[Int8Row] = {}
     not_exported: Table[str] = {}
     groups: Rows[GroupRow] = []
@@ -204,6 +239,29 @@ class Results(_Document):
     sparse: Sparse | None = None
     layers: Rows[LayerRow] = []
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_task(cls, value: Any) -> Any:
+        """The headline goes by its own name in the file: accuracy, mIoU, PSNR."""
+        if not isinstance(value, Mapping):
+            return value
+        task = value.get("task")
+        name = task.get("headline") if isinstance(task, Mapping) else None
+        name = name if isinstance(name, str) else "accuracy"
+        found = dict(value) | {"quality": value.get(name, {})}
+        if isinstance(rows := value.get("int8"), Mapping):
+            found["int8"] = {key: _renamed(row, name) for key, row in rows.items()}
+        return found
+
+    @model_validator(mode="after")
+    def _shares(self) -> Results:
+        """A share lies between 0 and 1."""
+        if self.task.unit == "share":
+            for key, value in self.quality:
+                if isinstance(value, float) and not 0 <= value <= 1:
+                    raise ValueError(f"{self.task.headline}.{key} is {value:g}, and a share is from 0 to 1")
+        return self
+
     @property
     def data_name(self) -> str | None:
         """The data set's name, if it says one."""
@@ -216,6 +274,12 @@ class Results(_Document):
         return left / whole if whole and left is not None else None
 
 
+def _renamed(row: Any, name: str) -> Any:
+    if not isinstance(row, Mapping) or name not in row:
+        return row
+    return {**row, "quality": row[name], "float_quality": row.get(f"float_{name}")}
+
+
 class Epoch(_Document):
     """One line of metrics.jsonl."""
 
@@ -223,12 +287,21 @@ class Epoch(_Document):
     epoch: Count
     seconds: float | None = None
     train_loss: float | None = None
-    train_accuracy: float | None = None
+    train_quality: float | None = None
     validation_loss: float | None = None
-    validation_accuracy: float | None = None
+    validation_quality: float | None = None
     learning_rate: float | None = None
     images_per_second: float | None = None
     method: Table[float | None] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_task(cls, value: Any) -> Any:
+        """The headline goes by its own name in the file."""
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get("headline", "accuracy")
+        return {**value, **{f"{part}_quality": value.get(f"{part}_{name}") for part in ("train", "validation")}}
 
 
 class Times(_Document):

@@ -69,16 +69,16 @@ def lines(
     return svg(_WIDTH, _HEIGHT, label, parts)
 
 
-def scatter(spots: Sequence[Spot], path: Sequence[tuple[float, float]], *, label: str, form: Format) -> str:
-    """Accuracy (y) against the share of the MACs that remains (x, 0 to 1); `path` joins this run's points."""
+def scatter(spots: Sequence[Spot], path: Sequence[tuple[float, float]], *, label: str, what: str, form: Format) -> str:
+    """`what` (y) against the share of the MACs that remains (x, 0 to 1); `path` joins this run's points."""
     ys = [spot.y for spot in spots]
-    ticks = nice(max(0.0, min(min(ys), max(ys) - _LEAST_RANGE)), max(ys))
+    ticks = nice(max(0.0, min(min(ys), max(ys) - _LEAST_RANGE * max(1.0, max(ys)))), max(ys))
     ends = nice(0.0, max([1.0, *(spot.x for spot in spots)]), count=5)
     box = Box(0.0, ends[-1], ticks[0], ticks[-1], height=240.0)
     parts = levels(box, ticks, form)
     for x in ends:
-        parts.append(tag("text", form(x), x=box.x(x), y=box.bottom + 15, class_="tick", text_anchor="middle"))
-    parts.append(tag("text", "accuracy", x=box.left, y=box.top - 8, class_="tick", text_anchor="middle"))
+        parts.append(tag("text", f"{100 * x:.4g}%", x=box.x(x), y=box.bottom + 15, class_="tick", text_anchor="middle"))
+    parts.append(tag("text", what, x=box.left, y=box.top - 8, class_="tick", text_anchor="middle"))
     parts.append(tag("text", "MACs that remain", x=box.right, y=box.bottom + 28, class_="tick", text_anchor="end"))
     if len(path) > 1:
         parts.append(tag("polyline", points=" ".join(f"{box.x(x):.1f},{box.y(y):.1f}" for x, y in path), class_="way"))

@@ -88,19 +88,22 @@ def _cut(proof: Proof | None) -> Statement:
 
 
 def _masks(results: Results) -> list[Statement]:
-    """How the network with gates compares with the one that is left, in accuracy."""
-    soft, hard, pruned = results.accuracy.soft, results.accuracy.hard, results.accuracy.pruned
+    """How the network with gates compares with the one that is left, in the task's headline."""
+    task, images = results.task, results.quality.images
+    soft, hard, pruned = results.quality.soft, results.quality.hard, results.quality.pruned
     found = []
     if soft is not None and hard is not None:
         said = (
-            f"Hard masks score {words.percent(hard, 2)} and soft ones {words.percent(soft, 2)} "
-            f"({words.points(hard - soft)})."
+            f"Hard masks score {task.shown(hard, 2)} and soft ones {task.shown(soft, 2)} "
+            f"({task.difference(hard - soft)})."
         )
-        found.append(Statement("yes" if abs(hard - soft) <= _SETTLED else "no", "Soft and hard gates", said))
+        found.append(
+            Statement("yes" if abs(hard - soft) <= _SETTLED * task.scale else "no", "Soft and hard gates", said)
+        )
     if hard is not None and pruned is not None:
-        same = "the same" if hard == pruned else words.points(pruned - hard)
-        said = f"With hard masks {words.percent(hard, 2)}, cut {words.percent(pruned, 2)}: {same}."
-        one_image = 1 / (results.accuracy.images or 1_000_000)  # may tip over by rounding
+        same = "the same" if hard == pruned else task.difference(pruned - hard)
+        said = f"With hard masks {task.shown(hard, 2)}, cut {task.shown(pruned, 2)}: {same}."
+        one_image = task.scale / (images or 1_000_000)  # may tip over by rounding
         alike = abs(hard - pruned) <= 1.001 * one_image
         found.append(Statement("yes" if alike else "no", "Masked and cut network", said))
     return found
@@ -126,19 +129,22 @@ def _not_exported(results: Results) -> list[Statement]:
 
 
 def _int8(results: Results) -> list[Statement]:
-    """What is left of the accuracy in whole numbers of 8 bits."""
-    found = []
+    """What is left of the headline in whole numbers of 8 bits."""
+    found, task = [], results.task
     for name, row in results.int8.items():
         title = f"In 8 bits for {_INT8.get(name, name)}"
-        of = "" if row.images is None else f" of {words.number_of(row.images, 'test image')}"
-        said = f"the network gets {words.percent(row.accuracy, 2)}{of} right"
-        lost = None if row.float_accuracy is None else row.float_accuracy - row.accuracy
-        if lost is not None:
-            said += f", and {words.percent(row.float_accuracy, 2)} in floating point ({words.points(-lost)})"
+        of = "" if row.images is None else words.number_of(row.images, "test image")
+        said = f"{task.headline} {task.shown(row.quality, 2)}" + (f" on {of}" if of else "")
+        if task.headline == "accuracy":
+            said = f"the network gets {task.shown(row.quality, 2)}{f' of {of}' if of else ''} right"
+        change = None if row.float_quality is None else row.quality - row.float_quality
+        if change is not None:
+            said += f", and {task.shown(row.float_quality, 2)} in floating point ({task.difference(change)})"
         if row.calibration_images is not None:
             said += f"; calibrated with {words.number_of(row.calibration_images, 'training image')}"
         size = "" if row.bytes is None else f" It takes {words.size(row.bytes)}."
-        found.append(Statement("no" if lost is not None and lost > _LOST else "yes", title, f"{said}.{size}"))
+        lost = change is not None and (-change if task.higher_is_better else change) > _LOST * task.scale
+        found.append(Statement("no" if lost else "yes", title, f"{said}.{size}"))
     return found
 
 

@@ -36,9 +36,9 @@ class Rival:
     style: int
 
 
-def ladder(rivals: Sequence[Rival], *, label: str, form: Format) -> str:
+def ladder(rivals: Sequence[Rival], *, label: str, form: Format, scale: float = 100.0) -> str:
     """One line a method, with the first point of each: mean, standard deviation, and every seed as a small dot."""
-    ticks = _ticks([one.points[0] for one in rivals])
+    ticks = _ticks([one.points[0] for one in rivals], scale)
     left = 18.0 + 6.2 * max(len(shortened(one.name, 22)) for one in rivals)
     height = 34.0 + _ROW * len(rivals) + 22.0
     box = Box(ticks[0], ticks[-1], 0.0, 1.0, height=height + 8.0, left=left, right=_WIDTH - 68.0, top=12.0)
@@ -55,20 +55,20 @@ def ladder(rivals: Sequence[Rival], *, label: str, form: Format) -> str:
         seeds = point.values if len(point.values) > 1 else ()
         parts += [tag("circle", cx=box.x(v), cy=y + 8, r=1.8, class_=f"seed {_colour(one)}") for v in seeds]
         parts.append(_mark(box.x(point.y), y, one))
-        parts.append(tag("text", _said(point), x=_WIDTH - 2, y=y + 3.5, class_="tick", text_anchor="end"))
+        parts.append(tag("text", _said(point, scale), x=_WIDTH - 2, y=y + 3.5, class_="tick", text_anchor="end"))
     return svg(_WIDTH, box.height, label, parts)
 
 
-def tradeoff(rivals: Sequence[Rival], *, label: str, form: Format) -> str:
-    """Accuracy (y) against the share of the MACs that remains (x), a line a method, standard deviations as bars."""
+def tradeoff(rivals: Sequence[Rival], *, label: str, what: str, form: Format, scale: float = 100.0) -> str:
+    """`what` (y) against the share of the MACs that remains (x), a line a method, standard deviations as bars."""
     every = [point for one in rivals for point in one.points]
-    ticks = _ticks(every)
+    ticks = _ticks(every, scale)
     ends = nice(0.0, max([1.0, *(point.x for point in every)]), count=5)
     box = Box(0.0, ends[-1], ticks[0], ticks[-1], height=_HEIGHT, right=_WIDTH - 18.0)
     parts = levels(box, ticks, form)
     for x in ends:
-        parts.append(tag("text", form(x), x=box.x(x), y=box.bottom + 15, class_="tick", text_anchor="middle"))
-    parts.append(tag("text", "accuracy", x=box.left, y=box.top - 8, class_="tick", text_anchor="middle"))
+        parts.append(tag("text", f"{100 * x:.4g}%", x=box.x(x), y=box.bottom + 15, class_="tick", text_anchor="middle"))
+    parts.append(tag("text", what, x=box.left, y=box.top - 8, class_="tick", text_anchor="middle"))
     parts.append(tag("text", "MACs that remain", x=box.right, y=box.bottom + 28, class_="tick", text_anchor="end"))
     for one in rivals:
         points = sorted(one.points, key=lambda point: point.x)
@@ -106,11 +106,14 @@ def _colour(rival: Rival) -> str:
     return f"c{rival.style % _COLOURS}"
 
 
-def _ticks(points: Sequence[Point]) -> list[float]:
+def _ticks(points: Sequence[Point], scale: float) -> list[float]:
+    """Marks around all points; shares of 1, which are written times 100, do not go beyond 1."""
+    least = _LEAST_RANGE * 100 / scale
     low = min(min([p.y - (p.sd or 0.0), *p.values]) for p in points)
     high = max(max([p.y + (p.sd or 0.0), *p.values]) for p in points)
-    return nice(max(0.0, min(low, high - _LEAST_RANGE)), min(1.0, max(high, low + _LEAST_RANGE)))
+    most = max(high, low + least)
+    return nice(max(0.0, min(low, high - least)), min(1.0, most) if scale != 1.0 else most)
 
 
-def _said(point: Point) -> str:
-    return f"{100 * point.y:.2f}" + (f" ±{100 * point.sd:.2f}" if point.sd is not None else "")
+def _said(point: Point, scale: float) -> str:
+    return f"{scale * point.y:.2f}" + (f" ±{scale * point.sd:.2f}" if point.sd is not None else "")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 UNKNOWN = "not measured"
 _LONGEST = 1_200  # characters of one free-form value (a setting, a description) that are shown
@@ -37,7 +38,7 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 def points(difference: float, digits: int = 2) -> str:
     """A difference of two fractions, signed, in percentage points."""
     said = f"{abs(100 * difference):.{digits}f}"
-    sign = "\N{PLUS-MINUS SIGN}" if not float(said) else "+" if difference > 0 else MINUS
+    sign = PLUS_MINUS if not float(said) else "+" if difference > 0 else MINUS
     return f"{sign}{said} points"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.forms import FORMED
 from secateur.runtime.engines.base import REST, Seconds, device_of
 from secateur.runtime.export import needed
 
@@ -23,7 +24,7 @@ NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d,
     nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
-LAYERS = (*CONVS, *NORMS, nn.Linear)
+LAYERS = (*CONVS, *NORMS, *FORMED, nn.Linear)
 #: Operators that a runtime computes while it writes a convolution's output, and name the node after.
 _FUSED_AFTER = frozenset("Relu Clip LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Elu Selu Gelu Softplus Mul".split())
 #: These may bear the scope of a normalisation that was folded into them; others may share equal vectors.

@@ -66,7 +66,7 @@ class HeldOut:
         """
         output, target = next(self._answers(model))
         self.by_accuracy = _tells_classes(output, target)
-        self.whole = self._accuracy(model) if self.by_accuracy else self._mean_loss(model)
+        self.whole = self._accuracy(model) if self.by_accuracy else self.mean_loss(model)
         if not self.by_accuracy and not 0 < self.whole < float("inf"):
             raise ConfigError(
                 f"The search goes by how much the loss rises, as a share of the whole network's, and that is "
@@ -78,7 +78,7 @@ class HeldOut:
         """The accuracy of the network, or the whole network's loss over its own; the model evaluates."""
         if self.by_accuracy:
             return self._accuracy(model)
-        loss = self._mean_loss(model)
+        loss = self.mean_loss(model)
         return self.whole / loss if loss > 0 else float(loss == loss)  # a loss that is no number keeps nothing
 
     @torch.no_grad()
@@ -96,7 +96,12 @@ class HeldOut:
             total += int(asked.sum())
         return right / max(total, 1)
 
-    def _mean_loss(self, model: nn.Module) -> float:
+    def mean_loss(self, model: nn.Module) -> float:
+        """The loss of the network, over all held images; the model evaluates.
+
+        Raises:
+            ConfigError: there are no targets, or the loss is not one number.
+        """
         total = images = 0.0
         for (inputs, _), (output, target) in zip(self._joined(), self._answers(model), strict=True):
             value = self._loss(output, target) if target is not None else None

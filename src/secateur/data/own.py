@@ -1,0 +1,299 @@
+"""Data of the user's own: a Dataset, DataLoaders or a DataModule that an import path names.
+
+Samples and how they are put together are theirs; which of them a batch holds is a function of seed, epoch and batch
+number here, and so is every random number that a sample draws, so that a run that was killed goes on with the same
+bits and two processes see the batches that one would.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from secateur._files import said
+from secateur._importing import imported
+from secateur.batches import rows_of
+from secateur.data.order import Indices, permutation, rank_slice, words
+from secateur.data.split import asked
+from secateur.errors import ConfigError, DataError, SecateurError
+from secateur.graph.modules import as_call, map_tensors
+from secateur.tasks import Task
+
+_KEYS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+_SAMPLES = 64  # whose bytes tell one data set from another
+_FORMS = (
+    "a Dataset, a DataLoader, a dict of these under train, validation and test, a tuple of two or three, or an object "
+    "with train_dataloader()"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Samples that can be had in any order, and how several become a batch."""
+
+    name: str
+    samples: Any
+    collate: Callable[[list[Any]], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class OwnSplit:
+    """Some samples of a source; keeps the interface of `secateur.data.Split`, inputs and targets of any form."""
+
+    source: Source
+    indices: Indices
+    task: Task
+    workers: int = 0
+    augment: tuple[Any, ...] = field(default=(), init=False)  # it is in the samples
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch_count(self, batch_size: int, drop_last: bool = False) -> int:
+        """How many batches make an epoch."""
+        return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epoch: int = 0,
+        shuffle: bool = False,
+        augment: bool = False,
+        seed: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+    ) -> Iterator[tuple[Any, Any]]:
+        """The batches of an epoch from number `start` on, (inputs, targets) as the task takes them; see `Split`.
+
+        augment: nothing is added to what the samples do themselves.
+
+        Raises:
+            DataError: an argument is impossible, or a sample cannot be had.
+        """
+        numbers = asked(self, batch_size, epoch, seed, start, rank, world, drop_last)
+        order = permutation(len(self), seed=seed, purpose="order", epoch=epoch) if shuffle else np.arange(len(self))
+        wanted = []
+        for number in numbers:
+            chosen = order[number * batch_size : (number + 1) * batch_size]
+            part = rank_slice(len(chosen), rank, world)
+            keys = words(len(chosen), seed=seed, purpose="samples", epoch=epoch, batch=number)
+            wanted.append(list(zip(self.indices[chosen[part]].tolist(), keys[part].tolist(), strict=True)))
+        loader = DataLoader(
+            _Keyed(self.source),
+            batch_sampler=[batch for batch in wanted if batch],
+            collate_fn=self.source.collate,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # its own, as a loader draws from it when it starts
+        )
+        made = iter(loader)
+        for batch in wanted:
+            if batch:
+                yield self.task.batch(next(made))
+            else:  # a small last batch leaves nothing for this process
+                yield rows_of(self.first(), 0, 0)
+
+    def first(self) -> tuple[Any, Any]:
+        """The first sample as a batch of one."""
+        sample = _Keyed(self.source)[int(self.indices[0]), 0]
+        return self.task.batch(self.source.collate([sample]))
+
+
+class _Keyed(Dataset[Any]):
+    """Samples by their number and a key, on which all depends that they draw."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, which: tuple[int, int]) -> Any:
+        """The sample; DataError where its own code fails."""
+        number, key = which
+        with _drawing(key):
+            try:
+                return self.source.samples[number]
+            except SecateurError:
+                raise
+            except Exception as error:
+                raise DataError(
+                    f"Sample {number} of {self.source.name} cannot be had ({type(error).__name__}: {said(error)}): "
+                    "mend it, or leave it out."
+                ) from error
+
+
+@contextmanager
+def _drawing(key: int) -> Iterator[None]:
+    """Inside, Python, NumPy and PyTorch draw what follows from the key; afterwards they go on as before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(key)
+    np.random.seed(key % (1 << 32))
+    torch.default_generator.manual_seed(key >> 1)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """What an import path led to, divided."""
+
+    train: OwnSplit
+    validation: OwnSplit
+    test: OwnSplit
+    classes: int | None
+    class_names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+    division: str
+
+
+def open_own(
+    name: str, options: Mapping[str, Any], task: Task, *, validation: float, train_samples: int | None,
+    workers: int, seed: int,
+) -> OwnParts:  # fmt: skip
+    """Import, call and divide what `name` names.
+
+    Args:
+        name: `mypkg.data:build`, `file.py:build`: an object, or what is called with `options` and returns one.
+        validation: the share of training samples held out where there is no set for validation.
+        train_samples: train on so many only.
+
+    Raises:
+        ConfigError: it is nothing that data can be had from. DataError: it has too few samples.
+    """
+    sources = _sources(name, _made(name, options), task)
+    train, notes = sources["train"], list[str]()
+    chosen = permutation(len(train.samples), seed=seed, purpose="own subset")
+    if train_samples is not None:
+        if train_samples > len(chosen):
+            raise DataError(f"data.train_images is {train_samples}, and {name} has {len(chosen)}: ask for fewer.")
+        chosen = chosen[:train_samples]
+    count = 0 if "validation" in sources else round(len(chosen) * validation)
+    held, rest = np.sort(chosen[:count]), np.sort(chosen[count:])
+    if not len(rest):
+        raise DataError(f"{name} has no training samples{' left' if count else ''}: add some.")
+
+    def split(source: Source, indices: Indices | None = None) -> OwnSplit:
+        every = np.arange(len(source.samples)) if indices is None else indices
+        return OwnSplit(source, every, task, workers)
+
+    watched = split(sources["validation"]) if "validation" in sources else split(train, held)
+    if "test" not in sources:
+        if not len(watched):
+            raise DataError(
+                f"{name} gives nothing to test on: return a test set too, such as a dict of train and test."
+            )
+        notes.append("There is no test set, so that networks are tested on the samples for validation.")
+    test = split(sources["test"]) if "test" in sources else watched
+    for what, source in sources.items():
+        if not len(source.samples):
+            raise DataError(f"The {what} set of {name} is empty: add samples, or leave it out.")
+    classes, names = _classes(train.samples)
+    how = "a set of its own" if "validation" in sources else f"{count:,} of these, drawn with seed {seed},"
+    division = f"{len(rest):,} training samples; for validation {how if len(watched) else 'none'}; test as they come"
+    return OwnParts(split(train, rest), watched, test, classes, names, tuple(notes), division)
+
+
+def digest_of_own(splits: list[OwnSplit], found: Any) -> str:
+    """Feed a hash with what some samples of each split hold; in words what that covers."""
+    for split in splits:
+        found.update(str(len(split)).encode())
+        for at in np.linspace(0, len(split) - 1, min(_SAMPLES, len(split))).astype(np.int64).tolist():
+            sample = _Keyed(split.source)[int(split.indices[at]), 0]
+            map_tensors(sample, lambda tensor: found.update(tensor.detach().cpu().contiguous().numpy().tobytes()))
+    return f"the numbers of samples, and {_SAMPLES} of each set"
+
+
+def input_size(inputs: Any) -> tuple[int, ...]:
+    """The shape of one sample's first tensor."""
+    args, keywords = as_call(inputs)
+    shapes: list[tuple[int, ...]] = []
+    map_tensors((args, keywords), lambda tensor: shapes.append(tuple(tensor.shape)))
+    listed = isinstance(next(iter(args), None), list)
+    return shapes[0] if listed else shapes[0][1:]
+
+
+def _made(name: str, options: Mapping[str, Any]) -> Any:
+    found = imported(name, "data")
+    if not callable(found) or isinstance(found, Dataset | DataLoader):
+        if options:
+            raise ConfigError(f"data.options has no effect on {name}, which is an object already: leave it out.")
+        return found
+    try:
+        return found(**options)
+    except SecateurError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{name} failed with the options {sorted(options)} ({type(error).__name__}: {said(error)}): mend it, or "
+            "data.options."
+        ) from error
+
+
+def _sources(name: str, made: Any, task: Task) -> dict[str, Source]:
+    """The sets there are, under train, validation and test."""
+    parts = _parts(name, made)
+    return {what: _source(f"{name} ({what})", part, task) for what, part in parts.items() if part is not None}
+
+
+def _parts(name: str, made: Any) -> dict[str, Any]:
+    if isinstance(made, Mapping):
+        if not set(made) <= _KEYS.keys() or "train" not in made:
+            found = ", ".join(map(str, made)) or "nothing"
+            raise ConfigError(f"{name} gives a dict of {found}: name its sets train, validation and test.")
+        return {_KEYS[key]: part for key, part in made.items()}
+    if isinstance(made, tuple | list) and len(made) in (2, 3):
+        return dict(zip(("train", "test") if len(made) == 2 else ("train", "validation", "test"), made, strict=True))
+    if hasattr(made, "train_dataloader"):
+        return _of_module(made)
+    return {"train": made}
+
+
+def _of_module(module: Any) -> dict[str, Any]:
+    """The loaders of a DataModule, prepared as Lightning would."""
+    if hasattr(module, "prepare_data"):
+        module.prepare_data()
+    if hasattr(module, "setup"):
+        for stage in ("fit", "test"):
+            module.setup(stage)
+    parts = {"train": module.train_dataloader()}
+    for what, method in (("validation", "val_dataloader"), ("test", "test_dataloader")):
+        if hasattr(module, method):
+            parts[what] = getattr(module, method)()
+    return {what: part for what, part in parts.items() if part is not None and not _empty_list(part)}
+
+
+def _empty_list(part: Any) -> bool:
+    return isinstance(part, list | tuple) and not part
+
+
+def _source(name: str, part: Any, task: Task) -> Source:
+    collate: Callable[[list[Any]], Any] = task.collate
+    if isinstance(part, DataLoader):
+        usual = part.collate_fn is torch.utils.data.default_collate
+        part, collate = part.dataset, collate if usual else part.collate_fn
+    if isinstance(part, IterableDataset) or not (hasattr(part, "__getitem__") and hasattr(part, "__len__")):
+        raise ConfigError(
+            f"{name} is a {type(part).__name__}, of which no sample can be had by its number, as a run that goes on "
+            f"after an interruption needs: give {_FORMS}, with map-style data sets."
+        )
+    return Source(name, part, collate)
+
+
+def _classes(samples: Any) -> tuple[int | None, tuple[str, ...] | None]:
+    """How many classes a data set says it has, and what it calls them."""
+    names = getattr(samples, "classes", None)
+    if isinstance(names, list | tuple) and names:
+        return len(names), tuple(map(str, names))
+    number = getattr(samples, "num_classes", None)
+    return (number, None) if isinstance(number, int) else (None, None)
