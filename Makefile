@@ -12,13 +12,13 @@ LIGHTNING := lightning lightning-utilities torchmetrics tqdm
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint types unit long docs pages fuzz mutate census speed quality compare clean
+.PHONY: venv demo test lint types unit long docs pages fuzz mutate census speed quality compare compress-bench clean
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,train,int8,data,ray,docs]' $(VISION_NEEDS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,train,int8,data,ray,compress,docs]' $(VISION_NEEDS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(VISION) $(LIGHTNING)
 	touch $@
 
@@ -79,6 +79,15 @@ compare: $(STAMP)  ## methods on CIFAR-10 (.data/cifar10.npz) with equal epochs:
 	-$(COMPARE) --seeds 1 --budget flops=0.7 --budget flops=0.3
 	$(BIN)/python benchmarks/compare_results.py runs/compare
 	$(BIN)/python benchmarks/tables.py
+
+BENCH = $(BIN)/python benchmarks/compress_bench.py
+VGG_RUN ?= runs/vgg16
+
+compress-bench: $(STAMP)  ## compress beside single methods at equal time: hours; needs two runs on CIFAR-10, and photographs
+	$(BENCH) --name resnet20 --run runs/hour
+	$(BENCH) --name vgg16_bn --run $(VGG_RUN)
+	$(BENCH) --setup photographs --weights $(WEIGHTS) --photographs $(PHOTOGRAPHS)
+	$(BENCH) --setup segmenter
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
