@@ -120,7 +120,11 @@ def test_a_network_pruned_twice_is_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_a_network_that_does_not_know_its_plans_is_saved_with_theirs(tmp_path: Path) -> None:
     first, second = twice(dense())
+    save_model(tmp_path / "known", second.model, reference="zoo:tiny", inputs=X)
+    assert same(secateur.load(tmp_path / "known"), second.model)
     second.model.__dict__.pop("_secateur_plan")
+    with pytest.raises(secateur.RunError, match=r"give plan=result\.plan"):
+        save_model(tmp_path / "a", second.model, reference="zoo:tiny", inputs=X)
     with pytest.raises(secateur.RunError, match=r"plan=first\.then\(second\)"):
         save_model(tmp_path / "a", second.model, reference="zoo:tiny", inputs=X, plan=second.plan)
     save_model(tmp_path / "a", second.model, reference="zoo:tiny", inputs=X, plan=first.plan.then(second.plan))
