@@ -18,7 +18,7 @@ from secateur import references
 from secateur._files import kind_of, read_json, said, shown
 from secateur.errors import RunError, SecateurError
 from secateur.graph.modules import as_call, clone_module, map_tensors, unwrap
-from secateur.history import earlier, whole
+from secateur.history import earlier, is_apart, whole
 from secateur.plan import Plan, kept_fingerprint
 from secateur.runtime import stored
 from secateur.runtime.archive import NotRun, read_archive
@@ -62,6 +62,11 @@ def save_model(
     """
     place = Path(folder)
     narrow, extra = _own(unwrap(model), _ADDED)
+    if is_apart(narrow):
+        raise RunError(
+            "The cuts of the network make no single plan, so it could not be loaded again: export it with "
+            "secateur.runtime.export_pt2, which needs no code."
+        )
     plan = earlier(narrow) if plan is None else whole(narrow, plan)
     if plan is None:
         raise RunError("The network does not know of a plan that it was cut by: give plan=result.plan.")
