@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import secateur
 from secateur import cli
 from secateur.errors import PlanError
+from secateur.forms import LayerForm
 from secateur.history import earlier
 from secateur.models import create
 from secateur.runtime import export_int8, export_onnx, open_exported, save_model
@@ -71,6 +72,11 @@ def test_plans_that_do_not_follow_each_other_are_refused() -> None:
         plan(a=[1, 0, 1, 1]).then(plan(a=[1, 0]))
     with pytest.raises(PlanError, match="cuts group 'c'"):
         plan(a=[1, 0]).then(plan(c=[1, 0]))
+    formed = plan(a=[1, 0])
+    formed.forms["conv"] = LayerForm("offsets", {})
+    assert plan(a=[1, 1, 0]).then(formed).forms == formed.forms
+    with pytest.raises(PlanError, match=r"computed another way \(conv\)"):
+        formed.then(plan(a=[1]))
     with pytest.raises(PlanError, match="channels of group 'a' that are gone"):
         plan(a=[1, 1, 0]).since(plan(a=[1, 0, 1]))
 
@@ -120,11 +126,27 @@ def test_a_network_pruned_twice_is_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_a_network_that_does_not_know_its_plans_is_saved_with_theirs(tmp_path: Path) -> None:
     first, second = twice(dense())
+    save_model(tmp_path / "known", second.model, reference="zoo:tiny", inputs=X)
+    assert same(secateur.load(tmp_path / "known"), second.model)
     second.model.__dict__.pop("_secateur_plan")
+    with pytest.raises(secateur.RunError, match=r"give plan=result\.plan"):
+        save_model(tmp_path / "a", second.model, reference="zoo:tiny", inputs=X)
     with pytest.raises(secateur.RunError, match=r"plan=first\.then\(second\)"):
         save_model(tmp_path / "a", second.model, reference="zoo:tiny", inputs=X, plan=second.plan)
     save_model(tmp_path / "a", second.model, reference="zoo:tiny", inputs=X, plan=first.plan.then(second.plan))
     assert same(secateur.load(tmp_path / "a"), second.model)
+
+
+def test_cuts_that_make_no_single_plan_are_said_and_not_saved(tmp_path: Path) -> None:
+    first = secateur.prune(dense(), X, budget="flops=0.8").model
+    first.__dict__["_secateur_plan"] = plan(other=[1, 0]).text()
+    second = secateur.prune(first, X, budget="flops=0.8")
+    assert any("make no single plan" in note for note in second.notes)
+    third = secateur.prune(second.model, X, budget="flops=0.9")
+    for result in (second, third):
+        with pytest.raises(secateur.RunError, match="make no single plan"):
+            save_model(tmp_path / "a", result.model, reference="net.py:f", inputs=X, plan=result.plan)
+    assert not (tmp_path / "a").exists()
 
 
 NET = """

@@ -15,12 +15,18 @@ from secateur.errors import PlanError
 from secateur.plan import Plan, fingerprint
 
 _ATTRIBUTE = "_secateur_plan"
+_APART = ""
 
 
 def earlier(model: nn.Module) -> Plan | None:
     """The plan by which `model` was cut from a network that was never pruned; None where it does not know of one."""
     text: Any = model.__dict__.get(_ATTRIBUTE)
-    return Plan.parse(text) if isinstance(text, str) else None
+    return Plan.parse(text) if isinstance(text, str) and text else None
+
+
+def is_apart(model: nn.Module) -> bool:
+    """Whether the cuts of `model` make no single plan."""
+    return model.__dict__.get(_ATTRIBUTE) == _APART
 
 
 def know(narrow: nn.Module, plan: Plan) -> None:
@@ -33,15 +39,18 @@ def carry(before: nn.Module, narrow: nn.Module, plan: Plan) -> str | None:
 
     before: may be `narrow` itself, cut in place.
     """
-    known = earlier(before)
-    narrow.__dict__.pop(_ATTRIBUTE, None)  # the copy of a network that knows a plan knows it, too
     try:
-        narrow.__dict__[_ATTRIBUTE] = (plan if known is None else known.then(plan)).text()
+        if is_apart(before):
+            raise PlanError("Those before it make none.")
+        known = earlier(before)
+        text = (plan if known is None else known.then(plan)).text()
     except PlanError as error:
+        narrow.__dict__[_ATTRIBUTE] = _APART
         return (
-            f"This cut and those before it make no single plan ({str(error).rstrip('.')}): save the network with a "
-            "reference to the one before this cut, or export it."
+            f"This cut and those before it make no single plan ({str(error).rstrip('.')}), so that the network can be "
+            "exported and not saved in a folder."
         )
+    narrow.__dict__[_ATTRIBUTE] = text
     return None
 
 
@@ -57,7 +66,7 @@ def rest(plan: Plan, graph: GraphLike, model: nn.Module) -> Plan:
     here = {group.name: group.width for group in graph.groups}
     masks = {name: mask for name, mask in left.masks.items() if name in here or not mask.all()}
     masks |= {name: np.ones(width, dtype=np.bool_) for name, width in here.items() if name not in masks}
-    return Plan(masks, left.provenance, fingerprint(graph))
+    return Plan(masks, left.provenance, fingerprint(graph), left.forms)
 
 
 def whole(narrow: nn.Module, plan: Plan) -> Plan:
@@ -68,4 +77,4 @@ def whole(narrow: nn.Module, plan: Plan) -> Plan:
     story: dict[str, Any] = {
         key: known.provenance[key] for key in ("settled", "earlier", "last") if key in known.provenance
     }
-    return Plan(known.masks, {**plan.provenance, **story}, known.architecture)
+    return Plan(known.masks, {**plan.provenance, **story}, known.architecture, known.forms)

@@ -91,8 +91,12 @@ class Plan:
         """Return the plan that does at once what this one does and then `later`, of the network that this one leaves.
 
         Raises:
-            PlanError: `later` is of another network, or cuts what could not be cut in the first one.
+            PlanError: `later` is of another network, or cuts what could not be cut in the first one, or the first
+            leaves layers that are computed another way.
         """
+        if self.forms:
+            layer = next(iter(self.forms))
+            raise PlanError(f"The first plan has layers that are computed another way ({layer}): apply them in turn.")
         masks = {name: mask.copy() for name, mask in self.masks.items()}
         for name, mask in later.masks.items():
             if name not in masks and not mask.all():
@@ -106,7 +110,7 @@ class Plan:
                 )
             if name in masks:
                 masks[name][np.flatnonzero(masks[name])] = mask
-        return Plan(masks, _joined(self.provenance, later.provenance, later), self.architecture)
+        return Plan(masks, _joined(self.provenance, later.provenance, later), self.architecture, dict(later.forms))
 
     def since(self, earlier: Plan) -> Plan:
         """Return what this plan still does to the network that `earlier` leaves: `earlier.then(...)` is this plan.
@@ -114,7 +118,7 @@ class Plan:
         Raises:
             PlanError: this plan keeps what `earlier` has taken away, or they are of different networks.
         """
-        if self.masks.keys() != earlier.masks.keys():
+        if self.masks.keys() != earlier.masks.keys() or earlier.forms:
             raise PlanError("The plans are of different networks: give two of one network.")
         masks = {}
         for name, mask in self.masks.items():
@@ -124,7 +128,7 @@ class Plan:
             masks[name] = mask[before]
         last = self.provenance.get("last")
         settled = last.get("settled", []) if isinstance(last, dict) else []
-        return Plan(masks, {**self.provenance, "settled": settled})
+        return Plan(masks, {**self.provenance, "settled": settled}, forms=dict(self.forms))
 
     def ends_with(self, last: Plan) -> bool:
         """Whether `last` is the last of the plans that were joined to this one."""

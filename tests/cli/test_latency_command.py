@@ -97,7 +97,7 @@ def test_a_folder_is_compared_with_what_was_cut(tmp_path: Path, result: secateur
     assert timed(folder, "--alone")["against"] is None
     assert timed("zoo:resnet8", "--against", folder, "--model-arg", "num_classes=10")["against"] == str(folder)
     assert "is called with 3x16x16 and" in refuse("zoo:resnet8", "--input-size", "3x16x16", "--against", folder)
-    for option in (("--weights", "x"), ("--plan", "x"), ("--input-size", "3x8x8"), ("--model-arg", "a=1")):
+    for option in (("--plan", "x"), ("--input-size", "3x8x8"), ("--model-arg", "a=1")):
         assert "which has all that is its network's" in refuse(folder, *option)
 
 
@@ -155,7 +155,7 @@ def test_what_is_not_installed_is_listed_with_the_command(monkeypatch: pytest.Mo
         (("zoo:tiny", "--threads", "two"), "--threads"),
         (("zoo:tiny", "--out", "/does/not/exist/x.json"), "does not exist"),
         (("zoo:tiny", "--plan", "nowhere.json"), "nowhere.json"),
-        ((__file__,), "give the folder of the run it lies in"),
+        ((__file__,), "name the factory too"),
         ((Path(__file__).parent,), "is not a run's"),
         ((), "Missing argument"),
     ],

@@ -226,6 +226,21 @@ def test_a_network_from_a_file(tmp_path: Path) -> None:
     assert secateur.load(tmp_path / "a")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
+def test_a_run_is_pruned_again_and_stands_on_its_own(plain: Path, tmp_path: Path) -> None:
+    found = runs.start(recipe(f"model={plain}", "train=null"), tmp_path / "again").results
+    first = json.loads((plain / "results.json").read_text())
+    assert found["before"]["macs"] == first["after"]["macs"]
+    assert found["accuracy"]["dense"] == first["accuracy"]["final"]
+    kept = {group["name"]: (group["width"], group["kept"]) for group in first["groups"]}
+    assert all(row["width"] == kept[row["name"]][0] for row in found["groups"])
+    assert any(row["kept"] < kept[row["name"]][1] for row in found["groups"])
+    moved = (tmp_path / "again").rename(tmp_path / "moved")
+    network = secateur.load(moved)
+    assert type(network) is type(secateur.load(plain))
+    assert sum(p.numel() for p in network.parameters()) == found["after"]["params"]
+    assert secateur.runtime.check_folder(moved)["cut"]["exact"]
+
+
 # ------------------------------------------------------------------------------------------------------------- resuming
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.cli._base import AsJson, Quiet, emit, show, working
+from secateur.errors import ConfigError
 
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
 
@@ -73,6 +74,10 @@ def export(
             "--int8", help="In 8 bits (onnx, openvino), with the run's own images to calibrate and to test with."
         ),
     ] = False,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="Of ONNX. Default: the exporter's own.")] = None,
+    open_size: Annotated[
+        bool, typer.Option("--open-size", help="Leave the height and width of images open, as well as their number.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -83,8 +88,12 @@ def export(
       secateur export runs/a --format onnx
       secateur export runs/a --format pt2 --out small.pt2
       secateur export runs/a --format openvino --int8
+      secateur export runs/a --format onnx --opset 20 --open-size
     """
     from secateur.runtime import check_target, export_folder
+
+    if int8 and (opset is not None or open_size):
+        raise ConfigError("--int8 takes neither --opset nor --open-size: leave one of them out.")
 
     if out is not None:
         check_target(out, "--out")
@@ -94,7 +103,7 @@ def export(
 
             found = export_int8(folder, form, out)
         else:
-            found = export_folder(folder, form, out)
+            found = export_folder(folder, form, out, opset=opset, open_size=open_size)
     if as_json or not quiet:
         if int8:
             said = f"{found['path']}: in 8 bits {found['said']} on {found['images']:,} test images."

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError
+from secateur.integrations._pruners import added, pruner_in
 from secateur.methods import Method
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -63,7 +64,7 @@ class PruningCallback(_Callback):  # type: ignore[misc]
                 f"{type(pl_module).__name__} optimises by itself (automatic_optimization is False): call the pruner's "
                 "loss(), after_backward() and after_step() in its training_step, and finish() at the end."
             )
-        method = self.method = _pruner(pl_module)
+        method = self.method = pruner_in(pl_module, "PruningCallback")
         self._layers = list(method.model.modules())
         pl_module.training_step = _with_loss(pl_module.training_step, method, self.target or _second)
         self._undo = lambda: pl_module.__dict__.pop("training_step", None)
@@ -131,16 +132,6 @@ def _nothing() -> None:
     pass
 
 
-def _pruner(module: nn.Module) -> Method:
-    found = [part for part in module.modules() if isinstance(part, Method)]
-    if len(found) != 1:
-        raise ConfigError(
-            f"{type(module).__name__} holds {len(found) or 'no'} pruner{'s' if found else ''}, and PruningCallback "
-            'serves one: give it, such as secateur.methods.create("bwcp", network, ...), in place of the network.'
-        )
-    return found[0]
-
-
 def _with_loss(training_step: Callable[..., Any], method: Method, target: Callable[[Any], Any]) -> Callable[..., Any]:
     """`training_step` whose loss has the method's added; before Lightning divides, scales and shares it out."""
     told = type(method).before_forward is not Method.before_forward
@@ -159,9 +150,9 @@ def _with_loss(training_step: Callable[..., Any], method: Method, target: Callab
         if watches and answers:
             method.after_forward(answers[-1], target(args[0]))
         if isinstance(output, torch.Tensor):
-            return output + _added(method)
+            return output + added(method)
         if isinstance(output, Mapping) and isinstance(output.get("loss"), torch.Tensor):
-            return {**output, "loss": output["loss"] + _added(method)}
+            return {**output, "loss": output["loss"] + added(method)}
         return output  # a step that is left out, or one that Lightning refuses
 
     return step
@@ -174,8 +165,3 @@ def _second(batch: Any) -> Any:
         f"The method learns from targets, and a batch is {type(batch).__name__} and not a pair of inputs and target: "
         "say where they are with PruningCallback(target=...), a function of the batch."
     )
-
-
-def _added(method: Method) -> torch.Tensor:
-    with torch.autocast(method.device.type, enabled=False):
-        return method.loss()

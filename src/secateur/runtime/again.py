@@ -26,12 +26,15 @@ def export_folder(
     path: str | os.PathLike[str] | None = None,
     *,
     model: nn.Module | None = None,
+    opset: int | None = None,
+    open_size: bool = False,
 ) -> dict[str, Any]:
     """Export the network of a run folder in the format called `name` (see `EXPORTERS`).
 
     Args:
         path: where to; by default beside the other files, whose lists of hashes then follow.
         model: a fresh network of the original architecture, for a run whose reference is a Python file.
+        opset, open_size: as in `export_model`.
 
     Returns:
         what the exporter found (`export_model`), "path", and where layers are computed another way "forms": how each
@@ -42,7 +45,7 @@ def export_folder(
     network, inputs = network_of(run, model)
     target = target_of(run, EXPORTERS[name].file, path)
     network, forms = for_format(name, network, inputs)
-    found = {**export_model(name, network, inputs, target), **forms}
+    found = {**export_model(name, network, inputs, target, opset=opset, open_size=open_size), **forms}
     if path is None and run.results is not None:
         note(run, EXPORTERS[name].files, (name,), found)
     return {**found, "path": str(target)}

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from secateur._hints import choose
+from secateur.errors import ConfigError
 from secateur.runtime.exporters.executorch import open_executorch, write_executorch
 from secateur.runtime.exporters.formats import Format, Opened
 from secateur.runtime.exporters.onnx import (
@@ -59,12 +60,21 @@ class Exporter(Format):
     opened: Opened | None = None
 
 
-def export_model(name: str, model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+def export_model(
+    name: str,
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+    open_size: bool = False,
+) -> dict[str, Any]:
     """Write `model` in the format called `name` (see `EXPORTERS`), and compare what the file computes with it.
 
     Args:
         name: of the format. model: in evaluation mode or not, it stays as it is. example_inputs: what it runs with.
-        path: of the file to write.
+        path: of the file to write. opset: of ONNX; None: the exporter's own.
+        open_size: leave the height and width of images open, too, as in a fully convolutional network.
 
     Returns:
         "max_relative_error", "tolerance", "dynamic_batch" (with a "reason" if false), "batch_sizes" compared,
@@ -76,7 +86,9 @@ def export_model(name: str, model: nn.Module, example_inputs: Any, path: str | o
         the file computes otherwise, or cannot be written; nothing is written then.
     """
     _check(name)
-    return export_subject(name, Subject.of(model, example_inputs), path)
+    if opset is not None and name != "onnx":
+        raise ConfigError(f"The format {name} has no opset to choose: leave opset out, or write onnx.")
+    return export_subject(name, Subject.of(model, example_inputs, opset=opset, open_size=open_size), path)
 
 
 def export_subject(name: str, subject: Subject, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -85,12 +97,21 @@ def export_subject(name: str, subject: Subject, path: str | os.PathLike[str]) ->
     return EXPORTERS[name].function(subject, Path(path))
 
 
-def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+    open_size: bool = False,
+) -> dict[str, Any]:
     """Write ONNX in one file, and compare what ONNX Runtime computes from it with `model`.
 
-    model, example_inputs, path: as in `export_model`, which also says what is returned and raised.
+    Inputs are called as the arguments of `forward` or the keys of a dict, outputs as the keys of a dict.
+
+    model, example_inputs, path, opset, open_size: as in `export_model`, which also says what is returned and raised.
     """
-    return export_model("onnx", model, example_inputs, path)
+    return export_model("onnx", model, example_inputs, path, opset=opset, open_size=open_size)
 
 
 def export_pt2(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from secateur import references
 from secateur._files import kind_of, read_json, said, shown
 from secateur.errors import RunError, SecateurError
 from secateur.graph.modules import as_call, clone_module, map_tensors, unwrap
-from secateur.history import whole
+from secateur.history import earlier, is_apart, whole
 from secateur.plan import Plan, kept_fingerprint
 from secateur.runtime import stored
 from secateur.runtime.archive import NotRun, read_archive
@@ -41,7 +41,7 @@ def save_model(
     *,
     reference: str,
     inputs: Any,
-    plan: Plan,
+    plan: Plan | None = None,
     arguments: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
@@ -52,7 +52,8 @@ def save_model(
     Args:
         model: the narrow network, in any precision; its heads may have been replaced by ones of another length.
         reference: how the original is named (`zoo:resnet56`). arguments: of its factory.
-        inputs: example inputs, or a list of their shapes. plan: the plan `model` was cut by.
+        inputs: example inputs, or a list of their shapes.
+        plan: the plan `model` was cut by, joined to those of earlier cuts; by default the one that `model` carries.
         metadata: more entries for the header (classes, mean, std); what is not text is written as JSON.
 
     Raises:
@@ -61,7 +62,15 @@ def save_model(
     """
     place = Path(folder)
     narrow, extra = _own(unwrap(model), _ADDED)
-    plan = whole(narrow, plan)
+    if is_apart(narrow):
+        raise RunError(
+            "The cuts of the network make no single plan, so it could not be loaded again: export it with "
+            "secateur.runtime.export_pt2, which needs no code."
+        )
+    plan = earlier(narrow) if plan is None else whole(narrow, plan)
+    if plan is None:
+        raise RunError("The network does not know of a plan that it was cut by: give plan=result.plan.")
+    kept = plan
     more = dict(metadata or {})
 
     def described(network: nn.Module, left_out: list[str]) -> Stored:
@@ -71,7 +80,7 @@ def save_model(
             reference=reference,
             arguments=dict(arguments or {}),
             inputs=Signature.of(inputs),
-            plan=plan,
+            plan=kept,
             metadata={**more, **({"left_out": left_out} if left_out else {})},
         )
 

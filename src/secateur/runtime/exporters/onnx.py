@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_flatten_with_path
 
-from secateur.graph.modules import map_tensors
+from secateur.errors import RunError
+from secateur.graph.modules import as_call, map_tensors
 from secateur.runtime.exporters.outside import needed, told
 from secateur.runtime.exporters.subject import Run, Subject
 
@@ -35,10 +38,14 @@ def onnx_model(subject: Subject, without: str = "export.onnx=false") -> tuple[by
     if "onnx" not in subject.made:
         with told("The network cannot be exported to ONNX", f"leave it out with {without}"):
             program = subject.graph()
-            proto = torch.onnx.export(program, dynamo=True, verbose=False).model_proto  # type: ignore[union-attr]
-            _name_batch(proto)
+            options = {"output_names": _output_names(subject, program), "opset_version": subject.opset}
+            made = torch.onnx.export(program, dynamo=True, verbose=False, **options)  # type: ignore[arg-type]
+            proto = made.model_proto  # type: ignore[union-attr]
+            _name_sizes(proto)
             opset = next(int(row.version) for row in proto.opset_import if row.domain in ("", "ai.onnx"))
-            subject.made["onnx"] = (proto.SerializeToString(), opset)
+        if subject.opset not in (None, opset):
+            raise RunError(f"The network cannot be written in opset {subject.opset}: leave it out, for opset {opset}.")
+        subject.made["onnx"] = (proto.SerializeToString(), opset)
     data, opset = subject.made["onnx"]
     return data, opset
 
@@ -67,11 +74,38 @@ def onnx_runner(data: bytes) -> Run:
     return lambda inputs: [torch.as_tensor(output) for output in session.run(None, onnx_feed(session, inputs))]
 
 
-def _name_batch(proto: Any) -> None:
-    """Where all open dimensions are one symbol of the exporter's, call it batch."""
+def _output_names(subject: Subject, program: torch.export.ExportedProgram) -> list[str] | None:
+    """What the network calls its outputs: the keys of a dict, numbers of a list; None where they do not go together."""
+    args, kwargs = as_call(subject.inputs)
+    with torch.no_grad():
+        leaves = tree_flatten_with_path(subject.twin(*args, **kwargs))[0]
+    paths = [path for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+    signature = program.graph_signature
+    if len(paths) != len(leaves) or len(set(signature.user_outputs)) != len(paths):
+        return None
+    taken, names = set(signature.user_inputs), list[str]()
+    for path in paths:
+        parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+        name = "_".join(parts) if parts and not parts[0].isdigit() else "_".join(["output", *parts])
+        while name in taken:
+            name += "_out"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _name_sizes(proto: Any) -> None:
+    """Call the exporter's symbols for open dimensions what they are."""
     values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
     dims = [dim for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_param]
-    if len({dim.dim_param for dim in dims if dim.dim_param.isidentifier()}) == 1:
-        for dim in dims:
-            if dim.dim_param.isidentifier():
-                dim.dim_param = "batch"
+    names: dict[str, str] = {}
+    for value in proto.graph.input:
+        shape = value.type.tensor_type.shape.dim
+        for dim, name in zip(shape, _SIZES if len(shape) == 4 else _SIZES[:1], strict=False):
+            if dim.dim_param.isidentifier() and name not in names.values():
+                names.setdefault(dim.dim_param, name)
+    for dim in dims:
+        dim.dim_param = re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found[0], found[0]), dim.dim_param)
+
+
+_SIZES = ("batch", "channels", "height", "width")

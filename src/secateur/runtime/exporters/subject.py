@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,43 @@ class Subject:
     inputs: Any
     sizes: tuple[int, ...]  # batch sizes to compare at
     reason: str | None  # why the batch size is fixed, None if it is not
+    opset: int | None = None  # of ONNX; None: the exporter's own
+    open_size: bool = False  # height and width of images are left open, too
     made: dict[str, Any] = field(default_factory=dict, repr=False)  # by one adapter, for the next: graphs, ONNX
 
     @classmethod
-    def of(cls, model: nn.Module, example_inputs: Any, *, fixed: str | None = None) -> Subject:
-        """A copy of `model`; with a reason in `fixed`, the batch size is the example's and no other is tried."""
+    def of(
+        cls,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        fixed: str | None = None,
+        opset: int | None = None,
+        open_size: bool = False,
+    ) -> Subject:
+        """A copy of `model`; with a reason in `fixed`, the batch size is the example's and no other is tried.
+
+        opset: of ONNX. open_size: leave the height and width of images open as well.
+
+        Raises:
+            RunError: `open_size` is asked of a network that runs at one size alone.
+        """
+        made = cls._of(model, example_inputs, fixed)
+        made.opset, made.open_size = opset, open_size
+        if not open_size:
+            return made
+        try:
+            with quiet():
+                for case in _sizes(made.inputs):
+                    outputs(made.twin, case)
+        except Exception as error:  # of whatever the network is written for
+            raise RunError(
+                f"The network does not run with images of another size ({brief(error)}): leave their size as it is."
+            ) from error
+        return made
+
+    @classmethod
+    def _of(cls, model: nn.Module, example_inputs: Any, fixed: str | None) -> Subject:
         twin = twin_of(unwrap(model), None)
         inputs = to_device(example_inputs, torch.device("cpu"))
         batch = batch_of(inputs)
@@ -71,11 +104,15 @@ class Subject:
             example = with_batch(self.inputs, 2)  # 0 and 1 would be taken for constants
             batch = torch.export.Dim.DYNAMIC if most is None else torch.export.Dim("batch", min=1, max=most)
             try:
-                return _stripped(_exported(self.twin, example, batch))
+                return _stripped(_exported(self.twin, example, batch, self.open_size))
             except Exception as error:  # torch.export has no common family of its own
+                if self.open_size:
+                    raise RunError(
+                        f"The height and width of images cannot be left open ({brief(error)}): leave them as they are."
+                    ) from error
                 self.reason = f"its batch size cannot be left open ({brief(error)})"
                 self.sizes = (batch_of(self.inputs) or 1,)
-        return _stripped(_exported(self.twin, self.inputs, None))
+        return _stripped(_exported(self.twin, self.inputs, None, self.open_size))
 
     def error(self, run: Run) -> float:
         """The largest relative difference between what `run` and the network compute, over all batch sizes."""
@@ -84,7 +121,8 @@ class Subject:
     @property
     def cases(self) -> list[Any]:
         """Inputs of all batch sizes that are compared."""
-        return [with_batch(self.inputs, size) for size in self.sizes] or [self.inputs]
+        batches = [with_batch(self.inputs, size) for size in self.sizes] or [self.inputs]
+        return [*batches, *_sizes(self.inputs)] if self.open_size else batches
 
     def written(self, files: Mapping[Path, bytes], error: float, what: str, more: Mapping[str, Any]) -> dict[str, Any]:
         """Write the files, of which the first is named to a runtime, and say all there is to say about them.
@@ -192,15 +230,39 @@ def outputs(model: Callable[..., Any], inputs: Any) -> list[torch.Tensor]:
         return output_tensors(model(*args, **kwargs))
 
 
-def _exported(model: nn.Module, inputs: Any, batch: Any) -> torch.export.ExportedProgram:
-    """With dimension 0 of the inputs as `batch` says, or fixed for None."""
+def _images(inputs: Any) -> list[torch.Tensor]:
+    """Inputs with a height and a width."""
+    found: list[torch.Tensor] = []
+    map_tensors(inputs, found.append)
+    return [tensor for tensor in found if tensor.dim() == 4 and tensor.is_floating_point()]
+
+
+def _sizes(inputs: Any) -> list[Any]:
+    """The same with images that are higher, and with wider ones; double, which suits networks that halve them."""
+    images = {id(tensor) for tensor in _images(inputs)}
+
+    def repeated(rows: int, columns: int, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.repeat(1, 1, rows, columns) if id(tensor) in images else tensor
+
+    return [map_tensors(inputs, partial(repeated, *times)) for times in ((2, 1), (1, 2))]
+
+
+def _exported(model: nn.Module, inputs: Any, batch: Any, open_size: bool) -> torch.export.ExportedProgram:
+    """With dimension 0 of the inputs as `batch` says, or fixed for None; heights and widths of images open or not."""
+    if open_size:
+        inputs = _sizes(inputs)[0]  # equal sizes would be taken for one
     args, kwargs = as_call(inputs)
     shapes = None
+    dims: dict[int, tuple[torch.Tensor, dict[int, Any]]] = {}
+    for tensor in batched(inputs) if batch is not None else ():
+        dims.setdefault(id(tensor), (tensor, {}))[1][0] = batch
+    for tensor in _images(inputs) if open_size else ():
+        dims.setdefault(id(tensor), (tensor, {}))[1].update({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC})
     with quiet(), torch.no_grad():
-        if batch is not None:
+        if dims:
             collection = torch.export.ShapesCollection()
-            for tensor in batched(inputs):
-                collection[tensor] = {0: batch}
+            for tensor, each in dims.values():
+                collection[tensor] = each
             shapes = collection.dynamic_shapes(model, args, kwargs)
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
