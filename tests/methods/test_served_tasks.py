@@ -93,7 +93,7 @@ def _case(name: str, other: bool) -> tuple[Task, nn.Module, torch.Tensor, Any]:
 def _scores(row: MethodRow, name: str, other: bool = False) -> tuple[np.ndarray[Any, Any], Any]:
     """What a method thinks of every channel after a few steps or a look at the data, and on what ground.
 
-    Scores, and what a search for widths measured; of a method that has none what stays, and the weights it leaves.
+    Scores, and what a search measured; of a method that has none what stays, and the weights it leaves.
     """
     task, net, images, targets = _case(name, other)
     made = row.factory(net, images[:2], budget=row.example_budget.replace("0.5", "0.6"), steps=6)
@@ -107,9 +107,10 @@ def _scores(row: MethodRow, name: str, other: bool = False) -> tuple[np.ndarray[
     except ConfigError:
         weights = np.concatenate([p.detach().flatten().double().numpy() for p in made.finish().parameters()])
         kept = np.concatenate([mask.astype(np.float64) for mask in made.result.plan.masks.values()])
-        return np.append(kept, 1.0 - (weights == 0).any()), weights.tolist()
+        thinned = bool((weights == 0).any() or made.result.plan.forms)
+        return np.append(kept, 0.0 if thinned else 1.0), (weights.tolist(), made.result.plan.provenance.get("errors"))
     rows = np.concatenate([np.asarray(found[group.name], dtype=np.float64) for group in made.graph.groups])
-    return rows, (rows.tolist(), getattr(found, "provenance", {}).get("search"))
+    return rows, (rows.tolist(), getattr(found, "provenance", {}).get("search"), repr(getattr(made, "judged", 0)))
 
 
 def _train(made: Any, task: Task, images: torch.Tensor, targets: Any) -> None:

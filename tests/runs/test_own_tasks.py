@@ -21,6 +21,7 @@ from secateur import runs
 from secateur.compare import compare
 from secateur.errors import ConfigError
 from secateur.recipe import Recipe
+from secateur.references import load
 from secateur.training import Silent
 
 ROOT = Path(__file__).parents[2]
@@ -98,9 +99,10 @@ def test_a_recipe_from_end_to_end(tmp_path: Path, name: str) -> None:
     results = json.loads((folder / "results.json").read_text())
     assert results[RECIPES[name]]["final"] is not None
     assert RECIPES[name] in (folder / "report.html").read_text()
-    secateur.runtime.export_folder(folder, "onnx")
-    module, _, factory = whole.model.reference.rpartition(":")
-    net = secateur.load(folder, model=secateur.references.load(f"{module}:{factory}", input_size="1x32x32").model)
+    fresh = load(whole.model.reference, input_size="1x32x32").model
+    found = secateur.runtime.export_folder(folder, "onnx", model=fresh)
+    assert found["max_relative_error"] < 1e-3
+    net = secateur.load(folder, model=fresh)
     assert sum(p.numel() for p in net.parameters()) == results["after"]["params"]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,8 @@ class RunTrials(Trials):
 
     def _measure(self, network: nn.Module) -> float:
         found = float(self._engine.evaluate(network, self._held).headline)
-        return found if self._engine.task.higher_is_better else -found
+        # searches take more for better, and anything below 0 for a network that cannot be
+        return found if self._engine.task.higher_is_better else 0.5 - math.atan(found) / math.pi
 
     # ------------------------------------------------------------------------------------------------------- the file
 
