@@ -132,7 +132,7 @@ class MetaPruning(Method):
 
     def _statistics(self, genes: dict[str, int]) -> dict[str, torch.Tensor]:
         """Running means and variances of norms with these genes; copies, which a forward pass in training changes."""
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for number, norm in self._banked():
             rows, columns = self._rows(number, genes)
             mean, variance = self.net.get_buffer(f"bank{number}")[rows, :, columns].T.clone()
