@@ -39,11 +39,11 @@ class Watched(Silent):
     """Remembers trials and sentences; the process "dies" at a trial."""
 
     def __init__(self, dies: int = 0) -> None:
-        self.trials: list[tuple[int, int | None, float]] = []
+        self.trials: list[tuple[int, int | None, str]] = []
         self.said: list[str] = []
         self.dies = dies
 
-    def trial(self, done: int, total: int | None, best: float) -> None:
+    def trial(self, done: int, total: int | None, best: str) -> None:
         self.trials.append((done, total, best))
         if done == self.dies:
             raise KeyboardInterrupt
@@ -68,7 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     watched = Watched()
     runs.start(recipe(*OVERRIDES), folder, progress=watched)
     assert [(done, total) for done, total, _ in watched.trials] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert watched.trials[-1][2] == max(row["accuracy"] for row in lines(folder)[1:])
+    assert watched.trials[-1][2] == f"{max(row['accuracy'] for row in lines(folder)[1:]):.1%}"
     return folder
 
 
@@ -160,7 +160,7 @@ SEARCHES = {
 class Killed(Silent):
     """Kills its process at the second trial."""
 
-    def trial(self, done: int, total: int | None, best: float) -> None:
+    def trial(self, done: int, total: int | None, best: str) -> None:
         if done == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 

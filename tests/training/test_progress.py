@@ -68,3 +68,13 @@ def test_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_silence() -> None:
     run(Silent())
+
+
+def test_trials_of_a_search_are_told() -> None:
+    lines, rows, bars = io.StringIO(), io.StringIO(), Terminal()
+    for progress in (make_progress(stream=lines), make_progress(json=True, stream=rows), make_progress(stream=bars)):
+        progress.trial(17, 90, "71.2%")
+        progress.end_stage()
+    assert lines.getvalue() == "trial 17 of 90, best 71.2%\n"
+    assert json.loads(rows.getvalue()) == {"event": "trial", "done": 17, "total": 90, "best": "71.2%"}
+    assert "trial 17 of 90, best" in bars.getvalue()

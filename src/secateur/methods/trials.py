@@ -8,6 +8,7 @@ memory; a run has trials of its own, over its training engine.
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,8 +57,12 @@ class Trials(ABC):
 
     @property
     def best(self) -> float:
-        """The best accuracy so far; 0 before the first trial."""
-        return max((answer["accuracy"] for answer in self._answers[: self.number]), default=0.0)
+        """The best accuracy so far; without bound from below before the first trial."""
+        return max((answer["accuracy"] for answer in self._answers[: self.number]), default=-math.inf)
+
+    def shown(self, score: float) -> str:
+        """What `accuracy` gave, as people read it."""
+        return f"{score:.1%}"
 
     def begin(self, planned: int) -> None:
         """Say how many trials there will be at most, for those who wait."""
@@ -72,7 +77,8 @@ class Trials(ABC):
             epochs: of plain training before it is measured.
 
         Returns:
-            the share of right answers; on tasks without classes, how much of the whole network's quality is kept.
+            the share of right answers; on tasks without classes, how much of the whole network's quality is kept, and
+            in a run the task's headline, with a minus where less is better.
         """
         number, before = self.number, self.best
         question = {"trial": number, "about": json.loads(json.dumps(about)), "epochs": epochs}
@@ -84,7 +90,7 @@ class Trials(ABC):
             self._forget(number)
         network = self._made(number)
         found = self._measure(network)
-        if not number or found > before:
+        if found > before:
             self._best = (number, _copied(network))
         answer = {**question, "accuracy": found}
         self._answers.append(answer)

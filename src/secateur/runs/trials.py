@@ -62,8 +62,13 @@ class RunTrials(Trials):
     def accuracy(self, *args: Any, **keywords: Any) -> float:
         """As `Trials.accuracy`, and tell who looks on."""
         found = super().accuracy(*args, **keywords)
-        self._engine.progress.trial(self.number, self.planned, self.best)
+        self._engine.progress.trial(self.number, self.planned, self.shown(self.best))
         return found
+
+    def shown(self, score: float) -> str:
+        """The headline of the task that a score stands for."""
+        task = self._engine.task
+        return task.shown(score if task.higher_is_better else -score)
 
     def images(self, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Training images without augmentation; those held out are not among them."""

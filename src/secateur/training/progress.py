@@ -33,8 +33,9 @@ class Progress(Protocol):
     def measured(self, done: int, total: int, runtime: str) -> None:
         """Follow layer shapes that are timed for a latency budget; no stage is under way."""
 
-    def trial(self, done: int, total: int | None, best: float) -> None:
-        """Follow one network that a search has tried; `total`: how many there will be at most, where that is known."""
+    def trial(self, done: int, total: int | None, best: str) -> None:
+        """Follow one network that a search has tried; `total`: how many there will be at most, where that is known;
+        `best`: the best so far, in words ("71.2%")."""
 
     def end_stage(self) -> None:
         """Nothing is under way any longer, whether a stage has begun or not."""
@@ -72,7 +73,7 @@ class Silent:
     def measured(self, done: int, total: int, runtime: str) -> None:
         """Say nothing."""
 
-    def trial(self, done: int, total: int | None, best: float) -> None:
+    def trial(self, done: int, total: int | None, best: str) -> None:
         """Say nothing."""
 
     def end_stage(self) -> None:
@@ -94,7 +95,7 @@ class Lines(Silent):
     def measured(self, done: int, total: int, runtime: str) -> None:
         self.say(f"{_MEASURING} {done} of {total} on {runtime}")
 
-    def trial(self, done: int, total: int | None, best: float) -> None:
+    def trial(self, done: int, total: int | None, best: str) -> None:
         self.say(_tried(done, total, best))
 
     def say(self, sentence: str) -> None:
@@ -120,7 +121,7 @@ class JsonLines(Silent):
     def measured(self, done: int, total: int, runtime: str) -> None:
         self._write("measured", {"done": done, "total": total, "runtime": runtime})
 
-    def trial(self, done: int, total: int | None, best: float) -> None:
+    def trial(self, done: int, total: int | None, best: str) -> None:
         self._write("trial", {"done": done, "total": total, "best": best})
 
     def end_stage(self) -> None:
@@ -193,7 +194,7 @@ class Bars:
         if done == total:
             self.end_stage()
 
-    def trial(self, done: int, total: int | None, best: float) -> None:
+    def trial(self, done: int, total: int | None, best: str) -> None:
         if self._bars is None:
             self._bars = self._rich(*self._columns, console=self._console, refresh_per_second=4)
             self._task = self._bars.add_task("search", total=total, said="")
@@ -209,8 +210,8 @@ class Bars:
             self._bars = None
 
 
-def _tried(done: int, total: int | None, best: float) -> str:
-    return f"trial {done}{'' if total is None else f' of {total}'}, best {best:.1%}"
+def _tried(done: int, total: int | None, best: str) -> str:
+    return f"trial {done}{'' if total is None else f' of {total}'}, best {best}"
 
 
 def describe(row: Row, epochs: int) -> str:

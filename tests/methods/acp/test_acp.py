@@ -232,7 +232,7 @@ engine: {device: cpu}
 class Dying(Silent):
     """Ends the process, as far as this process can, at the second trial."""
 
-    def trial(self, done: int, total: int | None, best: float) -> None:
+    def trial(self, done: int, total: int | None, best: str) -> None:
         if done == 2:
             raise KeyboardInterrupt
 

@@ -268,7 +268,7 @@ def test_candidates_fit_and_the_best_is_kept_with_new_weights() -> None:
     assert {row["epochs"] for row in kept} == {0}
     plan = method.plan()
     assert all((np.diff(mask.astype(int)) <= 0).all() for mask in plan.masks.values())  # first channels
-    assert 1 - plan.provenance["errors"][-1] == max(row["accuracy"] for row in kept)
+    assert plan.provenance["accuracy"][-1] == max(row["accuracy"] for row in kept)
     small, again = method.finish(), method.graph.cut(plan).model
     bound = 1 / np.sqrt(again.neck[0].in_channels)  # of PyTorch's initialisation, by the narrow fan-in
     assert 0.5 * bound < float(small.neck[0].weight.detach().abs().max()) <= bound
@@ -306,7 +306,7 @@ engine: {device: cpu}
 class Dying(Silent):
     """Ends the process, as far as this process can, at the fourth trial."""
 
-    def trial(self, done: int, total: int | None, best: float) -> None:
+    def trial(self, done: int, total: int | None, best: str) -> None:
         if done == 4:
             raise KeyboardInterrupt
 

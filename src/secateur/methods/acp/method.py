@@ -115,7 +115,7 @@ class Acp(Method):
         self._found, self._weights = self._plans[best], trials.weights(best)
         self._found.provenance |= {
             "criterion": "acp", "eps": eps, "kinds": dict(zip((g.name for g in groups), first.tolist(), strict=True)),
-            "trials": len(self._plans), "accuracy": [None if top < 0 else top for top in tops],
+            "trials": len(self._plans), "accuracy": [top if np.isfinite(top) else None for top in tops],
         }  # fmt: skip
         self._note([self._told(eps, tops)])
 
@@ -124,7 +124,7 @@ class Acp(Method):
         bad = f"; {self._bad} could not be cut" if self._bad else ""
         return (
             f"The swarm (eps {eps:.3g}) asked for {asked} candidates, of which {len(self._plans)} were distinct within "
-            f"the budget{bad}: accuracy {tops[0]:.1%} at first, {tops[-1]:.1%} in the end."
+            f"the budget{bad}: {self._trials.shown(tops[0])} at first, {self._trials.shown(tops[-1])} in the end."
         )
 
     def _clustered(self, trials: Trials) -> tuple[float, IntArray]:
@@ -158,7 +158,7 @@ class Acp(Method):
     # ----------------------------------------------------------------------------------------------- one candidate
 
     def _fitness(self, code: IntArray) -> float:
-        """The accuracy of a network of these widths, scaled to the budget; -1 where they cannot be cut."""
+        """The accuracy of a network of these widths, scaled to the budget; -inf where they cannot be cut."""
         wanted = {g.name: float(width) for g, width in zip(self.graph.groups, code, strict=True)}
         widths = fitted_widths(self.graph, self.budget, self.constraints, wanted)
         key = repr(sorted(widths.items()))
@@ -173,7 +173,7 @@ class Acp(Method):
         found = tried(self._trials, self.graph, plan, self._candidate, {"widths": widths}, epochs)
         if found is None:
             self._bad += 1
-            return -1.0
+            return -np.inf
         self._plans[number], self._numbers[number] = plan, found
         return found
 

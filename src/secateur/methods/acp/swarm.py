@@ -31,7 +31,8 @@ def inertia(cycle: int, cycles: int) -> float:
 
 def begun(first: IntArray, most: IntArray, number: int, signs: IntArray) -> IntArray:
     """Where particle `number` begins: the first vector, moved by its number along signs [dimensions] of -1, 0, 1."""
-    return np.asarray(np.clip(first + number * signs, 1, most))
+    result: IntArray = np.clip(first + number * signs, 1, most)
+    return result
 
 
 def moved(

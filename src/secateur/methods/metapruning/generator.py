@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ class PruningNet(nn.Module):
                     self.names.append(name)
         self.norms = [n for n, m in model.named_modules() if isinstance(m, _Norms) and self._ends(n)]
         for number, name in enumerate(self.norms):
-            norm = model.get_submodule(name)
+            norm: Any = model.get_submodule(name)
             if norm.running_mean is not None:
                 bank = torch.stack([torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_var)])
                 self.register_buffer(f"bank{number}", bank.repeat(options, 1, 1))

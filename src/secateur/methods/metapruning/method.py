@@ -132,7 +132,7 @@ class MetaPruning(Method):
 
     def _statistics(self, genes: dict[str, int]) -> dict[str, torch.Tensor]:
         """Running means and variances of norms with these genes; copies, which a forward pass in training changes."""
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for number, norm in self._banked():
             rows, columns = self._rows(number, genes)
             mean, variance = self.net.get_buffer(f"bank{number}")[rows, :, columns].T.clone()
@@ -165,14 +165,16 @@ class MetaPruning(Method):
         widths = self._widths(self._named(best))
         plan = fitted_plan(self.graph, self.budget, self.constraints, widths, self._order())
         plan.provenance |= {
-            "criterion": "metapruning", "genes": self._named(best), "errors": tops, "trials": len(self._known),
+            "criterion": "metapruning", "genes": self._named(best), "trials": len(self._known),
+            "accuracy": [-top if np.isfinite(top) else None for top in tops],
         }  # fmt: skip
         self._found, self._warm = plan, {}
         if s.weights == "generated":
             ratios = {group.name: plan.widths[group.name] / group.width for group in self.graph.groups}
             self._warm = self._generated(self.graph.cut(plan).model, plan, ratios).state_dict()
-        said = f"The evolution tried {len(self._known)} widths: accuracy with generated weights"
-        self._note([f"{said} {1 - tops[0]:.1%} after one generation, {1 - tops[-1]:.1%} after {len(tops)}."])
+        first, last = (trials.shown(-top) for top in (tops[0], tops[-1]))
+        said = f"The evolution tried {len(self._known)} widths: with generated weights"
+        self._note([f"{said} {first} after one generation, {last} after {len(tops)}."])
 
     def _named(self, genes: Genes) -> dict[str, int]:
         return self._whole() | dict(zip(self._free, genes, strict=True))
@@ -189,7 +191,7 @@ class MetaPruning(Method):
         return Plan(masks)
 
     def _error(self, genes: Genes) -> float:
-        """1 - accuracy of the network with generated weights; 2 where it cannot be cut."""
+        """The accuracy of the network with generated weights, less being better; inf where it cannot be cut."""
         widths = self._widths(self._named(genes))
         key = repr(sorted(widths.items()))
         if key not in self._known:
@@ -198,8 +200,8 @@ class MetaPruning(Method):
                 self._trials, self.graph, plan, lambda cut: self._generated(cut, plan, ratios), {"widths": widths}
             )
             if found is None:
-                return 2.0
-            self._known[key] = 1 - found
+                return np.inf
+            self._known[key] = -found
         return self._known[key]
 
     @torch.no_grad()
