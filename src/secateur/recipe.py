@@ -342,7 +342,10 @@ class Recipe(Section):
 
     name: str = Field(min_length=1, description="What the run is called.")
     seed: int = Field(
-        default=0, ge=0, lt=2**32, description="Same recipe and same seed: same plan and, on the CPU, weights."
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Same recipe, seed and kind of processor: same plan and, on the CPU, weights.",
     )
     model: ModelConfig = Field(description="Which network.")
     data: DataConfig = Field(description="Which images.")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.methods.dcp.heads import Head
-from secateur.methods.dcp.quadratic import Slopes, dense_blocks, slopes_of
+from secateur.methods.dcp.quadratic import Slopes, dense_blocks, loss_slopes
 from secateur.statistics.samples import Sampler
 
 
@@ -37,7 +37,7 @@ BATCHES = [(_draw(6, 3, 6, 6, seed=n), torch.arange(6) % 5) for n in (1, 2)]
 def _found(net: nn.Module, head: Head | None = None, positions: int = 100) -> tuple[dict[str, Slopes], Sampler]:
     layers: dict[str, Head | None] = {"two": None, "last": None, "one": head}
     sampler = Sampler([6, 6], positions, 0)
-    found = slopes_of(net, BATCHES, layers, F.cross_entropy, sampler, 1e9)
+    found = loss_slopes(net, BATCHES, layers, F.cross_entropy, sampler, 1e9)
     assert found is not None
     return found, sampler
 
@@ -114,4 +114,4 @@ def test_fewer_places_stand_for_all() -> None:
     assert whole.places == few.places == 36
     assert [len(block) for block in few.blocks] == [6 * 5] * 2
     assert [len(block) for block in whole.blocks] == [6 * 36] * 2
-    assert slopes_of(net, BATCHES, {"one": None}, F.cross_entropy, Sampler([6, 6], 5, 0), 100) is None
+    assert loss_slopes(net, BATCHES, {"one": None}, F.cross_entropy, Sampler([6, 6], 5, 0), 100) is None

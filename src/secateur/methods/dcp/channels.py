@@ -46,7 +46,7 @@ from secateur._protocols import BoolArray, FloatArray, IntArray
 from secateur.methods.contract import MethodRow
 from secateur.methods.dcp.discrimination import Discriminating, DiscriminationSettings, finite
 from secateur.methods.dcp.greedy import GreedySelection, Part, Reconstruction
-from secateur.methods.dcp.quadratic import Slopes, dense_blocks, slopes_of
+from secateur.methods.dcp.quadratic import Slopes, dense_blocks, loss_slopes
 from secateur.methods.dcp.stopping import survival
 from secateur.methods.kit.layerwise import MEMORY, Work
 from secateur.repair.least_squares import samples
@@ -136,7 +136,9 @@ class DCP(Discriminating):
             return {}
         pairs = list(zip(work.shown, work.targets, strict=True))
         behind = {name: self._behind([name]) for name in self._tables}
-        found = slopes_of(work.case.dense, pairs, behind, lambda *pair: finite(work.loss(*pair)), work.sampler, MEMORY)
+        found = loss_slopes(
+            work.case.dense, pairs, behind, lambda *pair: finite(work.loss(*pair)), work.sampler, MEMORY
+        )
         if found is None:
             self._say(
                 f"Gradients of all layers would take more than {MEMORY / 2**30:g} GiB: the loss is asked round by "

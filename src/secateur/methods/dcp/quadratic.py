@@ -65,7 +65,7 @@ class Slopes:
         return Reconstruction(found, constant=constant, places=first, offset=0.0 if alone else offset)
 
 
-def slopes_of(
+def loss_slopes(
     model: nn.Module,
     batches: Sequence[tuple[Any, Any]],
     behind: Mapping[str, Head | None],

@@ -134,7 +134,7 @@ class Layerwise(Method):
 
     def _work(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> Work:
         s = self.settings
-        pairs = list(limited(batches, s.images, self.device))
+        pairs = list(limited(batches, s.images, self.model))
         if not pairs:
             raise ConfigError(f"The method {self.name!r} has been shown no batch: give at least one (inputs, target).")
         shown = [inputs for inputs, _ in pairs]
