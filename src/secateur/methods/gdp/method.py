@@ -18,12 +18,13 @@ recalled, unverified.
 
 Where this differs from the paper, or stands in for what is not known of it:
 
-    The hinge of the penalty. All groups' shares of F are pulled down at once (F_lin = sum_u S_u dF/dS_u with the
-        derivatives held has the gradient of F): the alternation in Jacobi's form.
+    The hinge of the penalty: the pull goes on until the channels with open gates meet the budget. Were it to end when
+        the soft cost does, which is lower, gates would stay half open. All groups' shares of F are pulled down at once
+        (F_lin = sum_u S_u dF/dS_u with the derivatives held has the gradient of F): the alternation in Jacobi's form.
     A gate whose g falls below `closed`, or that crosses zero, is shut and held shut after every step; the largest gates
         of every group, as many as must stay, are not pulled and never shut. A group of which one channel is left stays:
         blocks are not removed.
-    lambda is 0 as soon as the channels with open gates meet the budget. `strength` null: 1, and more in a training so
+    `strength` null: 1, and more in a training so
         short that gates would not close in half of the time (at a learning rate of 0.05 with momentum 0.9).
     A warm-up without pull, then the pull; then eps falls, and gates come close to 0 or 1. Where the budget is not met
         when eps begins to fall, the open gates of least |a| are shut, and a note says how many.
@@ -168,17 +169,14 @@ class GDP(Method):
             self.gates.clear()
 
     def loss(self) -> torch.Tensor:
-        """lambda max(0, F / F0 - r), with the gradient of F's linear form at the soft widths."""
+        """lambda max(0, F / F0 - r), with the gradient of lambda F / F0 in its linear form until the budget is met."""
         if not self._pulls():
             return torch.zeros((), device=self.device)
         opened = self.opened()
         share, prices = self.cost.at(self._soft(opened))
-        above = share - self.aim.goal  # F / F0 - r
-        if above <= 0:
-            return torch.zeros((), device=self.device)
         pulled = torch.from_numpy(prices[self._group] * self._above_floors()).to(opened)
         linear = (pulled * opened).sum()  # sum_u S_u c_u / F0, c_u held
-        return self.strength * (linear - linear.detach() + above)
+        return self.strength * (linear - linear.detach() + max(0.0, share - self.aim.goal))
 
     def _pulls(self) -> bool:
         begin, end, _ = self.settings.phases
@@ -236,8 +234,8 @@ class GDP(Method):
         """The end of the pull: shut what the budget still asks for, and say so."""
         self._settled = True
         if not self._met:
-            masks, names = self.plan().masks, [group.name for group in self.graph.groups]
-            kept = np.concatenate([masks[name] for name in names])[self.gates.live]
+            masks = self.plan().masks
+            kept = np.concatenate([masks[name] for name in self.aim.groups])[self.gates.live]
             missing = ~kept & ~self.shut.cpu().numpy()
             self.notes.append(
                 f"When the pull was over the budget was not met: the {int(missing.sum())} of {len(missing)} gates "
@@ -267,18 +265,17 @@ class GDP(Method):
 
     def plan(self) -> Plan:
         """Channels with open gates: where they cost too much the smallest go, where too little others fill up."""
-        if self._met:
-            plan = self._allocate(self.score())
-            why = "what does not stay has a gate that is shut, and no channel of these fits in"
-            plan.provenance |= unspent(self.graph, self.budget, plan.widths, why)
-        else:
-            whole = {group.name: np.ones(group.width, dtype=np.bool_) for group in self.graph.groups}
-            floors = dict(zip(whole, self._floors.tolist(), strict=True))
+        scores = self.score()
+        if not self._met:
+            opened = {name: values > 0 for name, values in scores.items()}
+            floors = dict(zip(opened, self._floors.tolist(), strict=True))
             rules = Limits(floors, steps=self.constraints.steps(self.graph), close=CLOSE, exchange=True)
-            goal = Goal.of(self.graph.costs, self.aim)
-            masks = lower(self.graph, whole, self.score(), [goal], rules, self.allocator)
-            plan = Plan(masks, {"budget": self.budget.as_dict(), "allocator": self.allocator})
-        plan.provenance["criterion"] = self.name
+            kept = lower(self.graph, opened, scores, [Goal.of(self.graph.costs, self.aim)], rules, self.allocator)
+            scores = {name: np.where(kept[name], values, 0.0) for name, values in scores.items()}
+        plan = self._allocate(scores)
+        plan.provenance.pop("undecided", None)  # which of the shut ones fill up makes no difference
+        why = "what does not stay has a gate that is shut, and no channel of these fits in"
+        plan.provenance |= unspent(self.graph, self.budget, plan.widths, why) | {"criterion": self.name}
         return plan
 
     def plain(self) -> nn.Module:
