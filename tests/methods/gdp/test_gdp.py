@@ -140,7 +140,7 @@ def test_a_gradient_of_zero_does_not_hold_a_gate_against_momentum() -> None:
 
 
 def test_gates_that_are_nearly_shut_or_cross_zero_are_shut_save_the_last_of_a_group() -> None:
-    method = toy(strength=0.0)
+    method = toy(strength=0.0, budget="flops=0.02")
     first = torch.from_numpy(method._group == 0)
     method.a.data[first] = 0.0099
     method.a.data[0] = 0.00995
@@ -149,6 +149,19 @@ def test_gates_that_are_nearly_shut_or_cross_zero_are_shut_save_the_last_of_a_gr
     assert method.shut[first].tolist() == [False] + [True] * 23
     assert method.shut[[30, 31, 32]].tolist() == [True, True, False]
     assert method._crossed == 1
+
+
+def test_no_more_gates_are_shut_than_the_budget_asks_for_and_the_smallest_first() -> None:
+    method = toy(strength=0.0)
+    stream = torch.from_numpy(method._group == 0)
+    method.a.data[stream] = torch.linspace(0.001, 0.009, 24)
+    method.after_step()
+    shut = method.shut[stream].tolist()
+    assert shut == [True] * sum(shut) + [False] * (24 - sum(shut))
+    assert method._met
+    method.shut[sum(shut) - 1] = False
+    method._follow()
+    assert not method._met
 
 
 def test_without_strength_nothing_closes_and_with_much_it_closes_until_the_budget_is_met() -> None:
@@ -160,7 +173,7 @@ def test_without_strength_nothing_closes_and_with_much_it_closes_until_the_budge
     assert at < 35  # before the pull is over
     assert not any("not met" in note for note in strong.notes)
     assert seen[-1]["shut"] - seen[at]["shut"] < 0.05
-    assert seen[-1]["between"] < 0.05  # polarised
+    assert seen[-1]["between"] < 0.1  # polarised
     assert min(strong._widths().values()) >= 1
 
 

@@ -82,7 +82,7 @@ def test_a_cost_of_products_and_its_gradient() -> None:
     assert cost.at(np.array([4.0, 3.0]))[0] == pytest.approx(1)
     assert 222 * share == pytest.approx(114.43265, abs=5e-6)
     linear = sum(float(p) * w for p, w in zip(222 * prices, widths, strict=True))
-    assert float(linear) == pytest.approx(157.997, abs=5e-4)
+    assert linear.item() == pytest.approx(157.997, abs=5e-4)
     linear.backward()
     assert a[0].grad is not None
     assert a[0].grad.tolist() == pytest.approx([0.87373, 0.87373, 0, 222.8237], rel=1e-5)

@@ -17,15 +17,14 @@ smoothed L0 norm with exact zeros, a bilinear cost in alternation); there is no 
 recalled, unverified.
 
 Where this differs from the paper, or stands in for what is not known of it:
-
     The hinge of the penalty: the pull goes on until the channels with open gates meet the budget. Were it to end when
         the soft cost does, which is lower, gates would stay half open. All groups' shares of F are pulled down at once
         (F_lin = sum_u S_u dF/dS_u with the derivatives held has the gradient of F): the alternation in Jacobi's form.
-    A gate whose g falls below `closed`, or that crosses zero, is shut and held shut after every step; the largest gates
-        of every group, as many as must stay, are not pulled and never shut. A group of which one channel is left stays:
-        blocks are not removed.
-    `strength` null: 1, and more in a training so
-        short that gates would not close in half of the time (at a learning rate of 0.05 with momentum 0.9).
+    A gate whose g falls below `closed`, or that crosses zero, is shut and held shut after every step, the smallest
+        first, until the budget is met. The largest gates of every group, as many as must stay, are not pulled and never
+        shut: one channel of a group stays, and blocks are not removed.
+    `strength` null: 1, and more in a training so short that gates would not close in half of the time (at a learning
+        rate of 0.05 with momentum 0.9).
     A warm-up without pull, then the pull; then eps falls, and gates come close to 0 or 1. Where the budget is not met
         when eps begins to fall, the open gates of least |a| are shut, and a note says how many.
     Gates are divided by g(1), so that neither their insertion nor the fall of eps changes what the network computes.
@@ -205,14 +204,23 @@ class GDP(Method):
         """Shut gates that are nearly so, hold those that are, and when the pull is over see that the budget is met."""
         super().after_step()
         self.a.masked_fill_(self.shut, 0.0)  # whatever momentum did
-        values = self.a.cpu().numpy()
-        near = (values <= reach(self.settings.closed, self.eps)) & ~self.shut.cpu().numpy()
-        if near.any():
-            near &= self._above_floors()
-            self._crossed += int((near & (values < 0)).sum())
-            self._shut(near)
+        if not self._met:
+            self._shut_near()
         if self.progress >= self.settings.phases[1] and not self._settled:
             self._end_pull()
+
+    def _shut_near(self) -> None:
+        """Shut gates that are nearly so or went through zero, the smallest first, until the budget is met."""
+        values, shut = self.a.detach().cpu().numpy(), self.shut.cpu().numpy().copy()
+        near = (values <= reach(self.settings.closed, self.eps)) & ~shut
+        if near.any():
+            order = np.flatnonzero(near & self._above_floors())
+            order = order[np.argsort(values[order], kind="stable")]
+            self._crossed += int((values[order] < 0).sum())
+            for channel in order.tolist():
+                if not self.aim.met(self._widths(shut)):
+                    shut[channel] = True
+            self._shut(shut)
 
     @torch.no_grad()
     def _shut(self, channels: BoolArray) -> None:
@@ -225,9 +233,10 @@ class GDP(Method):
         """See whether the channels with open gates meet the budget."""
         self._met = self.aim.met(self._widths())
 
-    def _widths(self) -> dict[str, float]:
-        """Channels with open gates, by group."""
-        counted = self._whole + np.bincount(self._group, ~self.shut.cpu().numpy(), len(self._whole))
+    def _widths(self, shut: BoolArray | None = None) -> dict[str, float]:
+        """Channels with open gates, by group; now, or if these were shut."""
+        shut = self.shut.cpu().numpy() if shut is None else shut
+        counted = self._whole + np.bincount(self._group, ~shut, len(self._whole))
         return dict(zip(self.aim.groups, counted.tolist(), strict=True))
 
     def _end_pull(self) -> None:
