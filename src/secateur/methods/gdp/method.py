@@ -21,8 +21,9 @@ Where this differs from the paper, or stands in for what is not known of it:
         the soft cost does, which is lower, gates would stay half open. All groups' shares of F are pulled down at once
         (F_lin = sum_u S_u dF/dS_u with the derivatives held has the gradient of F): the alternation in Jacobi's form.
     A gate whose g falls below `closed`, or that crosses zero, is shut and held shut after every step, the smallest
-        first, until the budget is met. The largest gates of every group, as many as must stay, are not pulled and never
-        shut: one channel of a group stays, and blocks are not removed.
+        first, until the budget is met, and none with which less than 99% of it would be used. The largest gates of
+        every group, as many as must stay, are not pulled and never shut: one channel of a group stays, and blocks are
+        not removed.
     `strength` null: 1, and more in a training so short that gates would not close in half of the time (at a learning
         rate of 0.05 with momentum 0.9).
     A warm-up without pull, then the pull; then eps falls, and gates come close to 0 or 1. Where the budget is not met
@@ -210,7 +211,7 @@ class GDP(Method):
             self._end_pull()
 
     def _shut_near(self) -> None:
-        """Shut gates that are nearly so or went through zero, the smallest first, until the budget is met."""
+        """Shut gates that are nearly so or went through zero, the smallest first, until the budget is met, by 99%."""
         values, shut = self.a.detach().cpu().numpy(), self.shut.cpu().numpy().copy()
         near = (values <= reach(self.settings.closed, self.eps)) & ~shut
         if near.any():
@@ -218,8 +219,11 @@ class GDP(Method):
             order = order[np.argsort(values[order], kind="stable")]
             self._crossed += int((values[order] < 0).sum())
             for channel in order.tolist():
-                if not self.aim.met(self._widths(shut)):
-                    shut[channel] = True
+                shut[channel] = True
+                met, close = self.aim.met(self._widths(shut)), self.aim.close(self._widths(shut), CLOSE)
+                shut[channel] = close or not met  # finer ones are left to use the budget up
+                if met and close:
+                    break
             self._shut(shut)
 
     @torch.no_grad()
