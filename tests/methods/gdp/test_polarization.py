@@ -81,7 +81,7 @@ def test_a_cost_of_products_and_its_gradient() -> None:
     share, prices = cost.at(np.array([w.item() for w in widths]))
     assert cost.at(np.array([4.0, 3.0]))[0] == pytest.approx(1)
     assert 222 * share == pytest.approx(114.43265, abs=5e-6)
-    linear = sum(float(p) * w for p, w in zip(222 * prices, widths, strict=True))
+    linear = torch.stack([float(p) * w for p, w in zip(222 * prices, widths, strict=True)]).sum()
     assert linear.item() == pytest.approx(157.997, abs=5e-4)
     linear.backward()
     assert a[0].grad is not None
