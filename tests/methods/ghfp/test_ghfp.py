@@ -39,7 +39,7 @@ DECAY = [1.0, 0.383119, 0.14678, 0.0562341, 0.0215443, 0.00825404, 0.00316228, 0
 DECAY += [6.81292e-5, 0.0]
 
 
-def pair(width: int = 20) -> nn.Module:
+def pair(width: int = 20) -> Any:
     """Filters of four weights each, and what reads them."""
     return nn.Sequential(nn.Conv2d(4, width, 1, bias=False), nn.Conv2d(width, 2, 1))
 
@@ -74,7 +74,8 @@ def test_multipliers_of_one_event() -> None:
 def test_the_ends_of_the_scheme_are_the_other_methods() -> None:
     norms = np.array([4.0, 1, 3, 2])
     soft = event(norms, NONE, prune=2, harden=0, factor=0.0)
-    assert (soft.multipliers.tolist(), soft.hard.any()) == ([1, 0, 1, 0], False)  # SFP: zero, and none for good
+    assert soft.multipliers.tolist() == [1, 0, 1, 0]  # SFP: zero, and none for good
+    assert not soft.hard.any()
     hard = event(norms, NONE, prune=2, harden=2, factor=0.7)
     assert (hard.multipliers.tolist(), hard.hard.tolist()) == ([1, 0, 1, 0], [False, True, False, True])  # HFP
     assert (event(norms, NONE, prune=2, harden=0, factor=1.0).multipliers == 1).all()  # SRFP's first: nothing changes
@@ -166,7 +167,7 @@ def test_a_hard_filter_moves_unless_its_values_are_set() -> None:
 def trained(member: str, epochs: int, *, momentum: float, norms: str = "scaled") -> tuple[GHFP, Any, list[Any]]:
     """A network with a norm whose channels are active; of every epoch, filters just before its event."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 10, 1), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 3, 1), nn.Flatten())
+    model: Any = nn.Sequential(nn.Conv2d(4, 10, 1), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 3, 1), nn.Flatten())
     model[1].bias.data.fill_(1.0)
     method = pruner(model, 3 * epochs, "flops=0.6", size=1, member=member, norms=norms)
     optimiser = torch.optim.SGD(method.parameters(), 0.1, momentum=momentum, weight_decay=5e-4)
@@ -220,7 +221,7 @@ def test_norms_that_are_scaled_keep_a_soft_filter_down_without_momentum() -> Non
 
 def test_norms_shrink_with_soft_filters_or_are_left() -> None:
     for norms, wanted in (("scaled", 0.5), ("left", 1.0)):
-        model = nn.Sequential(nn.Conv2d(4, 10, 1), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 3, 1))
+        model: Any = nn.Sequential(nn.Conv2d(4, 10, 1), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 3, 1))
         model[1].bias.data.fill_(1.0)
         before = model[0].bias.detach().clone()
         method = pruner(model, 4, "flops=0.6", member="srfp", alpha=0.5, norms=norms)

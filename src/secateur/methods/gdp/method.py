@@ -17,14 +17,15 @@ smoothed L0 norm with exact zeros, a bilinear cost in alternation); there is no 
 recalled, unverified.
 
 Where this differs from the paper, or stands in for what is not known of it:
-
-    The hinge of the penalty. All groups' shares of F are pulled down at once (F_lin = sum_u S_u dF/dS_u with the
-        derivatives held has the gradient of F): the alternation in Jacobi's form.
-    A gate whose g falls below `closed`, or that crosses zero, is shut and held shut after every step; the largest gates
-        of every group, as many as must stay, are not pulled and never shut. A group of which one channel is left stays:
-        blocks are not removed.
-    lambda is 0 as soon as the channels with open gates meet the budget. `strength` null: 1, and more in a training so
-        short that gates would not close in half of the time (at a learning rate of 0.05 with momentum 0.9).
+    The hinge of the penalty: the pull goes on until the channels with open gates meet the budget. Were it to end when
+        the soft cost does, which is lower, gates would stay half open. All groups' shares of F are pulled down at once
+        (F_lin = sum_u S_u dF/dS_u with the derivatives held has the gradient of F): the alternation in Jacobi's form.
+    A gate whose g falls below `closed`, or that crosses zero, is shut and held shut after every step, the smallest
+        first, until the budget is met, and none with which less than 99% of it would be used. The largest gates of
+        every group, as many as must stay, are not pulled and never shut: one channel of a group stays, and blocks are
+        not removed.
+    `strength` null: 1, and more in a training so short that gates would not close in half of the time (at a learning
+        rate of 0.05 with momentum 0.9).
     A warm-up without pull, then the pull; then eps falls, and gates come close to 0 or 1. Where the budget is not met
         when eps begins to fall, the open gates of least |a| are shut, and a note says how many.
     Gates are divided by g(1), so that neither their insertion nor the fall of eps changes what the network computes.
@@ -168,17 +169,14 @@ class GDP(Method):
             self.gates.clear()
 
     def loss(self) -> torch.Tensor:
-        """lambda max(0, F / F0 - r), with the gradient of F's linear form at the soft widths."""
+        """lambda max(0, F / F0 - r), with the gradient of lambda F / F0 in its linear form until the budget is met."""
         if not self._pulls():
             return torch.zeros((), device=self.device)
         opened = self.opened()
         share, prices = self.cost.at(self._soft(opened))
-        above = share - self.aim.goal  # F / F0 - r
-        if above <= 0:
-            return torch.zeros((), device=self.device)
         pulled = torch.from_numpy(prices[self._group] * self._above_floors()).to(opened)
         linear = (pulled * opened).sum()  # sum_u S_u c_u / F0, c_u held
-        return self.strength * (linear - linear.detach() + above)
+        return self.strength * (linear - linear.detach() + max(0.0, share - self.aim.goal))
 
     def _pulls(self) -> bool:
         begin, end, _ = self.settings.phases
@@ -207,14 +205,26 @@ class GDP(Method):
         """Shut gates that are nearly so, hold those that are, and when the pull is over see that the budget is met."""
         super().after_step()
         self.a.masked_fill_(self.shut, 0.0)  # whatever momentum did
-        values = self.a.cpu().numpy()
-        near = (values <= reach(self.settings.closed, self.eps)) & ~self.shut.cpu().numpy()
-        if near.any():
-            near &= self._above_floors()
-            self._crossed += int((near & (values < 0)).sum())
-            self._shut(near)
+        if not self._met:
+            self._shut_near()
         if self.progress >= self.settings.phases[1] and not self._settled:
             self._end_pull()
+
+    def _shut_near(self) -> None:
+        """Shut gates that are nearly so or went through zero, the smallest first, until the budget is met, by 99%."""
+        values, shut = self.a.detach().cpu().numpy(), self.shut.cpu().numpy().copy()
+        near = (values <= reach(self.settings.closed, self.eps)) & ~shut
+        if near.any():
+            order = np.flatnonzero(near & self._above_floors())
+            order = order[np.argsort(values[order], kind="stable")]
+            self._crossed += int((values[order] < 0).sum())
+            for channel in order.tolist():
+                shut[channel] = True
+                met, close = self.aim.met(self._widths(shut)), self.aim.close(self._widths(shut), CLOSE)
+                shut[channel] = close or not met  # finer ones are left to use the budget up
+                if met and close:
+                    break
+            self._shut(shut)
 
     @torch.no_grad()
     def _shut(self, channels: BoolArray) -> None:
@@ -227,17 +237,18 @@ class GDP(Method):
         """See whether the channels with open gates meet the budget."""
         self._met = self.aim.met(self._widths())
 
-    def _widths(self) -> dict[str, float]:
-        """Channels with open gates, by group."""
-        counted = self._whole + np.bincount(self._group, ~self.shut.cpu().numpy(), len(self._whole))
+    def _widths(self, shut: BoolArray | None = None) -> dict[str, float]:
+        """Channels with open gates, by group; now, or if these were shut."""
+        shut = self.shut.cpu().numpy() if shut is None else shut
+        counted = self._whole + np.bincount(self._group, ~shut, len(self._whole))
         return dict(zip(self.aim.groups, counted.tolist(), strict=True))
 
     def _end_pull(self) -> None:
         """The end of the pull: shut what the budget still asks for, and say so."""
         self._settled = True
         if not self._met:
-            masks, names = self.plan().masks, [group.name for group in self.graph.groups]
-            kept = np.concatenate([masks[name] for name in names])[self.gates.live]
+            masks = self.plan().masks
+            kept = np.concatenate([masks[name] for name in self.aim.groups])[self.gates.live]
             missing = ~kept & ~self.shut.cpu().numpy()
             self.notes.append(
                 f"When the pull was over the budget was not met: the {int(missing.sum())} of {len(missing)} gates "
@@ -267,18 +278,17 @@ class GDP(Method):
 
     def plan(self) -> Plan:
         """Channels with open gates: where they cost too much the smallest go, where too little others fill up."""
-        if self._met:
-            plan = self._allocate(self.score())
-            why = "what does not stay has a gate that is shut, and no channel of these fits in"
-            plan.provenance |= unspent(self.graph, self.budget, plan.widths, why)
-        else:
-            whole = {group.name: np.ones(group.width, dtype=np.bool_) for group in self.graph.groups}
-            floors = dict(zip(whole, self._floors.tolist(), strict=True))
+        scores = self.score()
+        if not self._met:
+            opened = {name: values > 0 for name, values in scores.items()}
+            floors = dict(zip(opened, self._floors.tolist(), strict=True))
             rules = Limits(floors, steps=self.constraints.steps(self.graph), close=CLOSE, exchange=True)
-            goal = Goal.of(self.graph.costs, self.aim)
-            masks = lower(self.graph, whole, self.score(), [goal], rules, self.allocator)
-            plan = Plan(masks, {"budget": self.budget.as_dict(), "allocator": self.allocator})
-        plan.provenance["criterion"] = self.name
+            kept = lower(self.graph, opened, scores, [Goal.of(self.graph.costs, self.aim)], rules, self.allocator)
+            scores = {name: np.where(kept[name], values, 0.0) for name, values in scores.items()}
+        plan = self._allocate(scores)
+        plan.provenance.pop("undecided", None)  # which of the shut ones fill up makes no difference
+        why = "what does not stay has a gate that is shut, and no channel of these fits in"
+        plan.provenance |= unspent(self.graph, self.budget, plan.widths, why) | {"criterion": self.name}
         return plan
 
     def plain(self) -> nn.Module:
