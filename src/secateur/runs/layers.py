@@ -43,7 +43,7 @@ def kind(module: nn.Module) -> str:
 
 def channels(module: nn.Module) -> tuple[int | None, int | None]:
     """Channels that go in and come out, where the layer has them."""
-    if isinstance(module, nn.modules.conv._ConvNd | FORMED):
+    if isinstance(module, (nn.modules.conv._ConvNd, *FORMED)):
         return module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
