@@ -1,12 +1,12 @@
-"""What stripes save: a network whose layers are computed stripe by stripe beside dense, and beside one of fewer channels.
+"""What stripes save: a network computed stripe by stripe, beside the dense one and one of fewer channels.
 
     python benchmarks/forms_speed.py                       # resnet56 and vgg16_bn, PyTorch and ONNX Runtime, batch 1
     python benchmarks/forms_speed.py --models vgg16_bn --share 0.5 --repeats 30
 
-The skeleton is drawn, not trained: times depend on which stripes stay, not on their values. Stripes of one layer share a
-random scale, as trained ones do, so that layers keep different shares. The sides take turns in one run: dense, the form
-everywhere, the network deployed on that runtime (a layer keeps its form where it is faster there), and the network of
-L1 with as many multiply-accumulates.
+The skeleton is drawn, not trained: times depend on which stripes stay, not on their values. Stripes of one layer share
+a random scale, so that layers keep different shares. The sides take turns in one run: dense, the form everywhere, the
+network deployed on that runtime (a layer keeps its form where it is faster there), and that of L1 with as many
+multiply-accumulates.
 """
 
 from __future__ import annotations
