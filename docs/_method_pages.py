@@ -23,6 +23,8 @@ NEEDS = {
     "calibration": "batches of images (`data.calibration_images`)",
     "training": "training with the method at work",
 }
+#: What finish() gives, where that is not an ordinary network.
+RESULTS = {"forms": "layers that compute only what is left of them ([forms](../adding-a-method.md))"}
 
 
 def pages(folder: Path, table: Table) -> dict[Path, str]:
@@ -49,6 +51,7 @@ def _row(row: MethodRow) -> list[tuple[str, str]]:
         ("begins with", BEGINS[row.begins]),
         ("removes", f"{row.granularity}s"),
         ("after the cut", after),
+        *([("result", RESULTS[row.result])] if row.result in RESULTS else []),
         ("fidelity", row.fidelity),
     ]
 

@@ -19,7 +19,9 @@ from secateur.errors import PlanError, SecateurError, VerificationError
 from secateur.forms import FORMS, LayerForm, build_into, cost, formed, plainly, prove
 from secateur.forms.offsets import StripeConv2d
 from secateur.graph import trace
+from secateur.models import create
 from secateur.plan import Plan, kept_fingerprint
+from secateur.runs.layers import layer_rows
 
 OFFSETS = FORMS["offsets"]
 
@@ -185,6 +187,23 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     again = runtime.load(tmp_path, model=network())
     assert torch.equal(again(X), narrow(X))
     assert [k for _, k, _ in formed(again)] == ["offsets"] * 3
+
+
+def test_saved_by_a_reference_and_loaded_without_code_of_ones_own(tmp_path: Path) -> None:
+    """Which channel a stripe belongs to is in the plan; it is not taken for a buffer that others' tools left."""
+    net = create("resnet8")
+    x = torch.randn(1, 3, 32, 32)
+    plan = Plan.full(trace(net, x))
+    name = next(n for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    plan.forms[name] = drawn(net.get_submodule(name))
+    result = secateur.apply(net.eval(), x, plan)
+    header = runtime.save_model(tmp_path, result.model, reference="zoo:resnet8", inputs=x, plan=plan)
+    assert "left_out" not in header
+    again = runtime.load(tmp_path)
+    assert torch.equal(again(x), result.model.eval()(x))
+    row = next(row for row in layer_rows(result) if row["name"] == name)
+    assert (row["form"], row["out_after"]) == ("offsets", 16)
+    assert sum(row["macs_after"] for row in layer_rows(result)) == result.after.macs < result.before.macs
 
 
 def test_a_plan_without_forms_is_as_ever(tmp_path: Path) -> None:

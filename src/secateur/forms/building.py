@@ -30,7 +30,11 @@ class Formed(Protocol):
 
 
 def build_into(model: nn.Module, forms: Mapping[str, LayerForm], *, plain: bool = False) -> None:
-    """Put what the forms build, or their plain references, in place of the layers of a cut `model`.
+    """Put what the forms build in place of the layers of a cut `model`.
+
+    Args:
+        model: a network after the cut, changed in place. forms: by layer.
+        plain: put their plain references there instead.
 
     Raises:
         PlanError: there is no such layer, or it is another than the form is for; the model is then as it was.
@@ -76,13 +80,19 @@ def formed(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
 
 
 def plainly(model: nn.Module, names: Mapping[str, str]) -> None:
-    """Put ordinary layers in place of these formed ones (names with their kinds), in place."""
+    """Put ordinary layers that compute the same in place of formed ones.
+
+    model: changed in place. names: of the layers, with their kinds.
+    """
     for name, kind in names.items():
         _replace(model, name, FORMS[kind].plain(model.get_submodule(name)))
 
 
 def cost(graph: Graph, plan: Formed) -> Cost:
-    """The cost of the network that a plan makes, its forms counted; what they keep in memory counts as the layer's."""
+    """The cost of the network that a plan makes, its forms counted; what they keep in memory counts as the layer's.
+
+    graph: of the original. plan: masks and forms.
+    """
     whole = graph.cost(plan)
     if not plan.forms:
         return whole
@@ -99,7 +109,10 @@ def cost(graph: Graph, plan: Formed) -> Cost:
 
 
 def dense_macs(graph: Graph, plan: Formed | None) -> dict[str, int]:
-    """Multiply-accumulates of every layer at the plan's widths, its form left out; without a plan of the original."""
+    """Multiply-accumulates of every layer at the plan's widths, its form left out.
+
+    graph: of the original. plan: None for the whole network.
+    """
     found: dict[str, float] = {}
     for call, macs in zip(graph.costs.mac_calls, graph.costs.macs_by_call(graph.widths(plan)), strict=True):
         name = graph.recording.calls[int(call)].module

@@ -16,7 +16,14 @@ FORMED = (StripeConv2d,)
 
 
 def check_form(layer: str, given: object) -> LayerForm:
-    """The form that a plan's file gives a layer; PlanError in a sentence for an unknown kind or unsound data."""
+    """The form that a plan's file gives a layer.
+
+    Args:
+        layer: its name, for the message. given: what the file says of it, parsed and trusted in nothing.
+
+    Raises:
+        PlanError: one sentence: the kind is unknown, or the data are not sound.
+    """
     where = f"The form of the layer {shown(layer)} in the plan"
     match given:
         case {"kind": str(kind), "data": dict(data), **rest} if not rest:

@@ -68,11 +68,9 @@ class StripeConv2d(nn.Module):
                 left : left + (width - 1) * self.stride[1] + 1,
             ]
             made = F.conv2d(part, self.weight[start:stop], stride=self.stride)
-            if stop - start == self.out_channels:  # of all filters, in order
-                out = made if out is None else out + made
-            else:
-                into = made.new_zeros(*made.shape[:-3], self.out_channels, height, width) if out is None else out
-                out = into.index_add(made.dim() - 3, self.rows[start:stop], made)
+            if out is None:
+                out = made.new_zeros(*made.shape[:-3], self.out_channels, height, width)
+            out.index_add_(made.dim() - 3, self.rows[start:stop], made)
         if out is None:
             out = x.new_zeros(*x.shape[:-3], self.out_channels, height, width)
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]

@@ -32,6 +32,7 @@ def prove(model: nn.Module, forms: Mapping[str, LayerForm], example_inputs: Any,
 
     Args:
         model: the cut network, its layers still as they are. forms: by layer. example_inputs: what it runs with.
+        seed: of the random weights and inputs.
 
     Raises:
         VerificationError: they differ by more than the tolerance of the proof of a cut. PlanError: a form does not fit.

@@ -87,7 +87,7 @@ def save_model(
     content = described(narrow, extra)
     fresh = _fresh(content, plan)
     if fresh is not None:
-        narrow, others = _own(narrow, None, set(state_tensors(fresh)))
+        narrow, others = _own(narrow, None, {name for name, _ in fresh.named_buffers(remove_duplicate=False)})
         if others:
             content = described(narrow, extra + others)
         _check_again(content, fresh)

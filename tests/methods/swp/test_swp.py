@@ -91,6 +91,8 @@ def test_what_falls_to_the_threshold_stays_out() -> None:
         pruner.after_backward()
         if step:
             assert not values.grad[0].any()
+            assert values.grad[1, 0, 0] == 0  # of a filter that has other stripes, and a gradient
+            assert values.grad[1, 0, 1] != 0
             assert pruner.model[1].weight.grad[0] == 0
         optimiser.step()
         if step == 0:

@@ -74,7 +74,7 @@ class SWP(Method):
             )
         self._check_floor()
         modules = dict(self.graph.model.named_modules())
-        self.skeletons = nn.ModuleList(Skeleton(modules[name]) for name in layers)  # type: ignore[arg-type]
+        self.skeletons = nn.ModuleList(Skeleton(modules[name]) for name in layers)
         self.names = tuple(layers)
 
     def _check_floor(self) -> None:
@@ -115,7 +115,7 @@ class SWP(Method):
         for skeleton in self._by_name.values():
             skeleton.threshold(self.settings.delta)
         for vector, stays in self._vectors():
-            vector *= stays
+            vector.mul_(stays)
 
     def _vectors(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
         """Affines and biases of channels that skeletons alone make, with 1 where a stripe is left and 0 elsewhere."""

@@ -24,7 +24,7 @@ class Skeleton(nn.Module):
         self.values = nn.Parameter(torch.ones(shape, dtype=layer.weight.dtype, device=layer.weight.device))
         self.register_buffer("stays", torch.ones(shape, dtype=torch.bool, device=layer.weight.device))
         self._only: torch.Tensor | None = None  # stripes looked at in evaluation, None: all that are there
-        layer._conv_forward = _Multiplied(layer, self)  # type: ignore[method-assign]
+        layer.__dict__["_conv_forward"] = _Multiplied(layer, self)
 
     def current(self) -> torch.Tensor:
         """I, with the stripes that are looked at alone."""
@@ -38,7 +38,7 @@ class Skeleton(nn.Module):
     def threshold(self, delta: float) -> None:
         """Q = stays and |I| > delta; I <- I Q."""
         self.stays &= self.values.abs() > delta
-        self.values *= self.stays
+        self.values.mul_(self.stays)
 
     def mask_gradient(self) -> None:
         """grad I <- grad I Q: dL/dI = sum_c W D is not zero where I is."""
@@ -58,7 +58,8 @@ class _Multiplied:
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         # Weff = W * I[:, None]
-        return self._own(self._layer[0], x, weight * self._skeleton.current()[:, None], bias)
+        out: torch.Tensor = self._own(self._layer[0], x, weight * self._skeleton.current()[:, None], bias)
+        return out
 
 
 def taken_out(model: nn.Module, skeletons: Mapping[str, Skeleton]) -> None:

@@ -80,7 +80,7 @@ class Stripes:
             return np.ones(width, dtype=np.bool_)
         alive = np.zeros(width, dtype=np.bool_)
         for name, index in self._made[group]:
-            alive |= kept[name].any((1, 2))[index].any(1)
+            alive |= np.asarray(kept[name].any((1, 2)))[index].any(1)
         return alive
 
     def _is_unread(self, group: str, kept: Mapping[str, BoolArray]) -> bool:
