@@ -110,7 +110,8 @@ def _scores(row: MethodRow, name: str, other: bool = False) -> tuple[np.ndarray[
         thinned = bool((weights == 0).any() or made.result.plan.forms)
         return np.append(kept, 0.0 if thinned else 1.0), (weights.tolist(), made.result.plan.provenance.get("errors"))
     rows = np.concatenate([np.asarray(found[group.name], dtype=np.float64) for group in made.graph.groups])
-    return rows, (rows.tolist(), getattr(found, "provenance", {}).get("search"), repr(getattr(made, "judged", 0)))
+    judged = repr(getattr(made, "judged", None))
+    return rows, (rows.tolist(), getattr(found, "provenance", {}).get("search"), judged)
 
 
 def _train(made: Any, task: Task, images: torch.Tensor, targets: Any) -> None:
