@@ -102,15 +102,20 @@ def _scores(row: MethodRow, name: str, other: bool = False) -> tuple[np.ndarray[
     elif row.needs == "calibration":
         told = task.classes(targets) if row.asks == "classes" else targets
         made.collect([(images[:12], told[:12]), (images[12:], told[12:])], task.loss)
+    judged = repr(getattr(made, "judged", None))
     try:
         found = made.score()
     except ConfigError:
         weights = np.concatenate([p.detach().flatten().double().numpy() for p in made.finish().parameters()])
         kept = np.concatenate([mask.astype(np.float64) for mask in made.result.plan.masks.values()])
         thinned = bool((weights == 0).any() or made.result.plan.forms)
-        return np.append(kept, 0.0 if thinned else 1.0), (weights.tolist(), made.result.plan.provenance.get("errors"))
+        return np.append(kept, 0.0 if thinned else 1.0), (
+            weights.tolist(),
+            made.result.plan.provenance.get("errors"),
+            judged,
+        )
     rows = np.concatenate([np.asarray(found[group.name], dtype=np.float64) for group in made.graph.groups])
-    return rows, (rows.tolist(), getattr(found, "provenance", {}).get("search"), repr(getattr(made, "judged", 0)))
+    return rows, (rows.tolist(), getattr(found, "provenance", {}).get("search"))
 
 
 def _train(made: Any, task: Task, images: torch.Tensor, targets: Any) -> None:
