@@ -127,6 +127,9 @@ def test_shut_gates_stay_shut(options: dict[str, Any]) -> None:
     train(method, 5, 0.1, **options)
     assert not method.a[torch.from_numpy(shut)].any()
     assert method.a[torch.from_numpy(~shut)].all()
+    method.a.data[torch.from_numpy(shut)] = 0.3  # as momentum from before would
+    method.after_step()
+    assert not method.a[torch.from_numpy(shut)].any()
 
 
 def test_a_gradient_of_zero_does_not_hold_a_gate_against_momentum() -> None:
