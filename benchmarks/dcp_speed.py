@@ -23,7 +23,11 @@ from torch.nn import functional as F
 
 import secateur
 
-SIDES: dict[str, dict[str, Any]] = {"exact": {"exact": True}, "moments": {}, "no classifiers": {"weight": 0.0}}
+SIDES: dict[str, dict[str, Any]] = {
+    "exact": {"exact": True},
+    "moments": {"exact": False},
+    "no classifiers": {"exact": False, "weight": 0.0},
+}
 TRAINED_ON = 1200
 
 

@@ -14,24 +14,24 @@ from secateur._protocols import GraphLike
 from secateur.errors import PlanError
 from secateur.plan import Plan, fingerprint
 
-_ATTRIBUTE = "_secateur_plan"
+ATTRIBUTE = "_secateur_plan"  # of a network that was cut
 _APART = ""
 
 
 def earlier(model: nn.Module) -> Plan | None:
     """The plan by which `model` was cut from a network that was never pruned; None where it does not know of one."""
-    text: Any = model.__dict__.get(_ATTRIBUTE)
+    text: Any = model.__dict__.get(ATTRIBUTE)
     return Plan.parse(text) if isinstance(text, str) and text else None
 
 
 def is_apart(model: nn.Module) -> bool:
     """Whether the cuts of `model` make no single plan."""
-    return model.__dict__.get(_ATTRIBUTE) == _APART
+    return model.__dict__.get(ATTRIBUTE) == _APART
 
 
 def know(narrow: nn.Module, plan: Plan) -> None:
     """Let `narrow` know the whole plan it was cut by, as a file says."""
-    narrow.__dict__[_ATTRIBUTE] = plan.text()
+    narrow.__dict__[ATTRIBUTE] = plan.text()
 
 
 def carry(before: nn.Module, narrow: nn.Module, plan: Plan) -> str | None:
@@ -45,12 +45,12 @@ def carry(before: nn.Module, narrow: nn.Module, plan: Plan) -> str | None:
         known = earlier(before)
         text = (plan if known is None else known.then(plan)).text()
     except PlanError as error:
-        narrow.__dict__[_ATTRIBUTE] = _APART
+        narrow.__dict__[ATTRIBUTE] = _APART
         return (
             f"This cut and those before it make no single plan ({str(error).rstrip('.')}), so that the network can be "
             "exported and not saved in a folder."
         )
-    narrow.__dict__[_ATTRIBUTE] = text
+    narrow.__dict__[ATTRIBUTE] = text
     return None
 
 

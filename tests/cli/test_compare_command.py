@@ -31,7 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_shows_the_means_and_where_the_leaderboard_is() -> None:
-    found = run("c.yaml", "--methods", "l1, scratch", "--seeds", 2, "--first-seed", 5)
+    found = run("c.yaml", "--no-dense", "--methods", "l1, scratch", "--seeds", 2, "--first-seed", 5)
     assert found.exit_code == 0, found.stderr
     lines = found.stdout.splitlines()
     assert lines[0] == "flops=0.6"
@@ -45,13 +45,13 @@ def test_it_shows_the_means_and_where_the_leaderboard_is() -> None:
     assert {p.name for p in Path("runs/compare/runs").iterdir()} == {
         f"{label}-{seed}-flops=0.6" for label in ("l1", "scratch") for seed in (5, 6)
     }
-    again = run("c.yaml", "--methods", "l1,scratch", "--seeds", 2, "--first-seed", 5)
+    again = run("c.yaml", "--no-dense", "--methods", "l1,scratch", "--seeds", 2, "--first-seed", 5)
     assert again.stdout == found.stdout
     assert again.stderr.splitlines() == ["[0:00] 4 runs: 4 finished before, 0 to do."]
 
 
 def test_for_programs() -> None:
-    given = ("--methods", "scratch", "--seeds", 1, "--out", "x", "--set", "finetune.epochs=1", "--set")
+    given = ("--no-dense", "--methods", "scratch", "--seeds", 1, "--out", "x", "--set", "finetune.epochs=1", "--set")
     found = run("c.yaml", *given, "finetune.warmup=0", "--budget", "flops=0.7", "--budget", "flops=0.5", "--json")
     assert found.exit_code == 0, found.stderr
     assert json.loads(found.stdout) == json.loads(Path("x/leaderboard.json").read_text())
@@ -64,12 +64,12 @@ def test_for_programs() -> None:
 
 
 def test_quiet_says_where_the_page_is() -> None:
-    found = run("c.yaml", "--methods", "scratch", "--seeds", 1, "-q")
+    found = run("c.yaml", "--no-dense", "--methods", "scratch", "--seeds", 1, "-q")
     assert (found.stdout, found.stderr) == ("runs/compare/leaderboard.html\n", "")
 
 
 def test_settings_of_methods() -> None:
-    found = run("c.yaml", "--methods", "l1,scratch", "--seeds", 1, "--with", "l1.reduce=mean", "-q")
+    found = run("c.yaml", "--no-dense", "--methods", "l1,scratch", "--seeds", 1, "--with", "l1.reduce=mean", "-q")
     assert found.exit_code == 0, found.stderr
     results = json.loads(Path("runs/compare/runs/l1-0-flops=0.6/results.json").read_text())
     assert results["method"]["settings"]["reduce"] == "mean"
@@ -77,7 +77,7 @@ def test_settings_of_methods() -> None:
 
 
 def test_a_failed_run_makes_the_exit_code_1() -> None:
-    found = run("c.yaml", "--methods", "scratch,l1", "--seeds", 1, "--with", "scratch.plan=nowhere.json")
+    found = run("c.yaml", "--no-dense", "--methods", "scratch,l1", "--seeds", 1, "--with", "scratch.plan=nowhere.json")
     assert found.exit_code == 1
     assert "scratch, seed 0, flops=0.6 failed: " in found.stdout
     assert "nowhere.json" in found.stdout
@@ -91,12 +91,12 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(sys, "argv", ["secateur", "compare", "c.yaml", "--out", "a b"])
     monkeypatch.setattr(runs.stages.Stages, "_prune", interrupted)
-    found = run("c.yaml", "--methods", "l1", "--out", "a b", "-q")
+    found = run("c.yaml", "--no-dense", "--methods", "l1", "--out", "a b", "-q")
     assert found.exit_code == 130
     said = "error: Interrupted: the same command goes on from here, secateur compare c.yaml --out 'a b'.\n"
     assert found.stderr == said
     monkeypatch.setattr("secateur.compare.prepare", interrupted)
-    found = run("c.yaml", "--methods", "l1", "--out", "other", "-q")
+    found = run("c.yaml", "--no-dense", "--methods", "l1", "--out", "other", "-q")
     assert (found.exit_code, found.stderr) == (130, "error: Interrupted before anything was written.\n")
 
 

@@ -44,6 +44,7 @@ def test_ctrl_c_while_importing(module: str) -> None:
     assert rest == ["error: interrupted"]
 
 
+@pytest.mark.long
 def test_many_ctrl_c_in_a_row(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "secateur", "run", str(recipe(tmp_path)), "--out", str(tmp_path / "a")],

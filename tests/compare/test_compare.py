@@ -205,6 +205,7 @@ def test_interrupted_between_stages(whole: Outcome, tmp_path: Path, monkeypatch:
     assert found == {key: outcome(whole.folder)[key] for key in found}
 
 
+@pytest.mark.long
 def test_latency_is_of_the_network_that_is_there(tmp_path: Path) -> None:
     import shutil
 
@@ -300,6 +301,7 @@ def test_two_processes_do_not_work_on_one_comparison(tmp_path: Path) -> None:
         contest(tmp_path / "a", "scratch")
 
 
+@pytest.mark.long
 def test_a_method_of_ones_own_is_compared(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(

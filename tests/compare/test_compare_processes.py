@@ -64,6 +64,7 @@ def net():
 """
 
 
+@pytest.mark.long
 def test_a_process_that_dies_is_a_failed_run_that_can_go_on(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(DYING)
     (tmp_path / "deadly").touch()

@@ -49,6 +49,7 @@ def whole(trained: nn.Module) -> Compressed:
     return _search(copy.deepcopy(trained), loader, None)
 
 
+@pytest.mark.long
 def test_interrupted_in_every_stage(model: nn.Module, loader: Any, whole: Compressed, tmp_path: Path) -> None:
     """One folder, stopped in the middle of trials of each stage one after the other."""
     for stop in ("trial 2", "training 2", "level", "round 2"):

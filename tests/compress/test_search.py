@@ -162,6 +162,7 @@ def test_the_front_is_what_nothing_beats() -> None:
     assert [each.number for each in pareto(points)] == [0, 2]
 
 
+@pytest.mark.long
 def test_a_speed_up_is_timed_in_the_end(
     model: nn.Module, loader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ RUNS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a process by its environment, as Linux shows it")
 def test_two_processes_leave_what_one_leaves(tmp_path: Path) -> None:

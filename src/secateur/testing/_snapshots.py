@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.history import ATTRIBUTE
+
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
     "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
@@ -71,7 +73,7 @@ def _part(module: nn.Module) -> dict[str, Any]:
     own = [*module._parameters.values(), *module._buffers.values()]
     return {
         "class": type(module),
-        "attributes": frozenset(vars(module)),
+        "attributes": frozenset(vars(module)) - {ATTRIBUTE},
         "hooks": sum(len(getattr(module, name, ())) for name in _HOOKS)
         + sum(len(t._backward_hooks or ()) for t in own if t is not None),
         "training": module.training,

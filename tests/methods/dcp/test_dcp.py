@@ -405,7 +405,7 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match="what stop: share goes by"):
         DCP(network.make(), network.inputs(), budget="flops=0.5", stop="tolerance", shares={"first.0": 2.0})
     with pytest.raises(ConfigError, match="lr is of the passes of exact: true"):
-        DCP(network.make(), network.inputs(), budget="flops=0.5", lr=0.1)
+        DCP(network.make(), network.inputs(), budget="flops=0.5", exact=False, lr=0.1)
     method = DCP(_seen(network), network.inputs(), budget="flops=0.5")
     with pytest.raises(ConfigError, match="has seen no data"):
         method.finish()
