@@ -122,7 +122,7 @@ def apply(
     attention = plan.provenance.get("attention", "heads")
     graph = trace(model, example_inputs, attention=attention if attention == "head_dim" else "heads")
     check_weights(graph)
-    plan = rest(plan, graph, graph.model)
+    given, plan = plan, rest(plan, graph, graph.model)
     try:
         for conflict in find_settled(plan.provenance.get("settled", []), graph.recording.calls):
             graph.settle(conflict)
@@ -143,8 +143,15 @@ def apply(
         build_into(made.model, plan.forms)
     said = tuple(str(conflict) for conflict in graph.settled)
     told = carry(graph.model, made.model, plan)
-    remarks = (told,) if told else ()
+    remarks = tuple(each for each in (None if plan is given else _done_before(plan), told) if each)
     return Result(made.model, plan, before, after, proof, graph, made, said, remarks, forms=second)
+
+
+def _done_before(rest_of_it: Plan) -> str:
+    """What is said where a network had been cut by a part of the plan, or by all of it."""
+    if all(mask.all() for mask in rest_of_it.masks.values()):
+        return "The network was cut by this plan before: nothing was left to do."
+    return "The network was cut by the first part of this plan before: the rest was done."
 
 
 def settled_plan(

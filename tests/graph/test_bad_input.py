@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -229,8 +230,13 @@ def test_a_plan_of_other_widths() -> None:
 
 def test_a_plan_applied_twice() -> None:
     result = halve(small(), IMAGE)
+    again = secateur.apply(result.model, IMAGE, result.plan)
+    assert "The network was cut by this plan before: nothing was left to do." in again.notes
+    assert again.after == again.before
+    plain = copy.deepcopy(result.model)
+    del plain._secateur_plan  # as of a network that does not know what it was cut by
     with pytest.raises(PlanError, match="stem"):
-        secateur.apply(result.model, IMAGE, result.plan)
+        secateur.apply(plain, IMAGE, result.plan)
 
 
 def test_a_plan_that_leaves_nothing() -> None:

@@ -46,7 +46,7 @@ class BatchNorm(Repair):
 def remeasure(model: nn.Module, batches: Pairs) -> list[str]:
     """Measure the running means and variances of a network anew, in place; the rest of it is in evaluation.
 
-    batches: (inputs, target), of which the targets are not looked at.
+    model: changed in place. batches: (inputs, target), of which the targets are not looked at.
 
     Returns:
         sentences for the report.

@@ -16,7 +16,7 @@ Asks = Literal["nothing", "samples", "loss", "scores", "classes", "class scores"
 def refusal(asks: Asks, task: Task, inputs: Any = None) -> str | None:
     """Why a task cannot be served: the end of a sentence that begins with the method; None if it can.
 
-    inputs: example inputs, where they are known.
+    asks: what the method needs of a task. inputs: example inputs, where they are known.
     """
     name = task.name or type(task).__name__
     args, keywords = as_call(inputs)

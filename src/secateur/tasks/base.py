@@ -184,7 +184,7 @@ class Task:
 
 
 class Evaluator:
-    """Follows a model over batches and says how good it is, over all processes together."""
+    """Follows a model over batches and says how good it is at a task, over all processes together."""
 
     def __init__(self, task: Task) -> None:
         self.task, self.samples = task, 0
@@ -247,7 +247,10 @@ def fitted(answer: torch.Tensor, targets: torch.Tensor, task: str) -> torch.Tens
 
 
 def shown(value: float | None, unit: str) -> str:
-    """A metric in words; "-" for one that was not measured."""
+    """A metric in words; "-" for one that was not measured.
+
+    value: as measured. unit: "share" (of 1, shown in percent), "dB", or another.
+    """
     if value is None or value != value:
         return "-"
     if unit == "share":
