@@ -512,7 +512,7 @@ BROKEN: tuple[tuple[type[Good], str], ...] = (
     (WastesBudget, "of what is allowed, and not 99%"),
     (ForgetsConstraints, "the plan cuts stem.0, which constraints.ignore names"),
     (LeavesAHook, "finish() leaves something in the narrow network: 1 hooks instead of 0 on stem"),
-    (LeavesABuffer, "in which nothing of the method is left): PlanError: The plan was made for another architecture"),
+    (LeavesABuffer, "is left but the forms of its plan): PlanError: The plan was made for another architecture"),
     (LeavesAnAttribute, "the attribute 'gate' that came or went on neck"),
     (OtherClass, "finish() gives Sequential, and the model is Residual"),
     (NoProof, "the cut was not verified: leave verification on"),

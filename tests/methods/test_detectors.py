@@ -27,6 +27,7 @@ REFUSED = {
     "feature_relevance": "cannot start at a class",
     "functionality": "does not take one tensor",
     "nap": "draws targets from the network's own answers, and SSD does not give one tensor",
+    "swp": "are in convolutions that have several",
 }
 
 
