@@ -109,11 +109,8 @@ def _scores(row: MethodRow, name: str, other: bool = False) -> tuple[np.ndarray[
         weights = np.concatenate([p.detach().flatten().double().numpy() for p in made.finish().parameters()])
         kept = np.concatenate([mask.astype(np.float64) for mask in made.result.plan.masks.values()])
         thinned = bool((weights == 0).any() or made.result.plan.forms)
-        return np.append(kept, 0.0 if thinned else 1.0), (
-            weights.tolist(),
-            made.result.plan.provenance.get("errors"),
-            judged,
-        )
+        searched = [made.result.plan.provenance.get(key) for key in ("errors", "accuracy")]
+        return np.append(kept, 0.0 if thinned else 1.0), (weights.tolist(), searched, judged)
     rows = np.concatenate([np.asarray(found[group.name], dtype=np.float64) for group in made.graph.groups])
     return rows, (rows.tolist(), getattr(found, "provenance", {}).get("search"))
 

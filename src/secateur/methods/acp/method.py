@@ -109,15 +109,20 @@ class Acp(Method):
             return self._fitness(code)
 
         _, tops = fly(first[free], most[free], fitness, particles=s.particles, cycles=s.cycles, seed=self.seed)
-        if not self._plans:
-            raise ConfigError("None of the widths that acp tried can be cut: choose another method for this network.")
-        best = max(self._numbers.items(), key=lambda item: (item[1], -item[0]))[0]
-        self._found, self._weights = self._plans[best], trials.weights(best)
+        if self._plans:
+            best = max(self._numbers.items(), key=lambda item: (item[1], -item[0]))[0]
+            self._found, self._weights = self._plans[best], trials.weights(best)
+        else:
+            wanted = {g.name: float(width) for g, width in zip(groups, first, strict=True)}
+            self._found = fitted_plan(self.graph, self.budget, self.constraints, wanted, self._order(0))
+            self._weights = {}
+            self._note(["Sizes in the network's code kept every candidate from being cut: the clusters' widths count."])
         self._found.provenance |= {
             "criterion": "acp", "eps": eps, "kinds": dict(zip((g.name for g in groups), first.tolist(), strict=True)),
             "trials": len(self._plans), "accuracy": [top if np.isfinite(top) else None for top in tops],
         }  # fmt: skip
-        self._note([self._told(eps, tops)])
+        if self._plans:
+            self._note([self._told(eps, tops)])
 
     def _told(self, eps: float, tops: list[float]) -> str:
         asked = self.settings.particles * (self.settings.cycles + 1)
@@ -207,7 +212,8 @@ class Acp(Method):
         if self._found is None or any((plan.masks[name] != mask).any() for name, mask in self._found.masks.items()):
             self._note(["The cut keeps other channels than the best candidate, so its trained weights are not used."])
             return
-        renew(model, self.graph, plan, self._weights)
+        if self._weights:
+            renew(model, self.graph, plan, self._weights)
 
 
 def _makers(model: nn.Module, group: Group) -> list[str]:

@@ -37,6 +37,7 @@ from torch.func import functional_call
 from secateur._hints import few
 from secateur._protocols import BoolArray, FloatArray
 from secateur.errors import ConfigError
+from secateur.graph import SizeConflict
 from secateur.graph.cut import take
 from secateur.graph.modules import named_tensors
 from secateur.methods.contract import Method, MethodRow, Settings
@@ -80,6 +81,7 @@ class MetaPruning(Method):
         floors = self.constraints.floors(self.graph)
         self._free = [g.name for g, floor in zip(self.graph.groups, floors.tolist(), strict=True) if floor < g.width]
         self._found: Plan | None = None
+        self._warm: dict[str, torch.Tensor] = {}  # generated weights of the narrow network
 
     # ---------------------------------------------------------------------------------------------------- training
 
@@ -171,7 +173,13 @@ class MetaPruning(Method):
         self._found, self._warm = plan, {}
         if s.weights == "generated":
             ratios = {group.name: plan.widths[group.name] / group.width for group in self.graph.groups}
-            self._warm = self._generated(self.graph.cut(plan).model, plan, ratios).state_dict()
+            try:
+                self._warm = self._generated(self.graph.cut(plan).model, plan, ratios).state_dict()
+            except SizeConflict as conflict:
+                self._note([f"Generated weights are not used: {conflict}"])
+        if not self._known:
+            self._note(["Sizes in the network's code kept all widths from being tried: the first ones drawn count."])
+            return
         first, last = (trials.shown(-top) for top in (tops[0], tops[-1]))
         said = f"The evolution tried {len(self._known)} widths: with generated weights"
         self._note([f"{said} {first} after one generation, {last} after {len(tops)}."])
@@ -241,12 +249,16 @@ class MetaPruning(Method):
 
     def repair(self, model: nn.Module, plan: Plan) -> None:
         """Give what stays new weights, or generated ones."""
-        if self.settings.weights == "generated" and self._found is not None and self._same(plan):
+        if self._warm and self._same(plan):
             renew(model, self.graph, plan, self._warm)
             return
-        narrow = self.graph.cut(plan).model
-        kept = fresh(narrow, self.seed)
-        renew(model, self.graph, plan, narrow.state_dict())
+        try:
+            narrow = self.graph.cut(plan).model
+        except SizeConflict:  # which the cut will settle; the network is as wide as it was, and so are the draws
+            kept = fresh(model, self.seed)
+        else:
+            kept = fresh(narrow, self.seed)
+            renew(model, self.graph, plan, narrow.state_dict())
         said = [f"Parts that cannot be initialised anew keep their weights: {few(kept)}."] if kept else []
         self._note(["The narrow network has new weights, and its accuracy is chance until it is trained.", *said])
 
