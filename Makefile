@@ -12,7 +12,7 @@ LIGHTNING := lightning lightning-utilities torchmetrics tqdm
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint types unit long docs pages fuzz mutate census speed quality compare compress-bench clean
+.PHONY: venv demo test lint types unit long durations docs pages fuzz mutate census speed quality compare compress-bench clean
 
 venv: $(STAMP)
 
@@ -44,6 +44,9 @@ unit: $(STAMP)
 long: $(STAMP)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -n 2 -m long
 
+durations: $(STAMP)  ## which tests take over a second here: tests/long.txt anew, on a quiet machine
+	$(BIN)/python benchmarks/durations.py
+
 docs: $(STAMP)  ## the documentation site in site/, warnings as errors, nothing fetched; the tests build it too
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
@@ -51,7 +54,7 @@ pages: $(STAMP)  ## every generated page and table of the documentation, from th
 	$(BIN)/python docs/tables.py
 	$(BIN)/python benchmarks/tables.py
 
-fuzz: $(STAMP)  ## the property-based tests with 10,000 random networks instead of 500
+fuzz: $(STAMP)  ## the property-based tests with 10,000 random networks instead of 200
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m fuzz
 
 mutate: $(STAMP)  ## small faults in a copy of each method's code, or of METHOD=name: do its tests notice? minutes for each

@@ -26,6 +26,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 torch.set_num_threads(1)  # two test processes on two cores
 
 
+#: Tests that `make test` leaves to `make long`, because each took over a second; `make durations` writes the list anew.
+LONG = frozenset((Path(__file__).parent / "long.txt").read_text(encoding="utf-8").splitlines())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what stands in the list as long."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in LONG:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(autouse=True)
 def ctrl_c_is_heard() -> Iterator[None]:
     """Tests send themselves Ctrl-C, which must find Python's own handler, whatever a library did to it before."""
@@ -36,6 +47,6 @@ def ctrl_c_is_heard() -> Iterator[None]:
 
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("test", max_examples=120, derandomize=True, **_COMMON)  # the same examples in every run
+settings.register_profile("test", max_examples=50, derandomize=True, **_COMMON)  # the same examples in every run
 settings.register_profile("fuzz", max_examples=2_500, print_blob=True, **_COMMON)  # in each of four families
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -22,39 +21,23 @@ from secateur.plan import Plan
 from secateur.surgery import Result, apply
 from secateur.testing import NETWORKS, Check, Network, check_method, checks
 
-#: All that `make test` asks of rows that differ from another in their criterion only, and of those that take longest.
+#: All that `make test` asks of most methods.
 BRIEFLY = (
     "row_is_complete", "settings_are_data", "scores_cover_every_channel", "plan_is_sound", "plan_meets_the_budget",
     "plan_follows_its_channels", "result_is_ordinary", "result_is_the_masked_network", "result_is_saved",
     "structure_is_cut[concatenation]",
 )  # fmt: skip
-SLOW = ("acp", "dcp", "dkp", "feature_relevance", "functionality", "metapruning")
-#: Structures that `make test` cuts with every method; the others are left to `make long`, but for those of L1 and BWCP.
-STRUCTURES = ("projection", "concatenation", "grouped")
-#: Whose networks `make test` exports, and cuts in every structure: one of each way to act.
+#: Of which it asks everything: one of each way to act.
 WHOLE = ("l1", "bwcp")
 
 
-def is_long(check: Check, again: bool) -> bool:
-    """Whether it shows little that others do not, or takes longest."""
-    where = check.name.partition("[")[2].rstrip("]")
-    if "=" in check.name or (check.name == "result_is_exported" and check.method not in WHOLE):
-        return True
-    if check.name.startswith("structure_is_cut") and check.method not in WHOLE and where not in STRUCTURES:
-        return True
-    return (again or check.method in SLOW) and check.name not in BRIEFLY
-
-
 def every_check() -> Iterator[Any]:
-    """For all methods; some are left to `make long`."""
-    families = set()
+    """For all methods; most is left to `make long`."""
     for row in METHODS:
-        own = any(map(inspect.isfunction, vars(row.factory).values()))
-        family = row.name if own else getattr(row.factory, "__bases__", ())
         for check in checks(row):
-            marks = [pytest.mark.long] if is_long(check, family in families) else []
+            asked = row.name in WHOLE and "=" not in check.name
+            marks = [] if asked or check.name in BRIEFLY else [pytest.mark.long]
             yield pytest.param(check, marks=marks, id=f"{check.method}-{check}")
-        families.add(family)
 
 
 CHECKS = list(every_check())

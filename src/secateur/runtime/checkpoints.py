@@ -171,8 +171,8 @@ def _content(path: Path) -> Any:
         if not (path.suffix.casefold() in _SUFFIXES or _is_pickle(start)):
             with safe_open(str(path), framework="pt") as stored:
                 return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as stream:  # by what it is, not its name
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"The weights {str(path)!r} cannot be read: {said(error)}.") from error
     except Exception as error:  # of a pickle there is no end of what can be wrong
