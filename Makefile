@@ -18,7 +18,7 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,train,int8,data,ray,compress,docs]' $(VISION_NEEDS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,train,int8,data,ray,compress,detection,docs]' $(VISION_NEEDS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(VISION) $(LIGHTNING)
 	touch $@
 

@@ -82,10 +82,9 @@ def tasks(_name: str) -> str:
     """One row a task."""
     rows = []
     for name, kind in TASKS.items():
-        task = create(name)
         what = (kind.__doc__ or "").splitlines()[0].rstrip(".")
         given = ", ".join(f"`{row.path}` {row.default}" for row in settings(kind.Config)) or "-"
-        rows.append((f"`{name}`", what, f"{task.headline}, {'higher' if task.higher_is_better else 'lower'}", given))
+        rows.append((f"`{name}`", what, f"{kind.headline}, {'higher' if kind.higher_is_better else 'lower'}", given))
     return table(("task", "answers, targets, metric", "headline, better", "settings"), rows)
 
 

@@ -132,6 +132,7 @@ class Boxes(nn.Module):
 
 
 def test_detection() -> None:
+    pytest.importorskip("faster_coco_eval")
     task, model = tasks.create("detection"), Boxes()
     images = [torch.rand(3, 8, 8), torch.rand(3, 8, 8)]
     there = {"boxes": torch.tensor([[0.0, 0.0, 4.0, 4.0]]), "labels": torch.tensor([1])}

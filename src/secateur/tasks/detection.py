@@ -30,7 +30,7 @@ class Detection(Task):
     the task, and `notes` says so.
     """
 
-    name = "detection"
+    name, headline = "detection", "mAP"
     unit: Unit = "share"
     higher_is_better = True
     judges = False
@@ -39,9 +39,8 @@ class Detection(Task):
         """Find out with what mAP can be computed."""
         super().__init__(**settings)
         self._backend = next((name for name, package in _BACKENDS.items() if importlib.util.find_spec(package)), None)
-        self.headline = "mAP" if self._backend else "loss"
         if self._backend is None:
-            self.unit, self.higher_is_better = "number", False
+            self.headline, self.unit, self.higher_is_better = "loss", "number", False
             self.notes = ("No mAP is computed, as its package is missing: pip install faster-coco-eval.",)
 
     def batch(self, batch: Any) -> tuple[Any, Any]:
