@@ -28,7 +28,7 @@ RUNS = {
     "fisher": ("method=group_fisher", "train.epochs=4", "pretrain.epochs=1"),
     "killed": ("train.epochs=40", "train.lr=0.005", "finetune=null"),
 }
-#: With channels together in memory half a batch is summed in another order than a whole one, and training enlarges that.
+#: With channels together in memory half a batch is summed in another order than a whole one; training enlarges that.
 APART = ("engine.memory_format=contiguous",)
 
 
