@@ -6,6 +6,7 @@ The model itself is never touched; the run happens on a copy that shares (or doe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -104,6 +105,16 @@ class Recording:
 
 #: Operators whose result holds what it is made of side by side; the parts are no excerpts of it.
 _JOINS = ("aten::cat", "aten::stack")
+
+
+def places_of(calls: list[Call]) -> list[tuple[str, str, int]]:
+    """Where every call is: its module, its operator, and how often that ran there before."""
+    seen: Counter[tuple[str, str]] = Counter()
+    places = []
+    for call in calls:
+        places.append((call.module, call.name, seen[call.module, call.name]))
+        seen[call.module, call.name] += 1
+    return places
 
 
 class RuleError(ModelError):
@@ -369,16 +380,24 @@ def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: b
         del recording.ledger.macs[before:]
         recording.ledger.training = False
     _fix_outputs(recording, output, " in training mode")
-    _fix_sources(extra, output)
+    _fix_sources(extra, recording.calls, output)
     offset = len(recording.calls)
     for name, first in extra.first_use.items():
         recording.first_use.setdefault(name, first + offset)
     recording.unsupported += extra.unsupported
 
 
-def _fix_sources(extra: Recording, output: Any) -> None:
-    """What an output of the training branches is a part of stays whole, too: no size run sees where it is taken."""
-    parts = [set(a.tolist()) for t in output_tensors(output, refuse=True) for a in label_of(t) if a is not None]
+def _fix_sources(extra: Recording, known: list[Call], output: Any) -> None:
+    """What training branches take a part of stays whole: no run of sizes sees where in their code it is taken.
+
+    known: calls of the run in evaluation; what is called there as well follows a cut, or settles.
+    """
+    axes = [a for t in output_tensors(output, refuse=True) for a in label_of(t)]
+    seen_before = set(zip(places_of(known), (call.shapes for call in known), strict=True))
+    for call, place in zip(extra.calls, places_of(extra.calls), strict=True):
+        if (place, call.shapes) not in seen_before:
+            axes += [axis for label in call.labels for axis in label]
+    parts = [set(axis.tolist()) for axis in axes if axis is not None]
     seen: set[bytes] = set()
     for call in extra.calls:
         for axis in (a for label in call.labels for a in label if a is not None):

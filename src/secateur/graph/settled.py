@@ -7,20 +7,17 @@ before.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from secateur.errors import PlanError
-from secateur.graph.capture import Call
+from secateur.graph.capture import Call, places_of
 from secateur.graph.sizes import Done, SizeConflict
-
-Place = tuple[str, str, int]  # module, operator, how many times it ran there before
 
 
 def keep_settled(conflicts: Iterable[SizeConflict], calls: list[Call]) -> list[list[Any]]:
     """What a plan keeps of what was settled in a trace with these calls: JSON only."""
-    places = _places(calls)
+    places = places_of(calls)
     found = []
     for conflict in conflicts:
         at = places[min(conflict.call, len(calls) - 1)]
@@ -31,7 +28,7 @@ def keep_settled(conflicts: Iterable[SizeConflict], calls: list[Call]) -> list[l
 
 def find_settled(kept: Any, calls: list[Call]) -> list[SizeConflict]:
     """The same conflicts in a trace with these calls; PlanError where it has none of an entry's."""
-    numbers = {place: number for number, place in enumerate(_places(calls))}
+    numbers = {place: number for number, place in enumerate(places_of(calls))}
     found = []
     for entry in kept if isinstance(kept, list) else [kept]:
         match entry:
@@ -47,16 +44,6 @@ def find_settled(kept: Any, calls: list[Call]) -> list[SizeConflict]:
             "make the plan again for this network."
         )
     return found
-
-
-def _places(calls: list[Call]) -> list[Place]:
-    """The place of every call."""
-    seen: Counter[tuple[str, str]] = Counter()
-    places = []
-    for call in calls:
-        places.append((call.module, call.name, seen[call.module, call.name]))
-        seen[call.module, call.name] += 1
-    return places
 
 
 def _is_place(entry: Any) -> bool:

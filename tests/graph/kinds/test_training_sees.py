@@ -11,6 +11,8 @@ from _judge import cut_rightly, image, relu_conv, unique
 from torch import nn
 from torch.nn import functional as F
 
+import secateur
+
 
 class Trunk(nn.Module):
     """A trunk that may be cut, before a head that differs between the modes."""
@@ -208,3 +210,45 @@ def test_training_that_is_random_or_writes_costs_nothing(
     state = torch.get_rng_state()
     cut_rightly(model, image(batch, 3, 8, 8), 0.4, training=False)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+#: What only training returns, of the channels `y` of a layer `m`.
+EXCERPTS: dict[str, Callable[[nn.Module, torch.Tensor], torch.Tensor]] = {
+    "half by attribute": lambda m, y: y[:, : m.out_channels // 2],
+    "narrow": lambda m, y: y.narrow(1, 0, m.out_channels // 2),
+    "a literal": lambda m, y: y[:, :3],
+    "second chunk": lambda m, y: y.chunk(2, 1)[1],
+    "split": lambda m, y: y.split(4, 1)[1],
+    "a stride": lambda m, y: y[:, ::2],
+    "one": lambda m, y: y[:, 2],
+    "a list": lambda m, y: y[:, [1, 3]],
+    "the last": lambda m, y: y[:, -2:],
+    "flattened": lambda m, y: y.flatten(1)[:, :10],
+    "pooled": lambda m, y: y.mean((2, 3))[:, :4] * 2,
+    "summed": lambda m, y: y[:, : m.out_channels // 2].sum(1),
+    "the mean of a part": lambda m, y: y.narrow(1, m.out_channels // 2, 2).mean(1),
+}
+
+
+class Excerpt(nn.Module):
+    """In training a part of the channels inside is returned as well, perhaps without its channel dimension."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 10, 3), nn.Linear(10, 3)
+        self.name = name
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.a(x).relu()
+        out = self.c(self.b(y).relu().mean((2, 3)))
+        return (out, EXCERPTS[self.name](self.a, y)) if self.training else out
+
+
+@pytest.mark.parametrize("name", EXCERPTS)
+def test_an_excerpt_in_training_is_the_same_afterwards(name: str) -> None:
+    torch.manual_seed(0)
+    model, images = Excerpt(name).eval(), image(2, 3, 8, 8)
+    result = secateur.prune(model, images, budget="flops=0.6")
+    assert result.plan.widths["b"] < 10
+    with torch.no_grad():
+        torch.testing.assert_close(result.model.train()(images)[1], model.train()(images)[1])
