@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -223,6 +224,7 @@ def main() -> None:
     rows = measured(a)
     name = "engine_speed" if a.device == "cpu" else f"engine_speed_{a.device}"
     result = {**_record.environment(), **{n: getattr(a, n) for n in ("model", "batch", "steps", "repeats")}}
+    result["command"] = re.sub(r"(--before[ =])\S+", r"\1../before/src", result["command"])  # wherever it lay
     if a.device == "cuda":
         result["device"] = torch.cuda.get_device_name()
     _record.save(_record.RESULTS / f"{name}.json", {**result, "rows": rows})

@@ -45,19 +45,16 @@ from torch import nn
 
 from secateur._distributed import rank
 from secateur._protocols import FloatArray
-from secateur.errors import ConfigError, ModelError, VerificationError
+from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import as_call, map_tensors, output_tensors
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.cwb.class_gates import ClassGates, class_weights, expected, gate
 from secateur.methods.cwb.voting import class_votes, elect, learnt
 from secateur.methods.kit.floors import keep_streams, leave
-from secateur.methods.kit.folded_gates import foldable
+from secateur.methods.kit.folded_gates import check_folded, foldable
 from secateur.plan import Plan
 from secateur.statistics.gather import untouched
 from secateur.surgery import Result
-
-#: How far the narrow network may be from the gated one, relative to the largest output.
-_AGREEMENT = 1e-3
 
 
 class CWBSettings(Settings):
@@ -234,21 +231,7 @@ class CWB(Method):
 
     def check(self, result: Result) -> None:
         """Compare the narrow network with the model under the mean gates of the channels that stay."""
-        proof = result.verification
-        if proof is None or not proof.exact:  # removing is not masking there
-            return
-        args, keywords = as_call(map_tensors(self.example_inputs, lambda tensor: tensor.to(self.device)))
-        with untouched(self.model), untouched(result.model), self._hard(result.plan):
-            wanted = output_tensors(self(*args, **keywords))
-            given = output_tensors(result.model(*args, **keywords))
-        error = max(
-            float((w - g).abs().max() / w.abs().max().clamp_min(1e-30)) for w, g in zip(wanted, given, strict=True)
-        )
-        if not error <= _AGREEMENT:
-            raise VerificationError(
-                f"With gates folded into its weights the narrow network differs by {error:.1e} of the largest output: "
-                "report this as a defect, with the network."
-            )
+        check_folded(self, result, self._hard(result.plan))
 
     def metrics(self) -> dict[str, float]:
         """The mean vote as a share of that at first, and how far votes are apart."""

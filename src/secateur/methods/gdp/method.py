@@ -45,20 +45,16 @@ from torch import nn
 
 from secateur._hints import few
 from secateur._protocols import BoolArray, FloatArray
-from secateur.errors import ModelError, VerificationError
-from secateur.graph.modules import as_call, map_tensors, output_tensors
+from secateur.errors import ModelError
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.gdp.polarization import SoftCost, reach, smooth_count
 from secateur.methods.kit.aim import Aim
-from secateur.methods.kit.folded_gates import FoldedGates, foldable
+from secateur.methods.kit.folded_gates import FoldedGates, check_folded, foldable
 from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
 from secateur.methods.kit.shares import unspent
 from secateur.plan import Plan
-from secateur.statistics.gather import untouched
 from secateur.surgery import Result
 
-#: How far the narrow network may be from the gated one, relative to the largest output.
-_AGREEMENT = 1e-3
 #: What strength times steps times the mean pull is at least, so that an open gate closes in half of them.
 _CLOSES = 8.0
 
@@ -300,21 +296,7 @@ class GDP(Method):
 
     def check(self, result: Result) -> None:
         """VerificationError unless the narrow network computes what the gated one with hard masks does."""
-        proof = result.verification
-        if proof is None or not proof.exact:  # removing is not masking there
-            return
-        args, keywords = as_call(map_tensors(self.example_inputs, lambda tensor: tensor.to(self.device)))
-        with untouched(self.model), untouched(result.model), self._hard(result.plan):
-            wanted = output_tensors(self(*args, **keywords))
-            given = output_tensors(result.model(*args, **keywords))
-        error = max(
-            float((w - g).abs().max() / w.abs().max().clamp_min(1e-30)) for w, g in zip(wanted, given, strict=True)
-        )
-        if not error <= _AGREEMENT:
-            raise VerificationError(
-                f"With gates folded into its weights the narrow network differs by {error:.1e} of the largest output: "
-                "report this as a defect, with the network."
-            )
+        check_folded(self, result, self._hard(result.plan))
 
     def metrics(self) -> dict[str, float]:
         """Soft and hard cost, and which shares of the gates are shut, between (g below 1/2), and open."""

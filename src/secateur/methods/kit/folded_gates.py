@@ -7,6 +7,7 @@ whatever lies before, and with padding.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 
 import numpy as np
@@ -17,9 +18,16 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from secateur._hints import few
 from secateur._protocols import BoolArray, IntArray
+from secateur.errors import VerificationError
+from secateur.graph.modules import as_call, map_tensors, output_tensors
 from secateur.graph.readers import readers
 from secateur.methods.contract import Method
 from secateur.methods.kit.sample_gates import SampleGates
+from secateur.statistics.gather import untouched
+from secateur.surgery import Result
+
+#: How far the folded network may be from the gated one, as a share of the largest output, in float32.
+_AGREEMENT = 1e-3
 
 
 def foldable(method: Method) -> dict[str, IntArray]:
@@ -40,6 +48,26 @@ def foldable(method: Method) -> dict[str, IntArray]:
         )
     method.constraints = method.constraints.keeping(others)
     return tables
+
+
+def check_folded(method: Method, result: Result, hard: AbstractContextManager[None]) -> None:
+    """VerificationError unless the narrow network computes what the gated model does within `hard`.
+
+    hard: while it is open the model has the gates of the result's plan. Nothing is compared where removing is not
+    masking, as the proof of the cut says.
+    """
+    proof = result.verification
+    if proof is None or not proof.exact:
+        return
+    args, keywords = as_call(map_tensors(method.example_inputs, lambda tensor: tensor.to(method.device)))
+    with untouched(method.model), untouched(result.model), hard:
+        wanted, given = output_tensors(method(*args, **keywords)), output_tensors(result.model(*args, **keywords))
+    error = max(float((w - g).abs().max() / w.abs().max().clamp_min(1e-30)) for w, g in zip(wanted, given, strict=True))
+    if not error <= _AGREEMENT:
+        raise VerificationError(
+            f"With gates folded into its weights the narrow network differs by {error:.1e} of the largest output: "
+            "report this as a defect, with the network."
+        )
 
 
 class FoldedGates(SampleGates):
