@@ -190,3 +190,15 @@ def test_the_kinds_of_refusal(tmp_path: Path) -> None:
         read_weights(create("tiny"), tmp_path / "w.pth")
     with pytest.raises(ConfigError):
         read_weights(create("tiny"), tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("name", ["w", "w.pth", "w.BIN", "w.ckpt", "w.pth.tar", "w.safetensors", "w.npz"])
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+def test_a_file_is_what_it_holds_whatever_it_is_called(tmp_path: Path, name: str, kind: str) -> None:
+    trained, found = create("tiny"), create("tiny")
+    if kind == "safetensors":
+        save_file(trained.state_dict(), tmp_path / name)
+    else:
+        torch.save(trained.state_dict(), tmp_path / name, _use_new_zipfile_serialization=kind == "zip")
+    read_weights(found, tmp_path / name)
+    assert torch.equal(found.fc.bias, trained.fc.bias)

@@ -168,7 +168,8 @@ def _content(path: Path) -> Any:
     try:
         with path.open("rb") as stream:
             start = stream.read(9)
-        if not (path.suffix.casefold() in _SUFFIXES or _is_pickle(start)):
+        plain = _is_safetensors(start, path.stat().st_size)
+        if plain or not (path.suffix.casefold() in _SUFFIXES or _is_pickle(start)):
             with safe_open(str(path), framework="pt") as stored:
                 return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as stream:  # by what it is, not its name
@@ -177,6 +178,11 @@ def _content(path: Path) -> Any:
         raise ConfigError(f"The weights {str(path)!r} cannot be read: {said(error)}.") from error
     except Exception as error:  # of a pickle there is no end of what can be wrong
         raise _refusal(path, error) from error
+
+
+def _is_safetensors(start: bytes, size: int) -> bool:
+    """The length of a header that fits into the file, and the header's first brace."""
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
 
 
 def _is_pickle(start: bytes) -> bool:
