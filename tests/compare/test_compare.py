@@ -217,6 +217,11 @@ def test_latency_is_of_the_network_that_is_there(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "a" / "runs" / "random-0-flops=0.6")
     contest(tmp_path / "a", "random", overrides=fast)
     assert json.loads(file.read_text())["plan"] == old["plan"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "earlier": True}))
+    contest(tmp_path / "a", "random", overrides=fast)
+    assert json.loads(file.read_text())["earlier"]  # nothing is new, so nothing is timed
+    contest(tmp_path / "a", "l1", overrides=fast)
+    assert "earlier" not in json.loads(file.read_text())  # all are timed together with what is new
 
 
 # ------------------------------------------------------------------------------------------------------ what goes wrong

@@ -68,6 +68,14 @@ def test_a_speed_up_needs_an_interval_above_one() -> None:
     assert compare(2e-3 * noise[0], 1e-3 * noise[1]) == faster  # the draws come from the seed
 
 
+def test_a_ratio_above_one_that_may_be_chance_is_no_speed_up() -> None:
+    noise = np.random.default_rng(7).normal(1, 0.05, size=(2, 12))
+    found = compare(1e-3 * noise[0], 1e-3 * noise[1])  # equally fast; this once the second has the better times
+    assert found["ratio"]["low"] < 1 < found["ratio"]["median"]
+    assert found["speedup"] is False
+    assert found["said"].startswith("no speed-up: the interval of the ratio (")
+
+
 def test_a_noisy_machine_is_called_noisy_and_the_paired_interval_decides() -> None:
     shared = np.linspace(1, 2, 31)  # what else the machine did hit both alike
     found = compare(1.8e-3 * shared, 1e-3 * shared)

@@ -185,6 +185,19 @@ def test_a_bilinear_budget_is_not_convex() -> None:
     assert solve_program(_product([1.0, 1.0])).sum() == pytest.approx(1.25, abs=1e-3)  # the best: a corner
 
 
+def test_what_is_at_its_least_share_takes_no_part_in_steps() -> None:
+    """F = p1 + p2 <= 0.6 with p1 >= 0.5: (1, 1) -> (0.3, 0.3), clipped to (0.5, 0.3) -> (0.5, 0.1), in two steps."""
+    gradients = []
+
+    def cost(p: np.ndarray) -> np.ndarray:
+        gradients.append(len(p) == 4)  # both sides of two shares at once
+        return p.sum(1)[:, None]
+
+    found = project(Program(np.ones(2), np.array([0.5, 0.0]), cost, np.array([0.6])))
+    np.testing.assert_allclose(found, [0.5, 0.1], atol=1e-6)
+    assert sum(gradients) == 2
+
+
 def test_gradients_are_exact_for_products_and_squares() -> None:
     """A trunk gives squares: F = p1 + 2 p1 p2 + 3 p2²."""
     program = Program(
