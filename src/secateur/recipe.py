@@ -278,6 +278,15 @@ class SearchConfig(Section):
     )
     lr: float = Field(default=0.05, gt=0, description="Learning rate of a trial's training, constant.")
     batch: int = Field(default=64, ge=2, le=1_000_000, description="Images a step of a trial's training.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description="Networks tried at a time, each by a process on a Ray cluster; 1: one after the other, no Ray.",
+    )
+    address: str = Field(
+        default="local", description="Of the Ray cluster: local (one on this machine, for this run), auto or HOST:PORT."
+    )
 
 
 class ExportConfig(Section):

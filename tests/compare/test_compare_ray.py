@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from _contest import contest, outcome, recipe
 
+from secateur import _cluster
 from secateur.cli import app
-from secateur.compare import Cluster, cluster, nodes
+from secateur.compare import Cluster, cluster
 from secateur.errors import ConfigError, RunError
 
 METHODS = ("bwcp", "l1")
@@ -36,7 +37,7 @@ def ray() -> Iterator[Any]:
     found = pytest.importorskip("ray", reason='Ray is not installed: pip install "secateur[ray]"')
     before = dict(os.environ)
     os.environ["ACCELERATE_USE_CPU"] = "1"
-    nodes.join(nodes.package(), nodes.LOCAL, 2)
+    _cluster._join(_cluster.package(), _cluster.LOCAL, 2, _cluster._STORE)
     yield found
     found.shutdown()
     for name in set(os.environ) - set(before):
@@ -153,13 +154,19 @@ def test_a_cluster_that_cannot_do_it_is_told_before_anything_is_written(
         with pytest.raises((RunError, ConfigError)) as caught:
             contest(tmp_path / "a", "l1", **{"cluster": Cluster(), **options})  # type: ignore[arg-type]
         assert part in str(caught.value)
-    monkeypatch.setattr(nodes, "__version__", "99.0")
+    monkeypatch.setattr(_cluster, "__version__", "99.0")
     with pytest.raises(RunError, match=r"The node .* has secateur .*, and here it is 99\.0: install the same on all"):
         contest(tmp_path / "a", "l1", cluster=Cluster())
     assert [path.name for path in (tmp_path / "a").iterdir()] == [".lock"]
 
 
-FOUND = {"secateur": nodes.__version__, "torch": str(nodes.torch.__version__), "word": "x", "here": True, "problem": ""}
+FOUND = {
+    "secateur": _cluster.__version__,
+    "torch": str(_cluster.torch.__version__),
+    "word": "x",
+    "here": True,
+    "problem": "",
+}
 
 
 @pytest.mark.parametrize(
@@ -173,13 +180,13 @@ FOUND = {"secateur": nodes.__version__, "torch": str(nodes.torch.__version__), "
         ),
         ({"word": "of another folder"}, "'/there/c' is not the same on the node n"),
         ({"here": False}, "The folder '/home/me', in which this was called, is not there on the node n"),
-        ({"problem": "read-only"}, "The node n cannot write into the comparison's folder: read-only."),
+        ({"problem": "read-only"}, "The node n cannot write into the folder: read-only."),
     ],
 )
 def test_what_a_node_lacks_is_one_sentence(harm: dict[str, Any], part: str) -> None:
     found = {**FOUND, "token": "/there/c/.token", **harm}
     with pytest.raises(RunError) as caught:
-        nodes._check("n", found, "x", "/home/me")
+        _cluster._check("n", found, "x", "/home/me")
     assert part in str(caught.value)
 
 
@@ -192,9 +199,9 @@ def test_a_ray_that_comes_up_slowly_is_given_three_tries(monkeypatch: pytest.Mon
             raise Exception("The current node timed out during startup.")
 
     busy = SimpleNamespace(init=slow, shutdown=lambda: None)
-    nodes.join(busy, nodes.LOCAL, 2)
+    _cluster._join(busy, _cluster.LOCAL, 2, 0)
     with pytest.raises(RunError, match=r"Ray cannot be started on this machine \(The current node timed out during st"):
-        nodes.join(busy, nodes.LOCAL, 2)
+        _cluster._join(busy, _cluster.LOCAL, 2, 0)
     assert len(tried) == 6
 
 
@@ -203,7 +210,7 @@ def test_without_ray_or_without_a_cluster(tmp_path: Path, monkeypatch: pytest.Mo
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(nodes, "_CURRENT", tmp_path / "none")
+    monkeypatch.setattr(_cluster, "_CURRENT", tmp_path / "none")
     absent = SimpleNamespace(is_initialized=lambda: False, init=refused, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", absent)
     with pytest.raises(

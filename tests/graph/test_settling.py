@@ -290,3 +290,55 @@ def test_settling_says_which_call_it_was_about() -> None:
     assert all(
         np.array_equal(graph.solution.component[a.axis], graph.solution.component[b.axis]) for a, b in pairwise(parts)
     )
+
+
+class Heads(nn.Module):
+    """Attention over positions whose heads and features are told by attributes; of two heads one may be left."""
+
+    def __init__(self, width: int, dim: int, way: str) -> None:
+        super().__init__()
+        self.way, self.n_heads, self.head_dim = way, width // dim, dim
+        self.to_qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, places, _ = x.shape
+        split = (batch, places, self.n_heads, self.head_dim)
+        q, k, v = (t.reshape(split).permute(0, 2, 1, 3) for t in self.to_qkv(x).chunk(3, -1))
+        if self.way == "einsum":
+            found = torch.einsum("bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v)
+        elif self.way == "einsum of one product":
+            found = (q @ k.transpose(-1, -2)).softmax(-1) @ v + 0 * torch.einsum("bhid,bhid->bhi", q, k).unsqueeze(-1)
+        else:
+            found = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.merge(found.permute(0, 2, 1, 3).reshape(batch, places, -1))
+
+
+def two_stages(way: str) -> Net:
+    """Of 2 and 4 heads of 8 features: a quarter of the wider stage's width is as large as a head."""
+    net = Net(
+        lambda m, x: m.head(m.b(m.down(m.a(m.stem(x).flatten(2).transpose(1, 2))))).mean(1),
+        stem=conv(3, 16), a=Heads(16, 8, way), down=nn.Linear(16, 32), b=Heads(32, 8, way), head=nn.Linear(32, 5),
+    )  # fmt: skip
+    return randomise(net)
+
+
+@pytest.mark.parametrize("way", ["einsum", "einsum of one product", "product"])
+def test_heads_that_come_down_to_one_cost_no_other_channels(way: str) -> None:
+    graph = trace(two_stages(way), IMAGE)
+    before = sum(group.width > 1 for group in graph.groups)
+    plan, cut = halved(graph)
+    assert graph.verify(cut, plan).passed
+    assert sum(group.width > 1 for group in graph.groups) == before  # heads stay where they must, their features go
+    assert {f.name for f in graph.frozen} <= {"head"}
+    assert graph.cost(plan).macs < 0.4 * graph.cost().macs
+
+
+def halved(graph: secateur.Graph) -> tuple[Plan, Any]:
+    """Half of every group, when sizes in code have been settled."""
+    for _ in range(9):
+        plan = Plan({g.name: np.arange(g.width) < (g.width + 1) // 2 for g in graph.groups})
+        try:
+            return plan, graph.cut(plan)
+        except SizeConflict as conflict:
+            graph.settle(conflict)
+    raise AssertionError("settling does not end")

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from secateur.compare.nodes import AUTO, Need, join, look_at_all, package, short, silent
+from secateur._cluster import AUTO, Need, gpus_of, joined, look_at_all, short, silent
 from secateur.compare.tasks import Begun, Done, Engine, Queue, Task, attempt
 from secateur.data._files import data_folder
 from secateur.errors import ConfigError, RunError
@@ -58,27 +58,14 @@ def connected(
         ConfigError: Ray is missing. RunError: no cluster is there, none of its nodes is large enough, or one of them
             does not see the folder or has other versions.
     """
-    ray = package()
-    own = not ray.is_initialized()
-    if own:
-        join(ray, cluster.address, threads * jobs if jobs is not None else None)
-    try:
-        need = Need(threads, _gpus(ray, cluster.gpus, device), folder.absolute())
+    if cluster.gpus and device == "cpu":
+        raise ConfigError(f"--gpus-per-run is {cluster.gpus:g}, but engine.device is cpu: leave one of them out.")
+    with joined(cluster.address, threads * jobs if jobs is not None else None) as ray:
+        need = Need(threads, gpus_of(ray, device, cluster.gpus), folder.absolute())
         look_at_all(ray, need)
         pool = _Pool(ray, need, jobs, command)
         with silent(ray):
             yield Engine(pool.room, pool.run)
-    finally:
-        if own:
-            ray.shutdown()
-
-
-def _gpus(ray: Any, asked: float | None, device: str) -> float:
-    if asked is not None:
-        if asked and device == "cpu":
-            raise ConfigError(f"--gpus-per-run is {asked:g}, but engine.device is cpu: leave one of them out.")
-        return asked
-    return 1.0 if device != "cpu" and ray.cluster_resources().get("GPU") else 0.0
 
 
 # ------------------------------------------------------------------------------------------------------------ the tasks

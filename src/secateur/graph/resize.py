@@ -135,10 +135,13 @@ class _Search:
 
     def _changes_near(self, at: int) -> list[tuple[int, int]]:
         """(old, new) sizes of a call and its neighbours, then small fractions of them (for 3 x head size)."""
-        calls = self.sizes.recording.calls
-        pairs = [p for k in (at, at - 1, at + 1) if 0 <= k < len(calls) for p in self.sizes.changes(calls[k])]
+        pairs = self._direct_changes_near(at)
         parts = [(old // n, new // n) for n in (2, 3, 4) for old, new in pairs if old % n == 0 and new % n == 0]
         return list(dict.fromkeys(pairs + parts))
+
+    def _direct_changes_near(self, at: int) -> list[tuple[int, int]]:
+        calls = self.sizes.recording.calls
+        return [p for k in (at, at - 1, at + 1) if 0 <= k < len(calls) for p in self.sizes.changes(calls[k])]
 
     def _near(self, name: str) -> list[str]:
         """A module, its ancestors, then its descendants (whose methods it may call)."""
@@ -151,9 +154,14 @@ class _Search:
         ]
 
     def _with_siblings(self, repair: Repair, first: int) -> list[Repair]:
-        """The same attribute in every module of the same class, where the corresponding call changes likewise."""
+        """The same attribute in every module of the same class, where the corresponding call changes likewise.
+
+        What is a size here is one there: a fraction of another width that happens to be as large is not meant.
+        """
         calls = self.sizes.recording.calls
         at = min(first, len(calls) - 1)
+        direct = (repair.old, repair.new) in self._direct_changes_near(at)
+        near = self._direct_changes_near if direct else self._changes_near
         result = [repair]
         for k, owner in self._owners(at, repair.module):
             if (owner, repair.attribute, repair.path) in self.done:  # its size is a new one, whatever it equals
@@ -165,7 +173,7 @@ class _Search:
             exact = {
                 len(e.axis): self.sizes.count(e.axis, 0) for e in calls[k].expects if e.position in (position, None)
             }
-            new = exact.get(held, dict(reversed(self._changes_near(k))).get(held))
+            new = exact.get(held, dict(reversed(near(k))).get(held))
             if new is not None and new != held:
                 result.append(Repair(owner, repair.attribute, repair.path, held, new))
         return result

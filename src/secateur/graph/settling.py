@@ -19,6 +19,7 @@ from secateur.graph.capture import Call, Recording
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Ids
 from secateur.graph.resize import like_calls
+from secateur.graph.sizes import EXCHANGED, OTHERWISE
 
 Pairs = list[tuple[Ids, Ids]]
 Fixes = list[tuple[Ids, str]]
@@ -81,20 +82,21 @@ def concerned(recording: Recording, modules: dict[str, nn.Module], at: int) -> l
     return [at, *(k for k in like_calls(recording, modules, at) if k != at and shape(k) == shape(at))]
 
 
-def remedies(recording: Recording, solution: Solution, calls: Sequence[int], *, path: bool) -> Iterator[Remedy]:
+def remedies(recording: Recording, solution: Solution, calls: Sequence[int], conflict: str) -> Iterator[Remedy]:
     """What may be done about these calls, of which the first met a conflict; the least first.
 
-    path: the code took another path, for it looked at a width: one width of that call alone may be what it looked at.
+    conflict: in words. Where the code took another path, for it looked at a width, one width of that call alone may be
+    what it looked at; where an operator did, so it does in the calls of the same sizes.
     """
     scopes = [_Scope(recording, solution, k) for k in calls]
-    at = calls[0]
-    operator = recording.calls[at].name.removeprefix("aten::")
+    operator = recording.calls[calls[0]].name.removeprefix("aten::")
     reason = f"a size is written in code ({operator} in {{}})"
-    if path:
-        why = reason.format(scopes[0].module or "the model")
-        yield from (Remedy("its channels stay", {at: ([], [(axis, why)])}) for axis in scopes[0].everything()[::-1])
+    if OTHERWISE in conflict:
+        yield from _freezing_one(scopes[:1], reason)
+    elif EXCHANGED in conflict:
+        yield from _freezing_one([s for s in scopes if s.sizes() == scopes[0].sizes()], reason)
     yield from _tying(scopes)
-    yield from _freezing(scopes, reason)
+    yield from _freezing([s for s in scopes if s.situation() == scopes[0].situation()], reason)
 
 
 def _tying(scopes: list[_Scope]) -> Iterator[Remedy]:
@@ -110,6 +112,13 @@ def _tying(scopes: list[_Scope]) -> Iterator[Remedy]:
         yield of("two widths stay in proportion", lambda s, key=key: partners[s.at].get(key, []))  # type: ignore[misc]
     yield of("all equal widths in its module stay equal", lambda s: _equal(s.widths()))
     yield of("widths of that size beside its module stay equal", lambda s: _equal(s.above()))
+
+
+def _freezing_one(scopes: list[_Scope], reason: str) -> Iterator[Remedy]:
+    axes = {s.at: s.everything() for s in scopes}
+    why = {s.at: reason.format(s.module or "the model") for s in scopes}
+    for k in reversed(range(len(axes[scopes[0].at]))):
+        yield Remedy("its channels stay", {at: ([], [(found[k], why[at])]) for at, found in axes.items()})
 
 
 def _freezing(scopes: list[_Scope], reason: str) -> Iterator[Remedy]:
@@ -176,6 +185,14 @@ class _Scope:
     def everything(self) -> list[Ids]:
         """All axes of the call, those that cannot be pruned now, too: once another is frozen, they might be."""
         return [a for a in _axes_of(self.call, stated=True) if len(a) > 1]
+
+    def sizes(self) -> list[int]:
+        """Of all its axes."""
+        return [len(axis) for axis in self.everything()]
+
+    def situation(self) -> list[bool]:
+        """Which of its axes can be pruned: where others can, other remedies may help."""
+        return [_prunable(self.solution, axis) for axis in self.everything()]
 
     def whole(self) -> list[Ids]:
         """The same, and widths that are nothing but a product of them, so that these know the reason."""

@@ -14,7 +14,7 @@ from secateur.graph.capture import Call
 from secateur.graph.modules import as_call, map_tensors, module_stack, plain_kernels, to_meta
 from secateur.graph.rules import tensors_in
 from secateur.graph.shapes import run_on_meta
-from secateur.graph.sizes import OTHERWISE, Sizes
+from secateur.graph.sizes import EXCHANGED, OTHERWISE, Sizes
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class _Checker(Mode):
         for got, want in zip(outs, promised, strict=False):
             if tuple(got.shape) != want:
                 if not self.found or self.found[-1].call != self.at:
-                    self.found.append(Disagreement(self.at, f"the result is {tuple(got.shape)} and must be {want}"))
+                    turned = EXCHANGED if sorted(got.shape) == sorted(want) else ""
+                self.found.append(Disagreement(self.at, f"the result is {tuple(got.shape)} and must be {want}{turned}"))
                 if not self.sizes.recording.on_meta:
                     raise _Diverged(self.at, self.found[-1].detail)
                 return _reshaped(out, outs, promised)

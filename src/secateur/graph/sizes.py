@@ -21,6 +21,8 @@ Path = tuple[int, ...]  # where inside a (nested) list attribute the number stan
 
 #: How a conflict says that the code took another path.
 OTHERWISE = "is called where the original calls"
+#: The same where it shows in the order of dimensions: einsum puts those of length 1 last.
+EXCHANGED = ", in another order"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from secateur.graph.labels import Ids
 from secateur.graph.modules import named_tensors, own_ancestor, unwrap
 from secateur.graph.settling import Remedy, concerned, remedies, trial_masks
 from secateur.graph.sides import Sides, sides_of
-from secateur.graph.sizes import OTHERWISE, Done, SizeConflict
+from secateur.graph.sizes import Done, SizeConflict
 from secateur.graph.summary import summary
 from secateur.graph.verify import Verification, verify
 
@@ -196,9 +196,10 @@ class Graph:
         at = min(conflict.call, len(self.recording.calls) - 1)
         calls = concerned(self.recording, dict(self.model.named_modules()), at)
         # a plan says what was done
-        path = OTHERWISE in conflict.detail
-        choice = self._choose(calls, path) if conflict.done is None else conflict.done
-        found = None if choice is None else next(islice(self._remedies(calls, path), choice.number, None), None)
+        choice = self._choose(calls, conflict.detail) if conflict.done is None else conflict.done
+        found = (
+            None if choice is None else next(islice(self._remedies(calls, conflict.detail), choice.number, None), None)
+        )
         if choice is None or found is None:
             raise CutError(f"{conflict} Nothing can be done about it here; please report this network.")
         remedy = found.without(choice.without)
@@ -208,14 +209,14 @@ class Graph:
         self.settled.append(conflict.settled(replace(choice, name=remedy.name)))
         return str(self.settled[-1])
 
-    def _remedies(self, calls: list[int], path: bool) -> Iterator[Remedy]:
-        return remedies(self.recording, self.solution, calls, path=path)
+    def _remedies(self, calls: list[int], conflict: str) -> Iterator[Remedy]:
+        return remedies(self.recording, self.solution, calls, conflict)
 
-    def _choose(self, calls: list[int], path: bool) -> Done | None:
+    def _choose(self, calls: list[int], conflict: str) -> Done | None:
         """The first remedy that helps and takes little from what can go; else the one of those that leaves most."""
         best, least, seen = None, float("inf"), set[tuple[float, ...]]()
         enough = self._floor(self.solution) + _SPARED * self.costs.cost(self.widths()).macs
-        for number, remedy in enumerate(self._remedies(calls, path)):
+        for number, remedy in enumerate(self._remedies(calls, conflict)):
             without: list[int] = []
             while (tried := remedy.without(without)).changes(self.solution):
                 solution = self._solved(tried)

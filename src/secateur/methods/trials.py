@@ -32,21 +32,29 @@ _RATE, _MOMENTUM, _DECAY = 0.05, 0.9, 1e-4
 
 
 @dataclass(frozen=True)
-class _Question:
+class Asked:
+    """A question: how good a network is.
+
+    make: makes it; not called where the answer is known. It draws from the seed and the number of the trial alone.
+    about: which network this is, as JSON: an answer is known if trial number, `about` and `epochs` are the same.
+    epochs: of plain training before it is measured.
+    """
+
     make: Callable[[], nn.Module]
-    epochs: int
+    about: Mapping[str, Any]
+    epochs: int = 0
 
 
 class Trials(ABC):
-    """Answers how good networks are, one after the other, and remembers."""
+    """Answers how good networks are, and remembers."""
 
     def __init__(self, known: Iterable[Answer] = (), kept: Callable[[Answer], None] = lambda answer: None) -> None:
         """Remember nothing but what is given.
 
-        known: answers of before, in their order. kept: called with every new answer.
+        known: answers of before. kept: called with every new answer.
         """
-        self._answers, self._kept = list(known), kept
-        self._asked: list[_Question] = []
+        self._answers, self._kept = {int(answer["trial"]): answer for answer in known}, kept
+        self._asked: list[Asked] = []
         self._best: tuple[int, dict[str, torch.Tensor]] | None = None
         self.planned: int | None = None
 
@@ -58,7 +66,8 @@ class Trials(ABC):
     @property
     def best(self) -> float:
         """The best accuracy so far; without bound from below before the first trial."""
-        return max((answer["accuracy"] for answer in self._answers[: self.number]), default=-math.inf)
+        known = (self._answers.get(number) for number in range(self.number))
+        return max((answer["accuracy"] for answer in known if answer is not None), default=-math.inf)
 
     def shown(self, score: float) -> str:
         """What `accuracy` gave, as people read it."""
@@ -69,33 +78,60 @@ class Trials(ABC):
         self.planned = planned
 
     def accuracy(self, make: Callable[[], nn.Module], about: Mapping[str, Any], *, epochs: int = 0) -> float:
-        """Accuracy on held-out images of a network, from memory if this was asked before.
+        """Accuracy on held-out images of one network; arguments as of `Asked`, the answer as of `accuracies`."""
+        return self.accuracies([Asked(make, about, epochs)])[0]
+
+    def accuracies(self, asked: Iterable[Asked]) -> list[float]:
+        """Accuracy on held-out images of networks none of which waits for another's answer.
 
         Args:
-            make: makes the network; not called where the answer is known. It draws from (seed, `number`) alone.
-            about: which network this is, as JSON: an answer is known if trial number and `about` are the same.
-            epochs: of plain training before it is measured.
+            asked: taken one by one, each when it can be tried; `number` is meanwhile its own. Those that were asked
+                before are answered from memory.
 
         Returns:
-            the share of right answers; on tasks without classes, how much of the whole network's quality is kept, and
-            in a run the task's headline, with a minus where less is better.
+            for each the share of right answers; on tasks without classes, how much of the whole network's quality is
+            kept, and in a run the task's headline, with a minus where less is better.
         """
-        number, before = self.number, self.best
-        question = {"trial": number, "about": json.loads(json.dumps(about)), "epochs": epochs}
-        self._asked.append(_Question(make, epochs))
-        known = self._answers[number] if number < len(self._answers) else None
-        if known is not None and all(known.get(key) == value for key, value in question.items()):
-            return float(known["accuracy"])
-        if known is not None:
+        numbers = []
+        for each in asked:
+            number = self._taken(each)
+            numbers.append(number)
+            if number not in self._answers:
+                self._try(number)
+            self._tell()
+        self._wait()
+        return [float(self._answers[number]["accuracy"]) for number in numbers]
+
+    def _taken(self, asked: Asked) -> int:
+        """The number of a question; what is known under it of another question is forgotten."""
+        number = self.number
+        self._asked.append(asked)
+        known = self._answers.get(number)
+        if known is not None and any(known.get(key) != value for key, value in self._question(number).items()):
             self._forget(number)
-        network = self._made(number)
+        return number
+
+    def _question(self, number: int) -> dict[str, Any]:
+        asked = self._asked[number]
+        return {"trial": number, "about": json.loads(json.dumps(asked.about)), "epochs": asked.epochs}
+
+    def _try(self, number: int) -> None:
+        """Find an answer, at once or until `_wait`."""
+        before, network = self.best, self._made(number)
         found = self._measure(network)
         if found > before:
             self._best = (number, _copied(network))
-        answer = {**question, "accuracy": found}
-        self._answers.append(answer)
+        self._answered(number, found)
+
+    def _answered(self, number: int, found: float) -> None:
+        self._answers[number] = answer = {**self._question(number), "accuracy": found}
         self._kept(answer)
-        return found
+
+    def _wait(self) -> None:  # noqa: B027  # nothing is left to wait for, unless trials are made elsewhere
+        """Until everything that was begun is answered."""
+
+    def _tell(self) -> None:  # noqa: B027
+        """After every question: where the search is, for those who wait."""
 
     def weights(self, number: int) -> dict[str, torch.Tensor]:
         """The tensors of the network of trial `number`, as measured; trained again where they are not at hand."""
@@ -104,10 +140,10 @@ class Trials(ABC):
         return dict(self._best[1])
 
     def _made(self, number: int) -> nn.Module:
-        question = self._asked[number]
-        network = question.make()
-        if question.epochs:
-            self._train(network, question.epochs, number)
+        asked = self._asked[number]
+        network = asked.make()
+        if asked.epochs:
+            self._train(network, asked.epochs, number)
         return network
 
     @abstractmethod
@@ -124,7 +160,7 @@ class Trials(ABC):
 
     def _forget(self, number: int) -> None:
         """Drop answers from `number` on, which are of another search."""
-        del self._answers[number:]
+        self._answers = {each: answer for each, answer in self._answers.items() if each < number}
 
 
 class Shown(Trials):

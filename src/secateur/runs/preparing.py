@@ -83,7 +83,7 @@ class Prepared:
 
     def network(self) -> Named:
         """The network with the weights it starts from, always the same."""
-        return _network(self.recipe, self.arguments, self.data)
+        return network_of(self.recipe, self.arguments, self.data)
 
     def method(self, loaded: Named, watch: Watcher | None = None) -> Method:
         """The method at work on such a network; `watch` is told of layer shapes that are measured."""
@@ -116,7 +116,7 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
             f"{_size(data.input_size)}: leave model.input_size out, or set data.options.size where the data have it."
         )
     arguments = settings.model_arguments(recipe.model.reference, _arguments(recipe, data, task))
-    loaded = _network(recipe, arguments, data)
+    loaded = network_of(recipe, arguments, data)
     _check_output(recipe, loaded, data, task)
     engine = Engine(data, recipe.engine, seed=recipe.seed, batch_size=recipe.data.batch_size, task=task)
     steps = engine.steps(recipe.train) if recipe.train is not None and row.acts == "while training" else None
@@ -169,6 +169,8 @@ def _check_packages(recipe: Recipe) -> None:
     if missing is not None:
         raise ConfigError(f'{missing} is not installed: pip install "secateur[train]".')
     exports = [(row, f"set export.{name}: false") for name, row in EXPORTERS.items() if getattr(recipe.export, name)]
+    if recipe.search.workers > 1 and importlib.util.find_spec("ray") is None:
+        raise ConfigError('ray is not installed: pip install "secateur[ray]", or set search.workers: 1.')
     int8 = [(QUANTISERS[name], f"leave {name} out of export.int8") for name in recipe.export.int8]
     for row, otherwise in (*exports, *int8):
         if row.missing is not None:
@@ -205,7 +207,8 @@ def _usual_channels(reference: str) -> int | None:
     return row.input_size[0] if row is not None else None
 
 
-def _network(recipe: Recipe, arguments: Mapping[str, Any], data: Data) -> Named:
+def network_of(recipe: Recipe, arguments: Mapping[str, Any], data: Data) -> Named:
+    """The network of a recipe with the weights it starts from; arguments: of its factory."""
     config = recipe.model
     weights = None if config.weights is None else Path(config.weights)
     shapes = [(1, *data.input_size)] if data.example is None else []

@@ -27,7 +27,7 @@ from secateur.runs.documents import describe_cut
 from secateur.runs.exporting import write_exports
 from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, SEARCH, Folder
 from secateur.runs.preparing import Prepared
-from secateur.runs.trials import RunTrials
+from secateur.runs.workers import trials
 from secateur.runtime.named import Named
 from secateur.runtime.sparse import FILE as SPARSE
 from secateur.runtime.sparse import save_sparse
@@ -181,7 +181,8 @@ class Stages:
         method.to(self.engine.device)
         if method.searches():
             self.engine.say("Trying networks.", note=False)
-            method.search(RunTrials(self.recipe, self.data, method, self.engine, self.folder.path))
+            with trials(self.prepared, method, self.engine, self.folder.path) as answering:
+                method.search(answering)
             self.engine.progress.end_stage()
             return
         images = self.recipe.data.calibration_images

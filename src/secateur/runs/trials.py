@@ -36,49 +36,30 @@ _WHAT, _FORMAT, _VERSION = "The trials of the search", "secateur.search", 1
 _EVERY = 8
 
 
-class RunTrials(Trials):
-    """Trials with the precision, device, augmentation and processes of a run."""
+class Bench:
+    """What trains and measures networks as a run does: its precision, device, augmentation and processes."""
 
-    def __init__(self, recipe: Recipe, data: Data, method: Method, engine: Engine, folder: Path) -> None:
-        """Read what is known.
+    def __init__(self, recipe: Recipe, data: Data, engine: Engine) -> None:
+        """Choose the images.
 
-        recipe: of the run; its section `search` says how a trial is trained. data: the test images are not looked at.
-        method: who searches, as it is when it begins. engine: of the run. folder: where search.jsonl is, or will be.
+        recipe: of the run; its section `search` says how. data: the test images are not looked at. engine: of the run.
 
         Raises:
             ConfigError: no images can be held out.
         """
-        self._recipe, self._config, self._engine, self._path = recipe, recipe.search, engine, folder / SEARCH
-        train, held = held_out(data)
-        self._data = _Images(data.classes, Part(train, self._config.images, self._config.batch))
+        self._recipe, self._config, self._engine = recipe, recipe.search, engine
+        self.learn, held = held_out(data)
+        self._data = _Images(data.classes, Part(self.learn, self._config.images, self._config.batch))
         self._held = _some(held, self._config.images, engine.batch_size, derive(recipe.seed, "held out"))
-        self._learn = train
-        if not len(data.validation):
-            engine.say("data.validation is 0, so the search measures on one training image in eight.")
-        self._head = {"format": _FORMAT, "version": _VERSION, "of": _digest(method, self._config)}
-        self._tidy = False  # whether the file holds the answers known, and nothing else
-        super().__init__(self._known(), self._keep)
-
-    def accuracy(self, *args: Any, **keywords: Any) -> float:
-        """As `Trials.accuracy`, and tell who looks on."""
-        found = super().accuracy(*args, **keywords)
-        self._engine.progress.trial(self.number, self.planned, self.shown(self.best))
-        return found
-
-    def shown(self, score: float) -> str:
-        """The headline of the task that a score stands for."""
-        task = self._engine.task
-        return task.shown(score if task.higher_is_better else -score)
 
     def images(self, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Training images without augmentation; those held out are not among them."""
         size = min(self._config.batch, max(most // 2, 1))
         seed = derive(self._recipe.seed, "trials")
-        return iter(Calibration(self._learn, most, size, seed, self._engine.device))
+        return iter(Calibration(self.learn, most, size, seed, self._engine.device))
 
-    # ------------------------------------------------------------------------------------------------------ one trial
-
-    def _train(self, network: nn.Module, epochs: int, number: int) -> None:
+    def train(self, network: nn.Module, epochs: int, number: int) -> None:
+        """Train the network of trial `number`, in place."""
         config = self._config
         trial = Engine(
             self._data,
@@ -95,19 +76,58 @@ class RunTrials(Trials):
         except Diverged as error:
             self._engine.say(f"Trial {number + 1} is measured as it was left: {str(error)[0].lower()}{str(error)[1:]}")
 
-    def _measure(self, network: nn.Module) -> float:
+    def measure(self, network: nn.Module) -> float:
+        """The headline of the task on held-out images, higher = better."""
         found = float(self._engine.evaluate(network, self._held).headline)
         # searches take more for better, and anything below 0 for a network that cannot be
         return found if self._engine.task.higher_is_better else 0.5 - math.atan(found) / math.pi
+
+
+class RunTrials(Trials):
+    """Trials of a run, one after the other, in its own processes."""
+
+    def __init__(self, recipe: Recipe, data: Data, method: Method, engine: Engine, folder: Path) -> None:
+        """Read what is known.
+
+        recipe, data, engine: as of `Bench`. method: who searches, as it is when it begins. folder: where search.jsonl
+        is, or will be.
+
+        Raises:
+            ConfigError: no images can be held out.
+        """
+        self._engine, self._path = engine, folder / SEARCH
+        self._bench = Bench(recipe, data, engine)
+        if not len(data.validation):
+            engine.say("data.validation is 0, so the search measures on one training image in eight.")
+        self._head = {"format": _FORMAT, "version": _VERSION, "of": _digest(method, recipe.search)}
+        self._tidy = False  # whether the file holds the answers known, and nothing else
+        super().__init__(self._known(), self._keep)
+
+    def shown(self, score: float) -> str:
+        """The headline of the task that a score stands for."""
+        task = self._engine.task
+        return task.shown(score if task.higher_is_better else -score)
+
+    def images(self, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """As of `Bench`."""
+        return self._bench.images(most)
+
+    def _train(self, network: nn.Module, epochs: int, number: int) -> None:
+        self._bench.train(network, epochs, number)
+
+    def _measure(self, network: nn.Module) -> float:
+        return self._bench.measure(network)
+
+    def _tell(self) -> None:
+        self._engine.progress.trial(self.number, self.planned, self.shown(self.best))
 
     # ------------------------------------------------------------------------------------------------------- the file
 
     def _known(self) -> list[Answer]:
         lines = whole_lines(self._path, what=_WHAT)
         if lines[:1] == [self._head]:
-            answers = list[Answer](lines[1:])
-            sound = [row.get("trial") == k and isinstance(row.get("accuracy"), float) for k, row in enumerate(answers)]
-            return answers[: (*sound, False).index(False)]
+            sound = [isinstance(row.get("trial"), int) and isinstance(row.get("accuracy"), float) for row in lines[1:]]
+            return list[Answer](lines[1 : 1 + (*sound, False).index(False)])
         if lines:
             self._engine.say(f"{SEARCH} is about another network or another way to try it: the search begins anew.")
         return []
@@ -118,7 +138,7 @@ class RunTrials(Trials):
         if self._tidy:
             append_line(self._path, answer, what=_WHAT)
         else:  # a torn line goes, and what is of another search
-            keep_lines(self._path, [self._head, *self._answers], what=_WHAT)
+            keep_lines(self._path, [self._head, *self._answers.values()], what=_WHAT)
             self._tidy = True
 
     def _forget(self, number: int) -> None:
@@ -198,7 +218,12 @@ class _Saying(Silent):
 
 def _digest(method: Method, config: SearchConfig) -> str:
     """Of all that answers depend on: tensors of the method and its network, its settings, how trials are trained."""
-    settings = [method.name, method.seed, method.settings.model_dump(mode="json"), config.model_dump(mode="json")]
+    settings = [
+        method.name,
+        method.seed,
+        method.settings.model_dump(mode="json"),
+        config.model_dump(mode="json", exclude={"workers", "address"}),
+    ]
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in method.state_dict().items():
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -16,7 +16,7 @@ from secateur import runs
 from secateur.errors import ConfigError
 from secateur.methods.acp import Acp
 from secateur.methods.acp.density import MeanMaps, cosine_distances, fitting_eps, kinds
-from secateur.methods.acp.swarm import begun, fly, inertia, moved
+from secateur.methods.acp.swarm import ahead, begun, fly, inertia, pulled
 from secateur.methods.trials import Shown
 from secateur.plan import Plan
 from secateur.recipe import Recipe
@@ -107,39 +107,83 @@ def test_where_particles_begin() -> None:
 
 
 def test_one_step() -> None:
-    x, v = moved(np.array([10]), np.array([1.5]), np.array([12]), np.array([8]), np.array([64]), w=0.6, r=0.5)
-    assert x.tolist() == [13]
-    assert v == pytest.approx([0.6561])
-    best = np.array([60, 3])
-    x, v = moved(np.array([10, 3]), np.array([-1.9, 2.0]), best, best, np.array([64, 4]), w=0.6, r=1.0)
-    assert x.tolist() == [6, 4]  # truncated towards zero, and never above what there is
-    assert v.tolist() == [2.0, pytest.approx(0.729 * 1.2)]
+    x, v, most = np.array([10]), np.array([1.5]), np.array([64])
+    assert ahead(x, v, most).tolist() == [13]
+    assert pulled(x, v, np.array([12]), np.array([8]), w=0.6, r=0.5) == pytest.approx([0.6561])
+    x, v, best = np.array([10, 3]), np.array([-1.9, 2.0]), np.array([60, 3])
+    assert ahead(x, v, np.array([64, 4])).tolist() == [6, 4]  # truncated towards zero, and never above what there is
+    assert pulled(x, v, best, best, w=0.6, r=1.0).tolist() == [2.0, pytest.approx(0.729 * 1.2)]
 
 
 def test_inertia_falls() -> None:
     assert [inertia(t, 8) for t in (0, 7)] == pytest.approx([0.6, 0.425])
 
 
+STAR, FIRST, MOST = np.arange(3, 23), np.full(20, 20), np.full(20, 64)
+
+
+def near(x: np.ndarray) -> float:
+    return -float(((x - STAR) ** 2).sum())
+
+
 def test_the_swarm_asks_ninety_times_and_beats_its_first_vector() -> None:
     asked: list[np.ndarray] = []
-    star, first, most = np.arange(3, 23), np.full(20, 20), np.full(20, 64)
 
-    def fitness(x: np.ndarray) -> float:
-        asked.append(x.copy())
-        return -float(((x - star) ** 2).sum())
+    def fitness(places: list[np.ndarray]) -> list[float]:
+        asked.extend(x.copy() for x in places)
+        return [near(x) for x in places]
 
-    best, tops = fly(first, most, fitness, particles=10, cycles=8, seed=1)
+    best, tops = fly(FIRST, MOST, fitness, particles=10, cycles=8, seed=1)
     assert len(asked) == 90
-    assert (asked[0] == first).all()
+    assert (asked[0] == FIRST).all()
     assert tops == sorted(tops)
-    assert tops[-1] == fitness(best) == max(map(fitness, asked[:90]))
-    assert tops[-1] > fitness(first)
+    assert tops[-1] == near(best) == max(map(near, asked))
+    assert tops[-1] > near(FIRST)
     for number, x in enumerate(asked[10:90]):  # of each particle at most eight dimensions move at a time
         before = asked[10 + number - 10]
         assert (x != before).sum() <= 8
     assert any((a[-1] != b[-1]) for a, b in zip(asked[:10], asked[80:90], strict=True))  # the last one moves, too
-    again, _ = fly(first, most, fitness, particles=10, cycles=8, seed=1)
+    again, _ = fly(FIRST, MOST, fitness, particles=10, cycles=8, seed=1)
     assert (again == best).all()
+
+
+def one_by_one(particles: int, cycles: int, seed: int) -> tuple[list[list[int]], list[int]]:
+    """What a swarm asks, and its best, where each particle moves when the one before it has been answered."""
+    asked, swarm = [], []
+    best, top = FIRST, -np.inf
+    for number in range(particles):
+        draw = np.random.default_rng([seed, 0, number])
+        x = begun(FIRST, MOST, number, draw.integers(-1, 2, len(FIRST)))
+        swarm.append([x, draw.uniform(-2, 2, len(FIRST)), x, near(x)])
+        asked.append(x.tolist())
+        if near(x) > top:
+            best, top = x, near(x)
+    for cycle in range(cycles):
+        for number, particle in enumerate(swarm):
+            x, v, own, fitness = particle
+            draw = np.random.default_rng([seed, 1 + cycle, number])
+            j = np.sort(draw.permutation(len(FIRST))[:8])
+            w, r, x, v = inertia(cycle, cycles), draw.random(), x.copy(), v.copy()
+            after = np.clip(np.trunc(x[j] + 2 * v[j]), 1, MOST[j])
+            v[j] = np.clip(0.729 * (w * v[j] + 2 * r * (own[j] - x[j]) + 2 * r * (best[j] - x[j])), -2, 2)
+            x[j] = after
+            asked.append(x.tolist())
+            particle[:] = (x, v, x, near(x)) if near(x) > fitness else (x, v, own, fitness)
+            if near(x) > top:
+                best, top = x, near(x)
+    return asked, best.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_particles_that_move_together_go_where_they_went_one_by_one(seed: int) -> None:
+    asked: list[list[int]] = []
+
+    def fitness(places: list[np.ndarray]) -> list[float]:
+        asked.extend(x.tolist() for x in places)
+        return [near(x) for x in places]
+
+    best, _ = fly(FIRST, MOST, fitness, particles=6, cycles=5, seed=seed)
+    assert (asked, best.tolist()) == one_by_one(6, 5, seed)
 
 
 # ------------------------------------------------------------------------------------------------------------ method
@@ -155,11 +199,11 @@ def searched(**options: Any) -> tuple[Acp, list[Any], list[tuple[Any, Any]]]:
 def test_a_candidate_inherits_rows_and_the_columns_of_the_layer_before() -> None:
     method, _, _ = searched()
     plan = method.plan()
-    narrow, wide = method._candidate(method.graph.cut(plan).model), method.model
+    narrow, wide = method._prepared(method.graph.cut(plan).model), method.model
     first = np.flatnonzero(plan.masks["first.0"])
     stem = np.flatnonzero(plan.masks["stem.0"])
     assert torch.equal(narrow.first[0].weight, wide.first[0].weight[first][:, stem])
-    whole = method._candidate(method.plain())
+    whole = method._prepared(method.plain())
     with torch.no_grad():
         wide.stem[1].weight.mul_(3)
     assert float(whole.stem[1].weight.detach().max()) == 1  # norms begin anew
@@ -168,14 +212,14 @@ def test_a_candidate_inherits_rows_and_the_columns_of_the_layer_before() -> None
     assert torch.allclose(whole.eval()(x), wide.eval()(x), atol=1e-6)
 
 
-def test_the_result_has_widths_filters_and_weights_of_the_best_candidate() -> None:
+def test_the_result_has_widths_filters_and_weights_of_the_best_prepared() -> None:
     method, kept, batches = searched()
     best = max(kept, key=lambda row: (row["accuracy"], -row["trial"]))
     assert method.plan().widths == best["about"]["widths"]
     assert [row["epochs"] for row in kept] == [1] * len(kept)
     small = method.finish()
     trials = Shown(batches, cross_entropy, method.model, 0)
-    trials._train(twin := method._candidate(method.graph.cut(method.plan()).model), 1, best["trial"])
+    trials._train(twin := method._prepared(method.graph.cut(method.plan()).model), 1, best["trial"])
     for (name, found), wanted in zip(small.state_dict().items(), twin.state_dict().values(), strict=True):
         assert torch.equal(found, wanted), name
     assert method.plan().provenance["trials"] == len(kept) <= 6

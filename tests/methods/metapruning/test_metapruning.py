@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ def test_mutation_and_crossover() -> None:
     assert crossed((1, 2, 3), (7, 8, 9), np.array([True, False, True])) == (7, 2, 9)
 
 
+def each(error: Callable[[Genes], float]) -> Callable[[list[Genes]], list[float]]:
+    return lambda tested: [error(genes) for genes in tested]
+
+
 def evolution(**options: Any) -> Evolution:
     given = {"length": 12, "feasible": lambda genes: sum(genes) <= 200, "population": 20, "mutants": 10,
              "crossovers": 10, "parents": 5, "probability": 0.1, "seed": 3}  # fmt: skip
@@ -120,17 +125,17 @@ def test_the_evolution_beats_chance_and_tests_nothing_twice() -> None:
         asked.append(genes)
         return float(((np.array(genes) - star) ** 2).sum())
 
-    best, tops = evolution(feasible=lambda genes: True).run(40, error)
+    best, tops = evolution(feasible=lambda genes: True).run(40, each(error))
     chance = np.random.default_rng(1).integers(0, 31, (1000, 12))
     assert tops[-1] < 0.5 * ((chance - star) ** 2).sum(1).min()
     assert tops == sorted(tops, reverse=True)
     assert len(set(asked)) == len(asked)
-    assert evolution(feasible=lambda genes: True).run(40, error)[0] == best
+    assert evolution(feasible=lambda genes: True).run(40, each(error))[0] == best
 
 
 def test_all_that_is_tested_is_feasible_and_of_known_parents() -> None:
     asked: list[Genes] = []
-    evolution().run(5, lambda genes: asked.append(genes) or float(sum(genes)))  # type: ignore[func-returns-value]
+    evolution().run(5, each(lambda genes: asked.append(genes) or float(sum(genes))))  # type: ignore[func-returns-value]
     assert max(map(sum, asked)) <= 200
     generation = list(evolution(probability=1.0, crossovers=0, population=10)._generation(
         [(3,) * 12], {(3,) * 12: 0.0}, np.random.default_rng(0)))  # fmt: skip
@@ -144,7 +149,7 @@ def test_all_that_is_tested_is_feasible_and_of_known_parents() -> None:
 
 
 def test_an_infeasible_limit_ends() -> None:
-    best, _ = evolution(feasible=lambda genes: False).run(3, lambda genes: 1.0)
+    best, _ = evolution(feasible=lambda genes: False).run(3, each(lambda genes: 1.0))
     assert best == (0,) * 12
 
 

@@ -26,7 +26,8 @@ Where this differs from the paper, and why:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
@@ -43,7 +44,7 @@ from secateur.methods.acp.density import MeanMaps, cosine_distances, fitting_eps
 from secateur.methods.acp.swarm import fly
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.kit.aim import Aim
-from secateur.methods.kit.candidates import tried
+from secateur.methods.kit.candidates import Candidate, tried
 from secateur.methods.kit.widths import fitted_plan, fitted_widths
 from secateur.methods.trials import Trials
 from secateur.plan import Plan
@@ -52,6 +53,9 @@ from secateur.statistics import gather
 
 #: Images whose maps are averaged, as in the paper.
 _IMAGES = 200
+
+#: Wanted widths, and those that fit the budget.
+_Widths: TypeAlias = "tuple[dict[str, float], dict[str, int]]"
 
 
 class AcpSettings(Settings):
@@ -103,10 +107,11 @@ class Acp(Method):
         eps, first = self._clustered(trials)
         trials.begin(s.particles * (s.cycles + 1))
 
-        def fitness(x: IntArray) -> float:
-            code = most.copy()
-            code[free] = x
-            return self._fitness(code)
+        def fitness(places: list[IntArray]) -> list[float]:
+            codes = [most.copy() for _ in places]
+            for code, x in zip(codes, places, strict=True):
+                code[free] = x
+            return self._fitness(codes)
 
         _, tops = fly(first[free], most[free], fitness, particles=s.particles, cycles=s.cycles, seed=self.seed)
         if self._plans:
@@ -162,25 +167,34 @@ class Acp(Method):
 
     # ----------------------------------------------------------------------------------------------- one candidate
 
-    def _fitness(self, code: IntArray) -> float:
-        """The accuracy of a network of these widths, scaled to the budget; -inf where they cannot be cut."""
-        wanted = {g.name: float(width) for g, width in zip(self.graph.groups, code, strict=True)}
-        widths = fitted_widths(self.graph, self.budget, self.constraints, wanted)
-        key = repr(sorted(widths.items()))
-        if key not in self._known:
-            self._known[key] = self._tried(wanted, widths)
-        return self._known[key]
+    def _fitness(self, codes: list[IntArray]) -> list[float]:
+        """Accuracies of networks of these widths, scaled to the budget; -inf where they cannot be cut."""
+        wanted, keys = dict[str, _Widths](), list[str]()
+        for code in codes:
+            asked = {g.name: float(width) for g, width in zip(self.graph.groups, code, strict=True)}
+            widths = fitted_widths(self.graph, self.budget, self.constraints, asked)
+            keys.append(repr(sorted(widths.items())))
+            if keys[-1] not in self._known:
+                wanted.setdefault(keys[-1], (asked, widths))
+        self._known |= self._tried(wanted)
+        return [self._known[key] for key in keys]
 
-    def _tried(self, wanted: dict[str, float], widths: dict[str, int]) -> float:
-        number = self._trials.number
-        plan = fitted_plan(self.graph, self.budget, self.constraints, wanted, self._order(number))
-        epochs = self.settings.epochs if self.settings.fitness == "train" else 0
-        found = tried(self._trials, self.graph, plan, self._candidate, {"widths": widths}, epochs)
-        if found is None:
-            self._bad += 1
-            return -np.inf
-        self._plans[number], self._numbers[number] = plan, found
-        return found
+    def _tried(self, wanted: dict[str, _Widths]) -> dict[str, float]:
+        plans, numbers = list[Plan](), list[int]()
+
+        def candidates() -> Iterator[Candidate]:
+            epochs = self.settings.epochs if self.settings.fitness == "train" else 0
+            for asked, widths in wanted.values():
+                numbers.append(self._trials.number)
+                plans.append(fitted_plan(self.graph, self.budget, self.constraints, asked, self._order(numbers[-1])))
+                yield Candidate(plans[-1], self._prepared, {"widths": widths}, epochs)
+
+        found = tried(self._trials, self.graph, candidates())
+        self._bad += found.count(None)
+        for plan, number, accuracy in zip(plans, numbers, found, strict=True):
+            if accuracy is not None:
+                self._plans[number], self._numbers[number] = plan, accuracy
+        return {key: -np.inf if each is None else each for key, each in zip(wanted, found, strict=True)}
 
     def _order(self, number: int) -> dict[str, FloatArray]:
         """Which filters a candidate inherits first."""
@@ -189,7 +203,7 @@ class Acp(Method):
             return {group.name: draw.random(group.width) for group in self.graph.groups}
         return {group.name: _l1(self.model, group) for group in self.graph.groups}
 
-    def _candidate(self, network: nn.Module) -> nn.Module:
+    def _prepared(self, network: nn.Module) -> nn.Module:
         """W'[out] = W[sel_out][:, sel_prev], as the cut leaves it; norms begin anew, or are measured anew."""
         if self.settings.fitness == "recalibrate":
             remeasure(network.eval(), self._trials.images(_IMAGES))

@@ -35,13 +35,16 @@ def begun(first: IntArray, most: IntArray, number: int, signs: IntArray) -> IntA
     return result
 
 
-def moved(
-    x: IntArray, v: FloatArray, own: IntArray, best: IntArray, most: IntArray, *, w: float, r: float
-) -> tuple[IntArray, FloatArray]:
-    """Position and velocity after one step, all of the dimensions that move; own, best: p and g there."""
-    after = np.clip(np.trunc(x + STRIDE * v), 1, most).astype(np.int64)
-    pulled = CONSTRICTION * (w * v + PULL * r * (own - x) + PULL * r * (best - x))
-    return after, np.clip(pulled, -V_MAX, V_MAX)
+def ahead(x: IntArray, v: FloatArray, most: IntArray) -> IntArray:
+    """Position after one step, of the dimensions that move."""
+    result: IntArray = np.clip(np.trunc(x + STRIDE * v), 1, most).astype(np.int64)
+    return result
+
+
+def pulled(x: IntArray, v: FloatArray, own: IntArray, best: IntArray, *, w: float, r: float) -> FloatArray:
+    """Velocity after one step, of the dimensions that move; x: where it began. own, best: p and g there."""
+    result: FloatArray = CONSTRICTION * (w * v + PULL * r * (own - x) + PULL * r * (best - x))
+    return np.clip(result, -V_MAX, V_MAX)
 
 
 @dataclass
@@ -49,39 +52,58 @@ class _Particle:
     x: IntArray
     v: FloatArray
     own: IntArray
-    fitness: float
+    fitness: float = -np.inf
 
 
 def fly(
-    first: IntArray, most: IntArray, fitness: Callable[[IntArray], float], *, particles: int, cycles: int, seed: int
+    first: IntArray,
+    most: IntArray,
+    fitness: Callable[[list[IntArray]], list[float]],
+    *,
+    particles: int,
+    cycles: int,
+    seed: int,
 ) -> tuple[IntArray, list[float]]:
     """The best widths that a swarm finds, and the best fitness after the beginning and after each cycle.
 
     Args:
         first: widths [dimensions] of particle 0. most: largest widths; the least are 1.
-        fitness: higher is better; asked particles * (cycles + 1) times, particle by particle.
+        fitness: of the widths of all particles, higher is better; asked cycles + 1 times. Where particles go in a
+            cycle follows from velocities of before it, so that none waits for what another one finds.
         seed: what is drawn follows from it, the particle and the cycle, and never from what is found.
     """
-    swarm: list[_Particle] = []
-    best, top = first, -np.inf
-    for number in range(particles):
-        draw = np.random.default_rng([seed, 0, number])
-        x = begun(first, most, number, draw.integers(-1, 2, len(first)))
-        swarm.append(_Particle(x, draw.uniform(-V_MAX, V_MAX, len(first)), x, fitness(x)))
-        if swarm[-1].fitness > top:
-            best, top = x, swarm[-1].fitness
-    tops = [top]
-    for cycle in range(cycles):
-        for number, particle in enumerate(swarm):
-            draw = np.random.default_rng([seed, 1 + cycle, number])
-            j = np.sort(draw.permutation(len(first))[:MOVED])
-            x, v = particle.x.copy(), particle.v.copy()
-            x[j], v[j] = moved(x[j], v[j], particle.own[j], best[j], most[j], w=inertia(cycle, cycles), r=draw.random())
-            particle.x, particle.v = x, v  # also where it is worse
-            found = fitness(x)
+    swarm, best, top, tops = _begun(first, most, particles, seed), first, -np.inf, []
+    for cycle in range(cycles + 1):
+        steps = [_drawn(np.random.default_rng([seed, cycle, number]), len(first)) for number in range(particles)]
+        places = [_placed(each, j, most) if cycle else each.x for each, (j, _) in zip(swarm, steps, strict=True)]
+        for particle, (j, r), x, found in zip(swarm, steps, places, fitness(places), strict=True):
+            if cycle:  # g is as the particles before this one have left it
+                own = particle.own[j]
+                particle.v[j] = pulled(particle.x[j], particle.v[j], own, best[j], w=inertia(cycle - 1, cycles), r=r)
+            particle.x = x  # also where it is worse
             if found > particle.fitness:
                 particle.own, particle.fitness = x, found
             if found > top:
                 best, top = x, found
         tops.append(top)
     return best, tops
+
+
+def _begun(first: IntArray, most: IntArray, particles: int, seed: int) -> list[_Particle]:
+    swarm = []
+    for number in range(particles):
+        draw = np.random.default_rng([seed, 0, number])
+        x = begun(first, most, number, draw.integers(-1, 2, len(first)))
+        swarm.append(_Particle(x, draw.uniform(-V_MAX, V_MAX, len(first)), x))
+    return swarm
+
+
+def _drawn(draw: np.random.Generator, dimensions: int) -> tuple[IntArray, float]:
+    """J and R of a particle and cycle."""
+    return np.sort(draw.permutation(dimensions)[:MOVED]), float(draw.random())
+
+
+def _placed(particle: _Particle, j: IntArray, most: IntArray) -> IntArray:
+    x = particle.x.copy()
+    x[j] = ahead(x[j], particle.v[j], most[j])
+    return x

@@ -57,15 +57,15 @@ class Evolution:
     probability: float
     seed: int
 
-    def run(self, generations: int, error: Callable[[Genes], float]) -> tuple[Genes, list[float]]:
-        """The best vector, and the least error after each generation; nothing is tested twice."""
+    def run(self, generations: int, errors: Callable[[list[Genes]], list[float]]) -> tuple[Genes, list[float]]:
+        """The best vector, and the least error after each generation, all of which is asked at once, and once."""
         known: dict[Genes, float] = {}
         tops: list[float] = []
         for number in range(generations):
             draw = np.random.default_rng([self.seed, number])
             best = sorted(known, key=lambda genes: (known[genes], genes))[: self.parents]
-            for genes in self._generation(best, known, draw):
-                known[genes] = error(genes)
+            tested = self._generation(best, known, draw)
+            known |= zip(tested, errors(tested), strict=True)
             tops.append(min(known.values()))
         return min(known, key=lambda genes: (known[genes], genes)), tops
 

@@ -42,7 +42,7 @@ from secateur.graph.cut import take
 from secateur.graph.modules import named_tensors
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.kit.aim import Aim
-from secateur.methods.kit.candidates import tried
+from secateur.methods.kit.candidates import Candidate, tried
 from secateur.methods.kit.widths import fitted_plan
 from secateur.methods.metapruning.generator import PruningNet
 from secateur.methods.metapruning.genes import OPTIONS, WHOLE, Evolution, Genes, width_of
@@ -163,7 +163,7 @@ class MetaPruning(Method):
             len(self._free), self._feasible, s.population, s.mutants, s.crossovers, s.parents, s.probability, self.seed
         )
         self._known: dict[str, float] = {}
-        best, tops = evolution.run(s.iterations, self._error)
+        best, tops = evolution.run(s.iterations, self._errors)
         widths = self._widths(self._named(best))
         plan = fitted_plan(self.graph, self.budget, self.constraints, widths, self._order())
         plan.provenance |= {
@@ -198,19 +198,19 @@ class MetaPruning(Method):
         masks: dict[str, BoolArray] = {g.name: np.arange(g.width) < widths[g.name] for g in self.graph.groups}
         return Plan(masks)
 
-    def _error(self, genes: Genes) -> float:
-        """The accuracy of the network with generated weights, less being better; inf where it cannot be cut."""
-        widths = self._widths(self._named(genes))
-        key = repr(sorted(widths.items()))
-        if key not in self._known:
-            plan, ratios = self._plan_of(widths), _ratios(self._named(genes))
-            found = tried(
-                self._trials, self.graph, plan, lambda cut: self._generated(cut, plan, ratios), {"widths": widths}
-            )
-            if found is None:
-                return np.inf
-            self._known[key] = -found
-        return self._known[key]
+    def _errors(self, tested: list[Genes]) -> list[float]:
+        """Accuracies of networks with generated weights, less being better; inf where they cannot be cut."""
+        widths = [self._widths(self._named(genes)) for genes in tested]
+        keys = [repr(sorted(each.items())) for each in widths]
+        new = {key: k for k, key in reversed(list(enumerate(keys))) if key not in self._known}  # the first of each
+        order = sorted(new.values())
+        found = tried(self._trials, self.graph, (self._candidate(tested[k], widths[k]) for k in order))
+        self._known |= {keys[k]: -each for k, each in zip(order, found, strict=True) if each is not None}
+        return [self._known.get(key, np.inf) for key in keys]
+
+    def _candidate(self, genes: Genes, widths: dict[str, int]) -> Candidate:
+        plan, ratios = self._plan_of(widths), _ratios(self._named(genes))
+        return Candidate(plan, lambda cut: self._generated(cut, plan, ratios), {"widths": widths})
 
     @torch.no_grad()
     def _generated(self, narrow: nn.Module, plan: Plan, ratios: dict[str, float]) -> nn.Module:

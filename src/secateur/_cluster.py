@@ -1,4 +1,4 @@
-"""A Ray cluster before it is used: joined quietly, its nodes counted, and each of them tried.
+"""A Ray cluster before comparisons and searches use it: joined quietly, its nodes counted, and each of them tried.
 
 What is tried is what goes wrong in practice: a folder that is another one on another node, and other versions there.
 """
@@ -22,7 +22,7 @@ from secateur._version import __version__
 from secateur.errors import ConfigError, RunError
 
 AUTO, LOCAL = "auto", "local"
-_STORE = 128 << 20  # bytes of the object store of a Ray of our own: nothing large is put into it
+_STORE = 128 << 20  # bytes of the object store of a Ray of our own at least
 _TRIES, _SECONDS = 3, 10.0
 _CURRENT = Path("/tmp/ray/ray_current_cluster")  # where `ray start` notes its address
 
@@ -39,11 +39,39 @@ def package() -> Any:
     return ray
 
 
-def join(ray: Any, address: str, cpus: int | None) -> None:
-    """Connect; `cpus`: of a Ray of our own, None: all. RunError: there is none at that address."""
+@contextlib.contextmanager
+def joined(address: str, cpus: int | None, store: int = 0) -> Iterator[Any]:
+    """Ray, connected; what this process had connected before stays so afterwards.
+
+    Args:
+        address: "auto": the cluster this node belongs to; "local": one of our own on this machine; or host:port.
+        cpus: of a Ray of our own; None: all. store: bytes that lie in its object store at a time.
+
+    Raises:
+        ConfigError: Ray is missing. RunError: there is none at that address.
+    """
+    ray = package()
+    own = not ray.is_initialized()
+    if own:
+        _join(ray, address, cpus, max(store, _STORE))
+    try:
+        yield ray
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def gpus_of(ray: Any, device: str, asked: float | None = None) -> float:
+    """GPUs of a run: as asked; by default 1 where the cluster has any and `device` of the engine is not cpu."""
+    if asked is not None:
+        return asked
+    return 1.0 if device != "cpu" and ray.cluster_resources().get("GPU") else 0.0
+
+
+def _join(ray: Any, address: str, cpus: int | None, store: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     if address == LOCAL:
-        _start(ray, num_cpus=cpus, include_dashboard=False, object_store_memory=_STORE, **quiet)
+        _start(ray, num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet)
         return
     try:
         _knock(address)
@@ -51,7 +79,7 @@ def join(ray: Any, address: str, cpus: int | None) -> None:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         raise RunError(
             f"The Ray cluster {address!r} cannot be joined ({_files.said(error)[:200]}): start it on this node with "
-            "ray start --head, or give --address local to use this machine alone."
+            "ray start --head, or give the address local to use this machine alone."
         ) from error
 
 
@@ -66,7 +94,7 @@ def _start(ray: Any, **options: Any) -> None:
             if not left:
                 raise RunError(
                     f"Ray cannot be started on this machine ({_files.said(error)[:200]}): look into /tmp/ray for its "
-                    "logs, or leave --engine ray out."
+                    "logs, or do without Ray."
                 ) from error
 
 
@@ -169,7 +197,7 @@ def _check(node: str, found: Mapping[str, Any], word: str, here: str) -> None:
             "nodes share, as a recipe may name files relative to it."
         )
     if found["problem"]:
-        raise RunError(f"The node {node} cannot write into the comparison's folder: {found['problem']}.")
+        raise RunError(f"The node {node} cannot write into the folder: {found['problem']}.")
 
 
 def _apart(folder: Path, node: str) -> str:
