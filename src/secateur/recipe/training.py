@@ -1,0 +1,71 @@
+"""How a stage trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from secateur._settings import Section, shown
+from secateur.recipe.fields import Numbers
+
+
+class Distil(Section):
+    """Learning from the trained dense network."""
+
+    weight: float = Field(
+        default=0.0, ge=0, le=1, description="Share of the loss that follows the teacher; 0: no teacher."
+    )
+    temperature: float = Field(default=4.0, gt=0, description="Softens the teacher's and the student's outputs.")
+
+
+class Training(Section):
+    """One stage of training."""
+
+    epochs: int = Field(default=10, ge=1, le=1_000_000, description="Passes over the training images.")
+    optimiser: Literal["sgd", "adamw"] = Field(default="sgd", description="What takes the steps.")
+    lr: float = Field(default=0.1, gt=0, description="Highest learning rate.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of SGD.")
+    nesterov: bool = Field(default=False, description="Nesterov's momentum, of SGD.")
+    weight_decay: float = Field(default=1e-4, ge=0, description="Pull of the weights towards zero.")
+    decay_norm: bool = Field(default=True, description="Whether it acts on norms and biases too; BWCP needs it to.")
+    schedule: Literal["cosine", "step", "constant", "onecycle"] = Field(
+        default="cosine", description="How the learning rate goes on after the warm-up."
+    )
+    milestones: Numbers = Field(
+        default=(0.5, 0.75), description="Of schedule step: fractions of the stage where it falls."
+    )
+    gamma: float = Field(default=0.1, gt=0, le=1, description="Of schedule step: what it is multiplied by there.")
+    warmup: float = Field(default=0.0, ge=0, description="Epochs, also fractions, in which the rate rises from zero.")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+    mixup: float = Field(default=0.0, ge=0, description="Alpha of mixup; 0: off.")
+    ema: float = Field(default=0.0, ge=0, lt=1, description="Decay of a moving average of the weights; 0: off.")
+    clip: float | None = Field(default=None, gt=0, description="Largest norm of the gradient; null: any.")
+    distill: Distil = Field(default=Distil(), description="Of finetune: the dense network as teacher.")
+    select: Literal["last", "best"] = Field(
+        default="last", description="Which weights the stage gives on: the last, or the best on the validation images."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        """No setting without effect, nothing that cannot be."""
+        if self.warmup >= self.epochs:
+            raise ValueError(
+                f"warmup of {self.warmup:g} epochs leaves none of {self.epochs}: make it shorter than the stage"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < m < 1 for m in self.milestones):
+            raise ValueError(
+                f"milestones {shown(self.milestones)} are not rising fractions of 1: write such as [0.5, 0.75]"
+            )
+        self._without_effect("schedule", "step", ("milestones", "gamma"))
+        self._without_effect("optimiser", "sgd", ("momentum", "nesterov"))
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0: set momentum: 0.9, or nesterov: false")
+        return self
+
+    def _without_effect(self, switch: str, needed: str, keys: Sequence[str]) -> None:
+        chosen = getattr(self, switch)
+        for key in keys:
+            if chosen != needed and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} does nothing with {switch} {chosen}: leave it out, or set {switch}: {needed}")
