@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from secateur.training import Progress
 
 FOLDER = "runs/compare"
-_SHOWN = 5  # columns of the leaderboard that fit into a terminal
 
 
 def compare(
@@ -160,8 +159,10 @@ def _json_line(event: Mapping[str, Any]) -> None:
 
 
 def _tell(outcome: Outcome, as_json: bool, quiet: bool) -> None:
+    from rich.text import Text
+
     from secateur.report.leaderboard import absent, budgets, mean_table
-    from secateur.report.tables import listing
+    from secateur.report.tables import fitting, listing
 
     if as_json:
         show(json.dumps(outcome.document, indent=2, allow_nan=False, ensure_ascii=False))
@@ -171,10 +172,11 @@ def _tell(outcome: Outcome, as_json: bool, quiet: bool) -> None:
         return
     for budget in budgets(outcome.document):
         table = mean_table(outcome.document, budget)
+        shown = fitting([table.head, *table.rows])
         show(budget)
-        show(listing(table.head[:_SHOWN], [row[:_SHOWN] for row in table.rows], right=table.head[1:]))
+        show(listing(table.head[:shown], [row[:shown] for row in table.rows], right=table.head[1:]))
     for line in absent(outcome.document):
-        show(line)
+        show(Text(line))
     show(f"Leaderboard: {outcome.report}", wrap=False)
 
 

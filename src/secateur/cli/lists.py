@@ -85,21 +85,29 @@ def methods(
 
 
 def _methods_table(rows: Sequence[MethodRow]) -> RenderableType:
-    """What fits beside each other in a table, and below it how close each is to its paper."""
+    """Two lines a method: what it needs and when it acts, and below it the idea. How close each is to its paper is told
+    of one method at a time.
+    """
+    from rich import box
     from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
     from rich.text import Text
 
-    from secateur import report
-
-    cells = [(r.name, r.summary, _source(r), _needs(r), r.acts) for r in rows]
-    alike: dict[str, list[str]] = {}
-    for row in rows:
-        alike.setdefault(row.fidelity, []).append(row.name)
-    lines = [Text.assemble((", ".join(names), "bold"), f": {fidelity}.") for fidelity, names in alike.items()]
-    table = report.listing(("method", "idea", "paper (arXiv)", "needs", "acts"), cells)
-    return Group(
-        table, Text("How close to the paper:"), *lines, Text("secateur methods NAME: paper and settings.", "dim")
-    )
+    heads = ("method", "needs", "acts", "paper (arXiv)")
+    lines = [(row.name, _needs(row), row.acts, _source(row)) for row in rows]
+    widths = [max(len(line[k]) for line in (heads, *lines)) for k in range(len(heads))]
+    parts: list[RenderableType] = []
+    for row, line in zip(rows, lines, strict=True):
+        entry = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for width, style in zip(widths, ("bold", "", "", "dim"), strict=True):
+            entry.add_column(width=width, no_wrap=True, style=style)
+        entry.add_row(*(Text(cell) for cell in line))
+        parts += [entry, Padding(Text(row.summary, "dim"), (0, 0, 0, 2))]
+    top = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    for width, head in zip(widths, heads, strict=True):
+        top.add_column(head, width=width, no_wrap=True)
+    return Group(top, *parts, Text("\nsecateur methods NAME: its paper, how close it is to it, and its settings."))
 
 
 def _source(row: MethodRow) -> str:

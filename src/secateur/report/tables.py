@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -85,6 +85,19 @@ def listing(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequen
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def fitting(rows: Sequence[Sequence[str]], columns: int | None = None) -> int:
+    """How many of the first columns of a `listing` stand beside each other without a cell in two lines; 2 at least.
+
+    rows: heads and cells. columns: of the terminal; None: of this one.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = (Console().width if columns is None else columns) - 2
+    shown = 0
+    while shown < len(widths) and sum(widths[: shown + 1]) + 3 * shown <= left:
+        shown += 1
+    return max(2, shown)
 
 
 def _table(first: str, *others: str) -> Table:

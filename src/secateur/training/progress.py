@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 from secateur.tasks import shown
@@ -13,6 +13,7 @@ from secateur.training.metrics import strict
 
 Row = Mapping[str, Any]
 _MEASURING = "measuring layer shapes"
+_ROOMY = 100  # columns of a terminal in which a bar may be as long as it likes
 
 
 class Progress(Protocol):
@@ -145,7 +146,7 @@ class Bars:
         self._console = Console(file=stream)
         self._columns = (
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if self._console.width >= _ROOMY else 10),
             TaskProgressColumn(),
             TextColumn("{task.fields[said]}"),
             TimeElapsedColumn(),
@@ -173,15 +174,21 @@ class Bars:
         self._shown = now
         known = {k: v for k, v in extra.items() if k not in ("step", "epoch")}
         parts = [f"loss {loss:.3f}", *filter(None, [headline]), *_said(known), f"{images_per_second:,.0f} images/s"]
+        where = f"{self._name} {extra.get('epoch', 0)}/{self._epochs}"
         self._bars.update(
             self._task,
             completed=extra.get("step", 0),
-            description=f"{self._name} {extra.get('epoch', 0)}/{self._epochs}",
-            said="  ".join(parts),
+            description=where,
+            said=_fitting(parts, self._room() - len(where), "  "),
         )
 
+    def _room(self) -> int:
+        """Columns beside the bar, its share, its two times and the spaces between them all."""
+        columns = self._console.width
+        return columns - (24 if columns >= _ROOMY else 10) - len("100%0:00:00left0:00:00") - len(self._columns)
+
     def epoch(self, row: Row) -> None:
-        self.say(describe(row, self._epochs))
+        self.say(describe(row, self._epochs, self._console.width))
 
     def measured(self, done: int, total: int, runtime: str) -> None:
         if done == 0 or self._bars is None:
@@ -214,8 +221,11 @@ def _tried(done: int, total: int | None, best: str) -> str:
     return f"trial {done}{'' if total is None else f' of {total}'}, best {best}"
 
 
-def describe(row: Row, epochs: int) -> str:
-    """One epoch in a line for people."""
+def describe(row: Row, epochs: int, columns: int | None = None) -> str:
+    """One epoch in a line for people; where it must fit into `columns`, what a method says of itself is left out first.
+
+    All of it stands in metrics.jsonl.
+    """
     name, unit = row.get("headline", "accuracy"), row.get("unit", "share")
     trained, watched = row.get(f"train_{name}"), row.get(f"validation_{name}")
     more = f", {name} {shown(trained, unit)}" if trained is not None and name != "loss" else ""
@@ -224,7 +234,16 @@ def describe(row: Row, epochs: int) -> str:
         said = f", {'' if more else f'{name} '}{shown(watched, unit)}" if name != "loss" else ""
         parts.append(f"validation {row['validation_loss']:.4f}{said}")
     parts += [*_said(row.get("method", {})), f"{row['images_per_second']:,.0f} images/s"]
-    return f"{row['stage']} {row['epoch']}/{epochs}: " + "; ".join(parts)
+    begin = f"{row['stage']} {row['epoch']}/{epochs}: "
+    return begin + (_fitting(parts, columns - len(begin), "; ") if columns else "; ".join(parts))
+
+
+def _fitting(parts: Sequence[str], columns: int, between: str) -> str:
+    """As many parts as fit: of more than three the last but one goes first, so that loss, headline and speed stay."""
+    kept = list(parts)
+    while len(kept) > 1 and len(between.join(kept)) > columns:
+        del kept[-2 if len(kept) > 3 else -1]
+    return between.join(kept)
 
 
 def _said(values: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,126 @@
+"""Terminals of 80 and 120 columns: no line is longer, and no word of a table is broken."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+
+from _board import board
+from _folder import documents, write
+
+from secateur import cli
+from secateur.methods import METHODS
+from secateur.report.leaderboard import mean_table
+from secateur.report.run_tables import headline_table
+from secateur.report.tables import fitting, listing
+from secateur.training import make_progress
+from secateur.training.progress import describe
+
+WIDTHS = (80, 120)
+ROW = {
+    "stage": "finetune", "epoch": 188, "headline": "accuracy", "unit": "share", "train_loss": 10.2345,
+    "train_accuracy": 0.98765, "validation_loss": 10.3456, "validation_accuracy": 0.97654, "images_per_second": 12345.6,
+    "method": {"flops": 0.5, "channels": 123_456, "strength": 0.00012, "soft_accuracy": 0.9, "hard_accuracy": 0.89},
+}  # fmt: skip
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(params=WIDTHS)
+def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The width of the terminal."""
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    monkeypatch.setenv("TERM", "xterm")
+    return int(request.param)
+
+
+def told(*arguments: str) -> list[str]:
+    result = CliRunner().invoke(cli.app, list(arguments))
+    assert result.exit_code == 0, result.stderr
+    return [line.rstrip() for line in result.stdout.splitlines()]
+
+
+def printed(what: Any, columns: int) -> list[str]:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=columns).print(what)
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
+
+
+def fits(lines: list[str], columns: int) -> None:
+    wide = [line for line in lines if len(line) > columns]
+    assert not wide, wide
+
+
+def test_methods_take_a_line_and_their_idea_one_or_two(columns: int) -> None:
+    lines = told("methods")
+    fits(lines, columns)
+    heads = [line for line in lines if line and not line.startswith(" ")]
+    assert {row.name for row in METHODS} <= {line.split()[0] for line in heads}  # no name is broken
+    assert len(lines) < 4 * len(METHODS)
+
+
+@pytest.mark.parametrize("name", ["nap", "metapruning"])
+def test_one_method(name: str, columns: int) -> None:
+    fits(told("methods", name), columns)
+
+
+def test_prune(columns: int) -> None:
+    fits(told("prune", "zoo:lenet5", "--budget", "flops=0.5"), columns)
+
+
+def test_an_epoch_is_one_line_and_the_bar_beside_it_is_whole(columns: int) -> None:
+    stream = Terminal()
+    progress = make_progress(stream=stream)
+    progress.start_stage("finetune", 200, 400)
+    progress.step(10.2345, "accuracy 98.8%", 12345.6, {"step": 80_000, "epoch": 200, **ROW["method"]})  # type: ignore[dict-item]
+    progress.epoch(ROW)
+    progress.end_stage()
+    lines = [re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", line) for line in re.split("[\r\n]+", stream.getvalue())]
+    fits([line.rstrip() for line in lines], columns)
+    assert any(line.startswith("finetune 188/200: ") and "validation 10.3456, 97.7%" in line for line in lines)
+    bar = next(line for line in reversed(lines) if "100%" in line)
+    assert all(part in bar for part in ("finetune 200/200", "loss 10.23", "0:00:00"))
+    assert "…" not in stream.getvalue()
+
+
+def test_an_epoch_keeps_what_fits() -> None:
+    whole = describe(ROW, 200)
+    assert "hard accuracy 89.0%" in whole
+    for room in (40, 60, 80, 100, 120, 300):
+        line = describe(ROW, 200, room)
+        assert len(line) <= max(room, len("finetune 188/200: loss 10.2345, accuracy 98.8%"))
+    assert describe(ROW, 200, 300) == whole
+    assert "12,346 images/s" in describe(ROW, 200, 90)
+
+
+def test_the_headline_of_a_run(columns: int, tmp_path: Path) -> None:
+    lines = printed(headline_table(write(tmp_path / "run", documents())), columns)
+    fits(lines, columns)
+    rows = [line for line in lines if line.startswith(" ") and "MACs" in line]
+    assert rows
+    assert "left" in rows[0]  # in one line
+
+
+def test_a_comparison_shows_as_many_columns_as_fit(columns: int) -> None:
+    table = mean_table(board(), "flops=0.5")
+    shown = fitting([table.head, *table.rows], columns)
+    lines = printed(listing(table.head[:shown], [row[:shown] for row in table.rows], right=table.head[1:]), columns)
+    fits(lines, columns)
+    assert len([line for line in lines if line and "─" not in line]) == 1 + len(table.rows)  # none in two lines
+    assert shown < len(table.head)
+    more = [row[: shown + 1] for row in (table.head, *table.rows)]
+    wide = listing(table.head[: shown + 1], more[1:], right=table.head[1:])
+    assert max(map(len, printed(wide, 400))) >= columns  # with the edge that is stripped, one more would not fit
