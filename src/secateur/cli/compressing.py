@@ -36,7 +36,7 @@ _REQUEST, _FORMAT = "request.json", "secateur.compress.request"
 #: Options that are arguments of `secateur.compress` as they are, and all that a search begins with.
 _PASSED = (
     "speedup", "latency", "flops", "params", "size", "budget", "runtime", "max_drop", "task", "trials", "epochs",
-    "align", "ignore", "seed",
+    "align", "ignore", "workers", "address", "seed",
 )  # fmt: skip
 _OPTIONS = {*_PASSED, "model", "data", "time", "methods", "plugin", "input_size", "input_shape", "model_arg", "weights"}
 Data = Annotated[
@@ -73,6 +73,12 @@ def compress(
     align: Annotated[int | None, typer.Option(min=1, metavar="N", help="Kept widths are multiples of it.")] = None,
     ignore: Ignore = [],  # noqa: B006  # typer copies it
     plugin: Plugin = [],  # noqa: B006
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=10_000, metavar="N", help="Candidates tried at a time, on Ray. Default: 1.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="local|auto|HOST:PORT", help="Of the Ray cluster. Default: local.")
+    ] = None,
     seed: Seed = 0,
     input_size: InputSize = None,
     input_shape: InputShape = [],  # noqa: B006
@@ -97,11 +103,13 @@ def compress(
       secateur compress --resume runs/c
     """
     given = locals()
-    asked = {key: given[key] for key in sorted(_OPTIONS)}
+    hands = {"workers": workers or 1, "address": address or "local"}
+    asked = {key: given[key] for key in sorted(_OPTIONS)} | hands
     if resume is not None:
         if model is not None or out is not None:
             raise ConfigError("--resume and MODEL or --out are both given: a search goes on with what it began with.")
         folder, asked = resume, _request(resume)
+        asked |= {key: hands[key] for key in hands if given[key] is not None}  # which change nothing but the time
     else:
         if model is None:
             raise ConfigError("Neither MODEL nor --resume is given: write secateur compress MODEL, or --resume DIR.")

@@ -59,6 +59,8 @@ def compress(
     min_channels: int = 1,
     max_ratio: float = 1.0,
     attention: Literal["heads", "head_dim"] = "heads",
+    workers: int = 1,
+    address: str = "local",
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
     watch: Watcher | None = None,
@@ -86,7 +88,11 @@ def compress(
         out: a folder for the record of the search (study.db, which optuna-dashboard shows), the report and the network.
             The same call goes on from there after a crash, with the same trials and the same network.
         methods, repairs, allocators, align: what the race is run between, instead of the usual.
-        ignore, min_channels, max_ratio, attention: as in `secateur.prune`. seed: of everything random.
+        ignore, min_channels, max_ratio, attention: as in `secateur.prune`.
+        workers: candidates of the race that are tried at a time, each by a process on a Ray cluster, with the same
+            result as one after the other; trainings stay in this process. 1: no Ray. address: of the cluster: "local"
+            (one on this machine, for this call), "auto" or "HOST:PORT".
+        seed: of everything random.
         say: told what is being done. watch: told (done, total, runtime) while layer shapes are measured.
 
     Raises:
@@ -109,7 +115,8 @@ def compress(
     }  # fmt: skip
     return found(
         model, train_loader, _example(example_inputs, train_loader), asked, task_of(task, loss, metric),
-        held_out=held_out, folder=None if out is None else Path(out), options=options, say=say,
+        held_out=held_out, folder=None if out is None else Path(out), options=options,
+        workers=words.workers_of(workers), address=address, say=say,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from secateur.compress.refining import Refining
 from secateur.compress.request import Request
 from secateur.compress.result import Compressed
 from secateur.compress.story import Story
+from secateur.compress.workers import hands
 from secateur.errors import ConfigError
 from secateur.graph.modules import unwrap
 from secateur.runtime import save_model
@@ -26,14 +27,16 @@ from secateur.tasks import Task
 
 def found(
     model: nn.Module, data: Any, example_inputs: Any, request: Request, task: Task, *,
-    held_out: Any, folder: Path | None, options: Mapping[str, Any], say: Callable[[str], None],
+    held_out: Any, folder: Path | None, options: Mapping[str, Any], workers: int, address: str,
+    say: Callable[[str], None],
 ) -> Compressed:  # fmt: skip
     """The search for a request, from its beginning or from where the folder says it is; see `secateur.compress`."""
     inner = unwrap(model)
     source = source_of(data, example_inputs, request.seed, held_out)
     record = Record(folder, request.seed)
     ground = Ground(inner, example_inputs, request, source, task, record, options=options, say=say)
-    ranked = Race(ground).run()
+    with hands(ground.maker, workers, address, folder, say) as trying:
+        ranked = Race(ground, trying).run()
     refining = Refining(ground)
     choice = refining.finalists(ranked)
     if request.max_drop is not None:

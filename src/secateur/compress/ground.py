@@ -15,8 +15,9 @@ from secateur.allocate import Constraints
 from secateur.compress.candidates import Candidate, Space
 from secateur.compress.held_out import Source
 from secateur.compress.judging import Judge
+from secateur.compress.making import Maker
 from secateur.compress.record import Record
-from secateur.compress.request import Request, scaled, shares_of
+from secateur.compress.request import Request, shares_of
 from secateur.compress.training import Tuner
 from secateur.errors import ConfigError, ModelError, RunError
 from secateur.graph import trace
@@ -24,13 +25,11 @@ from secateur.graph.modules import clone_module, named_tensors
 from secateur.latency import price
 from secateur.surgery import Result
 from secateur.tasks import Task
-from secateur.training.randomness import derive, preserved, seed_all
 
 RACE_SHARE, FRONT_SHARE = 0.25, 0.35  # of the time, after which a stage makes way for the next
 _TRAINING_SHARE = 0.65  # of the time is for all training
 _ROUNDS = 80  # at most, where time alone says how long to train
 _SHORT = 16  # a finalist is trained for a 16th of what there is
-_AT_HAND = 3  # networks that are kept at hand
 _QUARTER = 4  # or a quarter of the epochs that are asked for
 
 
@@ -48,11 +47,10 @@ class Ground:
         """
         self.model, self.example, self.request, self.source = model, example_inputs, request, source
         self.task, self.record, self.options, self.say = task, record, dict(options), say
-        self.device = next((t.device for t in model.parameters()), torch.device("cpu"))
         self.judge = Judge(source, task, model)
+        self.maker = Maker(model, example_inputs, request, source, task, self.judge, self.options)
         self.space = Space(request, data=source.shown is not None, labels=self.judge.labelled)
         self.tuner = Tuner(source, self.judge, record)
-        self._made: dict[tuple[Candidate, float], Result] = {}
         if request.max_drop is not None and self.judge.note:
             raise ConfigError(
                 f"max_drop is a drop of the {task.headline}, which cannot be told here: give a budget, such as "
@@ -72,6 +70,7 @@ class Ground:
         self.shares: dict[str, float] = self.record.decide(
             "shares", lambda: shares_of(self.request.budget, graph.cost())
         )
+        self.maker.shares = self.shares
         self.original: float = self.record.decide("original", lambda: self.judge(self.model))
         if not math.isfinite(self.original):
             raise ModelError(
@@ -108,18 +107,7 @@ class Ground:
 
     def made(self, candidate: Candidate, level: float, *, verify: bool = False) -> Result:
         """The network of a candidate at a level of the budget; made once, the same each time it is asked for."""
-        found = self._made.get((candidate, level))
-        if found is None or (verify and found.verification is None):
-            budget = self.request.budget if level == 1 else scaled(self.request.budget, self.shares, level)
-            with preserved(self.device):
-                seed_all(derive(self.request.seed, str(candidate)))
-                found = candidate.pruned(
-                    self.model, self.example, budget, self.source, self.task if self.judge.labelled else None,
-                    options=self.options, seed=self.request.seed, verify=verify,
-                )  # fmt: skip
-            self._made[candidate, level] = found
-            self._made = dict(list(self._made.items())[-_AT_HAND:])
-        return found
+        return self.maker.made(candidate, level, verify=verify)
 
     def share_at(self, level: float) -> float:
         """What a level of the budget leaves of the cost that is told."""

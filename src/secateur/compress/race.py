@@ -1,93 +1,101 @@
-"""The race: candidates straight after the cut, at the budget; then the best of them at other levels of it."""
+"""The race: candidates straight after the cut, at the budget; then the best of them at other levels of it.
+
+Candidates are proposed a few together, from what is known of all before these: so they are the same whether one is
+tried at a time or several.
+"""
 
 from __future__ import annotations
 
-import math
-import time
+from collections.abc import Sequence
 
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from secateur.compress.candidates import Candidate
 from secateur.compress.ground import FRONT_SHARE, RACE_SHARE, Ground, candidate_of, noted
 from secateur.compress.record import RACE
+from secateur.compress.workers import Hands
 from secateur.errors import BudgetError, ModelError, SecateurError
 from secateur.training.randomness import derive
 
 _LEVELS = (0.5, 0.75, 1.25)  # of the budget, for the front: 0 is the whole network, 1 the budget
+_TOGETHER = 4  # candidates are proposed from what is known of those before all of these
 
 
 class Race:
     """The first stage of a search."""
 
-    def __init__(self, ground: Ground) -> None:
-        """ground: of the search."""
-        self._ground, self._record = ground, ground.record
+    def __init__(self, ground: Ground, hands: Hands) -> None:
+        """ground: of the search. hands: who try candidates."""
+        self._ground, self._record, self._hands = ground, ground.record, hands
 
     def run(self) -> list[tuple[Candidate, float]]:
         """Candidates at the budget with their figures, best first; SecateurError where none came to anything."""
-        space, record = self._ground.space, self._record
-        starts, most = space.starts(), min(self._ground.request.trials, space.size)
+        record, most = self._record, min(self._ground.request.trials, self._ground.space.size)
         while record.decision("raced") is None:
             done = record.trials(RACE)
-            distinct = len({trial.user_attrs.get("what") for trial in done})
             good = any(trial.state == TrialState.COMPLETE for trial in done)
-            if distinct >= most or (good and self._ground.late(RACE_SHARE)):
+            begun = record.trials(RACE, TrialState.RUNNING)
+            if len(done) >= most or (good and not begun and self._ground.late(RACE_SHARE)):
                 record.decide("raced", lambda: len(done))  # noqa: B023  # called at once
                 break
-            chosen = starts[len(done)] if len(done) < len(starts) else self._left(done)
-            self._attempt(record.begun(RACE, None if chosen is None else space.params(chosen)), 1.0)
+            end = min(most, len(done) + self._hands.count, (len(done) // _TOGETHER + 1) * _TOGETHER)
+            self._try([self._begun(number) for number in range(len(done), end)])
         ranked = self._ranked()
         if not ranked:
             raise self._refusal()
         self._front(ranked[0][0])
         return ranked
 
-    def _left(self, done: list[FrozenTrial]) -> Candidate | None:
-        """One that was not tried, where the sampler has just repeated itself; None where it may choose."""
-        if "same_as" not in done[-1].user_attrs:
-            return None
-        tried = {trial.user_attrs.get("what") for trial in done}
-        left = [each for each in self._ground.space.all() if str(each) not in tried]
-        return left[derive(self._ground.request.seed, "left", len(done)) % len(left)] if left else None
+    def _begun(self, number: int) -> tuple[Trial, Candidate, float]:
+        """The trial of this number, which all before it have begun."""
+        space, starts = self._ground.space, self._ground.space.starts()
+        chosen = starts[number] if number < len(starts) else self._proposed(number)
+        trial = self._record.begun(RACE, space.params(chosen), number)
+        candidate = space.suggested(trial)
+        noted(trial, candidate, 1.0)
+        return trial, candidate, 1.0
+
+    def _proposed(self, number: int) -> Candidate:
+        """What the sampler proposes; where that was tried already, one that was not."""
+        space = self._ground.space
+        seen = self._record.trials(RACE)[: number - number % _TOGETHER]
+        chosen = self._record.imagined(RACE, number, seen, space.suggested)
+        before = self._record.trials(RACE, TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)[:number]
+        tried = {candidate_of(trial) for trial in before}
+        if chosen not in tried:
+            return chosen
+        left = [each for each in space.all() if each not in tried]
+        return left[derive(self._ground.request.seed, "left", number) % len(left)]
 
     def _front(self, best: Candidate) -> None:
         """The best candidate at other levels of the budget."""
-        record = self._record
+        record, space = self._record, self._ground.space
         levels = record.decide("levels", lambda: [] if self._ground.late(FRONT_SHARE) else list(_LEVELS))
-        for k, level in enumerate(levels):
-            if len(record.trials(RACE)) <= record.decision("raced") + k:
-                self._attempt(record.begun(RACE, {**self._ground.space.params(best), "level": level}), None)
+        first = record.decision("raced")
+        while (done := len(record.trials(RACE)) - first) < len(levels):
+            batch: list[tuple[Trial, Candidate, float]] = []
+            for k in range(done, min(done + self._hands.count, len(levels))):
+                trial = record.begun(RACE, {**space.params(best), "level": levels[k]}, first + k)
+                candidate, level = space.suggested(trial), trial.suggest_float("level", 0.0, 2.0)
+                noted(trial, candidate, level)
+                batch.append((trial, candidate, level))
+            self._try(batch)
 
-    def _attempt(self, trial: Trial, level: float | None) -> None:
-        """One candidate straight after the cut; `level` None: it is a parameter of the trial."""
-        began = time.monotonic()
-        candidate = self._ground.space.suggested(trial)
-        level = trial.suggest_float("level", 0.0, 2.0) if level is None else level
-        noted(trial, candidate, level)
-        self._ground.say(f"trial {trial.number + 1}: {candidate}")
-        same = next((t for t in self._record.trials(RACE, TrialState.COMPLETE) if _same(t, candidate, level)), None)
-        if same is not None:
-            trial.set_user_attr("same_as", same.number)
-        values = list(same.values) if same is not None else self._straight(trial, candidate, level)
-        trial.set_user_attr("seconds", round(time.monotonic() - began, 3))
-        self._record.ended(RACE, trial, values)
-
-    def _straight(self, trial: Trial, candidate: Candidate, level: float) -> list[float] | None:
-        """Figure and share of the cost; None where it failed, with the reason in the trial."""
-        try:
-            result = self._ground.made(candidate, level)
-            figure = self._ground.judge(result.model)
-            if not math.isfinite(figure):
-                raise ModelError("Its answers are not finite.")
-        except (SecateurError, RuntimeError) as error:  # of one candidate, which must not end the others
-            trial.set_user_attr("failed", " ".join(str(error).split())[:500])
-            trial.set_user_attr("refused", isinstance(error, BudgetError))
-            return None
-        return [figure, result.reached(self._ground.request.key)]
+    def _try(self, batch: Sequence[tuple[Trial, Candidate, float]]) -> None:
+        """Candidates straight after the cut; what they come to is written down in the order of their numbers."""
+        for trial, candidate, _ in batch:
+            self._ground.say(f"trial {trial.number + 1}: {candidate}")
+        outcomes = self._hands.tried([(candidate, level) for _, candidate, level in batch])
+        for (trial, _, _), outcome in zip(batch, outcomes, strict=True):
+            if outcome.values is None:
+                trial.set_user_attr("failed", outcome.failed)
+                trial.set_user_attr("refused", outcome.refused)
+            trial.set_user_attr("seconds", outcome.seconds)
+            self._record.ended(RACE, trial, outcome.values)
 
     def _ranked(self) -> list[tuple[Candidate, float]]:
         trials = self._record.trials(RACE)[: self._record.decision("raced")]
-        good = [t for t in trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
+        good = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         good.sort(key=lambda t: (-t.values[0], t.values[1], t.number))
         return [(candidate_of(t), t.values[0]) for t in good]
 
@@ -98,7 +106,3 @@ class Race:
         return (
             BudgetError(refused[0]) if refused else ModelError(f"No candidate came to anything: {failed[0]['failed']}")
         )
-
-
-def _same(trial: FrozenTrial, candidate: Candidate, level: float) -> bool:
-    return candidate_of(trial) == candidate and trial.user_attrs["level"] == level

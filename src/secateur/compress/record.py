@@ -86,20 +86,35 @@ class Record:
         found = self._studies[study].get_trials(deepcopy=False)
         return [t for t in found if (t.state in states if states else t.state.is_finished())]
 
-    def begun(self, study: str, params: Mapping[str, Any] | None = None) -> Trial:
-        """The trial that was interrupted, or a new one; with `params`, one of these parameters."""
+    def begun(self, study: str, params: Mapping[str, Any] | None = None, number: int | None = None) -> Trial:
+        """The trial that was interrupted, or a new one; with `params`, one of these parameters.
+
+        number: of several that run at a time, the one that is meant: one that was interrupted, or the next.
+        """
         chosen = self._studies[study]
-        running = self.trials(study, TrialState.RUNNING)
+        running = {trial.number: trial for trial in self.trials(study, TrialState.RUNNING)}
         waiting = self.trials(study, TrialState.WAITING)  # where the process died between the next two steps
-        number = running[0].number if running else len(self.trials(study))
+        if number is None:
+            number = min(running) if running else len(self.trials(study))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            chosen.sampler = optuna.samplers.TPESampler(seed=derive(self._seed, study, number), n_startup_trials=8)
-            if running:
-                return Trial(chosen, running[0]._trial_id)
+            chosen.sampler = self._sampler(study, number)
+            if number in running:
+                return Trial(chosen, running[number]._trial_id)
             if params is not None and not waiting:
                 chosen.enqueue_trial(dict(params))
             return chosen.ask()
+
+    def imagined(self, study: str, number: int, seen: Sequence[FrozenTrial], ask: Callable[[Trial], T]) -> T:
+        """What trial `number` would be asked for if these trials were all that there are; nothing is written down."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            apart = optuna.create_study(directions=list(_DIRECTIONS[study]), sampler=self._sampler(study, number))  # type: ignore[arg-type]
+            apart.add_trials(seen)
+            return ask(apart.ask())
+
+    def _sampler(self, study: str, number: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.TPESampler(seed=derive(self._seed, study, number), n_startup_trials=8)
 
     def ended(self, study: str, trial: Trial, values: Sequence[float] | None, state: TrialState | None = None) -> None:
         """Tell what a trial came to; None: it failed, or as `state` says."""

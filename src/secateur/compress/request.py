@@ -127,6 +127,13 @@ def request(
     )
 
 
+def workers_of(count: int) -> int:
+    """As given; ConfigError unless it is a whole number of at least 1."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigError(f"workers is {count!r}: give a whole number of at least 1.")
+    return count
+
+
 def repair_names(text: str) -> list[str]:
     """ "least_squares+batchnorm" is two repairs, "none" no one."""
     return [] if text == "none" else text.split("+")

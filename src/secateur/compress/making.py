@@ -1,0 +1,92 @@
+"""Networks of candidates straight after the cut, and how good they are; the same wherever they are made.
+
+A maker knows nothing of the record of a search, so that workers can have one of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.compress.candidates import Candidate
+from secateur.compress.held_out import Source
+from secateur.compress.judging import Judge
+from secateur.compress.request import Request, scaled
+from secateur.errors import BudgetError, ModelError, SecateurError
+from secateur.surgery import Result
+from secateur.tasks import Task
+from secateur.training.randomness import derive, preserved, seed_all
+
+_AT_HAND = 3  # networks that are kept at hand
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a candidate came to: figure and share of the cost; None where it failed, and why.
+
+    refused: it failed because the budget is out of its reach. seconds: it took.
+    """
+
+    values: tuple[float, float] | None
+    failed: str = ""
+    refused: bool = False
+    seconds: float = 0.0
+
+
+@dataclass
+class Maker:
+    """Makes networks of candidates.
+
+    options: of `prune`, for every candidate. shares: what the budget leaves of each cost, by key.
+    """
+
+    model: nn.Module
+    example: Any
+    request: Request
+    source: Source
+    task: Task
+    judge: Judge
+    options: Mapping[str, Any]
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.device = next((t.device for t in self.model.parameters()), torch.device("cpu"))
+        self._made: dict[tuple[Candidate, float], Result] = {}
+
+    def made(self, candidate: Candidate, level: float, *, verify: bool = False) -> Result:
+        """The network of a candidate at a level of the budget; made once, the same each time it is asked for."""
+        found = self._made.get((candidate, level))
+        if found is None or (verify and found.verification is None):
+            budget = self.request.budget if level == 1 else scaled(self.request.budget, self.shares, level)
+            with preserved(self.device):
+                seed_all(derive(self.request.seed, str(candidate)))
+                found = candidate.pruned(
+                    self.model, self.example, budget, self.source, self.task if self.judge.labelled else None,
+                    options=self.options, seed=self.request.seed, verify=verify,
+                )  # fmt: skip
+            self._made[candidate, level] = found
+            self._made = dict(list(self._made.items())[-_AT_HAND:])
+        return found
+
+    def tried(self, candidate: Candidate, level: float) -> Outcome:
+        """What a candidate comes to; its own failure ends no other."""
+        began = time.monotonic()
+        try:
+            result = self.made(candidate, level)
+            figure = self.judge(result.model)
+            if not math.isfinite(figure):
+                raise ModelError("Its answers are not finite.")
+        except (SecateurError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:500]
+            return Outcome(None, why, isinstance(error, BudgetError), _since(began))
+        return Outcome((figure, result.reached(self.request.key)), seconds=_since(began))
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 3)
