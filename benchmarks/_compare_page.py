@@ -9,17 +9,9 @@ from typing import Any
 import _record
 from _markdown import circumstances, table
 
-from secateur.report.leaderboard import (
-    Table,
-    absent,
-    budgets,
-    curves,
-    mean_table,
-    percents,
-    rivals,
-    run_table,
-    time_table,
-)  # fmt: skip
+from secateur.report.board.pictures import curves, rivals
+from secateur.report.board.said import absent
+from secateur.report.board.tables import Table, budgets, mean_table, percents, run_table, time_table
 from secateur.report.page.fairness import fairness
 from secateur.report.page.rivals import key
 

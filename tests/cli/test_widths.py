@@ -18,7 +18,7 @@ from _folder import documents, write
 
 from secateur import cli
 from secateur.methods import METHODS
-from secateur.report.leaderboard import mean_table
+from secateur.report.board.tables import mean_table
 from secateur.report.run_tables import headline_table
 from secateur.report.tables import fitting, listing
 from secateur.training import make_progress

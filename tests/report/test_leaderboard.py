@@ -14,15 +14,9 @@ from _board import HOSTILE, board, empty_board, hostile_board
 from test_html import Page
 
 from secateur.compare.leaderboard import paired
-from secateur.report.leaderboard import (
-    curves,
-    mean_table,
-    places,
-    rivals,
-    run_table,
-    time_table,
-    write_leaderboard,
-)
+from secateur.report.board.pictures import curves, rivals
+from secateur.report.board.tables import mean_table, places, run_table, time_table
+from secateur.report.leaderboard import write_leaderboard
 from secateur.report.page.fairness import fairness
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {"full": board, "hostile": hostile_board, "empty": empty_board}

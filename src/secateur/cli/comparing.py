@@ -161,7 +161,8 @@ def _json_line(event: Mapping[str, Any]) -> None:
 def _tell(outcome: Outcome, as_json: bool, quiet: bool) -> None:
     from rich.text import Text
 
-    from secateur.report.leaderboard import absent, budgets, mean_table
+    from secateur.report.board.said import absent
+    from secateur.report.board.tables import budgets, mean_table
     from secateur.report.tables import fitting, listing
 
     if as_json:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._files import write_text
-from secateur.report.leaderboard import WHOLE, Document, Table, budgets, mean_table, means_at
+from secateur.report.board.tables import WHOLE, Document, Table, budgets, mean_table, means_at
 
 CSV, LATEX, BIBTEX, FIGURE = "leaderboard.csv", "leaderboard.tex", "methods.bib", "leaderboard-{number}"
 _WHAT = "The leaderboard"

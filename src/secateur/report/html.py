@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from secateur._files import write_text
 from secateur.errors import ConfigError, RunError
 from secateur.report.page import curves, headline, layers, pictures, proof, speed, words
-from secateur.report.page.inputs import GroupRow, MethodUsed, Results, Run, read_results, read_run
+from secateur.report.page.inputs import Run, read_results, read_run
+from secateur.report.page.results import GroupRow, MethodUsed, Results
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -726,7 +726,7 @@ def test_training_goes_on_from_a_state(mode: str) -> None:
 
 def test_the_report_counts_weights_that_are_not_zero() -> None:
     from secateur.report.page.headline import _budget
-    from secateur.report.page.inputs import Results
+    from secateur.report.page.results import Results
 
     costs = {"macs": 10, "params": 100, "activations": 10, "peak_activations": 10}
     asked = {"format": "secateur.run", "version": 1, "budget": "params=0.1", "before": costs, "after": costs}

@@ -9,8 +9,10 @@ from pathlib import Path
 from statistics import median
 
 from secateur.report.page import words
-from secateur.report.page.inputs import Epoch, Results, Run
+from secateur.report.page.inputs import Run
+from secateur.report.page.measured import Epoch
 from secateur.report.page.pictures import Series, Spot, lines, scatter, swatch
+from secateur.report.page.results import Results
 
 MOST_CHARTS = 24  # of a method's own metrics
 _SPIKE = 20  # times the median: above this, positive values are drawn on a logarithmic axis

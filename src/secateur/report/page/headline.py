@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from secateur.budget import KEYS, Budget
 from secateur.errors import BudgetError
 from secateur.report.page import words
-from secateur.report.page.inputs import Interval, Quality, Results, Run, RuntimeRow, SkippedRow
+from secateur.report.page.inputs import Run
+from secateur.report.page.measured import Interval, RuntimeRow, SkippedRow
+from secateur.report.page.results import Quality, Results
 
 RUNTIMES: Mapping[str, str] = {
     "pytorch": "PyTorch",

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from secateur.report.page import words
-from secateur.report.page.inputs import LayerRow, LayerTimes, Run
+from secateur.report.page.inputs import Run
+from secateur.report.page.measured import LayerTimes
+from secateur.report.page.results import LayerRow
 
 BLOCK = 8  # channels that the kernels of PyTorch (oneDNN) and ONNX Runtime on a CPU with AVX2 compute together
 SHOWN = 12  # layers in the picture and the table

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from secateur.graph.explain import shorten, shorten_reasons
 from secateur.report.page import words
-from secateur.report.page.inputs import Exported, Proof, Results, Run
+from secateur.report.page.inputs import Run
+from secateur.report.page.measured import Exported
+from secateur.report.page.results import Proof, Results
 
 _SETTLED = 0.005  # half a point between soft and hard gates
 _LOST = 0.01  # a point of accuracy between the network and the one in 8 bits

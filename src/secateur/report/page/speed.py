@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from secateur.report.page import words
 from secateur.report.page.headline import interval, runtime_name
-from secateur.report.page.inputs import Interval, LayerRow, RuntimeRow
 from secateur.report.page.layers import BLOCK, Facts, Layer, by_kind, misaligned, narrowed, pair
+from secateur.report.page.measured import Interval, RuntimeRow
+from secateur.report.page.results import LayerRow
 
 _FOLLOWS = 0.8  # of the saved MACs saved as time: the time follows the arithmetic
 _WORTH = 0.10  # of the time: a cause smaller than this is not worth a remark

@@ -1,0 +1,126 @@
+"""What a leaderboard says in sentences: title, who is first and who is not told apart, what is missing, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secateur.report.board.tables import (
+    NONE,
+    WHOLE,
+    Document,
+    Row,
+    budgets,
+    means_at,
+    percents,
+    places,
+    scale_of,
+    task_of,
+)
+from secateur.report.page import words
+
+
+def title(document: Document) -> str:
+    recipe = document["recipe"]
+    data = words.data_set(recipe["data"]["name"])
+    number = sum(of["label"] != WHOLE for of in document["methods"])
+    return f"{words.network(recipe['model']['reference'])} on {data}: {words.number_of(number, 'method')} compared"
+
+
+def summary(document: Document) -> list[str]:
+    """Who comes first at each budget, in a sentence that does not say more than was measured."""
+    said, task = [], task_of(document)
+    which = "highest" if task.higher_is_better else "lowest"
+    of = "" if task.headline == "accuracy" else f" {task.headline}"
+    for budget in budgets(document):
+        means = [mean for mean in means_at(document, budget) if mean["label"] != WHOLE]
+        best = means[0]
+        unit = {"share": "%", "dB": " dB"}.get(task.unit, "")
+        seeds = words.number_of(len(best["seeds"]), "seed")
+        final = f"{percents(best['values']['accuracy.final'], scale=scale_of(document))}{unit} ({seeds})"
+        text = f"At {budget}, {best['label']} has the {which} mean{of}, {final}"
+        said.append(f"{text}{_ties(document, budget, [mean['label'] for mean in means[1:]])}.")
+    missing = len(document["failed"]) + len(document["missing"])
+    if missing:
+        said.append(f"{words.number_of(missing, 'run')} of {missing + len(document['rows'])} failed or did not finish.")
+    return said or ["No run is finished yet."]
+
+
+def _ties(document: Document, budget: str, others: Sequence[str]) -> str:
+    """Who is not told apart from the best, by which test."""
+    place = places(document, budget)
+    tied = [label for label in others if place.get(label) == "tie"]
+    if not others or not place:
+        return ""
+    if not tied and any(place.get(label) == NONE for label in others):
+        return "; one seed orders nothing"
+    tested = [row for row in document["paired"]["budgets"][budget]["others"].values() if row["p"] is not None]
+    tests = " and ".join(sorted({row["test"] for row in tested}))
+    how = f"({tests}, Holm over {words.number_of(len(tested), 'network')}, 5%)"
+    if not tied:
+        return f", and all others are significantly below it {how}"
+    return f"; not significantly different from it: {words.several(tied, 30)} {how}"
+
+
+def methods(document: Document) -> list[tuple[str, str, list[str]]]:
+    """Name, what it is and how near to its paper, and what its runs noted."""
+    found = []
+    for of in document["methods"]:
+        paper = f"{of['paper']}, {of['year']}" + (f", arXiv:{of['arxiv']}" if of["arxiv"] else "")
+        notes = [note for row in document["rows"] if row["label"] == of["label"] for note in row["notes"]]
+        found.append(
+            (of["label"], f"{of['summary']} ({paper}). Fidelity: {of['fidelity']}", list(dict.fromkeys(notes)))
+        )
+    return found
+
+
+def absent(document: Document) -> list[str]:
+    """Runs that failed, with the reason, and runs that are not finished."""
+    failed = [f"{_which(row)} failed: {row['said']}" for row in document["failed"]]
+    missing = [f"{_which(row)} is not finished: the same command again goes on with it." for row in document["missing"]]
+    untimed = [f"{_which(row)} was not timed: {row['untimed']}" for row in document["rows"] if row["untimed"]]
+    return [*failed, *missing, *untimed]
+
+
+def circumstances(document: Document) -> list[tuple[str, str]]:
+    """When, where, on what and with what."""
+    recipe, data = document["recipe"], document["data"] or document["recipe"]["data"]
+    commands = dict.fromkeys(call["command"] or "from Python" for call in document["calls"])
+    jobs = sorted({call["jobs"] for call in document["calls"]})
+    at_once = " or ".join(map(str, jobs)) + (" at a time" if jobs != [1] else " at a time, nothing of ours beside it")
+    seeds = sorted({row["seed"] for row in document["rows"]})
+    return [
+        ("Date", words.moment(document["date"])),
+        ("Begun", words.moment(document["calls"][0]["date"])),
+        ("Commands", "; ".join(commands)),
+        ("Network", f"{recipe['model']['reference']}: {_cost(document['dense'])}"),
+        ("Data", words.plain(data)),
+        ("Seeds", ", ".join(map(str, seeds)) or NONE),
+        ("Device", ", ".join(document["device"]) or NONE),
+        ("Threads of each process", ", ".join(map(str, document["threads"])) or NONE),
+        ("Runs", at_once),
+        ("Latency", _timing(recipe["latency"])),
+        (
+            "Versions",
+            f"Secateur {document['secateur']}, PyTorch {', '.join(document['torch']) or NONE}, "
+            f"Python {', '.join(document['python']) or NONE}",
+        ),
+        ("Settings given", words.plain(document["settings"]) if document["settings"] else "none, all as by default"),
+    ]
+
+
+def _which(row: Row) -> str:
+    return f"{row['label']}, seed {row['seed']}, {row['budget']}"
+
+
+def _timing(latency: Mapping[str, Any] | None) -> str:
+    if latency is None:
+        return "not measured"
+    return (
+        f"batch of {latency['batch_size']}, {words.number_of(latency['threads'], 'thread')}, dense and pruned in "
+        f"turns, {latency['repeats']} times; after all training, one run after another"
+    )
+
+
+def _cost(dense: Mapping[str, int]) -> str:
+    return f"{words.count(dense['macs'])} MACs, {words.count(dense['params'])} parameters"
