@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.cli._normalising import Normalising, told
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,22 +63,35 @@ def _setting(text: str, name: str) -> tuple[str, str, Any]:
     return owner or name, key, _yaml.parse(value, f"--set {text!r}")
 
 
-def images_of(given: str, loaded: Loaded, images: int, batch_size: int, seed: int, say: Callable[[str], None]) -> Shown:
-    """Batches of training images for a network, from KIND or KIND:PATH, as `data:` of a recipe names them.
+def images_of(
+    given: str,
+    loaded: Loaded,
+    images: int,
+    batch_size: int,
+    seed: int,
+    normalising: Normalising,
+    say: Callable[[str], None],
+) -> tuple[Shown, str]:
+    """Batches of training images for a network, from KIND or KIND:PATH, and how they are normalised, in a sentence.
 
     say: told which batch is being looked at, and how often all of them have been.
 
     Raises:
         SecateurError: there are no such data, or the network does not take images of their size; one sentence.
     """
-    data = data_of(given, loaded, seed, augment=())
-    return Shown(data, images, batch_size, seed, say)
+    data, sentence = data_of(given, loaded, seed, normalising, augment=())
+    return Shown(data, images, batch_size, seed, say), sentence
 
 
-def data_of(given: str, loaded: Loaded, seed: int, *, augment: Sequence[str] | None = None) -> Data:
+def data_of(
+    given: str, loaded: Loaded, seed: int, normalising: Normalising, *, augment: Sequence[str] | None = None
+) -> tuple[Data, str]:
     """The data set that KIND or KIND:PATH names, in the size that the network takes; a bare folder is one of images.
 
     augment: what is done to training images where they are trained on; None: what is usual for the set.
+
+    Returns:
+        the data, and a sentence that says how their images are normalised.
 
     Raises:
         SecateurError: there are no such data, or the network does not take images of their size; one sentence.
@@ -91,37 +106,50 @@ def data_of(given: str, loaded: Loaded, seed: int, *, augment: Sequence[str] | N
     kind = _ALSO.get(kind, kind)
     if kind not in DATASETS and Path(given).is_dir():
         kind, path = "folder", given
+    row = dataset(kind)
     options: dict[str, Any] = {}
     shape = loaded.shapes[0] if loaded.shapes else ()
-    if issubclass(dataset(kind).options, ImageOptions) and len(shape) == 4 and shape[2] == shape[3]:
+    if issubclass(row.options, ImageOptions) and len(shape) == 4 and shape[2] == shape[3]:
         options = {"size": shape[2], "channels": shape[1]}
-    config = {"name": kind, "path": path or None, "validation": 0.0, "augment": augment, "options": options}
+    channels = shape[1] if len(shape) == 4 else 3
+    look, origin = normalising.options(loaded, channels, own=row.usual == row.name)
+    config = {
+        "name": kind,
+        "path": path or None,
+        "validation": 0.0,
+        "batch_size": 1,  # who takes batches says how large; no set is too small
+        "augment": augment,
+        "options": {**options, **look},
+    }
     data = open_data(validated(DataConfig, config, "data"), seed)
     if len(shape) == 4 and tuple(shape[1:]) != tuple(data.input_size):
         raise ConfigError(
             f"The network takes images of {_size(shape[1:])}, and those of {data.name} are {_size(data.input_size)}: "
             "give --input-size, or other data."
         )
-    return data
+    return data, told(data, origin)
 
 
-def training_data(given: str, loaded: Loaded, seed: int) -> Any:
+def training_data(given: str, loaded: Loaded, seed: int, normalising: Normalising) -> Any:
     """What `compress` divides: the training images of a data set, or what an import path names, such as a DataLoader.
 
     given: KIND, KIND:PATH, a folder of images, `file.py:name` or `package.module:name`, of batches or of a function
-        that returns them.
+        that returns them. The split's `notes` say how its images are normalised.
 
     Raises:
         SecateurError: see `data_of`; or nothing can be imported from there.
     """
     from secateur._importing import imported
+    from secateur.data import Split
     from secateur.data.registry import DATASETS
 
     kind, sign, _ = given.partition(":")
     if sign and ("." in kind or "/" in kind) and kind not in DATASETS:
+        normalising.refuse(f"on {given}, whose images come as they are")
         found = imported(given, "data")
         return found() if callable(found) and not hasattr(found, "__iter__") else found
-    return data_of(given, loaded, seed).train
+    data, sentence = data_of(given, loaded, seed, normalising)
+    return replace(data.train, notes=(sentence,)) if isinstance(data.train, Split) else data.train
 
 
 class Shown:

@@ -26,6 +26,7 @@ from secateur.cli._base import (
     show,
     working,
 )
+from secateur.cli._normalising import Mean, Normalising, Std
 from secateur.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ _PASSED = (
     "speedup", "latency", "flops", "params", "size", "budget", "runtime", "max_drop", "task", "trials", "epochs",
     "align", "ignore", "workers", "address", "seed",
 )  # fmt: skip
-_OPTIONS = {*_PASSED, "model", "data", "time", "methods", "plugin", "input_size", "input_shape", "model_arg", "weights"}
+_OPTIONS = {
+    *_PASSED, "model", "data", "mean", "std", "time", "methods", "plugin", "input_size", "input_shape", "model_arg",
+    "weights",
+}  # fmt: skip
 Data = Annotated[
     str | None,
     typer.Option(
@@ -55,6 +59,8 @@ Ignore = Annotated[
 def compress(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As for prune; none with --resume.")] = None,
     data: Data = None,
+    mean: Mean = None,
+    std: Std = None,
     speedup: Annotated[str | None, typer.Option(metavar="X", help="How much faster: 2.")] = None,
     latency: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long it may take: 5ms, 5ms@openvino.")
@@ -124,6 +130,8 @@ def compress(
 def sensitivity(
     model: Model,
     data: Annotated[str, typer.Option(metavar="DATA", help="Training data, as for compress.")],
+    mean: Mean = None,
+    std: Std = None,
     shares: Annotated[
         str, typer.Option(metavar="A,B", help="Shares of a group to remove, by commas.")
     ] = "0.25,0.5,0.75",
@@ -157,9 +165,10 @@ def sensitivity(
 
     with working("Measuring", as_json or quiet) as say:
         loaded = _loaded(model, model_arg, input_size, input_shape, seed, weights)
+        images = training_data(data, loaded, seed, Normalising(mean, std))
         found = work(
-            loaded.model, training_data(data, loaded, seed), example_inputs=loaded.inputs, shares=_numbers(shares),
-            method=method, repair=repair, task=task, ignore=ignore, seed=seed, say=say,
+            loaded.model, images, example_inputs=loaded.inputs, shares=_numbers(shares), method=method,
+            repair=repair, task=task, ignore=ignore, seed=seed, say=say,
         )  # fmt: skip
         ratios = None if drop is None else found.ratios(drop)
         if out is not None:
@@ -193,7 +202,12 @@ def _searched(asked: dict[str, Any], folder: Path, say: Any, *, begun: bool) -> 
     loaded = _loaded(
         asked["model"], asked["model_arg"], asked["input_size"], asked["input_shape"], asked["seed"], weights
     )
-    data = None if asked["data"] is None else training_data(asked["data"], loaded, asked["seed"])
+    normalising = Normalising(asked["mean"], asked["std"])
+    if asked["data"] is None:
+        normalising.refuse("without --data")
+        data = None
+    else:
+        data = training_data(asked["data"], loaded, asked["seed"], normalising)
     if begun:
         folder.mkdir(parents=True, exist_ok=True)
         plain = {**asked, "weights": None if weights is None else str(weights.absolute())}

@@ -30,6 +30,7 @@ from secateur.cli._base import (
     show,
     working,
 )
+from secateur.cli._normalising import Mean, Normalising, Std
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def prune(
         str | None,
         typer.Option(metavar="KIND:PATH", help="Images to learn from: digits, imagefolder:photos."),
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
     images: Annotated[int, typer.Option(min=1, metavar="N", help="How many images they are shown.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images at a time.")] = 64,
     repair: Annotated[
@@ -160,6 +163,7 @@ def prune(
       secateur prune torchvision:mobilenet_v2 --budget flops=0.5,params=2M --align 8
       secateur prune torchvision:resnet50 --budget flops=0.5 --method cp --data imagefolder:photos --images 512 \\
           --repair least_squares --set cp.ridge=1e-3
+      secateur prune timm:resnet18 --weights mine.pth --budget flops=0.5 --method taylor --data photos --mean half
       secateur prune torchvision:resnet50 --budget latency=0.6@onnxruntime
       secateur prune zoo:vgg16_bn --ratio 'features.*=0.5' --ignore features.0
       secateur prune mymodel.py:factory --input-size 3x64x64 --budget params=0.3 \\
@@ -180,6 +184,9 @@ def prune(
     if allocator is not None:
         choose(allocator, ALLOCATORS, "allocator")
     own, mending = chosen(method, repair, settings, plugin)
+    normalising = Normalising(mean, std)
+    if data is None:
+        normalising.refuse("without --data")
     multiple = align_of(align)
     Constraints(tuple(ignore), min_channels, max_ratio, multiple)
     _check_files(weights, out, plan_out, plan)
@@ -190,7 +197,10 @@ def prune(
         _measuring(silent) if timed else contextlib.nullcontext() as watch,
     ):
         loaded = network(model, Wish(model_arg, input_size, input_shape, weights, plan, seed, ema, trust))
-        shown = None if data is None else images_of(data, loaded, images, batch_size, seed, say)
+        shown, notes = None, loaded.notes
+        if data is not None:
+            shown, sentence = images_of(data, loaded, images, batch_size, seed, normalising, say)
+            notes = (*notes, sentence)
         result = secateur_prune(
             loaded.model,
             loaded.inputs,
@@ -212,7 +222,7 @@ def prune(
             **own,
         )
         result.plan.provenance["model"] = model
-        result = replace(result, remarks=(*loaded.notes, *result.remarks))
+        result = replace(result, remarks=(*notes, *result.remarks))
         files = _save(loaded, result, out, plan_out, save)
     _tell("prune", loaded, result, files, every=every, as_json=as_json, quiet=quiet)
 

@@ -149,6 +149,7 @@ def _of_split(split: Split, seed: int) -> Source:
         held=lambda: held.batches(min(256, count)),
         shown=shown,
         round=lambda number: rest.batches(size, epoch=number, shuffle=True, augment=True, seed=seed),
+        notes=split.notes,
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from secateur.data.augment import Augmentation, augmentations
-from secateur.data.images import Images, MemoryImages, Request
-from secateur.data.options import Options, StreamOptions, parse
+from secateur.data.images import Images, MemoryImages
+from secateur.data.normalisation import Numbers, normalisation
+from secateur.data.options import StreamOptions, parse
 from secateur.data.order import Indices, balanced, permutation, stratified
 from secateur.data.own import OwnSplit, input_size, open_own
 from secateur.data.readers import Contents, Streams, shape_of
@@ -20,7 +21,6 @@ from secateur.data.streams import Row, Shards, Stream, StreamImages, look_into
 from secateur.errors import ConfigError, DataError
 from secateur.tasks import Task, create
 
-Numbers = tuple[float, ...]
 _LANES = 8  # of a stream, unless told otherwise
 _LOOKED_AT = 16  # images of a stream at most, before anything is written
 
@@ -67,6 +67,7 @@ class Data:
     division: str
     checksums: Callable[[], list[dict[str, Any]]] = field(repr=False)
     example: Any = field(default=None, repr=False)
+    normalised: str = ""  # mean and std, and where they are from, in words
 
     def describe(self) -> dict[str, Any]:
         """All that a run should write down about its data, ready for JSON; computes the checksums of the files."""
@@ -112,21 +113,22 @@ def open_data(config: DataRequest, seed: int, task: Task | None = None) -> Data:
     train, validation, how = _divide(contents, config, seed)
     contents.train.check()
     contents.test.check()
-    mean, std = _normalisation(row, options, contents.train, train)
+    look = normalisation(options.mean, options.std, row.usual, contents.train, train)
     notes = contents.notes
     if config.workers and isinstance(contents.train, MemoryImages):
         notes += (f"data.workers is {config.workers}, but {row.name} lies in memory and needs none.",)
 
     def split(images: Images, indices: Indices) -> Split:
-        return Split(images, indices, mean, std, augment, config.workers)
+        return Split(images, indices, look.mean, look.std, augment, config.workers)
 
     return Data(
         name=row.name,
         classes=contents.classes,
         class_names=contents.class_names,
         input_size=contents.train.size,
-        mean=mean,
-        std=std,
+        mean=look.mean,
+        std=look.std,
+        normalised=str(look),
         train=split(contents.train, train),
         validation=split(contents.train, validation),
         test=split(contents.test, np.arange(len(contents.test))),
@@ -190,7 +192,7 @@ def _open_streams(
         raise DataError(f"The data set {row.name} has only one class: there is nothing to tell apart, so add another.")
     shape, check = shape_of(options)
     images = StreamImages(shape)
-    mean, std = _normalisation(row, options, images, np.zeros(0, np.int64))
+    look = normalisation(options.mean, options.std, row.usual, images, np.zeros(0, np.int64))
     count = round(options.images * config.validation)
     left = options.images - count
     if config.batch_size > left:
@@ -205,15 +207,16 @@ def _open_streams(
     test = Shards(streams.test, tuple(range(len(streams.test.shards))), streams.classes)
     for each in (train, test):
         look_into(images, each, _LOOKED_AT if check is None else min(check, _LOOKED_AT))
-    common = (shape, mean, std, augment, config.workers)
+    common = (shape, look.mean, look.std, augment, config.workers)
     cut = f"{count:,} of the {options.images:,} stated, of {len(held.chosen)} shards held out with seed {seed}"
     return Data(
         name=row.name,
         classes=streams.classes,
         class_names=streams.class_names,
         input_size=images.size,
-        mean=mean,
-        std=std,
+        mean=look.mean,
+        std=look.std,
+        normalised=str(look),
         train=Stream(train, left, *common, lanes, options.buffer),
         validation=Row(held, count, *common, exact=False),
         test=Row(test, options.test_images, *common),
@@ -310,37 +313,3 @@ def _divide(contents: Contents, config: DataRequest, seed: int) -> tuple[Indices
         )
     cut = f"of these {count:,} for validation, in the proportions of the classes, drawn with seed {seed}"
     return train, validation, f"{how}; {cut if count else 'none of these for validation'}; test images as they come"
-
-
-def _normalisation(row: DataRow, options: Options, images: Images, train: Indices) -> tuple[Numbers, Numbers]:
-    """Mean and standard deviation of each colour: the user's, the set's usual ones, or those of the training images."""
-    channels = images.size[0]
-    for key, values in (("mean", options.mean), ("std", options.std)):
-        if values is not None and len(values) != channels:
-            raise ConfigError(
-                f"data.options.{key} has {len(values)} numbers for {channels} colours: give one for each."
-            )
-    mean, std = options.mean or row.mean, options.std or row.std
-    if mean is None or std is None:
-        measured = _measured(images, train)
-        mean, std = mean or measured[0], std or measured[1]
-    return _fitted(mean, channels), _fitted(std, channels)
-
-
-def _fitted(values: Sequence[float], channels: int) -> Numbers:
-    """Grey images of a set whose usual values are for three colours take their average."""
-    return tuple(values) if len(values) == channels else (float(np.mean(values)),) * channels
-
-
-def _measured(images: Images, train: Indices) -> tuple[Numbers, Numbers]:
-    """From how often each value occurs, so exact and independent of the order of summation."""
-    counts = np.zeros((images.size[0], 256), dtype=np.int64)
-    requests = (Request(part, None) for part in np.array_split(train, len(train) // 4096 + 1))
-    for pixels in images.read(requests, 0):
-        for channel, plane in enumerate(pixels.movedim(1, 0)):
-            counts[channel] += np.bincount(plane.numpy().ravel(), minlength=256)
-    share = counts / counts.sum(axis=1, keepdims=True)
-    values = np.arange(256) / 255
-    mean = share @ values
-    spread = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
-    return tuple(mean.tolist()), tuple(np.maximum(spread, 1 / 255).tolist())  # of one colour only: not 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from secateur._hints import nearest
+from secateur.data.normalisation import checked_name
 from secateur.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -21,8 +22,14 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    mean: list[Share] | None = Field(None, description="mean of each colour, 0 to 1, subtracted; null: the set's")
-    std: list[Spread] | None = Field(None, description="standard deviation of each colour, divided by; null: the set's")
+    mean: Annotated[list[Share] | str | None, AfterValidator(checked_name)] = Field(
+        None,
+        description="mean of each colour or of all, 0 to 1, subtracted; or imagenet, half, measured; null: usual",
+    )
+    std: Annotated[list[Spread] | str | None, AfterValidator(checked_name)] = Field(
+        None,
+        description="standard deviation of each colour or of all, divided by; or a name as for mean; null: usual",
+    )
 
 
 class Cifar100Options(Options):
@@ -117,6 +124,5 @@ def parse(kind: type[Options], given: Mapping[str, Any], name: str) -> Options:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][:1])
         meaning = kind.model_fields[place].description
-        raise ConfigError(
-            f"data.options.{place} is {given[place]!r}, which cannot be: {first['msg']} ({meaning})."
-        ) from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"data.options.{place} is {given[place]!r}, which cannot be: {said} ({meaning}).") from error

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from secateur._hints import choose
+from secateur.data.normalisation import USUAL
 from secateur.data.options import (
     Cifar100Options,
     FolderOptions,
@@ -22,18 +23,27 @@ from secateur.data.readers import Contents, Streams, cifar, digits, folder, hub,
 
 @dataclass(frozen=True)
 class DataRow:
-    """`mean` and `std` None: those of the training images. `get` is the end of a sentence: how to come by the set."""
+    """`usual`: of `normalisation.USUAL`; None: measured. `get` is the end of a sentence: how to come by the set."""
 
     name: str
     summary: str
     needs_path: bool
     get: str
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
+    usual: str | None
     augment: tuple[str, ...]
     options: type[Options]
     reader: Callable[[str | None, Any, str], Contents]
     streamer: Callable[[str | None, Any, str], Streams] | None = None  # where data.options.stream is true
+
+    @property
+    def mean(self) -> tuple[float, ...] | None:
+        """What is usually subtracted, for each colour; None: what is measured."""
+        return USUAL[self.usual][0] if self.usual else None
+
+    @property
+    def std(self) -> tuple[float, ...] | None:
+        """What is usually divided by, for each colour; None: what is measured."""
+        return USUAL[self.usual][1] if self.usual else None
 
     def read(self, path: str | None, options: Options) -> Contents:
         return self.reader(path, options, self.get)
@@ -46,8 +56,6 @@ class DataRow:
         return self.streamer(path, options, self.get) if options.stream else None
 
 
-# The usual values for photographs of things (ImageNet's).
-_PHOTO_MEAN, _PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PHOTO_AUGMENT = ("resized_crop", "flip")
 _TORONTO = "from https://www.cs.toronto.edu/~kriz/cifar.html, unpack it and give its folder as data.path"
 
@@ -57,8 +65,7 @@ _ROWS = (
         summary="handwritten digits, 8x8 grey, 1,297 + 500; inside scikit-learn",
         needs_path=False,
         get="it is inside scikit-learn, nothing is to be fetched",
-        mean=(0.3053,),
-        std=(0.3760,),
+        usual="digits",
         augment=("shift",),
         options=Options,
         reader=digits.read,
@@ -68,8 +75,7 @@ _ROWS = (
         summary="photographs of 10 classes, 32x32, 50,000 + 10,000; the binary version or an .npz",
         needs_path=True,
         get=f"get cifar-10-binary.tar.gz {_TORONTO}",
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
+        usual="cifar10",
         augment=("crop", "flip"),
         options=Options,
         reader=cifar.read_10,
@@ -79,8 +85,7 @@ _ROWS = (
         summary="photographs of 100 classes, 32x32, 50,000 + 10,000; the binary version or an .npz",
         needs_path=True,
         get=f"get cifar-100-binary.tar.gz {_TORONTO}",
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
+        usual="cifar100",
         augment=("crop", "flip"),
         options=Cifar100Options,
         reader=cifar.read_100,
@@ -91,8 +96,7 @@ _ROWS = (
         needs_path=True,
         get="get the four *-ubyte.gz files from https://github.com/zalandoresearch/fashion-mnist and give their folder "
         "as data.path",
-        mean=(0.2860,),
-        std=(0.3530,),
+        usual="fashion_mnist",
         augment=("crop", "flip"),
         options=Options,
         reader=idx.read,
@@ -102,8 +106,7 @@ _ROWS = (
         summary="arrays of your own: x_train, y_train, x_test, y_test in a numpy .npz, images uint8",
         needs_path=True,
         get="save x_train, y_train, x_test and y_test with numpy.savez and give the file as data.path",
-        mean=None,
-        std=None,
+        usual=None,
         augment=(),
         options=NpzOptions,
         reader=npz.read,
@@ -113,8 +116,7 @@ _ROWS = (
         summary="images in train/CLASS/ and test/CLASS/ (or val/CLASS/)",
         needs_path=True,
         get="give the folder that holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE) as data.path",
-        mean=_PHOTO_MEAN,
-        std=_PHOTO_STD,
+        usual="imagenet",
         augment=_PHOTO_AUGMENT,
         options=FolderOptions,
         reader=folder.read,
@@ -124,8 +126,7 @@ _ROWS = (
         summary="any image classification set of the Hugging Face hub, through `datasets`, also as a stream",
         needs_path=True,
         get="give its name on huggingface.co/datasets, such as uoft-cs/cifar10, or its folder as data.path",
-        mean=_PHOTO_MEAN,
-        std=_PHOTO_STD,
+        usual="imagenet",
         augment=_PHOTO_AUGMENT,
         options=HubOptions,
         reader=hub.read,
@@ -137,8 +138,7 @@ _ROWS = (
         needs_path=True,
         get="give the folder that holds train*.tar and test*.tar (or val*.tar) as data.path, or their patterns in "
         "data.options.train and data.options.test",
-        mean=_PHOTO_MEAN,
-        std=_PHOTO_STD,
+        usual="imagenet",
         augment=_PHOTO_AUGMENT,
         options=ShardOptions,
         reader=shards.read,

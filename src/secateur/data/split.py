@@ -27,6 +27,7 @@ class Split:
     """The images at `indices` of `images`; `len()` is how many there are.
 
     `mean` and `std` are those of each colour, for pixels from 0 to 1. `augment` is done where a batch asks for it.
+    `notes` is what a user should be told of it.
     """
 
     images: Images
@@ -35,6 +36,7 @@ class Split:
     std: tuple[float, ...]
     augment: tuple[Augmentation, ...] = ()
     workers: int = 0
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
