@@ -12,13 +12,13 @@ LIGHTNING := lightning lightning-utilities torchmetrics tqdm
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint types unit long durations docs pages fuzz mutate census speed quality compare compress-bench clean
+.PHONY: venv demo test lint types unit long durations docs pages fuzz mutate census speed quality compare compress-bench wheel-check clean
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,train,int8,data,ray,compress,detection,docs]' $(VISION_NEEDS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,train,int8,data,ray,compress,compare,detection,docs]' $(VISION_NEEDS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(VISION) $(LIGHTNING)
 	touch $@
 
@@ -91,6 +91,9 @@ compress-bench: $(STAMP)  ## compress beside single methods at equal time: hours
 	$(BENCH) --name vgg16_bn --run $(VGG_RUN)
 	$(BENCH) --setup photographs --weights $(WEIGHTS) --photographs $(PHOTOGRAPHS)
 	$(BENCH) --setup segmenter
+
+wheel-check:  ## sdist and wheel: built, checked, and the wheel tried in a new environment; minutes
+	PYTHON=$(PYTHON) .ci/wheel-check
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

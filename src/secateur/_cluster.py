@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from secateur import _files
+from secateur._hints import install
 from secateur._version import __version__
 from secateur.errors import ConfigError, RunError
 
@@ -35,7 +36,7 @@ def package() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError('ray is not installed: pip install "secateur[ray]".') from error
+        raise ConfigError(f"ray is not installed: {install('ray')}.") from error
     return ray
 
 
@@ -213,15 +214,16 @@ def _looker() -> Any:
     def look(token: str, answer: str, here: str) -> dict[str, Any]:
         import importlib.util
         import os
-        import re
+        import runpy
         from pathlib import Path
 
         found: dict[str, Any] = {"token": token, "word": None, "problem": "", "here": os.path.isdir(here)}  # noqa: PTH112
-        for name, file in (("secateur", "_version.py"), ("torch", "version.py")):
+        for name, file in (("secateur", "_version.py"), ("torch", "version.py")):  # alone, without their packages
             spec = importlib.util.find_spec(name)
-            text = Path(spec.origin).with_name(file).read_text() if spec is not None and spec.origin else ""
-            version = re.search(r"^__version__ *(?::[^=]*)?= *['\"]([^'\"]+)", text, re.MULTILINE)
-            found[name] = version[1] if version else None
+            place = Path(spec.origin).with_name(file) if spec is not None and spec.origin else None
+            found[name] = (
+                str(runpy.run_path(str(place))["__version__"]) if place is not None else None
+            )  # not the package
         try:
             found["word"] = Path(token).read_text()
             Path(answer).write_text(found["word"])

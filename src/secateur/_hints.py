@@ -33,6 +33,13 @@ def readable(number: float) -> str:
     return f"{number:.4g}"
 
 
+def install(*extras: str) -> str:
+    """Return the commands that bring the packages of an extra, to an installed Secateur and to one in a clone."""
+    named = ",".join(extras)
+    wanted = f"[{named}]" if named else ""
+    return f'pip install "secateur{wanted}" (in a clone: pip install -e ".{wanted}")'
+
+
 def few(names: Sequence[str], most: int = 3) -> str:
     """Return the first names by commas, and how many more there are: 'a, b, c and 4 more'."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,6 +10,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from secateur._hints import install
 from secateur.errors import ConfigError
 
 _LONGEST = 1 << 20  # characters; a recipe is a page
@@ -57,7 +58,7 @@ def _classes() -> tuple[Any, Any, Any]:
     try:
         import yaml
     except ModuleNotFoundError as error:
-        raise ConfigError('Recipes need PyYAML, which is not installed: pip install "secateur[train]"') from error
+        raise ConfigError(f"Recipes need PyYAML, which is not installed: {install('train')}.") from error
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own way

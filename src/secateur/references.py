@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from secateur._hints import nearest
+from secateur._hints import install, nearest
 from secateur.errors import ConfigError, InputError, ModelError, SecateurError
 from secateur.models import MODELS, create
 
@@ -235,7 +235,7 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == package:
-            raise ConfigError(f'{package} is not installed: pip install "secateur[vision]"') from error
+            raise ConfigError(f"{package} is not installed: {install('vision')}") from error
         raise ConfigError(f"{package} cannot be imported because {error.name} is missing: install it.") from error
     except Exception as error:
         raise ConfigError(

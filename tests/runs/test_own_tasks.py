@@ -1,4 +1,4 @@
-"""Runs of other tasks than classification, on the recipes and the data of examples/tasks."""
+"""Runs of other tasks than classification, on the recipes and the data of secateur.examples."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_what_happens_to_a_worker_is_one_sentence(
 def test_without_ray_workers_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     found = runs.preparing.importlib.util.find_spec
     monkeypatch.setattr(runs.preparing.importlib.util, "find_spec", lambda name: None if name == "ray" else found(name))
-    with pytest.raises(ConfigError, match=r'ray is not installed: pip install "secateur\[ray\]", or set search'):
+    with pytest.raises(ConfigError, match=r'ray is not installed: pip install "secateur\[ray\]" .*, or set search'):
         runs.prepare(recipe(*ACP, "search.workers=2"))
 
 

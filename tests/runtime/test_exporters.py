@@ -14,6 +14,7 @@ import torch
 from _runs import Run, assert_sentence
 from torch import nn
 
+from secateur._hints import install
 from secateur.errors import ConfigError, RunError
 from secateur.runtime import EXPORTERS, QUANTISERS, check_folder, export_folder, export_model, open_exported
 from secateur.runtime.archive import read_archive
@@ -195,7 +196,7 @@ def test_a_missing_package_is_a_sentence(row: Any, package: str, monkeypatch: py
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ConfigError) as caught:
         row.check()
-    assert str(caught.value) == f'{package} is not installed: pip install "secateur[{row.extra}]"'
+    assert str(caught.value) == f"{package} is not installed: {install(row.extra)}"
 
 
 def test_extras_are_those_of_the_package() -> None:

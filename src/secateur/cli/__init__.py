@@ -48,7 +48,7 @@ def _top(
     Examples:
       secateur demo
       secateur compress mymodel.py:factory --input-size 3x64x64 --weights mine.safetensors --data photos --speedup 2
-      secateur run recipes/cifar10-resnet56-bwcp.yaml --set budget=flops=0.4
+      secateur run recipe:cifar10-resnet56-bwcp --set budget=flops=0.4
       secateur inspect zoo:resnet56
       secateur prune zoo:resnet20 --budget flops=0.5
       secateur prune mymodel.py:factory --input-size 3x64x64 --budget params=0.3 --out small.safetensors

@@ -75,7 +75,7 @@ def compare(
 
     \b
     Examples:
-      secateur compare recipes/cifar10-resnet8-short.yaml --methods bwcp,l1,random,scratch
+      secateur compare recipe:cifar10-resnet8-short --methods bwcp,l1,random,scratch
       secateur compare recipe.yaml --methods l1,l1+batchnorm --budget flops=0.5 --budget flops=0.3 --seeds 1
       secateur compare recipe.yaml --methods nap,cpmc --jobs 2 --out runs/two --with nap.every=1
       secateur compare recipe.yaml --methods nap,cpmc,l1 --engine ray --threads 4 --out /shared/compare

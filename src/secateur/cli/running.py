@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from secateur.runs import Outcome, Prepared
 
 FOLDER = "runs"
+DEMO = "recipe:digits-bwcp"
 Folder = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run, new. Default: runs/NAME-SEED.")
 ]
 
 
 def run(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A YAML file; see docs/recipes.md.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="A YAML file, or recipe:NAME of the package; see docs/recipes.md."),
+    ] = None,
     overrides: Annotated[
         list[str],
         typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: train.epochs=20. Repeatable."),
@@ -56,9 +60,9 @@ def run(
 
     \b
     Examples:
-      secateur run recipes/digits-bwcp.yaml
-      secateur run recipes/cifar10-resnet56-bwcp.yaml --set budget=flops=0.4 --out runs/a
-      secateur run recipes/digits-bwcp.yaml --set method=taylor --set pretrain=null --repair batchnorm
+      secateur run recipe:digits-bwcp
+      secateur run recipe:cifar10-resnet56-bwcp --set budget=flops=0.4 --out runs/a
+      secateur run recipe:digits-bwcp --set method=taylor --set pretrain=null --repair batchnorm
       secateur run --resume runs/a
       secateur run --resume runs/a --set export.onnx=false
     """
@@ -91,13 +95,10 @@ def demo(out: Folder = None, as_json: AsJson = False, quiet: Quiet = False) -> N
       secateur demo --out runs/first
       secateur demo --json -q
     """
-    from importlib.resources import files
-
     from secateur import runs
     from secateur.recipe import Recipe
 
-    text = files("secateur.runs").joinpath("demo.yaml").read_text(encoding="utf-8")
-    recipe = Recipe.parse(text, what="The demo's recipe")
+    recipe = Recipe.read(DEMO)
     where = out if out is not None else free(Path(FOLDER) / "demo")
     _work(lambda **told: runs.start(recipe, where, **told), where, as_json, quiet)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._files import read_json
+from secateur._hints import install
 from secateur.budget import Budget
 from secateur.compare import bases, leaderboard, local, timing
 from secateur.compare.cells import DENSE, Cell, Settings, arrange, base_recipe, check, check_settings
@@ -119,7 +120,9 @@ def read(folder: Path | str) -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise ConfigError("read gives a pandas DataFrame, and pandas is not installed: pip install pandas.") from error
+        raise ConfigError(
+            f"read gives a pandas DataFrame, and pandas is not installed: {install('compare')}."
+        ) from error
     found = read_json(Path(folder) / JSON, what="The leaderboard")
     if not isinstance(found, dict) or found.get("format") != leaderboard.FORMAT:
         raise RunError(f"{str(folder)!r} holds no leaderboard: give the folder of a comparison.")

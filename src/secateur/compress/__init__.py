@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from secateur._hints import install
 from secateur.budget import Budget
 from secateur.errors import ConfigError, InputError
 from secateur.latency import Watcher
@@ -99,7 +100,7 @@ def compress(
         SecateurError: one sentence: nothing is asked, the budget is out of reach, the data do not fit.
     """
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError('compress needs Optuna: pip install "secateur[compress]", or pip install optuna.')
+        raise ConfigError(f"compress needs Optuna: {install('compress')}.")
     from secateur.compress import request as words
     from secateur.compress.entry import found
     from secateur.compress.judging import task_of

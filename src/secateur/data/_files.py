@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur import _files
+from secateur._hints import install
 from secateur.errors import ConfigError, DataError
 
 ENVIRONMENT = "SECATEUR_DATA"  # names the folder in which sets are looked for when a recipe gives no path
@@ -39,7 +40,7 @@ def extra(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f'{package} cannot be imported ({said(error)}): pip install "secateur[data]"') from error
+        raise ConfigError(f"{package} cannot be imported ({said(error)}): {install('data')}") from error
 
 
 def check_regular(path: str | Path) -> None:

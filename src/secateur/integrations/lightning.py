@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._hints import install
 from secateur.errors import ConfigError
 from secateur.integrations._pruners import added, pruner_in
 from secateur.methods import Method
@@ -30,7 +31,7 @@ def _lightning() -> Any:
     for name in sorted(_PACKAGES, key=lambda name: name not in sys.modules):
         with suppress(ModuleNotFoundError):
             return importlib.import_module(name)
-    raise ConfigError('lightning is not installed: pip install "secateur[lightning]".')
+    raise ConfigError(f"lightning is not installed: {install('lightning')}.")
 
 
 _Callback: Any = _lightning().Callback

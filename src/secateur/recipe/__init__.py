@@ -1,6 +1,6 @@
 """Recipes: everything a run does, as one YAML page that is checked whole before anything happens.
 
-    recipe = Recipe.read("recipes/cifar10-resnet56-bwcp.yaml", ["budget=flops=0.4", "finetune.epochs=20"])
+    recipe = Recipe.read("recipe:cifar10-resnet56-bwcp", ["budget=flops=0.4", "finetune.epochs=20"])
 
 The classes of this room are the schema; their descriptions are the documentation (docs/recipes.md). Paths in a recipe
 are relative to the current directory.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -24,6 +23,7 @@ from secateur.recipe.parts import (
 )
 from secateur.recipe.running import EngineConfig, ExportConfig, LatencyConfig, SearchConfig
 from secateur.recipe.training import Training
+from secateur.recipes import located
 
 
 def _budget(value: Any) -> Any:
@@ -104,10 +104,12 @@ class Recipe(Section):
     def read(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
         """Read a YAML file, with overrides such as "budget=flops=0.4" or "finetune.epochs=20".
 
+        path: of the file, or recipe:NAME for one that comes with the package.
+
         Raises:
             ConfigError: one sentence that names the file or the key, the value and the remedy.
         """
-        file = Path(path)
+        file = located(path)
         try:
             text = file.read_bytes().decode("utf-8")
         except OSError as error:

@@ -17,6 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from secateur._files import write_text
+from secateur._hints import install
 from secateur.errors import ConfigError, RunError
 from secateur.report.page import curves, headline, layers, pictures, proof, speed, words
 from secateur.report.page.inputs import Run, read_results, read_run
@@ -93,7 +94,7 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as problem:
-        raise ConfigError('The report needs jinja2: pip install "secateur[train]".') from problem
+        raise ConfigError(f"The report needs jinja2: {install('train')}.") from problem
     found = Environment(
         loader=PackageLoader("secateur.report", "templates"),
         autoescape=True,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from secateur._files import said
+from secateur._hints import install
 from secateur._settings import validated
 from secateur.allocate import Constraints
 from secateur.allocate.presets import align_of
@@ -167,10 +168,10 @@ def _check_packages(recipe: Recipe) -> None:
     """A package that is missing at the end of a run would be missed too late."""
     missing = next((name for name in _PACKAGES if importlib.util.find_spec(name) is None), None)
     if missing is not None:
-        raise ConfigError(f'{missing} is not installed: pip install "secateur[train]".')
+        raise ConfigError(f"{missing} is not installed: {install('train')}.")
     exports = [(row, f"set export.{name}: false") for name, row in EXPORTERS.items() if getattr(recipe.export, name)]
     if recipe.search.workers > 1 and importlib.util.find_spec("ray") is None:
-        raise ConfigError('ray is not installed: pip install "secateur[ray]", or set search.workers: 1.')
+        raise ConfigError(f"ray is not installed: {install('ray')}, or set search.workers: 1.")
     int8 = [(QUANTISERS[name], f"leave {name} out of export.int8") for name in recipe.export.int8]
     for row, otherwise in (*exports, *int8):
         if row.missing is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._files import said, shown, write_text
+from secateur._hints import install
 from secateur.errors import ConfigError, RunError, SecateurError
 from secateur.runtime.card import CARD, card
 from secateur.runtime.folder import PLAN, PT2, WEIGHTS, Folder, save_model
@@ -134,5 +135,5 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
-        raise ConfigError('huggingface_hub is not installed: pip install "secateur[hub]".') from error
+        raise ConfigError(f"huggingface_hub is not installed: {install('hub')}.") from error
     return huggingface_hub

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from secateur._hints import install
 from secateur.errors import ConfigError
 
 
@@ -17,7 +18,7 @@ def torchmetrics(part: str) -> Any:
         return importlib.import_module(f"torchmetrics.{part}")
     except ImportError as error:
         raise ConfigError(
-            f'The metrics of this task are torchmetrics\', which is not there: pip install "secateur[train]" ({error}).'
+            f"The metrics of this task are torchmetrics', which is not there ({error}): {install('train')}."
         ) from error
     except (RuntimeError, OSError) as error:
         raise ConfigError(

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from secateur._hints import install
 from secateur.batches import listed
 from secateur.errors import ModelError
 from secateur.graph.modules import as_call
@@ -41,7 +42,7 @@ class Detection(Task):
         self._backend = next((name for name, package in _BACKENDS.items() if importlib.util.find_spec(package)), None)
         if self._backend is None:
             self.headline, self.unit, self.higher_is_better = "loss", "number", False
-            self.notes = ("No mAP is computed, as its package is missing: pip install faster-coco-eval.",)
+            self.notes = (f"No mAP is computed, as faster-coco-eval is not installed: {install('detection')}.",)
 
     def batch(self, batch: Any) -> tuple[Any, Any]:
         """((images,), targets) where images are a list, as detectors take it; else a pair as it is."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur._files import said
+from secateur._hints import install
 from secateur.errors import ConfigError
 from secateur.graph.modules import map_tensors
 from secateur.recipe import EngineConfig
@@ -25,7 +26,7 @@ def accelerator(config: EngineConfig) -> Any:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, PartialState
     except ImportError as error:
-        raise ConfigError('Training needs Accelerate: pip install "secateur[train]".') from error
+        raise ConfigError(f"Training needs Accelerate: {install('train')}.") from error
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("engine.device is cuda, but PyTorch finds no GPU: set engine.device: cpu, or auto.")
     # without being told, Accelerate forms no group of processes on a machine that has but a CPU

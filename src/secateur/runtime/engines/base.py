@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from secateur._hints import install
 from secateur.errors import ConfigError
 from secateur.graph.modules import clone_module, unwrap
 
@@ -55,7 +56,7 @@ class Engine:
     summary: str
     prepare: Callable[[nn.Module, Any, int], Call]
     packages: tuple[str, ...] = ()  # to be imported, beyond torch
-    install: str = "pip install secateur"
+    install: str = install()
     watch: Callable[[nn.Module, Any, int], Watch] | None = None
     lacking: Callable[[], str | None] = _nothing_more  # what else is missing, as a sentence
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur._hints import install
 from secateur.graph.modules import map_tensors
 from secateur.runtime.engines.base import Call, Engine
 from secateur.runtime.export import needed, told
@@ -42,5 +43,5 @@ ENGINE = Engine(
     "ExecuTorch on the CPU, with XNNPACK",
     prepare,
     packages=("executorch",),
-    install='pip install "secateur[executorch]"',
+    install=install("executorch"),
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur._hints import install
 from secateur.runtime.engines.base import Call, Engine, Seconds, Watch
 from secateur.runtime.engines.onnx_file import onnx_of
 from secateur.runtime.engines.watching import layers_of_nodes, summed, with_rest
@@ -76,6 +77,6 @@ ENGINE = Engine(
     "ONNX Runtime on the CPU",
     prepare,
     packages=("onnxruntime", "onnx", "onnxscript"),
-    install='pip install "secateur[export]"',
+    install=install("export"),
     watch=watch,
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur._hints import install
 from secateur.runtime.engines.base import Call, Engine, Seconds, Watch
 from secateur.runtime.engines.onnx_file import onnx_of
 from secateur.runtime.engines.watching import layers_of_nodes, summed, with_rest
@@ -96,6 +97,6 @@ ENGINE = Engine(
     "OpenVINO on the CPU, single precision",
     prepare,
     packages=("openvino", "onnx", "onnxscript"),
-    install='pip install "secateur[openvino]"',
+    install=install("openvino"),
     watch=watch,
 )

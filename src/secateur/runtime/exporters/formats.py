@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from secateur._hints import install
 from secateur.runtime.exporters.outside import needed
 from secateur.runtime.exporters.subject import Run
 
@@ -30,7 +31,7 @@ class Format:
     @property
     def install(self) -> str:
         """The command that brings its packages."""
-        return f'pip install "secateur[{self.extra}]"' if self.extra else "pip install secateur"
+        return install(*filter(None, [self.extra]))
 
     @property
     def missing(self) -> str | None:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from secateur._hints import install
 from secateur.errors import ConfigError, RunError, SecateurError
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -23,7 +24,7 @@ def needed(package: str, extra: str = "export") -> Any:
         with quiet():
             return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise ConfigError(f'{error.name or package} is not installed: pip install "secateur[{extra}]"') from error
+        raise ConfigError(f"{error.name or package} is not installed: {install(extra)}") from error
 
 
 def openvino_core(extra: str = "openvino") -> Any:

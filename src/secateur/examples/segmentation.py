@@ -1,4 +1,4 @@
-"""A U-Net and squares and discs to segment, made on the spot: recipes/shapes-unet.yaml.
+"""A U-Net and squares and discs to segment, made on the spot: recipe:shapes-unet.
 
 Both are named by import path in the recipe, as a network and data of your own would be.
 """

@@ -1,4 +1,4 @@
-"""A small detector with a feature pyramid, and squares and bars to find: recipes/shapes-detector.yaml.
+"""A small detector with a feature pyramid, and squares and bars to find: recipe:shapes-detector.
 
 In training its forward takes targets and gives losses, in evaluation it gives boxes, as torchvision's detectors do;
 objects are found as the peaks of a map (Zhou et al., Objects as Points, arXiv 1904.07850).

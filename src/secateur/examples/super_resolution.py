@@ -1,4 +1,4 @@
-"""ESPCN (Shi et al., arXiv 1609.05158) and gratings to sharpen: recipes/gratings-espcn.yaml."""
+"""ESPCN (Shi et al., arXiv 1609.05158) and gratings to sharpen: recipe:gratings-espcn."""
 
 from __future__ import annotations
 
