@@ -47,6 +47,7 @@ def test_the_best_network_within_a_budget(model: nn.Module, loader: Any, tmp_pat
     x = images(8)[0]
     assert torch.equal(again(x), found.model(x))
     study = optuna.load_study(study_name="race", storage=f"sqlite:///{tmp_path / 'c' / 'study.db'}")
+    assert study.metric_names == ["accuracy", "share of flops"]
     assert [t.user_attrs["what"] for t in study.trials][: len(race)] == [each.what for each in race]
 
 
@@ -163,12 +164,14 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 
 @pytest.mark.long
-def test_a_speed_up_is_timed_in_the_end(
-    model: nn.Module, loader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("runtime", ["pytorch", "openvino"])
+def test_a_latency_is_measured_in_the_end(
+    model: nn.Module, loader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
+    pytest.importorskip("torch" if runtime == "pytorch" else runtime)
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
-    found = secateur.compress(model, loader, budget="latency=1.0@pytorch", **{**QUICK, "epochs": 0, "trials": 1})
+    found = secateur.compress(model, loader, latency=f"1.0@{runtime}", **{**QUICK, "epochs": 0, "trials": 1})
     assert found.key == "latency"
     assert found.measured is not None
-    assert found.measured["runtimes"][0]["runtime"] == "pytorch"
-    assert any(line.startswith("Measured on pytorch: ") for line in found.said)
+    assert found.measured["runtimes"][0]["runtime"] == runtime
+    assert any(line.startswith(f"Measured on {runtime}: ") for line in found.said)

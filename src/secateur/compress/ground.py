@@ -65,6 +65,7 @@ class Ground:
             raise RunError(
                 "The search in this folder is of another network, other data or another task: give another folder."
             )
+        self.record.named(self.judge.unit, f"share of {self.request.key}")
         graph = trace(self.model, self.example, attention=self.options.get("attention", "heads"))
         price(graph, self.request.budget, Constraints(), self.options.get("watch"))
         self.shares: dict[str, float] = self.record.decide(

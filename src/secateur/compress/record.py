@@ -81,6 +81,13 @@ class Record:
 
     # ------------------------------------------------------------------------------------------------- trials
 
+    def named(self, figure: str, cost: str) -> None:
+        """Tell dashboards what the values of trials are."""
+        for name, directions in _DIRECTIONS.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._studies[name].set_metric_names([figure, cost][: len(directions)])
+
     def trials(self, study: str, *states: TrialState) -> list[FrozenTrial]:
         """Trials in the order of their numbers: those of these states, or all that are finished."""
         found = self._studies[study].get_trials(deepcopy=False)
