@@ -24,7 +24,10 @@ NEEDS = {
     "training": "training with the method at work",
 }
 #: What finish() gives, where that is not an ordinary network.
-RESULTS = {"forms": "layers that compute only what is left of them ([forms](../adding-a-method.md))"}
+RESULTS = {
+    "forms": "layers that compute only what is left of them ([forms](../adding-a-method.md))",
+    "per input": "layers that compute what the image asks for ([forms](../adding-a-method.md)): costs are means",
+}
 
 
 def pages(folder: Path, table: Table) -> dict[Path, str]:

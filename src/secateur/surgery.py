@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from secateur._hints import readable
 from secateur._summary import Summary
 from secateur.budget import KEYS
 from secateur.errors import BudgetError, CutError, PlanError, WeightsError
-from secateur.forms import FORMS, FormsProof, build_into, cost, prove
+from secateur.forms import FORMS, Expected, FormsProof, build_into, cost, expected, prove
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
 from secateur.graph.settled import find_settled, keep_settled
 from secateur.graph.stale import Stale
@@ -35,11 +35,18 @@ class Result:
     settled: tuple[str, ...]  # sizes written in the model's code that kept channels from being cut freely
     remarks: tuple[str, ...] = ()  # sentences about what the method and its repairs did
     forms: FormsProof | None = None  # the proof of layers that are computed another way, where there are any
+    #: MACs on average over images, where layers compute what the image asks for; `after` is then the most there can be.
+    expected: Expected | None = None
 
     @property
     def whole_plan(self) -> Plan:
         """The plan from the network that was never pruned: this one, joined to those of earlier cuts."""
         return whole(self.model, self.plan)
+
+    @property
+    def averaged(self) -> Cost:
+        """What one forward pass costs on average over images; `after`, unless it depends on them."""
+        return self.after if self.expected is None else replace(self.after, macs=self.expected.macs)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -63,8 +70,10 @@ class Result:
     def _summary(self) -> Summary:
         head = [f"{type(self.model).__name__}, pruned by {self.plan.provenance.get('method', 'a plan')}"]
         for bound, what in (("flops", "MACs"), ("params", "parameters")):
-            before, after = (getattr(cost, KEYS.get(bound, bound)) for cost in (self.before, self.after))
+            before, after = (getattr(cost, KEYS.get(bound, bound)) for cost in (self.before, self.averaged))
             head.append(f"{what}: {readable(before)} to {readable(after)} ({self.reached(bound):.1%})")
+        if self.expected is not None:
+            head.append(f"MACs are {self.expected}.")
         rows = [
             (name, str(len(mask)), str(int(mask.sum())), f"{mask.mean():.0%}") for name, mask in self.plan.masks.items()
         ]
@@ -74,10 +83,13 @@ class Result:
         return Summary(tuple(head), columns, tuple(rows), tuple(foot), ": result.plan.widths has them all")
 
     def reached(self, bound: str) -> float:
-        """The fraction of the original that remains: of "flops", "params", "activations", "peak" or "latency"."""
+        """The fraction of the original that remains: of "flops", "params", "activations", "peak" or "latency".
+
+        Where MACs depend on the image, their mean over images counts.
+        """
         key = KEYS.get(bound, bound)
         whole = getattr(self.before, key)
-        return getattr(self.after, key) / whole if whole else 1.0
+        return getattr(self.averaged, key) / whole if whole else 1.0
 
 
 def _said(proof: Verification) -> str:
@@ -137,14 +149,14 @@ def apply(
     proof = graph.verify(made, plan, seed=seed) if verify else None
     second = prove(made.model, plan.forms, example_inputs, seed=seed) if verify and plan.forms else None
     build_into(made.model, plan.forms)
-    after = cost(graph, plan)
+    after, mean = cost(graph, plan), expected(plan, example_inputs)
     if inplace:
         made = graph.cut(plan, inplace=True)
         build_into(made.model, plan.forms)
     said = tuple(str(conflict) for conflict in graph.settled)
     told = carry(graph.model, made.model, plan)
     remarks = tuple(each for each in (None if plan is given else _done_before(plan), told) if each)
-    return Result(made.model, plan, before, after, proof, graph, made, said, remarks, forms=second)
+    return Result(made.model, plan, before, after, proof, graph, made, said, remarks, second, mean)
 
 
 def _done_before(rest_of_it: Plan) -> str:

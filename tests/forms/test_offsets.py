@@ -131,7 +131,7 @@ def test_a_wrong_form_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned(net, X)
     right = type(OFFSETS).build
     other = {"kept": [[0]] * 6, "kernel": [3, 3]}
-    monkeypatch.setattr(type(OFFSETS), "build", lambda s, m, d: right(s, m, other if m.in_channels == 3 else d))
+    monkeypatch.setattr(type(OFFSETS), "build", lambda s, m, d, _: right(s, m, other if m.in_channels == 3 else d))
     with pytest.raises(VerificationError, match="differ from their plain references"):
         secateur.apply(net, X, plan)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur._files import shown
 from secateur.errors import PlanError
-from secateur.forms.base import LayerForm
+from secateur.forms.base import LayerForm, Parts
 from secateur.forms.kinds import FORMS
 from secateur.graph import Cost, Graph
 from secateur.graph.channels import Bools
@@ -39,7 +39,12 @@ def build_into(model: nn.Module, forms: Mapping[str, LayerForm], *, plain: bool 
     Raises:
         PlanError: there is no such layer, or it is another than the form is for; the model is then as it was.
     """
+    taken = [name for form in forms.values() for name in FORMS[form.kind].takes(form.data)]
+    if twice := [name for name in taken if name in forms or taken.count(name) > 1]:
+        raise PlanError(f"The plan gives the layer {shown(twice[0])} to two forms: make a new plan.")
     made = {name: _made(model, name, form, plain=plain) for name, form in forms.items()}
+    for name in taken:  # the forms hold them
+        _replace(model, name, nn.Identity().train(model.get_submodule(name).training))
     for name, layer in made.items():
         _replace(model, name, layer)
 
@@ -50,7 +55,8 @@ def _made(model: nn.Module, name: str, form: LayerForm, *, plain: bool) -> nn.Mo
         if not name:
             raise ValueError("it is the whole network")
         layer = model.get_submodule(name)
-        made = kind.reference(layer, form.data) if plain else kind.build(layer, form.data)
+        parts = Parts(form.tensors, tuple(model.get_submodule(taken) for taken in kind.takes(form.data)))
+        made = kind.reference(layer, form.data, parts) if plain else kind.build(layer, form.data, parts)
     except AttributeError as error:
         raise PlanError(
             f"The plan gives a form to the layer {shown(name)}, which this network does not have: make a new plan."
@@ -79,6 +85,11 @@ def formed(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
                 yield name, kind, module
 
 
+def touched(forms: Mapping[str, LayerForm]) -> list[str]:
+    """The layers that have these forms, and those that became part of them."""
+    return [*forms, *(name for form in forms.values() for name in FORMS[form.kind].takes(form.data))]
+
+
 def plainly(model: nn.Module, names: Mapping[str, str]) -> None:
     """Put ordinary layers that compute the same in place of formed ones.
 
@@ -91,21 +102,35 @@ def plainly(model: nn.Module, names: Mapping[str, str]) -> None:
 def cost(graph: Graph, plan: Formed) -> Cost:
     """The cost of the network that a plan makes, its forms counted; what they keep in memory counts as the layer's.
 
+    Forms whose cost depends on the image count as where they save nothing.
+
     graph: of the original. plan: masks and forms.
     """
     whole = graph.cost(plan)
     if not plan.forms:
         return whole
-    dense, slices, tensors = dense_macs(graph, plan), graph.slices(plan), graph.tensors()
+    dense, rows, slices, tensors = dense_macs(graph, plan), _rows(graph), graph.slices(plan), graph.tensors()
     macs, params = whole.macs, whole.params
     for name, form in plan.forms.items():
         kind, own = FORMS[form.kind], dense.get(name, 0)
         shape = tensors[f"{name}.weight"].shape
         kept = slices.get(f"{name}.weight", (None,) * len(shape))
         weights = int(np.prod([n if k is None else len(k) for n, k in zip(shape, kept, strict=True)], dtype=np.int64))
-        macs += kind.macs(own, form.data) - own
+        macs += kind.macs(own, form.data, rows.get(name, 0)) - own
         params += kind.params(weights, form.data) - weights
     return replace(whole, macs=macs, params=params)
+
+
+def formed_macs(graph: Graph, plan: Formed) -> dict[str, int]:
+    """Multiply-accumulates of every layer that a plan leaves, forms counted.
+
+    graph: of the original. plan: masks and forms.
+    """
+    dense, rows = dense_macs(graph, plan), _rows(graph)
+    return {
+        name: FORMS[plan.forms[name].kind].macs(macs, plan.forms[name].data, rows[name]) if name in plan.forms else macs
+        for name, macs in dense.items()
+    }
 
 
 def dense_macs(graph: Graph, plan: Formed | None) -> dict[str, int]:
@@ -118,3 +143,11 @@ def dense_macs(graph: Graph, plan: Formed | None) -> dict[str, int]:
         name = graph.recording.calls[int(call)].module
         found[name] = found.get(name, 0.0) + float(macs)
     return {name: round(macs) for name, macs in found.items()}
+
+
+def _rows(graph: Graph) -> dict[str, int]:
+    """Rows of the batch that every layer with products gets, over all of its calls."""
+    found: dict[str, int] = {}
+    for call in (graph.recording.calls[int(number)] for number in graph.costs.mac_calls):
+        found[call.module] = found.get(call.module, 0) + (call.shapes[0][0] if call.shapes and call.shapes[0] else 1)
+    return found

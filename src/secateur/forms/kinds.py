@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from secateur._files import shown
 from secateur.errors import PlanError
 from secateur.forms.base import FormKind, LayerForm
+from secateur.forms.gated import Gated, GatedConv2d
 from secateur.forms.offsets import Offsets, StripeConv2d
 
 #: By name, one file each.
-FORMS: Mapping[str, FormKind] = {"offsets": Offsets()}
+FORMS: Mapping[str, FormKind] = {"offsets": Offsets(), "gated": Gated()}
 #: What they build; each has `in_channels` and `out_channels`, as the layer it stands for.
-FORMED = (StripeConv2d,)
+FORMED = (StripeConv2d, GatedConv2d)
 
 
 def check_form(layer: str, given: object) -> LayerForm:

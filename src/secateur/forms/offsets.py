@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from secateur.forms.base import LayerForm, Parts
+
 _KEYS = {"kernel", "kept"}
 _MOST_POSITIONS = 1 << 12  # of one kernel; no network comes near
 _MOST_FILTERS = 1 << 20
@@ -85,6 +87,7 @@ class Offsets:
 
     summary = "computes single kernel positions of each filter"
     built: type[nn.Module] = StripeConv2d
+    per_input = False
 
     def check(self, data: Mapping[str, Any]) -> None:
         """ValueError unless the data are a kernel and, for every filter, positions in it."""
@@ -104,11 +107,15 @@ class Offsets:
             if row and not 0 <= row[0] <= row[-1] < kernel[0] * kernel[1]:
                 raise ValueError(f"filter {number} keeps a position outside its kernel")
 
-    def build(self, layer: nn.Module, data: Mapping[str, Any]) -> nn.Module:
+    def takes(self, data: Mapping[str, Any]) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    def build(self, layer: nn.Module, data: Mapping[str, Any], parts: Parts = Parts()) -> nn.Module:  # noqa: B008
         """The StripeConv2d; ValueError unless `layer` is a plain convolution with such a kernel and so many filters."""
         return StripeConv2d(self._fitting(layer, data), data["kept"])
 
-    def reference(self, layer: nn.Module, data: Mapping[str, Any]) -> nn.Module:
+    def reference(self, layer: nn.Module, data: Mapping[str, Any], parts: Parts = Parts()) -> nn.Module:  # noqa: B008
         """The convolution with zeros at the other positions."""
         twin = copy.deepcopy(self._fitting(layer, data))
         there = torch.zeros(len(data["kept"]), data["kernel"][0] * data["kernel"][1])
@@ -117,6 +124,14 @@ class Offsets:
         with torch.no_grad():
             twin.weight.mul_(there.view(-1, 1, *data["kernel"]).to(twin.weight))
         return twin
+
+    def drawn(self, data: Mapping[str, Any], generator: torch.Generator, dtype: torch.dtype) -> LayerForm:
+        """As it is: there is nothing but the layer's own weight."""
+        return LayerForm("offsets", data)
+
+    def rivals(self, built: nn.Module) -> list[nn.Module]:
+        """The ordinary layer."""
+        return [self.plain(built)]
 
     def plain(self, built: nn.Module) -> nn.Module:
         """The convolution with zeros at the other positions."""
@@ -137,7 +152,7 @@ class Offsets:
                 layer.bias = nn.Parameter(b.bias.detach().clone())
         return layer.train(b.training)
 
-    def macs(self, dense: int, data: Mapping[str, Any]) -> int:
+    def macs(self, dense: int, data: Mapping[str, Any], rows: int) -> int:
         """Every stripe costs as much as every other: dense N C k^2 Ho Wo, in stripes n_tot C Ho Wo."""
         return dense * _stripes(data) // _positions(data)
 

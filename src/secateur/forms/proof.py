@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from secateur.errors import VerificationError
 from secateur.forms.base import LayerForm
 from secateur.forms.building import build_into
+from secateur.forms.kinds import FORMS
 from secateur.graph.modules import as_call, clone_module, map_tensors, plain_kernels
 from secateur.graph.randomise import calibrate, random_input, random_twin, run
 from secateur.graph.verify import DEFAULT_TOLERANCE, TOLERANCE, compute_type, largest_error
@@ -61,12 +63,30 @@ def _error(
     for name in forms:  # trained weights may be zero where it matters
         weight = twin.get_submodule(name).get_parameter("weight").data
         weight.normal_(0, max(float(weight.std()), 0.05), generator=generator)
+    kind = dtype or torch.float32
+    drawn = {name: FORMS[form.kind].drawn(form.data, generator, kind) for name, form in forms.items()}
     plain, built = (clone_module(twin, lambda tensor: tensor.detach().clone()) for _ in range(2))
-    build_into(plain, forms, plain=True)
-    build_into(built, forms)
+    build_into(plain, drawn, plain=True)
+    build_into(built, drawn)
     with plain_kernels():
         calibrate(plain, inputs, generator)
         for name, buffer in built.named_buffers():
             if name in dict(plain.named_buffers()):
                 buffer.copy_(plain.get_buffer(name))
-        return largest_error(run(plain, inputs), run(built, inputs))[0]
+        wanted = run(plain, inputs)
+        if any(FORMS[form.kind].per_input for form in forms.values()):
+            return max(largest_error(want, run(built, one))[0] for one, want in _images(inputs, wanted))
+        return largest_error(wanted, run(built, inputs))[0]
+
+
+def _images(inputs: Any, outputs: list[torch.Tensor]) -> Iterator[tuple[Any, list[torch.Tensor]]]:
+    """Inputs and outputs of one image after another."""
+    tensors: list[torch.Tensor] = []
+    map_tensors(inputs, tensors.append)
+    images = next((len(tensor) for tensor in tensors if tensor.dim()), 1)
+
+    def only(tensor: torch.Tensor, at: int) -> torch.Tensor:
+        return tensor[at : at + 1] if tensor.dim() and len(tensor) == images else tensor
+
+    for at in range(images):
+        yield map_tensors(inputs, partial(only, at=at)), [only(tensor, at) for tensor in outputs]

@@ -51,7 +51,7 @@ from secateur.tasks import Asks, Task, refusal
 Needs = Literal["nothing", "calibration", "training"]
 Acts = Literal["before training", "while training", "after training"]
 Begins = Literal["weights", "new", "narrow"]
-Outcome = Literal["ordinary", "forms"]
+Outcome = Literal["ordinary", "forms", "per input"]
 #: Told that tensors got narrower: indices kept along every dimension (None: all), by name in the method's state_dict.
 Follower = Callable[[Mapping[str, tuple[IntArray | None, ...]]], None]
 
@@ -98,7 +98,8 @@ class MethodRow:
     variants: tuple[Mapping[str, Any], ...] = field(
         default=(), hash=False
     )  # settings that take another way, which the contract suite also runs
-    #: What finish() gives: an ordinary network, or one with layers computed another way (`Method.forms`).
+    #: What finish() gives: an ordinary network, or one with layers computed another way (`Method.forms`); "per input":
+    #: what they compute depends on the image, and `collect` is shown images before the cut, to know their mean cost.
     result: Outcome = "ordinary"
     chance: str = ""  # what is drawn by the number of a channel, so that a plan does not follow its channels
 
@@ -112,6 +113,11 @@ class MethodRow:
         """ConfigError where it cannot serve a task."""
         if (why := self.refusal(task, inputs)) is not None:
             raise ConfigError(why)
+
+    @property
+    def collects(self) -> bool:
+        """Whether images are to be shown to it before the cut."""
+        return self.needs == "calibration" or self.result == "per input"
 
     @property
     def config(self) -> type[Settings]:

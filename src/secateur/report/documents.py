@@ -46,8 +46,9 @@ def describe_result(command: str, loaded: Loaded, result: Result, files: dict[st
     return {
         **_head(command, loaded),
         "before": result.before.as_dict(),
-        "after": result.after.as_dict(),
-        "remaining": {key: share(getattr(result.after, key), value) for key, value in result.before.as_dict().items()},
+        "after": result.averaged.as_dict(),
+        "remaining": {k: share(getattr(result.averaged, k), value) for k, value in result.before.as_dict().items()},
+        **({"expected": describe_expected(result)} if result.expected is not None else {}),
         "groups": [{"name": g.name, "width": g.width, "kept": kept[g.name]} for g in result.graph.groups],
         "verification": describe_proof(result.verification),
         **({"forms": describe_forms(result.forms)} if result.forms is not None else {}),
@@ -66,6 +67,12 @@ def describe_result(command: str, loaded: Loaded, result: Result, files: dict[st
 def describe_forms(proof: FormsProof) -> dict[str, Any]:
     """The proof of layers that are computed another way."""
     return asdict(proof)
+
+
+def describe_expected(result: Result) -> dict[str, Any]:
+    """Of how many images the MACs after the cut are the mean, how far they spread, and the most there can be."""
+    assert result.expected is not None
+    return {**asdict(result.expected), "most": result.after.macs}
 
 
 def group_rows(graph: Graph) -> list[dict[str, Any]]:

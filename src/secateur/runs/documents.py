@@ -15,7 +15,7 @@ from secateur._version import __version__
 from secateur.graph import Cost
 from secateur.methods import Method
 from secateur.plan import kept_fingerprint
-from secateur.report.documents import describe_forms, describe_proof, share
+from secateur.report.documents import describe_expected, describe_forms, describe_proof, share
 from secateur.runs.layers import layer_rows
 from secateur.runs.preparing import Prepared
 from secateur.runtime import EXPORTERS
@@ -31,8 +31,9 @@ def describe_cut(method: Method, result: Result) -> dict[str, Any]:
     whole = result.whole_plan
     return {
         "before": result.before.as_dict(),
-        "after": result.after.as_dict(),
-        "remaining": remaining(result.before, result.after),
+        "after": result.averaged.as_dict(),
+        "remaining": remaining(result.before, result.averaged),
+        **({"expected": describe_expected(result)} if result.expected is not None else {}),
         "groups": [{"name": n, "width": len(mask), "kept": int(mask.sum())} for n, mask in whole.masks.items()],
         "frozen": [{"name": f.name, "width": f.width, "reason": f.reason} for f in result.graph.frozen],
         "unsupported": [{"operator": u.operator, "module": u.module} for u in result.graph.unsupported],
@@ -116,6 +117,7 @@ def describe_run(
         "plan": cut["plan"],
         "sparse": cut.get("sparse"),  # single weights that are zero; runs of before had none
         **({"forms": cut["forms"]} if "forms" in cut else {}),  # layers that are computed another way
+        **({"expected": cut["expected"]} if "expected" in cut else {}),  # of which images the MACs are the mean
         "seconds": _seconds(stages),
         "epochs": {name: stages[name]["epochs"] for name in ("pretrain", "train", "finetune") if name in stages},
         "files": dict(files),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.forms import FORMED, FORMS, dense_macs
+from secateur.forms import FORMED, dense_macs, formed_macs
 from secateur.surgery import Result
 
 
@@ -14,13 +14,13 @@ def layer_rows(result: Result) -> list[dict[str, Any]]:
     """One row for every module that multiplies, in order of execution: MACs and channels before and after."""
     graph, forms = result.graph, result.plan.forms
     dense, narrow = dict(graph.model.named_modules()), dict(result.model.named_modules())
-    before, after = dense_macs(graph, None), dense_macs(graph, result.plan)
+    before, after = dense_macs(graph, None), formed_macs(graph, result.plan)
     return [
         {
             "name": name or type(graph.model).__name__,
             "kind": kind(dense[name]),
             "macs_before": macs,
-            "macs_after": FORMS[forms[name].kind].macs(after[name], forms[name].data) if name in forms else after[name],
+            "macs_after": after[name],
             **({"form": forms[name].kind} if name in forms else {}),
             "in_before": channels(dense[name])[0],
             "in_after": channels(narrow[name])[0],

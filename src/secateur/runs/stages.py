@@ -123,7 +123,7 @@ class Stages:
         quality: dict[str, float | None] = {}
         if "train" not in self.prepared.stages:  # the weights come from a file
             quality["dense"] = self._test(method.model)
-        if self.prepared.row.needs == "calibration":
+        if self.prepared.row.collects:
             self._calibrate(method)
         repairs = self._repairs()
         self.engine.say("Cutting and verifying.", note=False)

@@ -13,12 +13,15 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur import runtime
+from secateur.forms import touched
 from secateur.testing._promises import require, require_finite
 from secateur.testing._snapshots import Snapshot, first_difference, same
 from secateur.testing._subject import RATE, STEPS, Moment, Subject, output, planned, require_same_plan, train
 
 #: How far the narrow network may be from the masked one, relative to the largest output.
 AGREEMENT = 1e-3
+#: How far an image alone may be from the same in a batch, relative to the largest output.
+SINGLE = 1e-5
 
 
 def result_is_ordinary(subject: Subject) -> None:
@@ -33,12 +36,13 @@ def result_is_ordinary(subject: Subject) -> None:
     forms = subject.result.plan.forms
     outcome = subject.row.result if subject.row is not None else "forms"
     require(not forms or outcome != "ordinary", "layers are computed another way, and the row's result is 'ordinary'")
+    others = touched(forms)
     names, wanted = (
-        [n for n in m.state_dict() if not any(n.startswith(f"{f}.") for f in forms)] for m in (small, plain)
+        [n for n in m.state_dict() if not any(n.startswith(f"{f}.") for f in others)] for m in (small, plain)
     )
     other = sorted(set(names) ^ set(wanted))
     require(names == wanted, f"the narrow network's state_dict has other names: {other[0] if other else 'their order'}")
-    difference = Snapshot.of(plain).other_parts(small.train(plain.training), besides=forms)
+    difference = Snapshot.of(plain).other_parts(small.train(plain.training), besides=others)
     require(difference is None, f"finish() leaves something in the narrow network: {difference}")
     for name, tensor in small.state_dict().items():
         require_finite(f"{name} of the narrow network", tensor)
@@ -52,7 +56,10 @@ def result_is_narrower(subject: Subject) -> None:
     require(proof is not None and proof.passed, "the cut was not verified: leave verification on")
     require(not result.plan.forms or result.forms is not None, "its forms were not verified: leave verification on")
     zeros = "sparse" in result.plan.provenance  # single weights: the network keeps its shape
-    require(zeros or result.after.macs < result.before.macs, "finish() removes nothing")
+    require(zeros or result.averaged.macs < result.before.macs, "finish() removes nothing")
+    depends = result.expected is not None
+    outcome = subject.row.result if subject.row is not None else "per input"
+    require(not depends or outcome == "per input", f"costs depend on the image, and the row's result is {outcome!r}")
     twin = copy.deepcopy(small).requires_grad_(False).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(subject.network.inputs())
@@ -61,7 +68,7 @@ def result_is_narrower(subject: Subject) -> None:
     require(result.after.params == params, f"`result` says {result.after.params} parameters, and there are {params}")
     limits = {} if zeros else subject.trained.budget.limits(result.before)
     for key, limit in limits.items():
-        found = getattr(result.after, key)
+        found = getattr(result.averaged, key)
         require(found <= limit, f"the narrow network has {found} {key}, and the budget allows {limit:.0f}")
     for name, value in {"method": subject.trained.name, "seed": subject.trained.seed}.items():
         require(result.plan.provenance.get(name) == value, f"the plan's provenance does not name the {name}")
@@ -71,6 +78,35 @@ def result_is_narrower(subject: Subject) -> None:
         given.shape == wanted.shape and given.dtype == wanted.dtype, "the narrow network's output is of another shape"
     )
     require_finite("the narrow network's output", given)
+
+
+def result_follows_its_images(subject: Subject) -> None:
+    """Where costs depend on the image, their mean is what it says, and images alone give what they give in any batch"""
+    said = subject.result.expected
+    if said is None:
+        return
+    twin, network = copy.deepcopy(subject.narrow).requires_grad_(False).eval(), subject.network
+    shown = torch.cat([images for images, _ in network.batches(2, seed=5)])  # those of `Subject.collect`
+    counts = []
+    for image in shown.split(1):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            twin(image)
+        counts.append(counter.get_total_flops() // 2)
+    mean, rows = sum(counts) / len(counts), len(network.inputs())
+    require(
+        abs(rows * mean - said.macs) <= 1e-3 * said.macs,
+        f"`result.expected` says {said.macs} MACs on average, and PyTorch counts {rows * mean:.0f}",
+    )
+    require(said.images == len(shown), f"`result.expected` is of {said.images} images, and {len(shown)} were shown")
+    require(max(counts) * rows <= subject.result.after.macs, "an image costs more than `result.after` says")
+    images = torch.cat([shown[:3], torch.zeros_like(shown[:1])])  # the last one opens whatever gates open for nothing
+    whole, order = output(twin, images), torch.tensor([2, 0, 3, 1])
+    for what, given, wanted in (
+        ("alone", torch.cat([output(twin, image) for image in images.split(1)]), whole),
+        ("in another order", output(twin, images[order]), whole[order]),
+    ):
+        error = float((given - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+        require(error <= SINGLE, f"images {what} give outputs that are {error:.1e} from those of the batch")
 
 
 def weights_meet_the_budget(subject: Subject) -> None:
@@ -171,4 +207,5 @@ def structure_is_cut(subject: Subject) -> None:
         return
     result_is_ordinary(subject)
     result_is_narrower(subject)
+    result_follows_its_images(subject)
     result_is_the_masked_network(subject)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,12 @@ class Snapshot:
         replaced = [name for name, number in self.identities.items() if found[name] != number]
         return f"the parameter {replaced[0]} is another object" if replaced else None
 
-    def other_parts(self, module: nn.Module, besides: Container[str] = ()) -> str | None:
-        """Classes, attributes, hooks and modes of the modules in it, but for those of these names."""
+    def other_parts(self, module: nn.Module, besides: Collection[str] = ()) -> str | None:
+        """Classes, attributes, hooks and modes of the modules in it, but for these names and what is in them."""
+        inside = tuple(f"{name}." for name in besides)
         found = {name: _part(part) for name, part in module.named_modules()}
-        if found.keys() != self.parts.keys():
-            return f"the module {sorted(found.keys() ^ self.parts.keys())[0]} came or went"
+        if other := sorted(name for name in found.keys() ^ self.parts.keys() if not name.startswith(inside)):
+            return f"the module {other[0]} came or went"
         for name, part in self.parts.items():
             if name in besides:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import ModelError
-from secateur.forms import cost
+from secateur.forms import cost, expected
 from secateur.graph import Cost
 from secateur.methods.contract import Method, MethodRow
 from secateur.plan import Plan
@@ -95,7 +96,7 @@ class Subject:
         """Whether batches are to be shown before the cut."""
         if self.row is None:
             return method.looks()
-        return self.row.needs == "calibration"
+        return self.row.collects
 
     def collect(self, method: Method) -> None:
         """Show the method the batches it needs, which can be gone through once only."""
@@ -126,10 +127,11 @@ def train(
 
 
 def planned(method: Method) -> tuple[Plan, Cost]:
-    """The plan, with the layers that it has computed another way, and what the network costs then."""
+    """The plan, with the layers that it has computed another way, and what the network costs then on average."""
     plan = method.plan()
     plan.forms = dict(method.forms(plan))
-    return plan, cost(method.graph, plan)
+    found, mean = cost(method.graph, plan), expected(plan, method.example_inputs)
+    return plan, found if mean is None else replace(found, macs=mean.macs)
 
 
 class Moment:

@@ -38,6 +38,7 @@ PROMISES: tuple[Subjected, ...] = (
     _searching.search_goes_on,
     _cutting.result_is_ordinary,
     _cutting.result_is_narrower,
+    _cutting.result_follows_its_images,
     _cutting.weights_meet_the_budget,
     _cutting.result_is_the_masked_network,
     _training.seed_decides_everything,
