@@ -49,7 +49,7 @@ def settings(kind: type[BaseModel], where: str = "") -> Iterator[Setting]:
         path = f"{where}.{name}" if where else name
         inner = section(field.annotation)
         default = "" if field.is_required() else shown(field.get_default(call_default_factory=True))
-        if inner is not None and default not in ("", "null"):
+        if inner is not None and isinstance(field.default, BaseModel):
             default = "(see below)"
         yield Setting(path, allowed(field), default, field.description or "")
         if inner is not None:
@@ -121,7 +121,8 @@ def _sentence(kind: type[BaseModel], failed: ValidationError, where: str) -> str
         return f"The key {path!r} is missing: give {allowed(field) if field is not None else 'it'}{meaning}."
     if error["type"] in ("value_error", "assertion_error"):
         said = str(error.get("ctx", {}).get("error", "")) or error["msg"]
-        return f"{path + ': ' if path else ''}{said.rstrip('.')}."
+        end = "" if said.endswith("?") else "."
+        return f"{path + ': ' if path else ''}{said.rstrip('.')}{end}"
     if field is None:
         return f"{path or 'The recipe'} is {shown(given)}, but must be a section of keys and values."
     choices = [c for part in _parts(field.annotation) if get_origin(part) is Literal for c in get_args(part)]

@@ -56,6 +56,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "engine": {"checkpoint_minutes": ALWAYS, "precision": "bf16", "memory_format": "channels_last"},
         "method": ToyMethod,
     },
+    "by name": {
+        "training": {
+            "optimiser": {"name": "NAdam", "betas": [0.8, 0.9]},
+            "schedule": {"name": "OneCycleLR", "per": "step"},
+            "lr": 0.01,
+        },
+        "engine": {"checkpoint_minutes": ALWAYS},
+        "method": ToyMethod,
+    },
     "narrowing": {
         "training": {"optimiser": "adamw", "lr": 0.01, "ema": 0.9},
         "engine": {"checkpoint_minutes": ALWAYS},

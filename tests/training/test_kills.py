@@ -35,6 +35,8 @@ SCENARIOS: list[tuple[str, list[tuple[str, int, str]]]] = [
     ("in bf16, channels last", [("step", 8, "after")]),
     ("in bf16, channels last", [("tensors", 13, "torn"), ("step", 2, "before")]),
     ("in bf16, channels last", [("rename", 12, "after"), ("metrics", 1, "torn"), ("state", 3, "before")]),
+    ("by name", [("step", 8, "after")]),
+    ("by name", [("step", 10, "before"), ("tensors", 6, "torn"), ("step", 2, "after")]),
     ("narrowing", [("step", 9, "after")]),  # the network is narrowed in steps 9 and 16, the first 5 being pretraining
     ("narrowing", [("step", 11, "before"), ("tensors", 7, "torn"), ("step", 2, "after")]),
 ]

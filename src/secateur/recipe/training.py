@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from secateur._settings import Section, shown
+from secateur.recipe import steps
 from secateur.recipe.fields import Numbers
+
+Optimiser = Annotated[
+    Literal["sgd", "adamw"] | steps.Chosen,
+    BeforeValidator(steps.reader("optimiser", "{name: RMSprop, alpha: 0.95}")),
+]
+Schedule = Annotated[
+    Literal["cosine", "step", "constant", "onecycle"] | steps.Chosen,
+    BeforeValidator(steps.reader("schedule", "{name: CosineAnnealingWarmRestarts, T_0: 10}")),
+]
+_TRIED = 1000  # epochs, or 100 steps of one epoch, in which a schedule is tried out
 
 
 class Distil(Section):
@@ -24,14 +35,20 @@ class Training(Section):
     """One stage of training."""
 
     epochs: int = Field(default=10, ge=1, le=1_000_000, description="Passes over the training images.")
-    optimiser: Literal["sgd", "adamw"] = Field(default="sgd", description="What takes the steps.")
+    optimiser: Optimiser = Field(
+        default="sgd",
+        description="What takes the steps; or a class of torch.optim or timm.optim with its arguments: {name: NAdam, "
+        "betas: [0.9, 0.99]}.",
+    )
     lr: float = Field(default=0.1, gt=0, description="Highest learning rate.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Of SGD.")
     nesterov: bool = Field(default=False, description="Nesterov's momentum, of SGD.")
     weight_decay: float = Field(default=1e-4, ge=0, description="Pull of the weights towards zero.")
     decay_norm: bool = Field(default=True, description="Whether it acts on norms and biases too; BWCP needs it to.")
-    schedule: Literal["cosine", "step", "constant", "onecycle"] = Field(
-        default="cosine", description="How the learning rate goes on after the warm-up."
+    schedule: Schedule = Field(
+        default="cosine",
+        description="How the learning rate goes on after the warm-up; or a class of torch.optim.lr_scheduler or "
+        "timm.scheduler with its arguments, and per: step or epoch: {name: StepLR, step_size: 30, per: epoch}.",
     )
     milestones: Numbers = Field(
         default=(0.5, 0.75), description="Of schedule step: fractions of the stage where it falls."
@@ -60,12 +77,28 @@ class Training(Section):
             )
         self._without_effect("schedule", "step", ("milestones", "gamma"))
         self._without_effect("optimiser", "sgd", ("momentum", "nesterov"))
+        self._try_out()
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0: set momentum: 0.9, or nesterov: false")
         return self
 
+    def _try_out(self) -> None:
+        """Classes that are named are there, and take the arguments that are given."""
+        if isinstance(self.optimiser, steps.Chosen):
+            from torch import nn, zeros
+
+            weights = [nn.Parameter(zeros(2, 2, 3, 3)), nn.Parameter(zeros(2))]
+            steps.optimiser(self.optimiser, weights, self.lr, self.weight_decay)
+            usual = type(self).model_fields["weight_decay"].default
+            if self.weight_decay != usual and not steps.takes_decay(self.optimiser):
+                raise ValueError(f"weight_decay does nothing with optimiser {self.optimiser.name}: leave it out")
+        if isinstance(self.schedule, steps.Chosen):
+            by_step = self.schedule.arguments.get("per") == "step"
+            steps.rates(self.schedule, self.lr, 1 if by_step else min(self.epochs, _TRIED), 100)
+
     def _without_effect(self, switch: str, needed: str, keys: Sequence[str]) -> None:
         chosen = getattr(self, switch)
+        chosen = chosen.name if isinstance(chosen, steps.Chosen) else chosen
         for key in keys:
             if chosen != needed and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} does nothing with {switch} {chosen}: leave it out, or set {switch}: {needed}")

@@ -27,16 +27,17 @@ from secateur.graph.modules import as_call
 from secateur.latency import Watcher
 from secateur.methods import Method, MethodRow, method, plug_in
 from secateur.models import MODELS
-from secateur.recipe import TRAINING, Recipe
+from secateur.recipe import TRAINING, Recipe, Training
 from secateur.repair import repairs
 from secateur.runs.trials import held_out
 from secateur.runtime import EXPORTERS, QUANTISERS
 from secateur.runtime.engines import ENGINES
 from secateur.runtime.named import Named, Wish, network
 from secateur.tasks import Classification, Task, create
-from secateur.training import Engine
+from secateur.training import Engine, learning_rate
 from secateur.training.checks import check_fit
 from secateur.training.devices import accelerator
+from secateur.training.optimisers import check_optimiser
 
 #: Which stages a run has, in order, by when its method acts; those the recipe leaves out are skipped.
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -120,6 +121,11 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
     loaded = network_of(recipe, arguments, data)
     _check_output(recipe, loaded, data, task)
     engine = Engine(data, recipe.engine, seed=recipe.seed, batch_size=recipe.data.batch_size, task=task)
+    for name in TRAINING:
+        stage: Training | None = getattr(recipe, name)
+        if stage is not None:
+            check_optimiser(stage, name)
+            learning_rate(stage, 0, max(engine.steps_per_epoch, 1))  # refuses a schedule that is too short
     steps = engine.steps(recipe.train) if recipe.train is not None and row.acts == "while training" else None
     name = type(loaded.model).__name__
     made = _method(recipe, row, loaded, steps, watch)

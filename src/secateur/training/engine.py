@@ -15,6 +15,8 @@ from secateur.methods.contract import Method
 from secateur.recipe import Training
 from secateur.training.interface import Fitted
 from secateur.training.machine import Machine, evaluating
+from secateur.training.optimisers import check_optimiser
+from secateur.training.schedules import learning_rate
 from secateur.training.stage import Stage
 
 
@@ -73,3 +75,5 @@ class Engine(Machine):
             )
         if not len(self.data.train) or self.steps_per_epoch < 1:
             raise ConfigError(f"There are no images to train on in stage {stage}: check data.")
+        check_optimiser(training, stage)
+        learning_rate(training, 0, self.steps_per_epoch)  # refuses a schedule that is too short
