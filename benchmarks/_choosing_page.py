@@ -25,13 +25,12 @@ them. It holds for two small networks on CIFAR-10 and short trainings. Before a 
 shortened recipe: `secateur compare recipe.yaml --methods l1,bwcp,scratch --seeds 3` ([comparing.md](comparing.md))."""
 
 LEGEND = """\
-*Alone*, *repaired*: percent of the test images right straight after the cut of a ResNet-20, at half the FLOPs, nothing
-trained (dense {dense:.1f}%, a figure is known to about {error:.1f} points); the repair is the best of those tried
-([one_shot.md](one_shot.md)). *Plan (s)*: seconds to look at {images:,} images, score and plan there. *With equal
-epochs*: percent right in the end in the comparison of ResNet-8s with {epochs} epochs in all
-([compare.md](compare.md)), mean and deviation over seeds. *Parameters left* and *seconds* are of the same runs; seconds
-are beside other work. *A step*: of training with the method at work, in plain steps; *passes*: the time to look at
-images and score a ResNet-50, in passes forward and back over them ([speed.md](speed.md)). – is not measured."""
+*Cut*, *repaired*: test accuracy of a ResNet-20 on CIFAR-10 at half the FLOPs, without any training after the cut (dense
+{dense:.1f}%; the standard error is about {error:.1f} points), before and after the best repair of those tried
+([one_shot.md](one_shot.md)). *Plan*: seconds to look at {images:,} images, score and plan there. *Trained*: test
+accuracy of a ResNet-8 at half the FLOPs after {epochs} epochs in all, mean and standard deviation over seeds
+([compare.md](compare.md)); *parameters* left and seconds of the *run* are of the same runs, which shared the machine.
+What a training step costs: [speed.md](speed.md). – is not measured."""
 
 ADVICE = """\
 - Decide on the budget first, and on what it is of: [budgets.md](budgets.md); what a budget of FLOPs does not buy:
@@ -53,7 +52,7 @@ def pages(docs: Path) -> dict[Path, str]:
     epochs = max(m["values"]["epochs.total"]["mean"] for m in found.compared["means"])
     images = found.one_shot["images"]
     legend = LEGEND.format(dense=100 * found.dense, error=100 * found.error, images=images, epochs=f"{epochs:.0f}")
-    parts = ["# Choosing a method", "This page is made by `benchmarks/tables.py`.", INTRODUCTION]
+    parts = ["# Choosing a method", INTRODUCTION]
     parts += ["## By what you have", table(["you have", "take", "why"], _situations(found), words=True)]
     parts += ["## By method", legend, table(HEAD, [_row(row, found) for row in METHODS])]
     parts += ["## Poor choices", POOR, table(["method", "a poor choice where"], _poor_rows(found), words=True)]
@@ -129,7 +128,7 @@ def _first(ranked: list[tuple[MethodRow, float, float]]) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ by method
 
-HEAD = "method,needs,acts,alone,repaired,plan (s),with equal epochs,parameters left,seconds,a step,passes".split(",")
+HEAD = "method,needs,acts,cut,repaired,plan (s),trained,parameters,run (s)".split(",")
 
 
 def _row(row: MethodRow, found: Measured) -> list[str]:
@@ -147,8 +146,6 @@ def _row(row: MethodRow, found: Measured) -> list[str]:
         "–" if final is None else f"{100 * final:.1f}{_apart(facts)}",
         "–" if share is None else percent(share, 1),
         "–" if total is None else f"{total:.0f}",
-        facts.step or "–",
-        "–" if facts.passes is None else f"{facts.passes:.1f}",
     ]
 
 

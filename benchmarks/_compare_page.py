@@ -61,7 +61,7 @@ def page(result: dict[str, Any]) -> str:
         tested=result["images"],
     )
     alone = {"device": result["machine"], "threads": result["threads"][0], "python": ", ".join(result["python"])}
-    parts = ["# Methods compared", "This page is made by `benchmarks/tables.py`.", facts]
+    parts = ["# Methods compared", facts]
     parts += [circumstances({**result, **alone}), _calls(result)]
     parts += ["## What is the same for whom", "\n".join(f"- {line}" for line in fairness(result))]
     for budget in budgets(result):

@@ -41,7 +41,6 @@ def pages(docs: Path) -> dict[Path, str]:
         head,
         MARK,
         "## Measured",
-        "The rest of this page is made by `benchmarks/tables.py`.",
         circumstances(result),
     ]
     if exports:

@@ -28,7 +28,6 @@ def pages(docs: Path) -> dict[Path, str]:
     result = _record.read(path)
     parts = [
         "# Latencies, predicted and measured",
-        "This page is made by `benchmarks/tables.py`.",
         HEAD.format(**result),
     ]
     parts += [circumstances(result), "## Predicted against measured", _errors(result["rows"])]

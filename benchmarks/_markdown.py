@@ -29,6 +29,14 @@ def circumstances(result: dict[str, Any]) -> str:
     )
 
 
+def foot(generator: str, results: Iterable[dict[str, Any]], *, part: str = "This page") -> str:
+    """The last line of a page that a program writes: which program, and from when its figures are."""
+    dated = sorted({(result["date"][:10], result.get("commit", "")) for result in results})
+    told = ", ".join(date + (f" (commit `{commit}`)" if commit else "") for date, commit in dated)
+    figures = f" Figures of {told}: what changed later is not in them." if dated else ""
+    return f"---\n\n*{part} is made by `{generator}`.{figures}*"
+
+
 def quantile(values: list[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")

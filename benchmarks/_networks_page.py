@@ -41,7 +41,6 @@ def pages(docs: Path) -> dict[Path, str]:
     head = ["method", "network", "MACs left", "parameters left", "proof", "score and cut, s", "run, s"]
     parts = [
         "# Every method on other networks",
-        "This page is made by `benchmarks/tables.py`.",
         INTRODUCTION.format(**result),
         circumstances(result),
         summary,

@@ -26,7 +26,7 @@ sound one, and no more: a figure is known to about {error:.0f} points."""
 
 def pages(docs: Path) -> dict[Path, str]:
     """The page, of the results there are; the charts are written by `draw`."""
-    parts = ["# Straight after the cut", "This page is made by `benchmarks/tables.py`."]
+    parts = ["# Straight after the cut"]
     found = False
     for setup, title in TITLES.items():
         path = _record.RESULTS / f"one_shot_{setup}.json"

@@ -1,4 +1,7 @@
-"""What every benchmark result says about itself (command line, versions, date, device, threads), and writing it."""
+"""What every benchmark result says about itself (command line, versions, date, commit, device), and writing it.
+
+The commit is that of the code that was measured; results of before 2026-11-29 name the one that stored them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,12 +26,22 @@ def environment() -> dict[str, Any]:
     return {
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "device": f"cpu: {_processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def _commit() -> str:
+    """Of the code that runs, with a `+` where files differ from it; empty outside a clone."""
+    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=8", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _version(package: str) -> str | None:

@@ -183,5 +183,5 @@ def pages(docs: Path) -> dict[Path, str]:
             parts += section(_record.read(path))
     if not parts:
         return {}
-    head = ["# What methods cost", "This page is made by `benchmarks/tables.py`."]
+    head = ["# What methods cost"]
     return {docs / "speed.md": "\n\n".join([*head, *parts]) + "\n"}

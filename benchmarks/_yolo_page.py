@@ -32,7 +32,6 @@ def pages(docs: Path) -> dict[Path, str]:
     refused, faults = ([row for row in rows if kind in row] for kind in ("refused", "fault"))
     parts = [
         "# Detectors of Ultralytics",
-        "This page is made by `benchmarks/tables.py`.",
         INTRODUCTION.format(**result),
         circumstances(result),
         _summary(rows, done, faults, result["share"]),

@@ -24,11 +24,26 @@ import _one_shot_page
 import _record
 import _speed_page
 import _yolo_page
-from _markdown import Row, circumstances, percent, quantile, table
+from _markdown import Row, circumstances, foot, percent, quantile, table
 
 DOCS = Path(__file__).parent.parent / "docs"
 CUT = ("exact", "inexact")  # verified; "differs", "error" and "timeout" are not
 NORMALISES = re.compile(r"norm|mean|var|std")  # in a reason: statistics over channels, by which masking is not removing
+
+#: The results that each page is made from.
+FROM = {
+    "bwcp": ("bwcp_step", "bwcp_quality"),
+    "census": ("census",),
+    "choosing": ("compare_short", "one_shot_cifar10", "networks"),
+    "compare": ("compare_short", "widths"),
+    "exports": ("exports",),
+    "graph_speed": ("graph_speed", "graph_growth"),
+    "latency": ("latency_budget", "staircase"),
+    "networks": ("networks",),
+    "one_shot": ("one_shot_cifar10", "one_shot_photographs"),
+    "speed": tuple(_speed_page.SECTIONS),
+    "yolo": ("yolo",),
+}
 
 CENSUS = """\
 Half of the channels of every group, drawn at random, were removed from each network, and the cut network compared
@@ -36,7 +51,7 @@ with the masked original. *Exact*: both compute the same. *Inexact*: some groups
 normalisation, a softmax), so that removal changes the other channels by nature; the cut was verified structurally.
 *Whole*: at least {share:.0f}% of the MACs of convolutions and linear layers lie in layers whose inputs or outputs
 can be made fewer; "by outputs" counts those whose outputs can. Random seeded weights; the outputs of each network
-stay. This page is made by `benchmarks/tables.py`."""
+stay."""
 
 SPEED = """\
 Seconds, median of {repeats} (Torch-Pruning: {peer_repeats}), alternating in one process, images of {size}x{size}.
@@ -217,7 +232,7 @@ def census(result: dict[str, Any]) -> str:
 
 def graph_speed(speed: dict[str, Any] | None, growth: dict[str, Any] | None) -> str:
     """docs/graph_speed.md."""
-    parts = ["# How fast the graph is", "This page is made by `benchmarks/tables.py`."]
+    parts = ["# How fast the graph is"]
     if speed:
         rows = [
             [
@@ -252,7 +267,7 @@ def graph_speed(speed: dict[str, Any] | None, growth: dict[str, Any] | None) -> 
 
 def bwcp(step: dict[str, Any] | None, quality: dict[str, Any] | None) -> str:
     """docs/bwcp.md."""
-    parts = ["# BWCP, measured", "This page is made by `benchmarks/tables.py`."]
+    parts = ["# BWCP, measured"]
     if quality:
         parts += _quality(quality)
     if step:
@@ -371,7 +386,18 @@ def pages() -> dict[Path, str]:
         _yolo_page,
     ):
         made |= page.pages(DOCS)
-    return made
+    return {path: _footed(path, text) for path, text in made.items()}
+
+
+def _footed(path: Path, text: str) -> str:
+    """A page with the line at its foot; pictures have none."""
+    if path.suffix != ".md":
+        return text
+    if path.stem not in FROM:
+        raise SystemExit(f"benchmarks/tables.py: FROM must say which results docs/{path.name} is made from")
+    files = [file for file in (_record.RESULTS / f"{name}.json" for name in FROM[path.stem]) if file.exists()]
+    part = "The part under *Measured*" if path.stem == "exports" else "This page"
+    return f"{text}\n{foot('benchmarks/tables.py', map(_record.read, files), part=part)}\n"
 
 
 def main() -> None:

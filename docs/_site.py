@@ -1,27 +1,34 @@
 """What the documentation site needs besides its pages; mkdocs.yml names it twice, as a hook and as a Griffe extension.
 
-As a hook it fills the navigation in: `methods/*` is every page of that folder, `*` those that nothing else names. As an
-extension it reads our docstrings: lines `name: meaning` become a list of arguments, and a comment beside or above a
-field or a constant is its docstring.
+As a hook it fills the navigation in (`methods/*` is every page of that folder, `*` those that nothing else names) and
+makes wide tables fit narrow screens. As an extension it reads our docstrings: lines `name: meaning` become a list of
+arguments, and a comment beside or above a field or a constant is its docstring.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import griffe
+from markdown.extensions import Extension
+from markdown.treeprocessors import Treeprocessor
 
 _NAMED = re.compile(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*): ")
 
 
 def on_config(config: Any) -> Any:
-    """Expand `folder/*` in the navigation, in alphabetical order, and `*`, pages at the top that nothing else names."""
+    """Fill the navigation in, mark wide tables, and offer a choice of versions where mike builds one of them."""
     folder = Path(config["docs_dir"])
     config["nav"] = _expanded(config["nav"], folder, set(_named(config["nav"])))
+    config["markdown_extensions"].append(Cards())
+    if "MIKE_DOCS_VERSION" in os.environ:
+        config["extra"]["version"] = {"provider": "mike"}
     return config
 
 
@@ -33,20 +40,49 @@ def _named(nav: Any) -> Iterator[str]:
 
 
 def _expanded(nav: Any, folder: Path, named: set[str]) -> Any:
+    """`folder/*` in the order of titles, `*` for pages at the top; neither repeats a page that has an entry."""
     if isinstance(nav, dict):
         return {title: _expanded(below, folder, named) for title, below in nav.items()}
     if not isinstance(nav, list):
         return nav
     entries: list[Any] = []
     for entry in nav:
-        if entry == "*":
-            entries += sorted(page.name for page in folder.glob("*.md") if page.name not in named)
-        elif isinstance(entry, str) and entry.endswith("/*"):
-            pages = sorted((folder / entry[:-2]).glob("*.md"))
-            entries += [{page.stem: page.relative_to(folder).as_posix()} for page in pages]
+        if isinstance(entry, str) and entry.endswith("*"):
+            pages = {page.relative_to(folder).as_posix(): page for page in folder.glob(entry.replace("*", "*.md"))}
+            entries += sorted(pages.keys() - named, key=lambda name: _title(pages[name]).lower())
         else:
             entries.append(_expanded(entry, folder, named))
     return entries
+
+
+def _title(page: Path) -> str:
+    return next((line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("# ")), page.stem)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """A page with a table of eight columns or more gives the room of its table of contents to it."""
+    if any(line.count(" | ") > 6 for line in markdown.splitlines() if line.startswith("| ")):
+        page.meta.setdefault("hide", ["toc"])
+    return markdown
+
+
+class Cards(Extension):
+    """Tables of three columns or more: every cell says what its column is, so that a phone can show rows as cards."""
+
+    def extendMarkdown(self, md: Any) -> None:
+        """After the text of cells is read."""
+        md.treeprocessors.register(_Labels(md), "cards", 1)
+
+
+class _Labels(Treeprocessor):
+    def run(self, root: Element) -> None:
+        for table in root.iter("table"):
+            heads = ["".join(head.itertext()).strip() for head in table.iter("th")]
+            if len(heads) > 2:
+                table.set("class", "cards")
+                for row in table.iter("tr"):
+                    for name, cell in zip(heads, row.findall("td"), strict=False):
+                        cell.set("data-label", name)
 
 
 class Docstrings(griffe.Extension):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from secateur._settings import section, settings
-from secateur.methods import METHODS
+from secateur.methods import METHODS, MethodRow
 from secateur.recipe import Recipe, Training
 from secateur.repair import METHOD_OF, REPAIRS
 from secateur.tasks import TASKS, create
@@ -58,24 +58,30 @@ def methods(_name: str) -> str:
 
 
 def every_method(_name: str) -> str:
-    """One row a method, with everything the registry says."""
-    head = ("method", "paper", "year", "arXiv", "needs", "acts", "removes", "fidelity")
+    """One row a method: what helps to pick one."""
     return table(
-        head,
+        ("method", "paper", "year", "needs", "acts", "removes"),
         (
             (
                 f"[`{row.name}`](methods/{row.name}.md)",
-                row.paper,
+                _paper(row),
                 str(row.year),
-                f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else "",
                 row.needs,
                 row.acts,
                 f"{row.granularity}s",
-                row.fidelity,
             )
             for row in METHODS
         ),
     )
+
+
+def fidelity(_name: str) -> str:
+    """How close each method is to its paper."""
+    return table(("method", "fidelity"), ((f"[`{row.name}`](methods/{row.name}.md)", row.fidelity) for row in METHODS))
+
+
+def _paper(row: MethodRow) -> str:
+    return f"[{row.paper}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else row.paper
 
 
 def tasks(_name: str) -> str:
@@ -164,6 +170,7 @@ def example(name: str) -> str:
 TABLES: Mapping[str, Callable[[str], str]] = {
     "methods": methods,
     "every method": every_method,
+    "fidelity": fidelity,
     "tasks": tasks,
     "served": served,
     "refusals": refusals,

@@ -82,15 +82,33 @@ def test_navigation_is_filled_in(tmp_path: Any) -> None:
     import _site as site
 
     (tmp_path / "methods").mkdir()
-    for name in ("index.md", "new.md", "methods/b.md", "methods/a.md"):
-        (tmp_path / name).write_text("# x")
-    nav = [{"Start": "index.md"}, {"Methods": ["methods/*"]}, {"Rest": ["*"]}]
-    made = site.on_config({"docs_dir": str(tmp_path), "nav": nav})["nav"]
+    for name, title in {
+        "index": "x",
+        "new": "New",
+        "methods/b": "Apart",
+        "methods/a": "Behind",
+        "methods/all": "All",
+    }.items():
+        (tmp_path / f"{name}.md").write_text(f"# {title}")
+    nav = [{"Start": "index.md"}, {"Methods": ["methods/all.md", "methods/*"]}, {"Rest": ["*"]}]
+    made = site.on_config({"docs_dir": str(tmp_path), "nav": nav, "markdown_extensions": []})["nav"]
     assert made == [
         {"Start": "index.md"},
-        {"Methods": [{"a": "methods/a.md"}, {"b": "methods/b.md"}]},
+        {"Methods": ["methods/all.md", "methods/b.md", "methods/a.md"]},
         {"Rest": ["new.md"]},
     ]
+
+
+def test_cells_of_wide_tables_say_their_column() -> None:
+    pytest.importorskip("griffe")
+    import _site as site
+    from markdown import markdown
+
+    wide = "| a | `b` | c |\n| --- | --- | --- |\n| 1 | 2 | 3 |\n"
+    made = markdown(wide, extensions=["tables", site.Cards()])
+    assert '<table class="cards">' in made
+    assert '<td data-label="b">2</td>' in made
+    assert "cards" not in markdown("| a | b |\n| --- | --- |\n| 1 | 2 |\n", extensions=["tables", site.Cards()])
 
 
 def _facts(final: float, *, sd: float | None = 0.01, share: float = 0.5, seconds: float = 100.0, **more: Any) -> Facts:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from _blocks import ROOT
 
 import secateur
@@ -137,6 +138,32 @@ def test_nothing_is_fetched(site: Path) -> None:
     for page in pages:
         found = [hit for hit in fetched.findall(page.read_text(encoding="utf-8")) if "canonical" not in hit]
         assert not found, f"{page.name} fetches {found[0]}"
+
+
+def test_search_and_mathematics_come_with_the_site(site: Path) -> None:
+    """The search index as a script, which a page read from disk may load; KaTeX with its licence and all its fonts."""
+    assert (site / "search" / "search_index.js").read_text(encoding="utf-8").startswith("var __index = ")
+    page = (site / "index.html").read_text(encoding="utf-8")
+    for file in ("assets/iframe-worker/shim.js", "assets/katex/katex.min.js", "assets/katex/katex.min.css"):
+        assert file in page
+        assert (site / file).is_file()
+        assert (site / file).with_name("LICENSE").is_file()
+    style = (site / "assets" / "katex" / "katex.min.css").read_text(encoding="utf-8")
+    fonts = set(re.findall(r"url\(([^)]+)\)", style))
+    assert len(fonts) > 15
+    assert all((site / "assets" / "katex" / font).is_file() for font in fonts)
+
+
+def test_every_page_is_once_in_the_menu() -> None:
+    pytest.importorskip("griffe")
+    sys.path.insert(0, str(ROOT / "docs"))
+    import _site
+
+    text = re.sub(r"!!?[\w/:.]+", "", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    nav = _site._expanded(yaml.safe_load(text)["nav"], ROOT / "docs", set(_site._named(yaml.safe_load(text)["nav"])))
+    named = list(_site._named(nav))
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(named) == sorted(pages)
 
 
 def test_nothing_but_pages_and_pictures(site: Path) -> None:
