@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from _blocks import ROOT
+from pydantic import BaseModel
 
 import secateur
 
@@ -122,6 +123,8 @@ def _arguments(found: Any) -> list[str]:
     """Those that a caller gives; records (data classes, protocols) are made by Secateur, and their fields are shown."""
     if inspect.isclass(found) and (dataclasses.is_dataclass(found) or getattr(found, "_is_protocol", False)):
         return []
+    if inspect.isclass(found) and issubclass(found, BaseModel):  # sections of a recipe: a field says it itself
+        return [name for name, field in found.model_fields.items() if not field.description]
     return [name for name in inspect.signature(found).parameters if name not in ("self", "args", "kwargs")]
 
 

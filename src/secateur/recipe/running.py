@@ -18,6 +18,7 @@ def _once(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Quantisers = Annotated[tuple[Literal["onnxruntime", "openvino"], ...], BeforeValidator(listed)]
+#: What a latency may be measured on.
 Runtime = Literal["pytorch", "compiled", "onnxruntime", "openvino", "executorch"]
 Runtimes = Annotated[tuple[Runtime, ...], BeforeValidator(listed), AfterValidator(_once)]
 
