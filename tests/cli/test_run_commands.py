@@ -187,9 +187,9 @@ def test_the_demo_is_an_ordinary_recipe(folder: Path, monkeypatch: pytest.Monkey
     succeed("demo")
     (given, first), (_, second) = started
     assert (first, second) == (Path("runs/demo"), Path("runs/demo-2"))
-    assert given == Recipe.read(ROOT / "recipes" / "digits-bwcp.yaml")
-    assert given.method.name == "bwcp"
+    assert given == Recipe.read(ROOT / "recipes" / "demo.yaml")
     assert given.data.name == "digits"
+    assert given.longer
 
 
 #: The one of large images and a network of torchvision's is tried in tests/data/test_data_streams.py.

@@ -153,6 +153,25 @@ def test_the_test_split_is_looked_at_once_for_every_accuracy(tmp_path: Path, mon
 # ---------------------------------------------------------------------------------------------------- other ways to run
 
 
+def test_the_dense_network_is_trained_as_long(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, begun = Engine.fit, {}
+
+    def watched(engine: Engine, stage: str, module: nn.Module, *more: Any, **options: Any) -> Any:
+        begun[stage] = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        return fit(engine, stage, module, *more, **options)
+
+    monkeypatch.setattr(Engine, "fit", watched)
+    folder = runs.start(recipe("longer=true"), tmp_path / "longer").folder
+    dense = load_file(folder / "checkpoints" / "dense.safetensors")
+    assert all(torch.equal(tensor, begun["longer"][name]) for name, tensor in dense.items())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["train", "train", "finetune", "longer"]
+    found = results_of(folder)["accuracy"]
+    assert found["longer"] not in (None, found["dense"])
+    assert results_of(plain)["accuracy"]["longer"] is None
+    assert (folder / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+
+
 def test_a_method_that_needs_data_sees_the_images_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
     original = one_shot.accumulate_gradients
@@ -332,6 +351,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "constraint that matches nothing": (("constraints.ignore=steam",), "steam"),
     "pretraining for a method after training": (("pretrain.epochs=2",), "put its epochs into train"),
     "no training for a method that needs it": (("method=bwcp", "train=null", "model.weights=x"), "train is missing"),
+    "as long as nothing": (("longer=true", "finetune=null"), "there is no finetune: leave it out."),
+    "as long, and no dense network": (
+        ("longer=true", "method=bwcp"),
+        "bwcp acts while training: leave it out, or compare with dense by secateur compare.",
+    ),
     "no teacher": (("method=bwcp", "finetune.distill.weight=0.5"), "no teacher"),
     "best of nothing": (("data.validation=0", "train.select=best"), "data.validation is 0"),
     "no GPU": (("engine.device=cuda",), "GPU"),

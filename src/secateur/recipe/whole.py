@@ -75,6 +75,11 @@ class Recipe(Section):
         "one for a method that acts before training.",
     )
     finetune: Training | None = Field(default=None, description="Training of the narrow network; null: none.")
+    longer: bool = Field(
+        default=False,
+        description="Whether the dense network is given the epochs of finetune too and measured, so that the narrow "
+        "one is compared with one trained as long; of methods that act after training.",
+    )
     search: SearchConfig = Field(
         default=SearchConfig(), description="How networks are tried, by methods that search such as acp."
     )

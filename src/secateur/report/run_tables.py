@@ -71,6 +71,8 @@ def _stages(prepared: Prepared) -> Iterator[str]:
             yield f"{stage}{with_method} ({training.epochs} {'epoch' if training.epochs == 1 else 'epochs'})"
         elif stage == "prune":
             yield "prune and verify"
+        elif stage == "longer":
+            yield "dense as long"
         else:
             yield stage
 

@@ -23,7 +23,7 @@ from secateur.surgery import Result, formed_notes
 
 VERSION = 1
 #: When the headline of a run's task is measured.
-POINTS = ("dense", "soft", "hard", "pruned", "finetuned")
+POINTS = ("dense", "longer", "soft", "hard", "pruned", "finetuned")
 
 
 def describe_cut(method: Method, result: Result) -> dict[str, Any]:

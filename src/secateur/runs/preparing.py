@@ -42,7 +42,7 @@ from secateur.training.optimisers import check_optimiser
 #: Which stages a run has, in order, by when its method acts; those the recipe leaves out are skipped.
 STAGES: Mapping[str, tuple[str, ...]] = {
     "while training": ("pretrain", "train", "prune", "finetune", "export", "latency", "report"),
-    "after training": ("train", "prune", "finetune", "export", "latency", "report"),
+    "after training": ("train", "prune", "finetune", "longer", "export", "latency", "report"),
     "before training": ("prune", "train", "export", "latency", "report"),
 }
 
@@ -65,7 +65,7 @@ class Prepared:
     def stages(self) -> tuple[str, ...]:
         """What will be done, in order."""
         skipped = [name for name in TRAINING if getattr(self.recipe, name) is None]
-        skipped += [] if self.recipe.latency is not None else ["latency"]
+        skipped += [name for name in ("longer", "latency") if not getattr(self.recipe, name)]
         return tuple(name for name in STAGES[self.row.acts] if name not in skipped)
 
     @property
@@ -148,6 +148,12 @@ def _check_stages(recipe: Recipe, row: MethodRow) -> None:
     if row.acts == "before training" and recipe.finetune is not None:
         raise ConfigError(
             f"finetune is given, but {when}, so that train is of the narrow network already: put its epochs into train."
+        )
+    if recipe.longer and (row.acts != "after training" or recipe.finetune is None):
+        without = when if row.acts != "after training" else "there is no finetune"
+        raise ConfigError(
+            f"longer gives the dense network the epochs of finetune, but {without}: leave it out"
+            + (", or compare with dense by secateur compare." if row.acts != "after training" else ".")
         )
     distilled = recipe.finetune is not None and recipe.finetune.distill.weight > 0
     if distilled and row.acts == "while training" and not _begins_trained(recipe):

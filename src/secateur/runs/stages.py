@@ -2,7 +2,8 @@
 
 pretrain  plain training                          train   the method acts, or the dense (or narrow) network is trained
 prune     score, plan, cut, verify                finetune  training of the narrow network
-export    model.onnx, model.pt2 and others        latency   dense beside pruned
+longer    finetune's epochs for the dense network export    model.onnx, model.pt2 and others
+latency   dense beside pruned
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from secateur.runtime.named import Named
 from secateur.runtime.sparse import FILE as SPARSE
 from secateur.runtime.sparse import save_sparse
 from secateur.surgery import apply
-from secateur.training import Engine
+from secateur.training import Engine, Fitted
 from secateur.training.randomness import derive, preserved, seed_all
 
 DENSE, PRUNED = f"{CHECKPOINTS}/dense.safetensors", f"{CHECKPOINTS}/pruned.safetensors"
@@ -79,6 +80,14 @@ class Stages:
     def _finetune(self) -> Done:
         return self._train_narrow("finetune")
 
+    def _longer(self) -> Done:
+        """The dense network trained as long as the narrow one, to be measured beside it and not kept."""
+        training = self.recipe.finetune
+        assert training is not None
+        dense = self._dense()
+        fitted = self.engine.fit("longer", dense, training, teacher=self._dense() if training.distill.weight else None)
+        return _described(fitted) | {"quality": {"longer": self._test(dense)}}, []
+
     def _train_dense(self, stage: str) -> Done:
         loaded = self.prepared.network()
         values = self._fit(stage, loaded.model)
@@ -108,13 +117,7 @@ class Stages:
     def _fit(
         self, stage: str, module: nn.Module, *, method: Method | None = None, teacher: nn.Module | None = None
     ) -> Values:
-        fitted = self.engine.fit(stage, module, getattr(self.recipe, stage), method=method, teacher=teacher)
-        return {
-            "epochs": fitted.epochs,
-            "seconds": round(fitted.seconds, 3),
-            "selected": fitted.selected,
-            "best_epoch": fitted.best_epoch,
-        }
+        return _described(self.engine.fit(stage, module, getattr(self.recipe, stage), method=method, teacher=teacher))
 
     # --------------------------------------------------------------------------------------------------------- pruning
 
@@ -284,6 +287,16 @@ class Stages:
 
     def _test(self, module: nn.Module) -> float:
         return self.engine.evaluate(module, self.data.test).headline
+
+
+def _described(fitted: Fitted) -> Values:
+    """What a stage notes of its training."""
+    return {
+        "epochs": fitted.epochs,
+        "seconds": round(fitted.seconds, 3),
+        "selected": fitted.selected,
+        "best_epoch": fitted.best_epoch,
+    }
 
 
 def file_names(folder: Path) -> list[str]:

@@ -58,6 +58,7 @@ class Quality(Document):
     """The task's headline, each measured once at the end of its stage."""
 
     dense: float | None = None
+    longer: float | None = None  # the dense network, trained as long as the narrow one
     soft: float | None = None
     hard: float | None = None
     pruned: float | None = None
