@@ -1,4 +1,4 @@
-"""The report in a real browser: no scrolling sideways at any width, pictures that can be seen, nothing on the console.
+"""Report and leaderboard in a real browser: nothing overflows, decisive columns are in sight, tables sort and filter.
 
 One headless Chromium measures every page: each stands in a frame of the width in question (a window cannot be as narrow
 as a phone), and a script of the page around them writes down what it finds.
@@ -32,6 +32,17 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installe
 
 MEASURE = """
 <script>
+function broken(cell) {  // one word in two lines
+  const range = cell.ownerDocument.createRange();
+  for (const text of [...cell.childNodes].filter(n => n.nodeType === 3)) {
+    for (const word of text.data.matchAll(/[^\\s-]+/g)) {
+      range.setStart(text, word.index);
+      range.setEnd(text, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map(b => Math.round(b.top))).size > 1) return true;
+    }
+  }
+  return false;
+}
 function measure(frame) {
   const page = frame.contentDocument, root = page.documentElement, width = root.clientWidth;
   page.querySelectorAll('details').forEach(d => d.open = frame.dataset.open === 'yes');
@@ -46,6 +57,9 @@ function measure(frame) {
   return {
     name: frame.dataset.name, width: width, scroll: Math.max(root.scrollWidth, page.body.scrollWidth),
     out: out.slice(0, 5), pictures: pictures.length, empty: pictures.filter(b => !(b.width > 0 && b.height > 0)).length,
+    far: [...page.querySelectorAll('th.vital')].filter(e => e.getBoundingClientRect().right > width + 1)
+      .map(e => e.textContent),
+    broken: [...page.querySelectorAll('th, .cards b, .cards span')].filter(e => broken(e)).map(e => e.textContent),
     smallest: Math.min(99, ...texts), height: root.scrollHeight, title: page.title,
     paper: getComputedStyle(page.body).backgroundColor,
   };
@@ -111,6 +125,52 @@ def test_no_page_scrolls_sideways(found: dict[tuple[str, int, str], dict[str, An
         assert row["width"] in range(width - 20, width + 1)  # less a scroll bar
         assert row["scroll"] <= row["width"], (name, width, opened, row["out"])
         assert row["out"] == [], (name, width, opened)
+
+
+def test_decisive_columns_are_in_sight_and_no_word_is_broken(found: dict[tuple[str, int, str], dict[str, Any]]) -> None:
+    for (name, width, opened), row in found.items():
+        if name in ("full", "one", "board") and width >= 390:
+            assert row["far"] == [], (name, width, opened)
+            assert row["broken"] == [], (name, width, opened)
+
+
+CLICK = """
+<script>
+window.onload = () => {
+  const page = document.querySelector('iframe').contentDocument, table = page.querySelector('table.layers');
+  const heads = [...table.tHead.rows[0].cells].map(e => e.querySelector('button'));
+  const first = () => table.tBodies[0].rows[0].cells[1].textContent;
+  const said = [];
+  heads[1].click(); said.push(first());
+  heads[1].click(); said.push(first());
+  const box = page.querySelector('#speed input');
+  box.value = 'LAYER3'; box.dispatchEvent(new page.defaultView.Event('input'));
+  said.push([...table.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].textContent).join(' '));
+  document.getElementById('found').textContent = JSON.stringify(said);
+};
+</script>
+"""
+
+
+def test_tables_sort_and_filter(tmp_path: Path) -> None:
+    html = write_report(write(tmp_path / "run", documents())).read_text(encoding="utf-8")
+    page = tmp_path / "page.html"
+    page.write_text(
+        f'<meta charset="utf-8">{CLICK}<iframe srcdoc="{escape(html)}"></iframe><pre id="found"></pre>', "utf-8"
+    )
+    document, console = browse(tmp_path, page)
+    assert console == []
+    written = re.search(r'<pre id="found">(.*?)</pre>', document, re.DOTALL)
+    assert written is not None
+    least, most, names = json.loads(unescape(written[1]))
+    shares = [
+        row["pruned_ms"] / row["dense_ms"]
+        for row in sorted(documents()["latency"]["layers"], key=lambda r: -max(r["dense_ms"], r["pruned_ms"]))[:12]
+    ]
+    assert least == f"{100 * min(shares):.1f}%"
+    assert most == f"{100 * max(shares):.1f}%"
+    assert names
+    assert all(name.startswith("layer3") for name in names.split())
 
 
 def test_pictures_can_be_seen_and_read(found: dict[tuple[str, int, str], dict[str, Any]]) -> None:

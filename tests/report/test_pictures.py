@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.report.page.pictures import Series, Spot, decades, lines, nice, overlaid, paired, scatter, strip
+from secateur.report.page.pictures import Series, Spot, decades, lines, nice, overlaid, paired, scatter
 
 FINITE = st.floats(-1e150, 1e150)
 
@@ -103,9 +103,3 @@ def test_bars_keep_their_proportions() -> None:
     was, left = ElementTree.fromstring(paired(1.0, 2.0, 2.0))
     assert (was.get("width"), left.get("width")) == ("50", "100")
     assert ElementTree.fromstring(overlaid(0, 0, 0))[0].get("width") == "0"
-
-
-def test_a_strip_names_its_bars() -> None:
-    svg = ElementTree.fromstring(strip([("a<b", 8, 4), ("c", 4, 4)], 8, 2))
-    assert [title.text for title in svg.iter("title")] == ["a<b: 8 to 4", "c: 4 to 4"]
-    assert [rect.get("height") for rect in svg.iter("rect")] == ["100", "50", "50", "50"]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 from torch import nn
 
 from secateur.compress.held_out import Source, rows_of
@@ -17,6 +16,7 @@ from secateur.graph.modules import Inputs, as_call
 from secateur.graph.nests import map_tensors
 from secateur.prune import cross_entropy
 from secateur.tasks import Evaluator, Task, create, shown
+from secateur.tasks.chance import wilson
 
 Loss = Callable[[Any, Any], torch.Tensor]
 Metric = Callable[[Any, Any], Any]
@@ -161,9 +161,7 @@ class Judge:
         """Wilson's 95% interval of a share of images that are right; None for other figures."""
         if self.task.headline != "accuracy" or self.unit == AGREEMENT:
             return None
-        count = self._source.held_count
-        low, high = binomtest(round(figure * count), count).proportion_ci(method="wilson")
-        return float(low), float(high)
+        return wilson(figure, self._source.held_count)
 
     def original_of(self, inputs: Any) -> Any:
         """What the original says of a batch."""

@@ -6,12 +6,15 @@ is taken out of the finished page. The same folder gives the same bytes.
 
 from __future__ import annotations
 
+import base64
 import functools
 import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from secateur._files import write_text
 from secateur._hints import install
 from secateur.errors import ConfigError, RunError
-from secateur.report.page import curves, headline, layers, pictures, proof, speed, words
+from secateur.report.page import curves, described, headline, hero, layers, network, pictures, proof, speed, words
 from secateur.report.page.inputs import Run, read_results, read_run
 from secateur.report.page.results import GroupRow, MethodUsed, Results
 
@@ -27,21 +30,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 NAME = "report.html"
-_MOST_ROWS = 48  # groups drawn with their names; more are drawn as strips of standing bars
-_STRIP = 100  # bars of one strip
 # control characters, halves of surrogate pairs, and marks that turn the direction of text around
 _FOREIGN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}(v\d{1,2})?|[a-z-]{2,20}(\.[A-Z]{2})?/\d{7}(v\d{1,2})?")
-
-
-@dataclass(frozen=True)
-class Widths:
-    """The groups: named rows or strips of bars, and the sums."""
-
-    rows: tuple[tuple[GroupRow, str, str], ...]  # group, share that remains, bar
-    strips: tuple[tuple[int, int, str], ...]  # first and last number, picture
-    most: int
-    summary: str
 
 
 @dataclass(frozen=True)
@@ -85,8 +76,16 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: jinja2 is not installed.
     """
-    page = _environment().get_template(template).render(content)
+    script = _script()
+    digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+    page = _environment().get_template(template).render(content, script=script, digest=digest)
     return _FOREIGN.sub("\N{REPLACEMENT CHARACTER}", page)
+
+
+@functools.cache
+def _script() -> str:
+    """What sorts and filters the tables: the one script that the page allows itself, by its hash."""
+    return files("secateur.report").joinpath("templates", "page.js").read_text(encoding="utf-8")
 
 
 @functools.cache
@@ -117,15 +116,19 @@ def _environment() -> Environment:
 def _content(run: Run, others: Sequence[tuple[Path, Results]]) -> dict[str, Any]:
     """Everything the template names. Pictures are markup made here; all else is text."""
     results, known = run.results, layers.facts(run)
-    slowest = layers.slowest(known)
-    longest = max((max(line.layer.dense_ms, line.layer.pruned_ms) for line in slowest), default=0.0)
+    lines = layers.lines(known)
+    longest = max((max(line.layer.dense_ms, line.layer.pruned_ms) for line in lines), default=0.0)
     head = headline.headline(run)
+    drawn = [(line, pictures.paired(line.layer.dense_ms, line.layer.pruned_ms, longest)) for line in lines]
     return {
         "head": head,
+        "cards": hero.cards(run),
         "quality": results.task.title,
         "rows": [(row, _share_bar(row.share)) for row in head.rows],
         "run": run,
         "results": results,
+        "network": network.network(results),
+        "groups": _groups(results.groups),
         "widths": _widths(results.groups),
         "curves": curves.curves(run),
         "known": curves.known_points(run, others),
@@ -134,13 +137,15 @@ def _content(run: Run, others: Sequence[tuple[Path, Results]]) -> dict[str, Any]
         "frozen": proof.frozen(results),
         "unsupported": proof.unsupported(results),
         "remarks": speed.remarks(known),
-        "layers": [(line, pictures.paired(line.layer.dense_ms, line.layer.pruned_ms, longest)) for line in slowest],
-        "more_layers": len(known.layers) - len(slowest),
+        "layers": drawn[: layers.SHOWN],
+        "every_layer": drawn if len(drawn) > layers.SHOWN else [],
+        "odd": any(line.layer.misaligned for line in lines),
         "kinds": layers.kinds(known),
         "measured": _measured(run),
         "method": results.method,
         "arxiv": _arxiv(results.method),
-        "data": {key: words.plain(value) for key, value in results.data.items()},
+        "settings": described.settings(results.method) if results.method else (),
+        "data": described.data(results.data),
         "command": _command(results.command),
         "origin": _origin(results),
         "stages": _stages(run),
@@ -151,27 +156,19 @@ def _share_bar(share: float | None) -> str:
     return "" if share is None else pictures.overlaid(1.0, share, max(1.0, share))
 
 
-def _widths(groups: Sequence[GroupRow]) -> Widths:
+def _groups(groups: Sequence[GroupRow]) -> tuple[tuple[GroupRow, float, str], ...]:
+    """Every group with the share that remains and a bar."""
     most = max((group.width for group in groups), default=0)
+    return tuple((g, g.kept / g.width if g.width else 1.0, pictures.overlaid(g.width, g.kept, most)) for g in groups)
+
+
+def _widths(groups: Sequence[GroupRow]) -> str:
+    """The sums of the groups in a sentence."""
     whole, left = sum(group.width for group in groups), sum(group.kept for group in groups)
     same = sum(group.width == group.kept for group in groups)
-    summary = (
-        f"{words.number_of(len(groups), 'group')}, {whole:,} channels before and {left:,} after "
-        f"({words.percent(left / whole if whole else 1.0)} remain)"
-        + (f"; {words.number_of(same, 'group')} stayed whole" if same else "")
-    )
-    if len(groups) <= _MOST_ROWS:
-        rows = tuple(
-            (g, words.percent(g.kept / g.width if g.width else 1.0, 0), pictures.overlaid(g.width, g.kept, most))
-            for g in groups
-        )
-        return Widths(rows, (), most, summary)
-    strips = []
-    for first in range(0, len(groups), _STRIP):
-        part = [(g.name, g.width, g.kept) for g in groups[first : first + _STRIP]]
-        slots = min(_STRIP, len(groups))
-        strips.append((first + 1, first + len(part), pictures.strip(part, most or 1, slots)))
-    return Widths((), tuple(strips), most, summary)
+    stayed = f"; {words.number_of(same, 'group')} stayed whole" if same else ""
+    said = f"{words.number_of(len(groups), 'group')}, {whole:,} channels before and {left:,} after"
+    return f"{said} ({words.percent(left / whole if whole else 1.0)} remain){stayed}"
 
 
 def _measured(run: Run) -> str:
@@ -223,7 +220,7 @@ def _origin(results: Results) -> tuple[tuple[str, str], ...]:
         ("Its arguments", results.arguments),
         ("Class", results.kind),
         ("Sessions", len(results.sessions) or None),
-        ("Inputs", [f"{'x'.join(map(str, shape))}" for shape in _shapes(results.inputs)]),
+        ("Inputs", ["×".join(map(words.plain, shape)) for shape in _shapes(results.inputs)]),
     )
     return tuple((name, words.plain(value) if value not in (None, [], {}) else "not recorded") for name, value in named)
 

@@ -78,12 +78,13 @@ def _stages(prepared: Prepared) -> Iterator[str]:
 
 
 def headline_table(folder: Path) -> RenderableType:
-    """What was gained and lost."""
+    """What was gained and lost; what is not beyond chance is dim."""
     told = headline(read_run(folder))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0))
     table.add_column("", overflow="fold")
-    for column in ("dense", "pruned", "change"):
+    for column in ("dense", "pruned", "change", "95% interval"):
         table.add_column(column, justify="right", overflow="fold")
     for row in told.rows:
-        table.add_row(*(Text(cell) for cell in (row.what, row.before, row.after, row.change)))
+        cells = (row.what, row.before, row.after, row.change, row.between.removesuffix(" points"))
+        table.add_row(*(Text(cell) for cell in cells), style="" if row.sure else "dim")
     return Group(Text(told.title, "bold"), table, *(Text(note, "dim") for note in told.notes))

@@ -32,8 +32,8 @@ class Chart:
 class Curves:
     """All of a run's curves. `missing`: why there are none."""
 
-    charts: tuple[Chart, ...] = ()
-    method: tuple[Chart, ...] = ()
+    charts: tuple[Chart, ...] = ()  # loss and headline
+    method: tuple[Chart, ...] = ()  # the learning rate, and what the method says of itself
     omitted: int = 0  # of the method's metrics
     stages: str = ""
     missing: str = ""
@@ -84,12 +84,14 @@ def curves(run: Run) -> Curves:
         )
         if task.headline != "loss"
         else None,
-        chart("Learning rate", words.figure, ("", 2, lambda row: row.learning_rate)),
     ]
     keys = list(dict.fromkeys(key for row in rows for key in row.method))
     own = [
-        chart(words.shortened(key.replace("_", " "), 40), _form(key), ("", 2, partial(_own, key)))
-        for key in keys[:MOST_CHARTS]
+        chart("Learning rate", words.figure, ("", 2, lambda row: row.learning_rate)),
+        *(
+            chart(words.shortened(key.replace("_", " "), 40), _form(key), ("", 2, partial(_own, key)))
+            for key in keys[:MOST_CHARTS]
+        ),
     ]
     return Curves(
         tuple(c for c in found if c),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from secateur.report.page import words
 from secateur.report.page.inputs import Run
 from secateur.report.page.measured import Interval, RuntimeRow, SkippedRow
 from secateur.report.page.results import Quality, Results
+from secateur.tasks.chance import beyond, newcombe, wilson
 
 RUNTIMES: Mapping[str, str] = {
     "pytorch": "PyTorch",
@@ -25,15 +25,17 @@ _COSTS = {
     "params": "Parameters",
     "activations": "Activations",
     "peak_activations": "Peak of activations",
-    "latency": "Predicted latency (microseconds)",
+    "latency": "Predicted latency",
 }
-_NORMAL = 1.96  # standard errors to either side of a 95% interval
 _COLLAPSED = 0.10  # a fall of ten points just after the cut is worth a word of comfort
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the headline table; `exact` figures stand small below the readable ones, `share` is a bar."""
+    """One line of the headline table; `exact` figures stand small below the readable ones, `share` is a bar.
+
+    between: 95% interval of the change. sure: whether the change is beyond chance, or was counted.
+    """
 
     what: str
     before: str
@@ -41,6 +43,17 @@ class Row:
     change: str
     exact: tuple[str, str] = ("", "")
     share: float | None = None
+    between: str = ""
+    sure: bool = True
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a difference of two headlines means: its 95% interval, if there is one, and whether it leaves 0 out."""
+
+    between: str
+    verdict: str
+    sure: bool
 
 
 @dataclass(frozen=True)
@@ -63,28 +76,37 @@ def headline(run: Run) -> Headline:
         f"{model} on {data}" + (f", pruned with {method.upper() if method.islower() else method}" if method else ""),
         f"{model} on {data}: {'; '.join(part for part in said if part)}.",
         (*_quality_rows(results), *_cost_rows(results), *_file_rows(results), *_latency_rows(run)),
-        tuple(note for note in (_chance(results), _collapse(results), *_budget(results)) if note),
+        tuple(n for n in (_chance(results), _longer(results), _collapse(results), *_budget(results)) if n),
     )
 
 
 def speed(row: RuntimeRow, *, spread: bool = False) -> str:
-    """What the paired ratio of one runtime means; where intervals overlap there is no speed-up."""
+    """What the paired ratio of one runtime means; where its interval holds 1, nothing is claimed."""
     if row.ratio is None:
         return row.said or words.UNKNOWN
-    low, high = row.ratio.low or row.ratio.median, row.ratio.high or row.ratio.median
     between = f" ({interval(row.ratio)})" if spread else ""
     if not row.apart:
-        return f"no speed-up{between}"
-    if high < 1:
-        return f"{words.ratio(1 / row.ratio.median)} slower" + (
-            f" ({words.ratio(1 / high)} to {words.ratio(1 / low)})" if spread else ""
-        )
-    return f"{words.ratio(row.ratio.median)} faster{between}"
+        return f"not significant{between}" if spread else "no significant change of latency"
+    median = row.ratio.median
+    return f"{words.ratio(1 / median)} slower{between}" if median < 1 else f"{words.ratio(median)} faster{between}"
+
+
+def quality_change(results: Results, before: float, after: float) -> Change:
+    """Whether two headlines of this run differ by more than chance; only for shares of images it can be said."""
+    task, images = results.task, results.quality.images
+    if task.headline != "accuracy" or not images:
+        return Change("", "measured once, without an interval", sure=False)
+    low, high = newcombe(before, after, images)
+    sure = beyond((low, high))
+    between = f"{words.points(low).removesuffix(' points')} to {words.points(high)}"
+    return Change(between, "significant" if sure else "not significant", sure)
 
 
 def interval(ratio: Interval) -> str:
-    """The bounds of a paired ratio."""
-    return f"{words.ratio(ratio.low or ratio.median)} to {words.ratio(ratio.high or ratio.median)}"
+    """The bounds of a paired ratio; of one below 1 those of its inverse, how many times slower."""
+    low, high = ratio.low or ratio.median, ratio.high or ratio.median
+    low, high = (1 / high, 1 / low) if high < 1 else (low, high)
+    return f"{words.ratio(low)} to {words.ratio(high)}"
 
 
 def runtime_name(row: RuntimeRow | SkippedRow) -> str:
@@ -115,11 +137,9 @@ def _quality_said(results: Results) -> str:
     difference = after - dense
     if (round(1000 * difference) == 0) if task.unit == "share" else before == now:
         return f"{task.headline} stays at {now}"
-    if (images := results.quality.images) and task.headline == "accuracy":
-        # two shares of as many images: normal approximation, images not paired
-        spread = dense * (1 - dense) + after * (1 - after)
-        if abs(difference) <= _NORMAL * math.sqrt(spread / images):
-            return f"accuracy {before} before and {now} after (not significant)"
+    change = quality_change(results, dense, after)
+    if not change.sure:
+        return f"{task.headline} {before} before and {now} after ({change.verdict})"
     verdict = "rises" if difference > 0 else "falls"
     return f"{task.headline} {verdict} from {before} to {now} ({task.difference(difference, 1)})"
 
@@ -151,9 +171,22 @@ def _quality_rows(results: Results) -> list[Row]:
             after = task.shown(value, 2)
             if value is None and found.final is not None and what.endswith("fine-tuning"):
                 after = "not fine-tuned"
-            change = "" if value is None or found.dense is None else task.difference(value - found.dense)
-            rows.append(Row(what, dense, after, change))
+            if value is None or found.dense is None:
+                rows.append(Row(what, dense, after, "", (_within(results, found.dense), _within(results, value))))
+                continue
+            told = quality_change(results, found.dense, value)
+            change = task.difference(value - found.dense)
+            exact = (_within(results, found.dense), _within(results, value))
+            rows.append(Row(what, dense, after, change, exact, between=told.between, sure=told.sure))
     return rows
+
+
+def _within(results: Results, value: float | None) -> str:
+    """Wilson's interval of an accuracy."""
+    if value is None or results.task.headline != "accuracy" or not results.quality.images:
+        return ""
+    low, high = wilson(value, results.quality.images)
+    return f"{words.percent(low)} to {words.percent(high)}"
 
 
 def _cost_rows(results: Results) -> list[Row]:
@@ -163,6 +196,10 @@ def _cost_rows(results: Results) -> list[Row]:
         rest = results.remaining(key)
         if before is not None or after is not None or key in ("macs", "params"):
             change = "" if rest is None else f"{words.percent(rest)} left"
+            if key == "latency":
+                shown = [words.UNKNOWN if n is None else words.milliseconds(n / 1000) for n in (before, after)]
+                rows.append(Row(name, shown[0], shown[1], change, share=rest))
+                continue
             exact = (words.exactly(before), words.exactly(after))
             rows.append(Row(name, words.count(before), words.count(after), change, exact, rest))
     return rows
@@ -198,9 +235,11 @@ def _latency_rows(run: Run) -> list[Row]:
                 f"Latency, {runtime_name(row)}",
                 words.milliseconds(dense.median_ms if dense else None),
                 words.milliseconds(pruned.median_ms if pruned else None),
-                speed(row, spread=True),
+                "not significant" if row.ratio and not row.apart else speed(row),
                 (spreads[0], spreads[1]),
                 share,
+                interval(row.ratio) if row.ratio else "",
+                row.apart,
             )
         )
     rows += [
@@ -210,17 +249,29 @@ def _latency_rows(run: Run) -> list[Row]:
 
 
 def _chance(results: Results) -> str:
-    """How far chance alone moves an accuracy: the normal approximation of the binomial."""
+    """What the intervals of the accuracies are, or that there are none."""
     after, images, task = final(results.quality), results.quality.images, results.task
     if after is None or not images:
         return ""
     where = f"{images:,} images of the {results.quality.split or 'test'} split"
     if task.headline != "accuracy":  # no share of images
-        return f"Each {task.headline} was measured once, on {where}."
-    either = _NORMAL * math.sqrt(max(after * (1 - after), 0.0) / images)
+        return f"Each {task.headline} was measured once, on {where}: how far chance moves it is not known."
     return (
-        f"Each accuracy was measured once, on {where}; which images these happen to be moves "
-        f"the final figure by about ±{100 * either:.2g} points (95% of the time)."
+        f"Each accuracy was measured once, on {where}; the intervals (95%, Wilson's, and Newcombe's of a difference) "
+        "say what other images of the same kind could give, not what another seed of the training could."
+    )
+
+
+def _longer(results: Results) -> str:
+    """When the dense network was trained for fewer epochs than the one that is left."""
+    acts = results.method.acts if results.method else None
+    parts = {stage: results.epochs.get(stage) or 0 for stage in ("pretrain", "train", "finetune")}
+    dense, whole = parts["pretrain"] or (parts["train"] if acts == "after training" else 0), sum(parts.values())
+    if results.quality.dense is None or not 0 < dense < whole:
+        return ""
+    return (
+        f"The dense network was trained for {words.number_of(dense, 'epoch')}, the pruned one for {whole:,} in all: a "
+        "part of any gain may be the longer training. `secateur compare` trains both for as long."
     )
 
 

@@ -11,7 +11,7 @@ from secateur.report.page.measured import LayerTimes
 from secateur.report.page.results import LayerRow
 
 BLOCK = 8  # channels that the kernels of PyTorch (oneDNN) and ONNX Runtime on a CPU with AVX2 compute together
-SHOWN = 12  # layers in the picture and the table
+SHOWN = 12  # layers in the first table, the slowest
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def facts(run: Run) -> Facts:
     return Facts(run, tuple(_layer(row, counts.get(row.name)) for row in times if _measured(row)))
 
 
-def slowest(known: Facts) -> tuple[LayerLine, ...]:
-    """The layers that take longest in the dense network."""
+def lines(known: Facts) -> tuple[LayerLine, ...]:
+    """All layers, those that take longest first."""
     whole = sum(layer.macs[0] for layer in known.layers)
-    found = sorted(known.layers, key=lambda layer: -max(layer.dense_ms, layer.pruned_ms))[:SHOWN]
+    found = sorted(known.layers, key=lambda layer: -max(layer.dense_ms, layer.pruned_ms))
     return tuple(
         LayerLine(
             layer,

@@ -65,16 +65,16 @@ class RuntimeRow(Document):
     dense: Times | None = None
     pruned: Times | None = None
     ratio: Interval | None = None
-    speedup: bool | None = None
+    noisy: bool = False
     said: str | None = None
 
     @property
     def apart(self) -> bool:
-        """Whether the times differ by more than chance: the ratio's interval leaves 1 out, and no judgement stands."""
+        """Whether the times differ by more than chance: the interval of their paired ratio leaves 1 out."""
         if self.ratio is None:
             return False
         low, high = self.ratio.low or self.ratio.median, self.ratio.high or self.ratio.median
-        return high < 1 or (low > 1 and self.speedup is not False)
+        return high < 1 or low > 1
 
 
 class LayerTimes(Document):

@@ -105,25 +105,6 @@ def paired(before: float, after: float, most: float) -> str:
     )
 
 
-def strip(rows: Sequence[tuple[str, int, int]], most: int, slots: int) -> str:
-    """Standing bars for many widths (name, before, after), `slots` to the full width, names as tooltips."""
-    parts = []
-    for k, (name, before, after) in enumerate(rows):
-        was, left = 100 * before / most, 100 * after / most
-        parts.append(
-            tag(
-                "g",
-                None,
-                tag("title", f"{shortened(name, 80)}: {before} to {after}"),
-                tag("rect", x=k + 0.1, y=100 - was, width=0.8, height=was, class_="was"),
-                tag("rect", x=k + 0.1, y=100 - left, width=0.8, height=left, class_="is"),
-            )
-        )
-    label = f"{len(rows)} widths before and after, from {shortened(rows[0][0])} to {shortened(rows[-1][0])}"
-    attributes = {"viewBox": f"0 0 {slots} 100", "preserveAspectRatio": "none", "role": "img", "aria-label": label}
-    return tag("svg", None, *parts, class_="strip", **attributes)
-
-
 def swatch(style: int) -> str:
     """A piece of a line for a legend."""
     line = tag("line", x1=0, y1=5, x2=22, y2=5, class_=f"line s{style}")

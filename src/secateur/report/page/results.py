@@ -125,6 +125,7 @@ class MethodUsed(Document):
     paper: str | None = None
     year: Any = None
     arxiv: str | None = None
+    acts: str | None = None
     fidelity: str | None = None
     settings: Table[Any] = Field(default_factory=dict)
     notes: Rows[str] = Field(default_factory=list)

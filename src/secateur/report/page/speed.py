@@ -56,7 +56,7 @@ def _gained(row: RuntimeRow, ratio: Interval, saved: float) -> str:
     low, high = ratio.low or ratio.median, ratio.high or ratio.median
     if not row.apart:
         again = "; the times vary too much, measure again on a quiet machine" if high > _WIDE * low else ""
-        return f"{name}: no speed-up that can be told from chance ({interval(ratio)}{again})."
+        return f"{name}: no significant change ({interval(ratio)}{again})."
     if change < 0:
         return f"{name}: {words.percent(-change)} more time, not less."
     promise = "as the MACs promise" if change >= _FOLLOWS * saved else "less than the MACs promise"

@@ -105,9 +105,10 @@ def figure(number: float | None) -> str:
 
 
 def network(reference: str | None, kind: str | None = None) -> str:
-    """The network's name for people: "zoo:resnet56" is ResNet-56, what is not known stays as it is."""
+    """The network's name for people: "zoo:resnet56" is ResNet-56; of a file's path the last part, else as it is."""
     if not reference:
         return kind or "A network"
+    reference = _bare(reference)
     name = reference.partition(":")[2] if reference.startswith(("zoo:", "torchvision:", "timm:")) else reference
     family = re.fullmatch(r"([a-z]+?)(\d+)((?:_[a-z0-9]+)*)", name)
     if family is None or family[1] not in _FAMILIES:
@@ -130,7 +131,12 @@ def moment(value: Any) -> str:
 
 def data_set(name: str | None) -> str:
     """The data set's name for people."""
-    return _DATA.get(name.lower(), shortened(name, 40)) if name else "unnamed data"
+    return _DATA.get(name.lower(), shortened(_bare(name), 40)) if name else "unnamed data"
+
+
+def _bare(reference: str) -> str:
+    """A reference to a file of Python without the folders it lies in."""
+    return reference.rpartition("/")[2] if ".py:" in reference else reference
 
 
 def plain(value: Any) -> str:
