@@ -8,7 +8,6 @@ import json
 import random
 import signal
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -532,7 +531,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ConfigError, match="no images to train on"):
         make_engine(data=ToyData(ToySplit(0))).fit("train", net, short())
     with pytest.raises(ConfigError, match="there is none"):
-        make_engine(config=EngineConfig(device="cpu", tensorboard=True))
+        make_engine(config=EngineConfig(device="cpu", trackers=("tensorboard",)))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="finds no GPU"):
             make_engine(config=EngineConfig(device="cuda"))
@@ -554,31 +553,6 @@ def test_an_engine_after_another_may_use_another_precision() -> None:
         assert engine.precision == precision
         assert engine.accelerator.mixed_precision == precision.replace("fp32", "no")
         engine.fit("train", toy_net(), short(epochs=1))
-
-
-def test_tensorboard_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[tuple[str, float, int]] = []
-
-    class Writer:
-        def __init__(self, folder: str) -> None:
-            assert folder == str(tmp_path / "tensorboard")
-
-        def add_scalar(self, *values: Any) -> None:
-            written.append(values)
-
-        def flush(self) -> None:
-            """Nothing is buffered here."""
-
-    module = types.SimpleNamespace(SummaryWriter=Writer)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    method = ToyMethod(toy_net())
-    config = EngineConfig(device="cpu", tensorboard=True)
-    make_engine(tmp_path, config).fit("train", method, short(epochs=2), method=method)
-    assert {name for name, *_ in written} >= {"train/train_loss", "train/validation_accuracy", "train/strength"}
-    assert {step for *_, step in written} == {5, 10}
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match="pip install tensorboard"):
-        make_engine(tmp_path, config)
 
 
 def test_defaults_need_no_folder_and_no_progress() -> None:

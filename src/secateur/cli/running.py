@@ -48,6 +48,12 @@ def run(
             "--repair", metavar="NAME", help="Of secateur repairs: short for --set repair=[NAME]. Repeatable."
         ),
     ] = [],  # noqa: B006  # typer copies it
+    track: Annotated[
+        list[str],
+        typer.Option(
+            "--track", metavar="NAME", help="tensorboard, wandb, mlflow, ...: short for engine.trackers. Repeatable."
+        ),
+    ] = [],  # noqa: B006  # typer copies it
     plugin: Plugin = [],  # noqa: B006
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -62,7 +68,7 @@ def run(
     Examples:
       secateur run recipe:digits-bwcp
       secateur run recipe:cifar10-resnet56-bwcp --set budget=flops=0.4 --out runs/a
-      secateur run recipe:digits-bwcp --set method=taylor --set pretrain=null --repair batchnorm
+      secateur run recipe:digits-bwcp --set method=taylor --set pretrain=null --repair batchnorm --track tensorboard
       secateur run --resume runs/a
       secateur run --resume runs/a --set export.onnx=false
     """
@@ -71,6 +77,7 @@ def run(
 
     if resume is not None:
         given = {"RECIPE": recipe, "--out": out, "--device": device, "--repair": repair, "--plugin": plugin}
+        overrides = [*overrides, *_short_forms(overrides, None, [], track)]
         for name, value in given.items():
             if value:
                 raise ConfigError(f"--resume and {name} are both given, and a run keeps to the recipe it began with.")
@@ -79,7 +86,7 @@ def run(
         return
     if recipe is None:
         raise ConfigError("Neither a recipe nor --resume is given: write secateur run RECIPE, or --resume DIR.")
-    read = Recipe.read(recipe, [*overrides, *_short_forms(overrides, device, repair), *plugged(plugin)])
+    read = Recipe.read(recipe, [*overrides, *_short_forms(overrides, device, repair, track), *plugged(plugin)])
     where = out if out is not None else Path(FOLDER) / f"{_short(read.name)}-{read.seed}"
     _work(lambda **told: runs.start(read, where, **told), where, as_json, quiet)
 
@@ -153,9 +160,13 @@ def _interruptible(folder: Path) -> Iterator[None]:
         raise Interrupted("Interrupted before anything was written.") from error
 
 
-def _short_forms(overrides: list[str], device: str | None, repair: list[str]) -> list[str]:
-    """What --device and --repair are short for; ConfigError where --set says the same key."""
-    forms = {"--device": ("engine.device", device), "--repair": ("repair", json.dumps(repair) if repair else None)}
+def _short_forms(overrides: list[str], device: str | None, repair: list[str], track: list[str]) -> list[str]:
+    """What --device, --repair and --track are short for; ConfigError where --set says the same key."""
+    forms = {
+        "--device": ("engine.device", device),
+        "--repair": ("repair", json.dumps(repair) if repair else None),
+        "--track": ("engine.trackers", json.dumps(track) if track else None),
+    }
     for option, (key, value) in forms.items():
         if value is not None and any(each.partition("=")[0].strip() == key for each in overrides):
             raise ConfigError(f"{option} and --set {key}=... are both given, and mean the same key: give one of them.")

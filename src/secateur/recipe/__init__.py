@@ -15,12 +15,13 @@ from secateur.recipe.parts import (
     RepairConfig,
     TaskConfig,
 )
-from secateur.recipe.running import EngineConfig, ExportConfig, LatencyConfig, Runtime, SearchConfig
+from secateur.recipe.running import TRACKERS, EngineConfig, ExportConfig, LatencyConfig, Runtime, SearchConfig
 from secateur.recipe.training import Distil, Training
 from secateur.recipe.whole import TRAINING, Recipe
 
 __all__ = [
     "DATA",
+    "TRACKERS",
     "TRAINING",
     "ConstraintsConfig",
     "DataConfig",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from secateur._settings import Section
+from secateur._hints import nearest
+from secateur._settings import Section, shown
 from secateur.recipe.fields import listed
 
 
@@ -21,6 +23,34 @@ Quantisers = Annotated[tuple[Literal["onnxruntime", "openvino"], ...], BeforeVal
 #: What a latency may be measured on.
 Runtime = Literal["pytorch", "compiled", "onnxruntime", "openvino", "executorch"]
 Runtimes = Annotated[tuple[Runtime, ...], BeforeValidator(listed), AfterValidator(_once)]
+
+#: Trackers that Accelerate knows, by name, each with the package it needs.
+TRACKERS: Mapping[str, str] = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "aim": "aim",
+    "comet_ml": "comet_ml",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+}
+
+
+def _tracker_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of `TRACKERS`, or import paths."""
+    for name in names:
+        if name not in TRACKERS and ":" not in name:
+            close = nearest(name, TRACKERS)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"{shown(name)} is no tracker: {hint}Choose among {', '.join(TRACKERS)}, or file.py:Mine")
+    if len(set(names)) < len(names):
+        raise ValueError("name each tracker once")
+    return names
+
+
+Trackers = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_tracker_names)]
 
 
 class SearchConfig(Section):
@@ -100,6 +130,19 @@ class EngineConfig(Section):
     keep_checkpoints: int = Field(
         default=2, ge=1, description="How many stay; a damaged one falls back to the one before."
     )
-    tensorboard: bool = Field(default=False, description="Write metrics for TensorBoard too.")
+    trackers: Trackers = Field(
+        default=(),
+        description="Where metrics go besides: tensorboard (into the run's folder), wandb, mlflow, aim, comet_ml, "
+        "clearml, dvclive, swanlab, trackio, or a GeneralTracker of Accelerate's of your own: file.py:Mine.",
+    )
     sync_norm: bool = Field(default=True, description="Batch statistics over all processes together.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPU if there is one.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, value: Any) -> Any:
+        """`tensorboard: true`, as recipes of earlier releases have it."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("tensorboard"), bool):
+            return value
+        given = {key: inner for key, inner in value.items() if key != "tensorboard"}
+        return {"trackers": ("tensorboard",), **given} if value["tensorboard"] else given

@@ -8,6 +8,7 @@ outcome.results["accuracy"]["final"]
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def _prepared(recipe: Recipe, progress: Progress | None) -> Prepared:
 
 
 def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: str) -> Outcome:
-    with locked(folder.path), ending():
+    with locked(folder.path), ending(), ExitStack() as stack:
         recipe = prepared.recipe
         engine = Engine(
             prepared.data,
@@ -118,7 +119,9 @@ def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: 
             folder=folder.path,
             progress=progress or Silent(),
             task=prepared.task,
+            about=recipe.to_dict(),
         )
+        stack.callback(engine.close)
         if folder.main:  # another process would sweep away what this one is writing
             folder.sweep()
         told = (*prepared.notes, *folder.keep_data(digest_of(prepared.data)), *folder.rewind(prepared.stages))

@@ -16,7 +16,7 @@ CHANGEABLE: Mapping[str, str | None] = {
     "data.workers": None,
     "engine.checkpoint_minutes": None,
     "engine.keep_checkpoints": None,
-    "engine.tensorboard": None,
+    "engine.trackers": None,
 }
 _LATER = ("export", "latency", "report")  # in this order; each looks at what those before it left
 

@@ -38,6 +38,7 @@ from secateur.training import Engine, learning_rate
 from secateur.training.checks import check_fit
 from secateur.training.devices import accelerator
 from secateur.training.optimisers import check_optimiser
+from secateur.training.trackers import check_trackers
 
 #: Which stages a run has, in order, by when its method acts; those the recipe leaves out are skipped.
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -191,8 +192,7 @@ def _check_packages(recipe: Recipe) -> None:
     for name in recipe.latency.names(onnx=recipe.export.onnx) if recipe.latency is not None else ():
         if (sentence := ENGINES[name].missing()) is not None:
             raise ConfigError(f"{sentence.rstrip('.')}, or leave {name} out of latency.runtimes.")
-    if recipe.engine.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("tensorboard is not installed: pip install tensorboard, or set engine.tensorboard: false.")
+    check_trackers(recipe.engine.trackers)
 
 
 # ----------------------------------------------------------------------------------------------------------- the model

@@ -63,7 +63,7 @@ class Bench:
         config = self._config
         trial = Engine(
             self._data,
-            self._recipe.engine.model_copy(update={"tensorboard": False}),
+            self._recipe.engine.model_copy(update={"trackers": ()}),
             seed=derive(self._recipe.seed, "trial", number),
             batch_size=config.batch,
             workers=self._recipe.data.workers,

@@ -20,7 +20,6 @@ from secateur.errors import ConfigError, RunError
 from secateur.graph.modules import map_tensors
 from secateur.recipe import EngineConfig, Training
 from secateur.tasks import Evaluator, Task, create
-from secateur.training.board import Board
 from secateur.training.checkpoints import Store
 from secateur.training.devices import accelerator, laid_out, lay_out, memory_format, precision
 from secateur.training.interface import Data, Evaluation, Split
@@ -28,6 +27,7 @@ from secateur.training.metrics import Metrics
 from secateur.training.prefetch import on_device
 from secateur.training.progress import Progress, Silent
 from secateur.training.randomness import preserved
+from secateur.training.trackers import Trackers
 
 _LOST = ("gloo", "nccl", "connection", "socket", "peer", "rendezvous")  # words of a process that is gone
 
@@ -43,6 +43,7 @@ class Machine:
         workers: more than 0: batches are made ahead, in a thread (always so on a GPU).
         folder: of the run: gets checkpoints/ and metrics.jsonl with the first epoch. None: nothing is kept.
         progress: who is told; only the first of several processes tells.
+        about: what trackers keep as the configuration of the run, such as its recipe.
 
     Raises:
         ConfigError: the machine cannot do what `config` asks.
@@ -59,6 +60,7 @@ class Machine:
         folder: Path | None = None,
         progress: Progress | None = None,
         task: Task | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.data, self.config = data, config or EngineConfig()
         self.task = task or create("classification")
@@ -76,7 +78,7 @@ class Machine:
         if self.folder is not None:
             self.store = Store(self.folder / "checkpoints", self.config.keep_checkpoints, self.say)
         self.metrics = Metrics(self.folder / "metrics.jsonl" if self.folder is not None and self.main else None)
-        self._board = self._make_board()
+        self._trackers = self._make_trackers(about or {})
         self._began = time.monotonic()
 
     # ----------------------------------------------------------------------------------------------------- what it does
@@ -156,8 +158,13 @@ class Machine:
     def record(self, row: Mapping[str, Any]) -> None:
         """Keep one epoch's numbers."""
         self.metrics.append(row)
-        if self._board is not None:
-            self._board.add(row)
+        if self._trackers is not None:
+            self._trackers.add(row)
+
+    def close(self) -> None:
+        """Tell trackers that no more rows follow."""
+        if self._trackers is not None:
+            self._trackers.end()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision in which layers compute."""
@@ -188,12 +195,12 @@ class Machine:
 
     # ---------------------------------------------------------------------------------------------------------- inside
 
-    def _make_board(self) -> Board | None:
-        if not self.config.tensorboard:
+    def _make_trackers(self, about: Mapping[str, Any]) -> Trackers | None:
+        if not self.config.trackers:
             return None
         if self.folder is None:
-            raise ConfigError("engine.tensorboard writes into the run's folder, and there is none: set it to false.")
-        return Board(self.folder / "tensorboard") if self.main else None
+            raise ConfigError("engine.trackers follow a run in a folder, and there is none: leave them out.")
+        return Trackers(self.config.trackers, self.accelerator, self.folder, about, self.say) if self.main else None
 
 
 @contextmanager
