@@ -25,12 +25,13 @@ def pages(docs: Path) -> dict[Path, str]:
     lines = []
     for row in sorted(rows, key=lambda row: row["method"]):
         start = [f"`{row['method']}`", row["network"].partition(":")[2]]
+        when = row.get("measured", result["date"][:10])
         if "error" in row:
-            lines.append([*start, "-", "-", row["error"], "-", "-"])
+            lines.append([*start, "-", "-", row["error"], "-", "-", when])
             continue
         proof = f"{'exact' if row['exact'] else 'structural'}, {row['max_relative_error']:.0e}"
         lines.append(
-            [*start, percent(row["left"], 1), percent(row["params"], 1), proof, row["prune_s"], row["total_s"]]
+            [*start, percent(row["left"], 1), percent(row["params"], 1), proof, row["prune_s"], row["total_s"], when]
         )
     low, high = (pick(row["left"] for row in rows if "left" in row) for pick in (min, max))
     failed = sum("error" in row for row in rows)
@@ -38,7 +39,7 @@ def pages(docs: Path) -> dict[Path, str]:
         f"{len(rows) - failed} of {len(rows)} runs came through, at {low:.4f} to {high:.4f} of the MACs; the largest "
         f"relative error of an exact cut is {max(r['max_relative_error'] for r in rows if r.get('exact')):.0e}."
     )
-    head = ["method", "network", "MACs left", "parameters left", "proof", "score and cut, s", "run, s"]
+    head = ["method", "network", "MACs left", "parameters left", "proof", "score and cut, s", "run, s", "measured"]
     parts = [
         "# Every method on other networks",
         INTRODUCTION.format(**result),

@@ -6,7 +6,8 @@
 
 Every run is an ordinary one, with 512 images of CIFAR-10 for an epoch and as many to test, so accuracies mean nothing:
 what is shown is that each method comes through, meets the budget, and is cut and verified. Methods that need no data
-also prune a torchvision ResNet-50 at 224 pixels. Finished runs in --runs are taken as they are.
+also prune a torchvision ResNet-50 at 224 pixels. Finished runs in --runs are taken as they are, and rows of the result
+that are not measured again are kept.
 """
 
 from __future__ import annotations
@@ -132,8 +133,18 @@ def main() -> None:
         rows.append(found)
         print(found, flush=True)
     if arguments.step == 1:
+        path = _record.RESULTS / f"{arguments.name}.json"
         circumstances = {**_record.environment(), "budget": arguments.budget, "images": arguments.images}
-        _record.save(_record.RESULTS / f"{arguments.name}.json", {**circumstances, "rows": rows})
+        _record.save(path, {**circumstances, "rows": kept(path, rows) + rows})
+
+
+def kept(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the file that were not measured again, each with the date on which it was."""
+    if not path.exists():
+        return []
+    before, again = _record.read(path), {(row["network"], row["method"]) for row in rows}
+    others = [row for row in before["rows"] if (row["network"], row["method"]) not in again]
+    return [{"measured": before["date"][:10], **row} for row in others]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ _FIRST = 0.5  # share that is tried first where only a drop is given
 
 #: Methods of the race, where nobody names others: quick ones that did well on held-out networks.
 METHODS = ("fpgm", "lamp", "cp", "l1", "taylor", "bn_scale")
-REPAIRS = ("least_squares", "batchnorm", "compensation", "least_squares+batchnorm", "none")
+REPAIRS = ("least_squares", "batchnorm", "compensation", "least_squares+batchnorm", "variance", "none")
 ALLOCATORS = ("global", "uniform", "per_cost")
 
 
