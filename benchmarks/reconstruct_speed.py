@@ -243,7 +243,7 @@ def main() -> None:
     if a.before:
         result = {**_record.environment(), **{n: getattr(a, n) for n in ("images", "budget", "repeats")}}
         result["command"] = re.sub(r"(--before[ =])\S+", r"\1../before/src", result["command"])  # wherever it lay
-        _record.save(_record.RESULTS / "reconstruct_speed.json", {**result, "bar_passes": PASSES, "rows": rows})
+        _record.save(_record.RESULTS / "reconstruction.json", {**result, "bar_passes": PASSES, "rows": rows})
 
 
 if __name__ == "__main__":

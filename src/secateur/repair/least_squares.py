@@ -82,29 +82,60 @@ class LeastSquares(Repair):
     def _fit(self, case: Case, reader: Reader, stop: Stop, sampler: Sampler) -> None:
         layer: Any = case.model.get_submodule(reader.name)
         has_constant = case.add_constant(reader, torch.zeros(len(layer.weight), device=layer.weight.device))
-        moments = patch_sums(case.dense, case.model, stop, sampler, reader.norm)
-        weight = layer.weight.flatten(1)
-        kept = reader.columns(layer.weight)
-        ridge = ridge_for(moments, weight, kept, ridge=self.settings.ridge, constant=has_constant)
-        fitted, constant = least_squares(moments, weight, kept, ridge=ridge, constant=has_constant)
-        layer.weight.copy_(fitted.to(layer.weight).view_as(layer.weight))
+        inputs = torch.from_numpy(reader.inputs).to(layer.weight.device)
+        moments = patch_sums(case.dense, case.model, stop, sampler, reader.norm, inputs)
+        constant = fit(layer, moments, inputs[None], ridge=self.settings.ridge, constant=has_constant)
         if has_constant:
             case.add_constant(reader, constant)
 
 
-def patch_sums(dense: nn.Module, model: nn.Module, stop: Stop, sampler: Sampler, norm: str | None) -> PatchSums:
+@torch.no_grad()
+def fit(layer: Any, moments: PatchSums, inputs: torch.Tensor, *, ridge: float, constant: bool) -> torch.Tensor:
+    """Give a layer the weights nearest to the answers, zero where inputs go; returns the constant [outputs].
+
+    moments: of all inputs, or, of a layer that is not grouped, of those that stay. inputs: which stay, [groups, inputs
+    of a group]. ridge: at least; see `ridge_for`. constant: whether there is one.
+    """
+    kernel = layer.weight[0, 0].numel()
+    stays = inputs.repeat_interleave(kernel, 1)
+    weight = layer.weight.flatten(1)
+    seen = stays[0] if moments.x.shape[1] < weight.shape[1] else torch.ones_like(stays[0])
+    kept = stays[:, seen]
+    chosen = ridge_for(moments, weight[:, seen], kept, ridge=ridge, constant=constant)
+    fitted, shift = least_squares(moments, weight[:, seen], kept, ridge=chosen, constant=constant)
+    weight = torch.zeros_like(weight)
+    weight[:, seen] = fitted.to(weight)
+    layer.weight.copy_(weight.view_as(layer.weight))
+    return shift
+
+
+def patch_sums(
+    dense: nn.Module,
+    model: nn.Module,
+    stop: Stop,
+    sampler: Sampler,
+    norm: str | None,
+    inputs: torch.Tensor | None = None,
+) -> PatchSums:
     """The moments of what a layer reads now and of what it should answer to that.
 
     dense: the whole network, which answers. model: the one that reads; the same one where stops are of one model.
+    inputs: of a layer that is not grouped, the ones looked at (a mask); None: all.
     """
     standing = stop.batches()
     first = next(standing)
     each = sampler.few(dense.get_submodule(stop.layer), first.inputs[0])
-    return PatchSums.of(samples(dense, model, stop.layer, chain((first,), standing), sampler, norm), each)
+    return PatchSums.of(samples(dense, model, stop.layer, chain((first,), standing), sampler, norm, inputs), each)
 
 
 def samples(
-    dense: nn.Module, model: nn.Module, layer: str, standing: Iterable[Standing], sampler: Sampler, norm: str | None
+    dense: nn.Module,
+    model: nn.Module,
+    layer: str,
+    standing: Iterable[Standing],
+    sampler: Sampler,
+    norm: str | None,
+    inputs: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Patches of what a layer reads now, and what it should answer to them (its bias taken away), batch by batch."""
     before: Any = dense.get_submodule(layer)
@@ -112,6 +143,8 @@ def samples(
     scale = norm_scale(None if norm is None else model.get_submodule(norm))
     for number, batch in enumerate(standing):
         whole, x = batch.inputs[0], batch.inputs[-1]
+        if inputs is not None and not bool(inputs.all()):
+            x = x.index_select(-1 if isinstance(now, nn.Linear) else 1, inputs.nonzero().squeeze(1))
         first, second = batch.held[0], batch.held[-1]
         numbers = before.weight[0].numel() * getattr(before, "groups", 1)
         for part, places in sampler.places(before, number, whole).parts(numbers):

@@ -19,15 +19,15 @@ from torch.nn.modules.conv import _ConvNd
 BLOCK = 1 << 23
 
 
-def add_square(total: torch.Tensor, block: torch.Tensor, scale: float) -> None:
-    """total += scale · block · blockᵀ for [units, n, n] and [units, n, length]; the upper triangle only.
+def strips(n: int) -> Iterator[tuple[int, int]]:
+    """Rows of a symmetric matrix in strips, each of which is taken from its diagonal on: about half of all of it."""
+    each = n if n < 128 else -(-n // 8)
+    return ((start, min(start + each, n)) for start in range(0, n, each))
 
-    Strips of rows, each times what stands on its diagonal or right of it: little more than half of the full product.
-    """
-    n = block.shape[1]
-    strip = n if n < 128 else -(-n // 8)
-    for start in range(0, n, strip):
-        stop = min(start + strip, n)
+
+def add_square(total: torch.Tensor, block: torch.Tensor, scale: float) -> None:
+    """total += scale · block · blockᵀ for [units, n, n] and [units, n, length]; the upper triangle only."""
+    for start, stop in strips(block.shape[1]):
         if len(total) == 1:
             total[0, start:stop, start:].addmm_(block[0, start:stop], block[0, start:].T, alpha=scale)
         else:

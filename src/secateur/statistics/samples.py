@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.errors import InputError
-from secateur.statistics.patches import BLOCK, padded
+from secateur.statistics.patches import BLOCK, padded, strips
 
 #: Pulls that are tried on halves of few samples, besides the one that is set.
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -152,13 +153,22 @@ class PatchSums:
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self.xx = zeros(groups, columns, columns)
+        self._xx, self._mirrored = zeros(groups, columns, columns), True  # added to from its diagonal on
         self.xy = zeros(groups, columns, outputs // groups)
         self.x = zeros(groups, columns)
         self.y = zeros(groups, outputs // groups)
         self.yy = 0.0
         self.count = 0.0
         self.halves: tuple[PatchSums, PatchSums] | None = None  # of every other sample, where they are few
+
+    @property
+    def xx(self) -> torch.Tensor:
+        """XᵀX [groups, columns, columns]."""
+        if not self._mirrored:
+            for start, stop in strips(self._xx.shape[1]):
+                self._xx[:, stop:, start:stop] = self._xx[:, start:stop, stop:].mT
+            self._mirrored = True
+        return self._xx
 
     def add(self, seen: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Follow patches [N, groups, columns] and answers [N, outputs]; weights [N]: how often each counts."""
@@ -167,7 +177,9 @@ class PatchSums:
         y = wanted.to(x.dtype).unflatten(1, (len(x), -1)).transpose(0, 1)
         often = None if weights is None else weights.to(x)[:, None]
         ax, ay = (x, y) if often is None else (x * often, y * often)
-        self.xx += ax.mT @ x
+        for start, stop in strips(x.shape[2]):
+            self._xx[:, start:stop, start:] += ax[:, :, start:stop].mT @ x[:, :, start:]
+        self._mirrored = False
         self.xy += ax.mT @ y
         self.x += ax.sum(1, dtype=torch.float64)
         self.y += ay.sum(1, dtype=torch.float64)
@@ -176,8 +188,9 @@ class PatchSums:
 
     def merge(self, other: PatchSums) -> None:
         """Follow all that another has seen."""
-        for mine, theirs in ((self.xx, other.xx), (self.xy, other.xy), (self.x, other.x), (self.y, other.y)):
+        for mine, theirs in ((self._xx, other._xx), (self.xy, other.xy), (self.x, other.x), (self.y, other.y)):
             mine += theirs
+        self._mirrored = self._mirrored and other._mirrored
         self.yy += other.yy
         self.count += other.count
 
@@ -231,6 +244,70 @@ class PatchSums:
         return total / self.count
 
 
+class Fit:
+    """Least squares of one layer, on the columns that stay, made ready once for any ridge.
+
+    With A = XᵀX / N and B = XᵀY / N - A Wᵀ, around the means where there is a constant, D solves (A + r I) Dᵀ = B.
+    """
+
+    def __init__(self, moments: PatchSums, weight: torch.Tensor, kept: torch.Tensor, *, constant: bool) -> None:
+        """See `least_squares`."""
+        groups = len(moments.x)
+        self._moments, self._constant = moments, constant
+        self._index = [stays.nonzero().squeeze(1) for stays in kept.expand(groups, -1)]
+        every = weight.double().unflatten(0, (groups, -1))
+        self._before = [every[g][:, index].T for g, index in enumerate(self._index)]
+        self._like = every
+        self._square, self._right = [], []
+        for g, before in enumerate(self._before):
+            square, right = self._covariance(g)
+            self._square.append(square)
+            self._right.append(right.addmm_(square, before, alpha=-1.0))
+
+    def _covariance(self, g: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """XᵀX / N and XᵀY / N of one group."""
+        m, index = self._moments, self._index[g]
+        xx = m.xx[g] if len(index) == m.x.shape[1] else m.xx[g][index][:, index]
+        square, right = xx / m.count, m.xy[g][index] / m.count
+        if self._constant:
+            mean = m.x[g][index] / m.count
+            square.addr_(mean, mean, alpha=-1.0)
+            right.addr_(mean, m.y[g] / m.count, alpha=-1.0)
+        return square, right
+
+    def changes(self, ridge: float) -> list[torch.Tensor]:
+        """Dᵀ of every group. ridge: a share of the mean of A's diagonal."""
+        pairs = zip(self._square, self._right, strict=True)
+        return [_solved(square, right, ridge) if len(square) else right for square, right in pairs]
+
+    def weights(self, changes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """W + D [outputs, columns], zero where columns go, and the constant [outputs]."""
+        result, m = torch.zeros_like(self._like), self._moments
+        for g, change in enumerate(changes):
+            result[g][:, self._index[g]] = (self._before[g] + change).T
+        shift = torch.zeros_like(m.y)
+        if self._constant:
+            shift = (m.y - torch.einsum("goc,gc->go", result, m.x)) / m.count
+        return result.flatten(0, 1), shift.flatten()
+
+    def rise(self, changes: Sequence[torch.Tensor], shown: Fit) -> float:
+        """|Y - X(W + D)ᵀ - c|² / N less what it is for D = 0 and the best c. shown: what D and c were found with."""
+        total = 0.0
+        for g, change in enumerate(changes):
+            quadratic = (self._square[g] @ change).sub_(self._right[g], alpha=2.0)
+            total += float(torch.dot(quadratic.flatten(), change.flatten()))
+            if self._constant:
+                apart = self._means(g, change) - shown._means(g, change)
+                total += float(apart.square().sum())
+        return total
+
+    def _means(self, g: int, change: torch.Tensor) -> torch.Tensor:
+        """The best constant of one group."""
+        m = self._moments
+        means: torch.Tensor = (m.y[g] - m.x[g][self._index[g]] @ (self._before[g] + change)) / m.count
+        return means
+
+
 def least_squares(
     moments: PatchSums, weight: torch.Tensor, kept: torch.Tensor, *, ridge: float, constant: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -241,38 +318,30 @@ def least_squares(
             mean of the diagonal, pulls towards them and not towards zero.
         kept: [groups, columns] or [columns]. constant: whether there is one (else it is zero).
     """
-    groups = len(moments.xx)
-    before = weight.double().unflatten(0, (groups, -1))
-    kept = kept.expand(groups, -1)
-    xx, xy = moments.covariances(constant=constant)
-    result = torch.zeros_like(before)
-    for g in range(groups):
-        index = kept[g].nonzero().squeeze(1)
-        if not len(index):
-            continue
-        square, old = xx[g][index][:, index], before[g][:, index]
-        right = xy[g][index] - square @ old.T
-        result[g][:, index] = old + _solved(square, right, ridge).T
-    shift = torch.zeros_like(moments.y)
-    if constant:
-        shift = (moments.y - torch.einsum("goc,gc->go", result, moments.x)) / moments.count
-    return result.flatten(0, 1), shift.flatten()
+    fit = Fit(moments, weight, kept, constant=constant)
+    return fit.weights(fit.changes(ridge))
 
 
 def ridge_for(moments: PatchSums, weight: torch.Tensor, kept: torch.Tensor, *, ridge: float, constant: bool) -> float:
     """The ridge as it is set; where samples are few, that of several with which one half of them fits the other best.
 
-    As `least_squares`.
+    As `least_squares`. With a larger ridge the error falls and then rises: it is followed down from the middle.
     """
     if moments.halves is None or not all(half.count for half in moments.halves):
         return ridge
-    shown, held = moments.halves
+    shown, held = (Fit(half, weight, kept, constant=constant) for half in moments.halves)
+    tried = (ridge, *(one for one in _RIDGES if one > ridge))
 
-    def error(tried: float) -> float:
-        fitted, shift = least_squares(shown, weight, kept, ridge=tried, constant=constant)
-        return held.error(fitted, shift if constant else None)
+    @cache
+    def error(place: int) -> float:
+        return held.rise(shown.changes(tried[place]), shown)
 
-    return min((ridge, *(one for one in _RIDGES if one > ridge)), key=error)
+    place = (len(tried) - 1) // 2
+    while place + 1 < len(tried) and error(place + 1) < error(place):
+        place += 1
+    while place and error(place - 1) <= error(place):
+        place -= 1
+    return tried[place]
 
 
 def _solved(square: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Tensor:
@@ -284,7 +353,8 @@ def _solved(square: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Te
         exact: torch.Tensor = torch.linalg.pinv(square, hermitian=True) @ right
         return exact
     while True:
-        damped = square + torch.eye(len(square), dtype=square.dtype, device=square.device) * (ridge * mean)
+        damped = square.clone()
+        damped.diagonal().add_(ridge * mean)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
             solved: torch.Tensor = torch.cholesky_solve(right, factor)

@@ -29,10 +29,10 @@ from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.shares import proportional, unspent
 from secateur.plan import Plan
 from secateur.repair.base import Case, Reader
-from secateur.repair.least_squares import limited, patch_sums
+from secateur.repair.least_squares import fit, limited, patch_sums
 from secateur.statistics.gather import count
 from secateur.statistics.lockstep import Stop, crowded, together
-from secateur.statistics.samples import PatchSums, Sampler, least_squares, readable, ridge_for
+from secateur.statistics.samples import PatchSums, Sampler, readable
 from secateur.statistics.shortcuts import shortcuts
 
 #: Bytes that activations of all images may take at once.
@@ -191,8 +191,10 @@ class Layerwise(Method):
         self._fit(work, stop, moments, anew=bool(fresh))
 
     def _moments(self, work: Work, stop: Stop, *, anew: bool) -> PatchSums:
-        """Of what the layer reads and should answer. anew: channels are to be chosen with them."""
-        return patch_sums(work.case.dense, work.case.model, stop, work.sampler, self._norms.get(stop.layer))
+        """Of what the layer reads and should answer. anew: channels are to be chosen with them, so of all there are."""
+        layer: Any = work.case.model.get_submodule(stop.layer)
+        inputs = None if anew or getattr(layer, "groups", 1) > 1 else self._inputs(layer, self._table(stop))[0]
+        return patch_sums(work.case.dense, work.case.model, stop, work.sampler, self._norms.get(stop.layer), inputs)
 
     def _table(self, stop: Stop) -> IntArray:
         return self._tables[stop.layer]
@@ -200,11 +202,8 @@ class Layerwise(Method):
     def _fit(self, work: Work, stop: Stop, moments: PatchSums, *, anew: bool) -> None:
         """Least squares on what stays. anew: channels have been chosen just now."""
         layer: Any = work.case.model.get_submodule(stop.layer)
-        constant = self._has_constant(stop.layer)
-        kept, weight = self._columns(layer, self._table(stop)), layer.weight.flatten(1)
-        ridge = ridge_for(moments, weight, kept, ridge=self.settings.ridge, constant=constant)
-        fitted, amount = least_squares(moments, weight, kept, ridge=ridge, constant=constant)
-        layer.weight.copy_(fitted.to(layer.weight).view_as(layer.weight))
+        constant, inputs = self._has_constant(stop.layer), self._inputs(layer, self._table(stop))
+        amount = fit(layer, moments, inputs, ridge=self.settings.ridge, constant=constant)
         if constant:
             self._shift(work.case, stop.layer, amount)
 
@@ -218,11 +217,14 @@ class Layerwise(Method):
         inputs = np.ones(module.weight.shape[1], dtype=np.bool_)
         case.add_constant(Reader(layer, inputs, self._norms.get(layer)), amount)
 
+    def _inputs(self, layer: Any, table: IntArray) -> torch.Tensor:
+        """Which inputs of a layer are channels that stay, [groups, inputs of a group]."""
+        kept = np.concatenate([self._masks[g.name] for g in self.graph.groups] + [np.ones(1, dtype=np.bool_)])
+        return torch.from_numpy(kept[table]).view(getattr(layer, "groups", 1), -1).to(layer.weight.device)
+
     def _columns(self, layer: Any, table: IntArray) -> torch.Tensor:
         """Which columns of a layer's weights belong to channels that stay, [groups, columns]."""
-        kept = np.concatenate([self._masks[g.name] for g in self.graph.groups] + [np.ones(1, dtype=np.bool_)])
-        rows = torch.from_numpy(kept[table]).view(getattr(layer, "groups", 1), -1)
-        return rows.repeat_interleave(layer.weight[0, 0].numel(), 1).to(layer.weight.device)
+        return self._inputs(layer, table).repeat_interleave(layer.weight[0, 0].numel(), 1)
 
     def _kept_of(self, layer: Any, name: str) -> torch.Tensor:
         """The same in the shape of the weights."""
