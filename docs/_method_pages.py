@@ -1,4 +1,4 @@
-"""docs/methods/NAME.md, a page for every method: its docstring, its row, its settings, and what was measured."""
+"""docs/methods/NAME.md, a page for every method: its note, row, use, settings and docstring, and what was measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from _by_method import Facts, Measured, measured
-from _markdown import percent
+from _markdown import foot, percent
+from _method_notes import note
 
 from secateur._settings import settings
 from secateur.methods import METHODS, MethodRow
@@ -37,23 +38,41 @@ def pages(folder: Path, table: Table) -> dict[Path, str]:
 
 
 def _page(row: MethodRow, found: Measured, table: Table) -> str:
-    parts = [f"# {row.name}", "This page is made by `docs/tables.py`.", f"{row.summary[0].upper()}{row.summary[1:]}."]
-    parts += [table(("", ""), _row(row)), "## What it does", prose(_docstring(row))]
-    parts += ["## Settings", _settings(row, table), "## Using it", _use(row)]
-    parts += ["## Measured", *_results(row, found.of(row.name), found, table)]
-    return "\n\n".join(parts) + "\n"
+    about = note(row)
+    facts = found.of(row.name)
+    parts = [f"# {about.title}", f"`{row.name}`: {row.summary}.", about.idea, "## Algorithm", about.algorithm]
+    if has_figure(row.name, found):
+        parts.append(f"![Test accuracy straight after the cut, at six budgets](../figures/methods/{row.name}.svg)")
+    parts += ["## In short", table(("", ""), _row(row, about.reads)), "## Using it", *_use(row)]
+    parts += ["## Settings", _settings(row, table)]
+    if sources := prose(details(_docstring(row))):
+        parts += ["## Sources, and differences from the paper", sources]
+    parts += ["## Measured", *_results(row, facts, found, table)]
+    used = ((facts.means, found.compared), (facts.top1, found.one_shot), (facts.networks, found.networks))
+    dated = [result for figures, result in used if figures and result]
+    return "\n\n".join([*parts, foot("docs/tables.py", dated)]) + "\n"
 
 
-def _row(row: MethodRow) -> list[tuple[str, str]]:
+def has_figure(name: str, found: Measured) -> bool:
+    """Whether there are accuracies straight after the cut to be drawn."""
+    return found.one_shot is not None and any(row["method"] == name and "top1" in row for row in found.one_shot["rows"])
+
+
+def _row(row: MethodRow, reads: Iterable[str]) -> list[tuple[str, str]]:
     link = f", [arXiv:{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else ""
-    after = "trained on" if row.finetunes else "not trained on, as in its paper"
+    source = f"src/{row.factory.__module__.replace('.', '/')}.py"
+    criterion = next((each.function for each in CRITERIA if each.name == row.name), None)
+    if criterion is not None:
+        source = f"src/{criterion.__module__.replace('.', '/')}.py"
     return [
         ("paper", f"{row.paper}, {row.year}{link}"),
+        ("source", f"[`{source.removeprefix('src/secateur/methods/')}`](../../{source})"),
         ("needs", NEEDS[row.needs]),
+        ("reads", ", ".join(reads)),
         ("acts", row.acts),
         ("begins with", BEGINS[row.begins]),
         ("removes", f"{row.granularity}s"),
-        ("after the cut", after),
+        ("fine-tuning after the cut", "yes" if row.finetunes else "none, as in its paper"),
         *([("result", RESULTS[row.result])] if row.result in RESULTS else []),
         ("fidelity", row.fidelity),
     ]
@@ -70,27 +89,71 @@ def _settings(row: MethodRow, table: Table) -> str:
     return table(("setting", "may be", "default", "meaning"), rows) if rows else "It has none."
 
 
-def _use(row: MethodRow) -> str:
-    recipe = (
-        f"In a [recipe](../recipes.md) `method: {row.name}`, or `method: {{name: {row.name}, ...}}` with settings; on "
-        f"the command line `secateur run recipe.yaml --set method={row.name}`"
-    )
-    if row.acts == "while training":
-        made = f'secateur.methods.create("{row.name}", model, images, budget="{row.example_budget}", steps=...)'
-        return (
-            f"{recipe}; in Python, in [a loop of your own](../own-loop.md), `pruner = {made}`, then `pruner.finish()`."
-        )
-    shown, given = (" --data imagefolder:photos", ", data=batches") if row.needs == "calibration" else ("", "")
-    labels = " `batches` are pairs of images and labels." if row.labels else ""
-    return (
-        f"{recipe}, or without any training "
-        f"`secateur prune zoo:resnet20 --method {row.name} --budget {row.example_budget}{shown}`; in Python "
-        f'`secateur.prune(model, images, method="{row.name}", budget="{row.example_budget}"{given})`, with settings as '
-        f"further arguments.{labels}"
-    )
+def _use(row: MethodRow) -> list[str]:
+    recipe = f"secateur run recipe.yaml --set method={row.name}"
+    lines = [recipe, f"secateur methods {row.name}  # its settings"]
+    if row.acts != "while training":
+        data = " --data imagefolder:photos" if row.needs == "calibration" else ""
+        lines.insert(0, f"secateur prune zoo:resnet20 --method {row.name} --budget {row.example_budget}{data}")
+    shell = "```bash\n" + "\n".join(lines) + "\n```"
+    code = _LOOP if row.acts == "while training" else _CALL
+    given = ", data=batches" if row.needs == "calibration" else ""
+    asks = "    pruner.before_forward(labels)\n" if row.name == "cwb" else ""
+    search = "pruner.collect(batches, torch.nn.functional.cross_entropy)\n" if row.needs == "calibration" else ""
+    python = code.format(name=row.name, budget=row.example_budget, given=given, asks=asks, search=search)
+    if not given and row.acts != "while training":
+        python = python.replace(_BATCHES, "")
+    return [
+        shell,
+        f"```python\n{python}```",
+        "Other settings are further arguments in Python, keys of `method:` in a recipe.",
+    ]
+
+
+_BATCHES = """\
+batches = [(torch.randn(16, 3, 32, 32), torch.randint(0, 10, (16,))) for _ in range(4)]  # your images and labels
+"""
+_CALL = f"""\
+import torch
+import secateur
+
+model = secateur.models.create("tiny")  # or any module of yours, trained
+{_BATCHES}result = secateur.prune(model, torch.randn(1, 3, 32, 32), method="{{name}}", budget="{{budget}}"{{given}})
+print(result.before.macs, result.after.macs, result.verification.exact)
+"""
+_LOOP = f"""\
+import torch
+import secateur
+
+model = secateur.models.create("tiny")  # or any module of yours
+{_BATCHES}pruner = secateur.methods.create("{{name}}", model, batches[0][0], budget="{{budget}}", steps=len(batches))
+optimizer = torch.optim.SGD(pruner.parameters(), lr=0.05, momentum=0.9)
+for images, labels in batches:
+{{asks}}    output = pruner(images)
+    pruner.after_forward(output, labels)
+    loss = torch.nn.functional.cross_entropy(output, labels) + pruner.loss()
+    optimizer.zero_grad()
+    loss.backward()
+    pruner.after_backward()
+    optimizer.step()
+    pruner.after_step()
+pruner.after_epoch()
+{{search}}small = pruner.finish()  # cut and verified: an ordinary module
+"""
 
 
 # ------------------------------------------------------------------------------------------------ docstrings
+
+
+#: How the part of a docstring begins that says what was read, and where the code differs.
+_DIFFERS = re.compile(r"(Where |What is |Only |Sources|Read were|Of the paper|The published|With an optimiser)")
+
+
+def details(docstring: str) -> str:
+    """What a docstring says beyond its note: from its sources on; behind the first paragraph where it names none."""
+    parts = docstring.strip("\n").split("\n\n")
+    first = next((number for number, part in enumerate(parts) if number and _DIFFERS.match(part)), 1)
+    return "\n\n".join(parts[first:])
 
 
 def prose(docstring: str) -> str:

@@ -18,6 +18,7 @@ from xml.etree.ElementTree import Element
 import griffe
 from markdown.extensions import Extension
 from markdown.treeprocessors import Treeprocessor
+from mkdocs.structure.files import File, Files, InclusionLevel
 
 _NAMED = re.compile(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*): ")
 
@@ -59,8 +60,25 @@ def _title(page: Path) -> str:
     return next((line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("# ")), page.stem)
 
 
+_SOURCE = re.compile(r"\]\(((?:\.\./)+)(src/[\w/]+)\.py\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """A page for every file of src/ that a page links to, so that the source can be read without a network."""
+    folder = Path(config["docs_dir"])
+    linked = {found[2] for page in folder.rglob("*.md") for found in _SOURCE.finditer(page.read_text(encoding="utf-8"))}
+    for source in sorted(linked):
+        code = (folder.parent / f"{source}.py").read_text(encoding="utf-8")
+        text = f"---\nsearch: {{exclude: true}}\nhide: [toc]\n---\n\n# {Path(source).name}.py\n\n`{source}.py`\n\n"
+        content = f"{text}~~~~python\n{code}~~~~\n"
+        files.append(File.generated(config, f"{source}.md", content=content, inclusion=InclusionLevel.NOT_IN_NAV))
+    return files
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """A page with a table of eight columns or more gives the room of its table of contents to it."""
+    """Links to src/ lead to its pages; a table of eight columns or more gets the room of the table of contents."""
+    depth = page.file.src_uri.count("/")
+    markdown = _SOURCE.sub(lambda found: f"]({'../' * depth}{found[2]}.md)", markdown)
     if any(line.count(" | ") > 6 for line in markdown.splitlines() if line.startswith("| ")):
         page.meta.setdefault("hide", ["toc"])
     return markdown

@@ -1,4 +1,4 @@
-"""Fill the tables in the documentation from the code they document, and write a page for every method.
+"""Fill the tables in the documentation from the code they document, write a page for every method, and draw pictures.
 
 python docs/tables.py            # writes every block between <!-- table NAME --> and <!-- end table -->, and methods/
 python docs/tables.py --check    # fails when one is not what the code says
@@ -20,6 +20,7 @@ from secateur.tasks import TASKS, create
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
 import _by_method  # noqa: E402
+import _diagrams  # noqa: E402
 import _latency_page  # noqa: E402
 import _method_pages  # noqa: E402
 
@@ -195,15 +196,17 @@ def filled(page: str) -> str:
 
 
 def written() -> dict[Path, str]:
-    """Every page that is not as the code says, as it should be."""
+    """Every page and picture that is not as the code says, as it should be."""
     made = {page: filled(page.read_text(encoding="utf-8")) for page in sorted(HERE.glob("*.md"))}
     made |= _method_pages.pages(HERE / "methods", table)
+    made |= _diagrams.pictures(HERE / "figures", _by_method.measured())
     return {page: text for page, text in made.items() if not page.exists() or page.read_text(encoding="utf-8") != text}
 
 
 def gone() -> list[Path]:
-    """Pages of methods that there are no more."""
-    return [page for page in (HERE / "methods").glob("*.md") if page.stem not in {row.name for row in METHODS}]
+    """Pages and pictures of methods that there are no more."""
+    made = [*(HERE / "methods").glob("*.md"), *(HERE / "figures" / "methods").glob("*.svg")]
+    return [page for page in made if page.stem not in {row.name for row in METHODS}]
 
 
 def main(arguments: list[str]) -> int:
@@ -211,7 +214,7 @@ def main(arguments: list[str]) -> int:
     stale, old = written(), gone()
     if "--check" not in arguments:
         for page, text in stale.items():
-            page.parent.mkdir(exist_ok=True)
+            page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(text, encoding="utf-8")
         for page in old:
             page.unlink()

@@ -13,7 +13,8 @@ from secateur.methods import method
 sys.path.insert(0, str(DOCS))
 from _by_method import Facts, Measured
 from _choosing_page import poor
-from _method_pages import prose
+from _method_notes import note
+from _method_pages import details, prose
 
 DOCSTRING = """\
 A method of nobody's: it keeps channels x_1 where W*x < 0.
@@ -43,6 +44,53 @@ def test_docstrings_become_pages() -> None:
     assert parts[3] == "and so on, `as_is[0]`."
     assert parts[5] == "- First a point that\n  goes on.\n- Then another one."
     assert parts[7] == "Words that\nflow on."
+
+
+def test_pages_keep_what_a_docstring_says_of_its_sources() -> None:
+    assert details(DOCSTRING).startswith("Where this differs from the paper, and why:")
+    assert details("Score by it.\n\nNothing else.") == "Nothing else."
+    assert details("Score by it.") == ""
+
+
+NOTE = "---\nreads: maps, labels\n---\n\n# The Method (TM)\n\nIt is $x$.\n\n## Algorithm\n\n1. Do it.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "has no note: write src/secateur/methods/cp/cp.md"),
+        (NOTE.replace("Algorithm", "Steps"), "is no note"),
+        (NOTE.replace("labels", "minds"), "reads minds: choose from"),
+        (NOTE.replace("$", ""), "no equation"),
+    ],
+)
+def test_notes_are_of_one_form(tmp_path: Any, monkeypatch: Any, text: str | None, said: str) -> None:
+    monkeypatch.setattr("_method_notes.ROOMS", tmp_path)
+    (tmp_path / "cp").mkdir()
+    file = tmp_path / "cp" / "cp.md"
+    file.write_text(NOTE)
+    found = note(method("cp"))
+    assert (found.reads, found.title, found.algorithm) == (("maps", "labels"), "The Method (TM)", "1. Do it.")
+    if text is None:
+        file.unlink()
+    else:
+        file.write_text(text)
+    with pytest.raises(SystemExit, match=said):
+        note(method("cp"))
+
+
+def test_links_to_sources_lead_to_pages(tmp_path: Any) -> None:
+    pytest.importorskip("griffe")
+    import types
+
+    import _site as site
+
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="methods/cp.md"), meta={})
+    text = "[a](../../src/secateur/methods/cp/method.py) [b](../compare.md)"
+    assert site.on_page_markdown(text, page) == "[a](../src/secateur/methods/cp/method.md) [b](../compare.md)"
+    assert "hide" not in page.meta
+    site.on_page_markdown("| a | b | c | d | e | f | g | h |", page)
+    assert page.meta["hide"] == ["toc"]
 
 
 def test_arguments_become_lists() -> None:
