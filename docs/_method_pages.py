@@ -44,7 +44,7 @@ def _page(row: MethodRow, found: Measured, table: Table) -> str:
     if has_figure(row.name, found):
         parts.append(f"![Test accuracy straight after the cut](../figures/methods/{row.name}.svg)")
         parts.append(
-            "*Test accuracy of a ResNet-20 on CIFAR-10 straight after the cut, without any training: dotted as it is cut, "
+            "*Test accuracy of a ResNet-20 on CIFAR-10 straight after the cut, without training: dotted as it is cut, "
             "solid with the repair that helps most. [All criteria](../one_shot.md).*"
         )
     parts += ["## In short", table(("", ""), _row(row, about.reads)), "## Using it", *_use(row)]

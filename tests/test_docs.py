@@ -28,7 +28,7 @@ def test_every_method_has_its_row_and_its_page() -> None:
         assert f"| {row.year} | {row.needs} | {row.acts} |" in line
         page = (DOCS / "methods" / f"{row.name}.md").read_text(encoding="utf-8")
         assert row.fidelity in page
-        for title in ("What it does", "Settings", "Using it", "Measured"):
+        for title in ("Algorithm", "In short", "Using it", "Settings", "Measured"):
             assert f"\n## {title}\n" in page
 
 
