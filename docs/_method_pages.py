@@ -132,9 +132,7 @@ import torch
 import secateur
 
 model = secateur.models.create("tiny")  # or any module of yours
-{_BATCHES}pruner = secateur.methods.create(
-    "{{name}}", model, images, budget="{{budget}}", steps=len(batches)
-)
+{_BATCHES}pruner = secateur.methods.create("{{name}}", model, images, budget="{{budget}}", steps=len(batches))
 optimizer = torch.optim.SGD(pruner.parameters(), lr=0.05, momentum=0.9)
 for images, labels in batches:
 {{asks}}    output = pruner(images)
