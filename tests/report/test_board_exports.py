@@ -25,7 +25,7 @@ def test_every_run_is_a_line_and_every_figure_a_column() -> None:
 def test_latex_has_a_table_a_budget_and_nothing_foreign_is_a_command() -> None:
     text = latex_of(board())
     assert text.count(r"\toprule") == 2
-    assert r"61.00 $\pm$ 0.40 & first &" in text
+    assert r"61.00 $\pm$ 0.40 & best mean &" in text
     made = board()
     made["means"][0]["label"] = r"a_b & \input{x} 50%"
     assert r"a\_b \& \textbackslash{}input\{x\} 50\% &" in latex_of(made)

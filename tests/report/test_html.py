@@ -207,6 +207,17 @@ def test_what_is_not_significant_is_grey(tmp_path: Path) -> None:
     assert not grey["MACs"]
 
 
+def test_the_dense_network_that_was_trained_as_long_is_what_counts(tmp_path: Path) -> None:
+    content = documents()
+    content["results"]["accuracy"]["longer"] = 0.925
+    content["results"]["epochs"] = {"pretrain": 20, "train": 30, "finetune": 20}
+    page = report(tmp_path, content)
+    assert "accuracy 90.7%, and 92.5% of the dense network trained as long (significant)" in page.text()
+    assert "92.5% → 90.7% accuracy, the dense network trained as long −1.77 points" in page.text()
+    assert "Accuracy, dense trained as long 91.24%" in page.text("result")
+    assert "longer training" not in page.text("result")
+
+
 def test_a_dense_network_that_was_trained_for_less_is_told(tmp_path: Path) -> None:
     content = documents()
     assert "longer training" not in report(tmp_path, content).text("result")

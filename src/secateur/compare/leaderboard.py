@@ -88,6 +88,7 @@ def row(cell: Cell, results: Mapping[str, Any], dense: Mapping[str, int], base: 
         "accuracy": {key: found[key] for key in ("dense", "soft", "hard", "pruned", "final")},
         "images": found["images"],
         **costs,
+        "expected": results.get("expected"),  # of a network that differs from image to image
         "within": _within(cell.budget, after, {**dense, "latency": results["before"].get("latency")}),
         "epochs": _epochs(results, shared),
         "seconds": _seconds(cell, results, shared),
@@ -121,6 +122,7 @@ def means(rows: Sequence[Row], sign: int = 1) -> list[Row]:
             "exact": all(each["exact"] for each in members),
             "max_relative_error": _most(each["max_relative_error"] for each in members),
             "within": all(each["within"] for each in members),
+            "per_input": any(each.get("expected") for each in members),
         }
         for (budget, label), members in groups.items()
     ]

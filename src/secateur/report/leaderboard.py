@@ -14,16 +14,16 @@ from secateur._files import write_json, write_text
 from secateur.report.board.pictures import curves, ladder_of, rivals
 from secateur.report.board.said import absent, circumstances, methods, summary, title
 from secateur.report.board.tables import (
-    LEGEND,
     TIMES,
     Document,
     Table,
-    budgets,
+    kinds,
+    legend,
     mean_table,
     run_table,
     task_of,
     time_table,
-)
+)  # fmt: skip
 from secateur.report.html import render
 from secateur.report.page import words
 from secateur.report.page.fairness import fairness
@@ -51,10 +51,11 @@ def markdown(document: Document) -> str:
     """The leaderboard as Markdown."""
     parts = [f"# {_plain(title(document))}", *(_plain(line) for line in summary(document))]
     parts += ["## What is the same for whom", "\n".join(f"- {_plain(line)}" for line in fairness(document))]
-    for budget in budgets(document):
-        parts += [f"## {_plain(budget)}", _table(mean_table(document, budget))]
+    for kind, members in kinds(document).items():
+        for budget in members:
+            parts += [f"## {_plain(f'{kind}: {budget}')}", _table(mean_table(document, budget))]
     if document["means"]:
-        parts += [_plain(LEGEND), "## Time, in seconds", _table(time_table(document)), _plain(TIMES)]
+        parts += [_plain(legend(document)), "## Time, in seconds", _table(time_table(document)), _plain(TIMES)]
     if document["rows"]:
         parts += ["## Every run", _table(run_table(document))]
     if document["failed"] or document["missing"]:
@@ -68,7 +69,9 @@ def _content(document: Document) -> dict[str, Any]:
     """Everything the template names; pictures are markup made here, all else is text."""
     order = list(dict.fromkeys(mean["label"] for mean in document["means"]))
     boards = [
-        (budget, ladder_of(document, budget, order), mean_table(document, budget)) for budget in budgets(document)
+        (f"{kind}: {budget}", ladder_of(document, budget, order), mean_table(document, budget))
+        for kind, members in kinds(document).items()
+        for budget in members
     ]
     return {
         "title": title(document),
@@ -78,7 +81,7 @@ def _content(document: Document) -> dict[str, Any]:
         "fairness": fairness(document),
         "quality": task_of(document).title,
         "boards": boards,
-        "legend": LEGEND,
+        "legend": legend(document),
         "curves": curves(document),
         "keys": [(key(rival), rival.name) for rival in rivals(document)],
         "times": time_table(document),

@@ -48,11 +48,12 @@ class Stages:
     def __init__(self, prepared: Prepared, folder: Folder, engine: Engine) -> None:
         self.prepared, self.folder, self.engine = prepared, folder, engine
         self.recipe, self.data = prepared.recipe, prepared.data
+        self._tested = 0.0  # seconds of the stage at work that went to the test images
         self._told = 0  # how many of the engine's notes are in the folder
 
     def run(self, stage: str) -> None:
         """Do one stage and note that it is done."""
-        began = time.monotonic()
+        began, self._tested = time.monotonic(), 0.0
         with self.engine.together(), preserved(self.engine.device):
             seed_all(derive(self.recipe.seed, "stage", stage))
             work: Callable[[], Done] = getattr(self, f"_{stage}")
@@ -60,7 +61,8 @@ class Stages:
             self.engine.accelerator.wait_for_everyone()
         notes = self.engine.notes[self._told :]
         self._told += len(notes)
-        self.folder.finish(stage, {"seconds": round(time.monotonic() - began, 3), **values, "said": notes}, files)
+        spent = time.monotonic() - began - self._tested
+        self.folder.finish(stage, {"seconds": round(spent, 3), **values, "said": notes}, files)
         self.engine.accelerator.wait_for_everyone()
 
     # -------------------------------------------------------------------------------------------------------- training
@@ -286,7 +288,10 @@ class Stages:
         }
 
     def _test(self, module: nn.Module) -> float:
-        return self.engine.evaluate(module, self.data.test).headline
+        began = time.monotonic()
+        found = self.engine.evaluate(module, self.data.test).headline
+        self._tested += time.monotonic() - began
+        return found
 
 
 def _described(fitted: Fitted) -> Values:

@@ -17,7 +17,7 @@ from secateur.report.board.tables import (
     scale_of,
     task_of,
 )
-from secateur.report.page import words
+from secateur.report.page import described, words
 
 
 def title(document: Document) -> str:
@@ -94,7 +94,7 @@ def circumstances(document: Document) -> list[tuple[str, str]]:
         ("Begun", words.moment(document["calls"][0]["date"])),
         ("Commands", "; ".join(commands)),
         ("Network", f"{recipe['model']['reference']}: {_cost(document['dense'])}"),
-        ("Data", words.plain(data)),
+        ("Data", "; ".join(f"{what}: {text}" for what, text in described.data(data)) or NONE),
         ("Seeds", ", ".join(map(str, seeds)) or NONE),
         ("Device", ", ".join(document["device"]) or NONE),
         ("Threads of each process", ", ".join(map(str, document["threads"])) or NONE),
@@ -105,8 +105,14 @@ def circumstances(document: Document) -> list[tuple[str, str]]:
             f"Secateur {document['secateur']}, PyTorch {', '.join(document['torch']) or NONE}, "
             f"Python {', '.join(document['python']) or NONE}",
         ),
-        ("Settings given", words.plain(document["settings"]) if document["settings"] else "none, all as by default"),
+        ("Settings given", _given(document["settings"])),
     ]
+
+
+def _given(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """Settings of methods and repairs, where they are not as by default."""
+    said = [f"{name}: {key} {words.plain(value)}" for name, own in settings.items() for key, value in own.items()]
+    return "; ".join(said) or "none, all as by default"
 
 
 def _which(row: Row) -> str:

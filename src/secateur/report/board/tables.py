@@ -6,33 +6,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.budget import Budget
 from secateur.report.page import words
+from secateur.report.page.headline import RUNTIMES
 from secateur.report.page.results import TaskUsed
 
 NONE = "–"
+_KINDS = {
+    "flops": "Equal FLOPs", "params": "Equal parameters", "latency": "Equal latency",
+    "activations": "Equal activations", "peak": "Equal peak of activations",
+}  # fmt: skip
+_OTHER = "Other budgets"
 Document = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; all columns but the first are figures."""
+    """Cells as text; all columns but the first are figures.
+
+    grey: (row, column) of what is not significant. vital: how many of the first columns decide.
+    """
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    grey: frozenset[tuple[int, int]] = frozenset()
+    vital: int = 2
 
 
 LEGEND = (
     "Mean and standard deviation (n - 1) over seeds, in percent of the test images. Final: of the network that is left "
-    "behind. Cut: straight after the cut, before fine-tuning. Dense: the network that was pruned; of a method that "
-    "begins with a new network there is none. Against the best: of the pruned networks, by the test that is named "
-    "above; a tie is no difference beyond chance. Bound used: the budget is kept, and used up to a hundredth. Faster: "
-    "time of the dense network over that of the pruned one, by runtime, all networks timed in turns; in brackets the "
-    "95% interval, and no faster where it contains 1. The row dense is the whole network after as many epochs."
+    "behind. Against the best: of the pruned networks, by the test that is named above; a tie is no difference beyond "
+    "chance. Behind the best: the mean difference over the seeds that both have, and its 95% interval. Faster: time of "
+    "the dense network over that of the pruned one, by runtime, all networks timed in turns; in brackets the 95% "
+    "interval, and n.s. (not significant) where it contains 1. Cut: straight after the cut, before fine-tuning. Dense: "
+    "the network that was pruned; of a method that begins with a new network there is none. Bound used: the budget is "
+    "kept, and used up to a hundredth. The row dense is the whole network after as many epochs."
 )
+#: Said where a method leaves another network for every image.
+PER_INPUT = "†: the mean over images, of which each takes other channels."
 TIMES = (
-    "Base: training of the base network, counted with every method that begins with it. Acting: training with the "
-    "method at work. Prune: scores, plan, cut and its proof. Train: of the network that was narrow from the start."
+    "Prune: scores, plan, cut and its proof, without the passes over test images. Acting: training with the method at "
+    "work. Train: of the network that was narrow from the start. Base: training of the base network, counted with "
+    "every method that begins with it."
 )
 
 
@@ -45,6 +61,15 @@ def budgets(document: Document) -> list[str]:
     return list(dict.fromkeys(mean["budget"] for mean in document["means"] if mean["label"] != WHOLE))
 
 
+def kinds(document: Document) -> dict[str, list[str]]:
+    """Budgets by what is the same for all: FLOPs, parameters, latency."""
+    found: dict[str, list[str]] = {name: [] for name in (*_KINDS.values(), _OTHER)}
+    for budget in budgets(document):
+        keys = [key for key, _ in Budget.parse(budget).bounds]
+        found[_KINDS.get(keys[0], _OTHER) if len(keys) == 1 else _OTHER].append(budget)
+    return {name: members for name, members in found.items() if members}
+
+
 def means_at(document: Document, budget: str) -> list[Mapping[str, Any]]:
     """Means at one budget and of the whole network, the best first."""
     found = [mean for mean in document["means"] if mean["budget"] == budget or mean["label"] == WHOLE]
@@ -53,55 +78,68 @@ def means_at(document: Document, budget: str) -> list[Mapping[str, Any]]:
 
 
 def places(document: Document, budget: str) -> dict[str, str]:
-    """By method, how it stands to the best: "first", "tie" within chance, "below", or unknown where one seed is all."""
+    """By method: "best mean", "tie" within chance, "below" or "above" beyond it, or unknown where one seed is all."""
     paired = document.get("paired", {}).get("budgets", {}).get(budget)
     if paired is None:
         return {}
-    found = {paired["best"]: "first"}
+    found = {paired["best"]: "best mean"}
     for label, other in paired["others"].items():
         told = NONE if other["p"] is None else "tie"
         found[label] = ("below" if other["difference"] > 0 else "above") if other["significant"] else told
     return found
 
 
+def legend(document: Document) -> str:
+    """What the columns of means are."""
+    return f"{LEGEND} {PER_INPUT}" if any(mean.get("per_input") for mean in document["means"]) else LEGEND
+
+
 def mean_table(document: Document, budget: str) -> Table:
-    """Means at one budget and the whole network, the best first."""
+    """Means at one budget and the whole network, the best first; what decides stands in the first columns."""
     means, place, scale = means_at(document, budget), places(document, budget), scale_of(document)
     runtimes = list(dict.fromkeys(name for mean in means for name in mean["latency"]))
+    behind = document.get("paired", {}).get("budgets", {}).get(budget, {}).get("others", {})
     head = (
-        "method",
-        "final",
-        "against the best",
-        "cut",
-        "dense",
-        "MACs left",
-        "parameters left",
-        "bound used",
-        "proof",
-        "seeds",
-    )
-    rows = []
-    for mean in means:
-        of = mean["values"]
+        "method", "final", "against the best", *(f"faster, {RUNTIMES.get(name, name)}" for name in runtimes),
+        "behind the best", "MACs left", "parameters left", "cut", "dense", "bound used", "proof", "seeds",
+    )  # fmt: skip
+    rows, grey = [], set()
+    for number, mean in enumerate(means):
+        of, standing = mean["values"], place.get(mean["label"], NONE)
+        timed = [mean["latency"].get(name) for name in runtimes]
+        images = "†" if mean.get("per_input") else ""
         rows.append(
             (
                 mean["label"],
                 percents(of["accuracy.final"], scale=scale),
-                place.get(mean["label"], NONE),
+                standing,
+                *(_ratio(found) for found in timed),
+                _behind(behind.get(mean["label"]), scale),
+                percents(of["macs.share"], 1, alone=True) + images,
+                percents(of["params.share"], 1, alone=True),
                 *(percents(of[f"accuracy.{name}"], scale=scale) for name in ("pruned", "dense")),
-                *(percents(of[f"{name}.share"], 1, alone=True) for name in ("macs", "params")),
                 "yes" if mean["within"] else "no",
                 ("exact" if mean["exact"] else "inexact") + f", {words.error(mean['max_relative_error'])}",
                 str(len(mean["seeds"])),
-                *(_ratio(mean["latency"].get(name)) for name in runtimes),
             )
         )
-    return Table((*head, *(f"faster, {name}" for name in runtimes)), tuple(rows))
+        grey |= {(number, 3 + k) for k, found in enumerate(timed) if not _beyond(found)}
+        grey |= {(number, 2), (number, 3 + len(runtimes))} if standing in ("tie", NONE) else set()
+    return Table(head, tuple(rows), frozenset(grey), 3)
+
+
+def _behind(other: Mapping[str, Any] | None, scale: float) -> str:
+    """How far a method is behind the best, with its interval, in points where figures are shares."""
+    if other is None or other["difference"] is None:
+        return NONE
+    said = f"{scale * other['difference']:.2f}"
+    said += "" if other["low"] is None else f" ({scale * other['low']:.2f} to {scale * other['high']:.2f})"
+    return said.replace("-", words.MINUS)
 
 
 def time_table(document: Document) -> Table:
     """Mean seconds of what was done."""
-    names = ("base", "acting", "prune", "train", "finetune", "total")
+    names = ("total", "prune", "acting", "finetune", "train", "base")
     rows = [
         (
             mean["label"],
@@ -111,36 +149,39 @@ def time_table(document: Document) -> Table:
         )
         for mean in document["means"]
     ]
-    return Table(("method", "budget", *names, "epochs"), tuple(rows))
+    return Table(("method", "budget", *names, "epochs"), tuple(rows), vital=4)
 
 
 def run_table(document: Document) -> Table:
     """Every finished run."""
     head = (
-        "method", "budget", "seed", "dense", "soft", "hard", "cut", "final", "MACs", "left", "parameters", "left",
-        "epochs", "dense, ms", "pruned, ms", "faster", "error", "plan",
+        "method", "seed", "budget", "final", "faster", "MACs left", "parameters left", "cut", "dense", "soft", "hard",
+        "MACs", "parameters", "epochs", "dense, ms", "pruned, ms", "error", "plan",
     )  # fmt: skip
     order = {(mean["label"], mean["budget"]): place for place, mean in enumerate(document["means"])}
-    rows = sorted(document["rows"], key=lambda row: (order[row["label"], row["budget"]], row["seed"]))
-    return Table(head, tuple(_run_row(row, scale_of(document)) for row in rows))
+    found = sorted(document["rows"], key=lambda row: (order[row["label"], row["budget"]], row["seed"]))
+    grey = frozenset((n, 4) for n, row in enumerate(found) if not _beyond(_first_timed(row)))
+    return Table(head, tuple(_run_row(row, scale_of(document)) for row in found), grey, 4)
+
+
+def _first_timed(row: Row) -> Mapping[str, Any] | None:
+    """Latencies on the first runtime."""
+    return next(iter((row["latency"] or {}).values()), None)
 
 
 def _run_row(row: Row, scale: float) -> tuple[str, ...]:
-    timed = row["latency"] or {}
-    first = next(iter(timed.values()), None)
+    first = _first_timed(row)
     return (
         row["label"],
-        row["budget"],
         str(row["seed"]),
-        *(_percent(row["accuracy"][name], scale) for name in ("dense", "soft", "hard", "pruned", "final")),
-        *(
-            text
-            for name in ("macs", "params")
-            for text in (words.count(row[name]["after"]), _share(row[name]["share"]))
-        ),
+        row["budget"],
+        _percent(row["accuracy"]["final"], scale),
+        _ratio(first),
+        *(_share(row[name]["share"]) for name in ("macs", "params")),
+        *(_percent(row["accuracy"][name], scale) for name in ("pruned", "dense", "soft", "hard")),
+        *(words.count(row[name]["after"]) for name in ("macs", "params")),
         " + ".join(str(row["epochs"][part]) for part in ("base", "train", "finetune") if row["epochs"][part]),
         *((f"{first['dense_ms']:.3f}", f"{first['pruned_ms']:.3f}") if first else (NONE, NONE)),
-        f"{first['ratio']:.2f} ({first['low']:.2f} to {first['high']:.2f})" if first else NONE,
         words.error(row["max_relative_error"]),
         row["plan"].removeprefix("sha256:")[:10],
     )
@@ -180,9 +221,25 @@ def _seconds(spread: Mapping[str, Any] | None) -> str:
 
 
 def _ratio(timed: Mapping[str, Any] | None) -> str:
+    """How much faster, with its interval; of means over seeds, or of one run."""
     if timed is None:
         return NONE
-    ratio = timed["ratio"]
-    if ratio.get("low") is None:
-        return f"{ratio['mean']:.2f}"
-    return f"{ratio['mean']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    middle, low, high = _bounds(timed)
+    if low is None or high is None:
+        return f"{middle:.2f}"
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})" + ("" if _beyond(timed) else " n.s.")
+
+
+def _beyond(timed: Mapping[str, Any] | None) -> bool:
+    """Whether the interval of a ratio leaves 1 out."""
+    if timed is None:
+        return True
+    _, low, high = _bounds(timed)
+    return low is None or high is None or not low <= 1 <= high
+
+
+def _bounds(timed: Mapping[str, Any]) -> tuple[float, float | None, float | None]:
+    found = timed["ratio"]
+    if not isinstance(found, Mapping):
+        return found, timed["low"], timed["high"]
+    return found["mean"], found.get("low"), found.get("high")

@@ -119,6 +119,11 @@ def final(quality: Quality) -> float | None:
     return next((a for a in (quality.final, quality.finetuned, quality.pruned) if a is not None), None)
 
 
+def against(quality: Quality) -> tuple[float | None, str]:
+    """The dense network's headline that the final one is held against, and how it was trained, if for as long."""
+    return (quality.dense, "") if quality.longer is None else (quality.longer, "trained as long")
+
+
 def _remaining(results: Results) -> list[str]:
     macs, params = results.remaining("macs"), results.remaining("params")
     if macs is None:
@@ -128,12 +133,15 @@ def _remaining(results: Results) -> list[str]:
 
 
 def _quality_said(results: Results) -> str:
-    task, dense, after = results.task, results.quality.dense, final(results.quality)
+    task, (dense, how), after = results.task, against(results.quality), final(results.quality)
     if after is None:
         return f"{task.headline} was not measured"
     before, now = task.shown(dense), task.shown(after)
     if dense is None:
         return f"{task.headline} {now} (the dense network's was not measured)"
+    if how:
+        verdict = quality_change(results, dense, after).verdict
+        return f"{task.headline} {now}, and {before} of the dense network {how} ({verdict})"
     difference = after - dense
     if (round(1000 * difference) == 0) if task.unit == "share" else before == now:
         return f"{task.headline} stays at {now}"
@@ -156,7 +164,6 @@ def _speed_said(run: Run) -> str:
 def _quality_rows(results: Results) -> list[Row]:
     """The headline at each point of the run against the dense network's."""
     task, found = results.task, results.quality
-    dense = task.shown(found.dense, 2)
     named = [
         (f"{task.title} with soft gates", found.soft, False),
         (f"{task.title} with hard masks", found.hard, False),
@@ -165,20 +172,24 @@ def _quality_rows(results: Results) -> list[Row]:
     ]
     if found.final is not None and found.final not in (found.finetuned, found.pruned):
         named.append((f"{task.title} in the end", found.final, False))
-    rows = []
+    rows = [] if found.longer is None else [_quality_row(results, f"{task.title}, dense trained as long", found.longer)]
     for what, value, always in named:
-        if value is not None or always:
-            after = task.shown(value, 2)
-            if value is None and found.final is not None and what.endswith("fine-tuning"):
-                after = "not fine-tuned"
-            if value is None or found.dense is None:
-                rows.append(Row(what, dense, after, "", (_within(results, found.dense), _within(results, value))))
-                continue
-            told = quality_change(results, found.dense, value)
-            change = task.difference(value - found.dense)
-            exact = (_within(results, found.dense), _within(results, value))
-            rows.append(Row(what, dense, after, change, exact, between=told.between, sure=told.sure))
+        if value is None and not always:
+            continue
+        shown = "not fine-tuned" if found.final is not None and what.endswith("fine-tuning") else ""
+        rows.append(_quality_row(results, what, value, shown))
     return rows
+
+
+def _quality_row(results: Results, what: str, value: float | None, otherwise: str = "") -> Row:
+    """One headline beside the dense network's as it was cut; `otherwise`: what stands where it was not measured."""
+    task, dense = results.task, results.quality.dense
+    exact = (_within(results, dense), _within(results, value))
+    before, after = task.shown(dense, 2), task.shown(value, 2)
+    if value is None or dense is None:
+        return Row(what, before, otherwise or after if value is None else after, "", exact)
+    told = quality_change(results, dense, value)
+    return Row(what, before, after, task.difference(value - dense), exact, between=told.between, sure=told.sure)
 
 
 def _within(results: Results, value: float | None) -> str:
@@ -267,7 +278,7 @@ def _longer(results: Results) -> str:
     acts = results.method.acts if results.method else None
     parts = {stage: results.epochs.get(stage) or 0 for stage in ("pretrain", "train", "finetune")}
     dense, whole = parts["pretrain"] or (parts["train"] if acts == "after training" else 0), sum(parts.values())
-    if results.quality.dense is None or not 0 < dense < whole:
+    if results.quality.dense is None or results.quality.longer is not None or not 0 < dense < whole:
         return ""
     return (
         f"The dense network was trained for {words.number_of(dense, 'epoch')}, the pruned one for {whole:,} in all: a "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secateur.report.page import words
-from secateur.report.page.headline import final, interval, quality_change, runtime_name, speed
+from secateur.report.page.headline import against, final, interval, quality_change, runtime_name, speed
 from secateur.report.page.inputs import Run
 from secateur.report.page.measured import RuntimeRow
 from secateur.report.page.results import Results
@@ -65,7 +65,7 @@ def _size(results: Results) -> Card:
 
 
 def _quality(results: Results) -> Card:
-    task, dense, after = results.task, results.quality.dense, final(results.quality)
+    task, (dense, how), after = results.task, against(results.quality), final(results.quality)
     if after is None:
         return Card("–", f"{task.headline} was not measured", (), sure=False)
     if dense is None:
@@ -75,4 +75,5 @@ def _quality(results: Results) -> Card:
     lines = [f"{task.difference(after - dense)}{between}: {change.verdict}"]
     if results.quality.images:
         lines.append(f"on {results.quality.images:,} {results.quality.split or 'test'} images, measured once")
-    return Card(f"{task.shown(dense)} → {task.shown(after)}", task.headline, tuple(lines))
+    what = f"{task.headline}, the dense network {how}" if how else task.headline
+    return Card(f"{task.shown(dense)} → {task.shown(after)}", what, tuple(lines))
