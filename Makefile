@@ -12,7 +12,7 @@ LIGHTNING := lightning lightning-utilities torchmetrics tqdm
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint types unit long durations docs pages fuzz mutate census speed quality compare compress-bench wheel-check clean
+.PHONY: venv demo test lint types unit long durations docs pages fuzz mutate census speed quality compare leaderboard compress-bench wheel-check clean
 
 venv: $(STAMP)
 
@@ -90,6 +90,14 @@ compare: $(STAMP)  ## methods on CIFAR-10 (.data/cifar10.npz) with equal epochs:
 	-$(COMPARE) --seeds 3 --budget flops=0.5  # a method that fails is a line in the result
 	-$(COMPARE) --seeds 1 --budget flops=0.7 --budget flops=0.3
 	$(BIN)/python benchmarks/compare_results.py runs/compare
+	$(BIN)/python benchmarks/tables.py
+
+SETUP ?= resnet20
+DEVICE ?= auto
+JOBS ?= 1
+
+leaderboard: $(STAMP)  ## all methods on CIFAR-10 (.data/cifar10.npz) with SETUP's network; MINUTES=7: a piece, the next goes on
+	$(BIN)/python benchmarks/leaderboard.py --setup $(SETUP) --device $(DEVICE) --jobs $(JOBS) $(if $(MINUTES),--minutes $(MINUTES))
 	$(BIN)/python benchmarks/tables.py
 
 BENCH = $(BIN)/python benchmarks/compress_bench.py

@@ -19,6 +19,7 @@ import _choosing_page
 import _compare_page
 import _exports_page
 import _latency_page
+import _leaderboard_page
 import _networks_page
 import _one_shot_page
 import _record
@@ -39,6 +40,7 @@ FROM = {
     "exports": ("exports",),
     "graph_speed": ("graph_speed", "graph_growth"),
     "latency": ("latency_budget", "staircase"),
+    "leaderboard": tuple(f"leaderboard/{setup}" for setup in _leaderboard_page.SETUPS),
     "networks": ("networks",),
     "one_shot": ("one_shot_cifar10", "one_shot_photographs"),
     "speed": tuple(_speed_page.SECTIONS),
@@ -380,6 +382,7 @@ def pages() -> dict[Path, str]:
         _networks_page,
         _one_shot_page,
         _compare_page,
+        _leaderboard_page,
         _choosing_page,
         _latency_page,
         _exports_page,
