@@ -9,6 +9,7 @@ VISION := torchvision timm
 VISION_NEEDS := pillow pyyaml huggingface_hub
 # Of Lightning what training on one machine needs; the rest of its dependencies read files over the network.
 LIGHTNING := lightning lightning-utilities torchmetrics tqdm
+TRANSFORMERS := transformers tokenizers regex
 
 export OMP_NUM_THREADS ?= 1
 
@@ -19,7 +20,7 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,train,int8,data,ray,compress,compare,detection,docs]' $(VISION_NEEDS)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(VISION) $(LIGHTNING)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(VISION) $(LIGHTNING) $(TRANSFORMERS)
 	touch $@
 
 $(PEER): $(STAMP)

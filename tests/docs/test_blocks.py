@@ -20,7 +20,7 @@ from secateur.graph.rules.registry import RULES
 from secateur.recipe import Recipe
 
 #: Blocks that cannot run here, by page; a new one is added on purpose, with its reason on the page.
-NOT_RUN: dict[str, int] = {"docs/exports.md": 1}
+NOT_RUN: dict[str, int] = {"docs/exports.md": 1, "docs/integrations.md": 1}
 #: What a comment before a block may say; the last ones begin or end a table that a program fills in.
 MARKS = re.compile(r"not run|file|module|output|example|hidden|table .+|end .+|sets|getting|options|augmentations")
 WITH_CODE = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
@@ -51,7 +51,7 @@ def untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 #: Pages whose blocks train, export or prune a detector for longer than `make test` has.
-LONG = ("docs/detector.md", "docs/adding-a-method.md", "docs/own-loop.md", "docs/exports.md")
+LONG = tuple(f"docs/{name}.md" for name in ("detector", "adding-a-method", "own-loop", "exports", "integrations"))
 
 
 def _param(page: Path) -> Any:
