@@ -138,6 +138,40 @@ def test_a_result_is_saved_and_sent(server: type[StandIn], run: Run) -> None:
     assert computes_the_same(secateur.load("hf:org/a"), run.narrow)
 
 
+RESULTS = {
+    "before": {"macs": 4_000, "params": 300},
+    "after": {"macs": 2_000, "params": 100},
+    "accuracy": {"dense": 0.99, "longer": 0.994, "final": 0.986},
+    "data": {"name": "digits|<b>"},
+    "epochs": {"train": 6, "finetune": 4},
+    "recipe_name": "demo",
+    "seed": 3,
+    "verification": {"exact": True, "max_relative_error": 2e-7},
+}
+
+
+def test_the_card_of_a_run_has_its_figures(run: Run) -> None:
+    folder = hub.Folder.open(run.folder)
+    time = {"dense": {"median_ms": 0.5214}, "pruned": {"median_ms": 0.211}}
+    rows = [{"runtime": name, "ratio": {"low": low, "high": 3.1}, **time} for name, low in (("a", 2.2), ("b", 0.9))]
+    latency = {"batch_size": 1, "threads": 1, "device": "cpu", "runtimes": rows}
+    said = hub.card("org/name", *folder.saved(), RESULTS, latency, None).splitlines()
+    for line in (
+        "| multiply-accumulates | 4,000 | 2,000 |",
+        "| accuracy on digits/&lt;b> | 99.00% | 98.60% |",
+        "| the dense network trained as long | 99.40% | |",
+        "| latency, a, 1 at a time, 1 thread of cpu | 0.521 ms | 0.211 ms (2.20 to 3.10 times faster) |",
+        "| latency, b, 1 at a time, 1 thread of cpu | 0.521 ms | 0.211 ms "
+        "(0.90 to 3.10 times as fast, not significant) |",
+        "- budget: flops=0.5",
+        "- epochs: train 6, finetune 4",
+        "- seed: 3",
+        "- proof: exact; largest relative difference from the original with these channels at zero: 2.0e-07",
+    ):
+        assert line in said
+    assert not any(line.startswith("license") for line in said)
+
+
 def refused(name: str, part: str) -> None:
     with pytest.raises(SecateurError, match=part) as caught:
         secateur.load(name)

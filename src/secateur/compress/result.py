@@ -9,6 +9,7 @@ from typing import Any
 
 from secateur._files import write_bytes, write_json
 from secateur._summary import Summary
+from secateur.runtime import push_to_hub
 from secateur.surgery import Result
 from secateur.tasks import shown
 
@@ -60,6 +61,10 @@ class Compressed(Result):
     def of(cls, result: Result, **story: Any) -> Compressed:
         """A result with its story."""
         return cls(**{field.name: getattr(result, field.name) for field in fields(Result)}, **story)
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Send the network to the Hugging Face Hub with a card; `secateur.push_to_hub` has the options."""
+        return push_to_hub(self, name, **options)
 
     def document(self) -> dict[str, Any]:
         """All of it but the network, as plain JSON."""

@@ -29,6 +29,7 @@ from secateur.runtime.weights import misfit, state_tensors
 from secateur.surgery import Result, apply
 
 PLAN, WEIGHTS, PT2, RESULTS = "plan.json", stored.FILE, "model.pt2", "results.json"
+LATENCY = "latency.json"
 FORMAT, VERSION = "secateur.run", 1
 #: Arguments of torchvision's and timm's factories that fetch or unpickle weights; all weights come from the folder.
 _FETCHING = frozenset("weights weights_backbone pretrained pretrained_cfg checkpoint_path cache_dir".split())
@@ -225,6 +226,14 @@ class Folder:
 
     def has(self, name: str) -> bool:
         return kind_of(self.path / name) is not None
+
+    def latency(self) -> Mapping[str, Any] | None:
+        """latency.json of a run that has one, as the run wrote it."""
+        if self.results is None or LATENCY not in self.listed():
+            return None
+        self.check_files([LATENCY])
+        found: Mapping[str, Any] = read_json(self.path / LATENCY, what="The latencies", most=_MOST_BYTES)
+        return found
 
     def listed(self) -> dict[str, tuple[int, str]]:
         """Size and hash of the files in `results.json`."""

@@ -63,7 +63,11 @@ def push_to_hub(
         there = [file for file in FILES if run.has(file)]
         run.check_files(there)
         saved, plan = run.saved()
-        write_text(Path(place) / CARD, card(repository, saved, plan, run.results, licence), what="The model card")
+        write_text(
+            Path(place) / CARD,
+            card(repository, saved, plan, run.results, run.latency(), licence),
+            what="The model card",
+        )
         return _sent(repository, [(Path(place) / CARD), *(source / file for file in there)], private, token)
 
 
