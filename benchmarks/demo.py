@@ -34,6 +34,7 @@ def one(place: Path) -> dict[str, Any]:
     latency = json.loads((place / "runs/demo/latency.json").read_text())
     return {
         "load": load,
+        "threads": latency["threads"],
         "setup": setup,
         "demo": demo,
         "seconds": round(setup["seconds"] + demo["seconds"], 1),
@@ -64,7 +65,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(one(Path(folder) / "clone"))
             print(json.dumps(rows[-1]), flush=True)
-    _record.save(arguments.out, {"format": "secateur.demo", **_record.environment(), "rows": rows})
+    own = {"threads": rows[0]["threads"]}  # the demo's
+    _record.save(arguments.out, {"format": "secateur.demo", **_record.environment(), **own, "rows": rows})
 
 
 if __name__ == "__main__":

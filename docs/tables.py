@@ -23,6 +23,7 @@ import _by_method  # noqa: E402
 import _diagrams  # noqa: E402
 import _latency_page  # noqa: E402
 import _method_pages  # noqa: E402
+import _shown  # noqa: E402
 
 _BLOCK = re.compile(r"<!-- table ([\w ]+) -->\n.*?<!-- end table -->", re.DOTALL)
 
@@ -155,6 +156,11 @@ def aligned(_name: str) -> str:
     return _latency_page.side_by_side()
 
 
+def demo(_name: str) -> str:
+    """What `make demo` takes, and what it gains."""
+    return _shown.demo()
+
+
 def _times(latency: Mapping[str, Mapping[str, float | None]] | None) -> str:
     if not latency:
         return "–"
@@ -179,6 +185,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "repair settings": repair_settings,
     "faster": faster,
     "aligned": aligned,
+    "demo": demo,
     "example plain_pytorch": example,
     "example lightning_callback": example,
     "example accelerate_loop": example,
@@ -197,7 +204,8 @@ def filled(page: str) -> str:
 
 def written() -> dict[Path, str]:
     """Every page and picture that is not as the code says, as it should be."""
-    made = {page: filled(page.read_text(encoding="utf-8")) for page in sorted(HERE.glob("*.md"))}
+    pages = [HERE.parent / "README.md", *sorted(HERE.glob("*.md"))]
+    made = {page: filled(page.read_text(encoding="utf-8")) for page in pages}
     made |= _method_pages.pages(HERE / "methods", table)
     made |= _diagrams.pictures(HERE / "figures", _by_method.measured())
     return {page: text for page, text in made.items() if not page.exists() or page.read_text(encoding="utf-8") != text}
@@ -218,7 +226,7 @@ def main(arguments: list[str]) -> int:
             page.write_text(text, encoding="utf-8")
         for page in old:
             page.unlink()
-    names = [page.relative_to(HERE).as_posix() for page in [*stale, *old]]
+    names = [page.relative_to(HERE.parent).as_posix() for page in [*stale, *old]]
     if names:
         print(("stale: " if "--check" in arguments else "wrote: ") + ", ".join(names))
     return 1 if names and "--check" in arguments else 0
