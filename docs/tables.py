@@ -161,6 +161,11 @@ def demo(_name: str) -> str:
     return _shown.demo()
 
 
+def ultralytics(_name: str) -> str:
+    """A YOLO between two trainings by its own trainer."""
+    return _shown.ultralytics()
+
+
 def _times(latency: Mapping[str, Mapping[str, float | None]] | None) -> str:
     if not latency:
         return "–"
@@ -186,6 +191,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "faster": faster,
     "aligned": aligned,
     "demo": demo,
+    "ultralytics": ultralytics,
     "example plain_pytorch": example,
     "example lightning_callback": example,
     "example accelerate_loop": example,
