@@ -227,23 +227,32 @@ def main() -> None:
     a = parser.parse_args()
     if a.side:
         return side_at_work(a)
-    import _record
-
     torch.set_num_threads(a.threads)
     sources = {"before": Path(a.before)} if a.before else {}
     sources["now"] = HERE.parent / "src"
-    rows = []
     for name in a.methods.split(","):
         sides: dict[str, list[dict[str, Any]]] = {side: [] for side in sources}
         for _ in range(a.repeats):
             for side, source in sources.items():
                 sides[side].append(turn(a, name, source))
-        rows.append(row(name, sides))
-        print(json.dumps(rows[-1]), flush=True)
-    if a.before:
-        result = {**_record.environment(), **{n: getattr(a, n) for n in ("images", "budget", "repeats")}}
-        result["command"] = re.sub(r"(--before[ =])\S+", r"\1../before/src", result["command"])  # wherever it lay
-        _record.save(_record.RESULTS / "reconstruction.json", {**result, "bar_passes": PASSES, "rows": rows})
+        found = row(name, sides)
+        print(json.dumps(found), flush=True)
+        if a.before:
+            save(a, found)
+
+
+def save(a: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Write a row; methods that are not measured keep the rows they have, if all else is the same."""
+    import _record
+
+    file, keys = _record.RESULTS / "reconstruction.json", ("images", "budget", "repeats")
+    result = {**_record.environment(), **{key: getattr(a, key) for key in keys}, "bar_passes": PASSES}
+    result["command"] = re.sub(r"(--before[ =])\S+", r"\1../before/src", result["command"])  # wherever it lay
+    known = _record.read(file) if file.exists() else {}
+    alike = all(known.get(key) == result[key] for key in keys)
+    others = [one for one in known.get("rows", []) if alike and one["method"] != found["method"]]
+    rows = sorted([*others, found], key=lambda one: METHODS.index(one["method"]))
+    _record.save(file, {**result, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def samples(
     for number, batch in enumerate(standing):
         whole, x = batch.inputs[0], batch.inputs[-1]
         if inputs is not None and not bool(inputs.all()):
-            x = x.index_select(-1 if isinstance(now, nn.Linear) else 1, inputs.nonzero().squeeze(1))
+            channels = -1 if isinstance(now, nn.Linear) else 1
+            x = x.movedim(channels, -1).index_select(-1, inputs.nonzero().squeeze(1)).movedim(-1, channels)
         first, second = batch.held[0], batch.held[-1]
         numbers = before.weight[0].numel() * getattr(before, "groups", 1)
         for part, places in sampler.places(before, number, whole).parts(numbers):

@@ -17,6 +17,8 @@ from torch.nn.modules.conv import _ConvNd
 
 #: Numbers in one block of patches: large enough for the matrix product to run at full speed.
 BLOCK = 1 << 23
+#: Columns up to which products are made in double precision; wider ones are summed in it, block by block.
+EXACT = 1024
 
 
 def strips(n: int) -> Iterator[tuple[int, int]]:
@@ -26,9 +28,14 @@ def strips(n: int) -> Iterator[tuple[int, int]]:
 
 
 def add_square(total: torch.Tensor, block: torch.Tensor, scale: float) -> None:
-    """total += scale · block · blockᵀ for [units, n, n] and [units, n, length]; the upper triangle only."""
+    """total += scale · block · blockᵀ for [units, n, n] and [units, n, length]; the upper triangle only.
+
+    A block in less precision is multiplied in its own.
+    """
     for start, stop in strips(block.shape[1]):
-        if len(total) == 1:
+        if block.dtype != total.dtype:
+            total[:, start:stop, start:] += scale * (block[:, start:stop] @ block[:, start:].mT)
+        elif len(total) == 1:
             total[0, start:stop, start:].addmm_(block[0, start:stop], block[0, start:].T, alpha=scale)
         else:
             total[:, start:stop, start:].baddbmm_(block[:, start:stop], block[:, start:].mT, alpha=scale)

@@ -27,12 +27,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.errors import InputError
-from secateur.statistics.patches import BLOCK, padded, strips
+from secateur.statistics.patches import BLOCK, EXACT, padded, strips
 
 #: Pulls that are tried on halves of few samples, besides the one that is set.
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-#: Columns up to which products are made in double precision; wider ones are summed in it, batch by batch.
-_EXACT = 1024
 
 
 def readable(layer: nn.Module) -> bool:
@@ -172,7 +170,7 @@ class PatchSums:
 
     def add(self, seen: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Follow patches [N, groups, columns] and answers [N, outputs]; weights [N]: how often each counts."""
-        wide = seen.shape[2] > _EXACT and seen.dtype == torch.float32
+        wide = seen.shape[2] > EXACT and seen.dtype == torch.float32
         x = (seen if wide else seen.double()).transpose(0, 1)
         y = wanted.to(x.dtype).unflatten(1, (len(x), -1)).transpose(0, 1)
         often = None if weights is None else weights.to(x)[:, None]

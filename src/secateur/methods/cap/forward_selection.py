@@ -4,9 +4,10 @@ With Sigma the covariance of a layer's inputs, S the columns chosen so far and T
 
     R = Sigma - Sigma_{*S} Sigma_SS^-1 Sigma_{S*}        D = W R        gain(t|S) = tr(D_T R_TT^-1 D_T^T)
 
-is by how much the loss left after the best correction sinks when t joins. R is never written down: the blocks R_TT, D
-and G_T = D_T^T D_T are brought up to date with each choice, and the factor L of Sigma in the order of the choices is
-what corrections for any number of them are then made of.
+is by how much the loss left after the best correction sinks when t joins. The blocks R_TT, D and G_T = D_T^T D_T are
+brought up to date with each choice, R itself, of what is left, once in `_BLOCK` columns: between, its rows are made as
+they are asked for. The factor L of Sigma in the order of the choices is what corrections for any number of them are
+then made of.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Part = tuple[IntArray, IntArray]
 
 
 class ForwardSelection:
-    """One layer's inputs, some of them chosen. Memory: 8 columns^2 bytes besides what is given."""
+    """One layer's inputs, some of them chosen. Memory: 8 columns^2 bytes besides what is given, 24 while they join."""
 
     def __init__(
         self,
@@ -52,6 +53,9 @@ class ForwardSelection:
         self._space = sigma.new_zeros(len(sigma), len(sigma))
         self.order: list[int] = []  # columns as they were chosen
         self.ends: list[int] = []  # how many there were before and after every channel
+        self._rest: torch.Tensor | None = None  # R of the columns `_left`, once `_done` were chosen; None: Sigma
+        self._left = self._place = torch.arange(len(sigma), device=sigma.device)
+        self._done = 0
         self._r = [self._unit_blocks(columns) for _, columns in self.parts]
         self._g = [self._d[:, c].permute(1, 2, 0) @ self._d[:, c].permute(1, 0, 2) for _, c in self.parts]
         if fixed is not None and len(fixed):
@@ -95,7 +99,7 @@ class ForwardSelection:
 
     def _choose(self, columns: torch.Tensor) -> None:
         done, count = len(self.order), len(columns)
-        rows = self._unit_rows(columns) - self._space[columns, :done] @ self._space[:, :done].T
+        rows = self._residual(columns)
         own = rows[:, columns]
         own.diagonal().add_(torch.where(self.constant, 1.0, self.ridge)[columns])
         factor = _cholesky(own)
@@ -113,6 +117,38 @@ class ForwardSelection:
             seen = mine.mT @ cross[:, places].permute(1, 0, 2)
             self._r[number] -= mine.mT @ mine
             self._g[number] += mine.mT @ square @ mine - seen - seen.mT
+
+    def close(self) -> None:
+        """Forget what only further choices would need."""
+        self._rest = None
+
+    def _residual(self, columns: torch.Tensor) -> torch.Tensor:
+        """Rows of R; of columns that are chosen without meaning."""
+        if len(self.order) - self._done >= _BLOCK:
+            self._settle()
+        if self._rest is None:
+            rows = self._unit_rows(columns)
+        else:
+            rows = self._space.new_zeros(len(columns), len(self._space))
+            rows[:, self._left] = self._rest[self._place[columns]]
+        recent = slice(self._done, len(self.order))
+        return rows.addmm_(self._space[columns, recent], self._space[:, recent].T, alpha=-1.0)
+
+    def _settle(self) -> None:
+        """Bring R of the columns that are left up to date: one product where every choice would be a thin one."""
+        stays = torch.ones(len(self._space), dtype=torch.bool, device=self._space.device)
+        stays[torch.tensor(self.order, device=stays.device)] = False
+        left = stays.nonzero().squeeze(1)
+        if self._rest is None:
+            scale = self._scale[left]
+            rest = self._sigma[left][:, left].mul_(scale[:, None]).mul_(scale)
+        else:
+            among = self._place[left]
+            rest = self._rest[among][:, among]
+        recent = self._space[left, self._done : len(self.order)]
+        self._rest = rest.addmm_(recent, recent.T, alpha=-1.0)
+        self._left, self._place = left, stays.cumsum(0) - 1
+        self._done = len(self.order)
 
     # --------------------------------------------------------------------------------------- what a choice comes to
 
@@ -135,6 +171,8 @@ class ForwardSelection:
         return found
 
 
+#: Columns that join before R is brought up to date.
+_BLOCK = 256
 #: A variance, of 1, below which a direction is given by those chosen.
 _TINY = 1e-13
 
@@ -170,4 +208,6 @@ def forward_order(
         order[place], gains[place], left[best] = best, found[best], False
         for selection in selections:
             selection.choose(best)
+    for selection in selections:
+        selection.close()
     return order, gains

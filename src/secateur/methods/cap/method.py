@@ -30,6 +30,7 @@ Where this differs from the paper, and why:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -51,6 +52,7 @@ from secateur.methods.kit.scores import Scores
 from secateur.plan import Plan
 from secateur.repair.base import Case
 from secateur.repair.compensation import compensate, has_place
+from secateur.repair.least_squares import limited
 from secateur.statistics.gather import gather, untouched
 from secateur.statistics.held_out import HeldOut
 from secateur.statistics.moments import Moments
@@ -103,6 +105,7 @@ class Ranked:
             self._selections = self._select(model, s.ridge)
             order, gains = forward_order(self._selections, family.width, first)
         self.order, self.gains = order, gains
+        self._whole = [selection.outputs(selection.weight) for selection in self._selections]
         self.removable = family.width - int(first.sum())
 
     def _firsts(self, order: IntArray, floors: Sequence[int]) -> Iterator[Any]:
@@ -133,13 +136,13 @@ class Ranked:
     def write(self, model: Any, dense: Any, removed: int) -> None:
         """Give the layers of `model` the weights they have when the last `removed` channels go."""
         stay = self.family.width - removed
-        for reading, selection, scaled, place in zip(
-            self.readings, self._selections, self._rescale, self._place, strict=True
+        for reading, selection, whole, scaled, place in zip(
+            self.readings, self._selections, self._whole, self._rescale, self._place, strict=True
         ):
             columns = selection.ends[stay]
             weight = selection.corrected(columns)
             if scaled and removed:
-                weight = weight * _growth(selection, weight, columns)[:, None]
+                weight = weight * _growth(whole, selection.outputs(weight, columns))[:, None]
             layer, origin = model.get_submodule(reading.layer), dense.get_submodule(reading.layer)
             layer.weight[reading.rows] = weight.view_as(layer.weight[reading.rows]).to(layer.weight)
             if place:
@@ -147,8 +150,8 @@ class Ranked:
                 _add(model, dense, reading, layer, origin, (selection.weight - weight) @ mean)
 
 
-def _growth(selection: ForwardSelection, weight: torch.Tensor, columns: int) -> torch.Tensor:
-    before, after = selection.outputs(selection.weight), selection.outputs(weight, columns)
+def _growth(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """What brings variances back to what they were."""
     usable = after > 1e-12 * before
     return torch.where(usable, before / torch.where(usable, after, 1.0), 1.0).sqrt()
 
@@ -232,7 +235,7 @@ class Cap(Method):
         held = HeldOut(self.settings.check, loss)
         moments = Moments([reading.layer for family in found for reading in family.readings],
                           positions=self.settings.positions, seed=self.seed)  # fmt: skip
-        gather(self.model, held.rest(batches, self.device), [moments])
+        gather(self.model, held.rest(limited(batches, sys.maxsize, self.model), self.device), [moments])
         held.require()
         with untouched(self.model), torch.no_grad():
             self._scores = self._search(found, moments, held)
