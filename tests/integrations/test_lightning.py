@@ -115,7 +115,7 @@ def test_it_trains_as_the_plain_loop(gives: str) -> None:
 
 
 #: Methods whose search comes after the training, `collect`, are the loop's business.
-TRAINED = [row for row in METHODS if row.acts == "while training" and row.needs != "calibration"]
+TRAINED = [row for row in METHODS if row.acts == "while training" and not row.collects]
 
 
 @pytest.mark.parametrize("row", TRAINED, ids=lambda row: row.name)

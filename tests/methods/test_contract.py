@@ -24,8 +24,8 @@ from secateur.testing import NETWORKS, Check, Network, check_method, checks
 #: All that `make test` asks of most methods.
 BRIEFLY = (
     "row_is_complete", "settings_are_data", "scores_cover_every_channel", "plan_is_sound", "plan_meets_the_budget",
-    "plan_follows_its_channels", "result_is_ordinary", "result_is_the_masked_network", "result_is_saved",
-    "structure_is_cut[concatenation]",
+    "plan_follows_its_channels", "result_is_ordinary", "result_follows_its_images", "result_is_the_masked_network",
+    "result_is_saved", "structure_is_cut[concatenation]",
 )  # fmt: skip
 #: Of which it asks everything: one of each way to act.
 WHOLE = ("l1", "bwcp")

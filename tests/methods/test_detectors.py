@@ -26,6 +26,7 @@ IMAGES = ([torch.rand(3, 320, 320, generator=torch.Generator().manual_seed(0))],
 REFUSED = {
     "feature_relevance": "cannot start at a class",
     "functionality": "does not take one tensor",
+    "manidp": "puts gates onto convolutions inside a network",
     "nap": "draws targets from the network's own answers, and SSD does not give one tensor",
     "swp": "are in convolutions that have several",
 }

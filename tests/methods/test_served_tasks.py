@@ -99,7 +99,7 @@ def _scores(row: MethodRow, name: str, other: bool = False) -> tuple[np.ndarray[
     made = row.factory(net, images[:2], budget=row.example_budget.replace("0.5", "0.6"), steps=6)
     if row.needs == "training":
         _train(made, task, images, targets)
-    elif row.needs == "calibration":
+    if row.collects:
         told = task.classes(targets) if row.asks == "classes" else targets
         made.collect([(images[:12], told[:12]), (images[12:], told[12:])], task.loss)
     judged = repr(getattr(made, "judged", None))

@@ -32,6 +32,7 @@ from secateur.methods import (
     ghfp,
     group_fisher,
     itpruner,
+    manidp,
     metapruning,
     nap,
     pfp,
@@ -50,7 +51,7 @@ __all__ = [
 
 _ROOMS = (
     acp, adapruner, aofp, bwcp, cap, catro, cp, cpmc, csgd, cwb, dcp, dcpcac, feature_relevance, functionality, gdp,
-    ghfp, group_fisher, itpruner, metapruning, nap, pfp, prunenet, swp, baselines,
+    ghfp, group_fisher, itpruner, manidp, metapruning, nap, pfp, prunenet, swp, baselines,
 )  # fmt: skip
 
 #: One frozen row for each of Secateur's own methods: lists, documentation and the test matrix are made from these.
