@@ -171,7 +171,9 @@ def test_finishing_is_pruning() -> None:
 
 
 #: Not those that look at data after training, nor those whose zeros a repair may not fill, as they say.
-TRAINED = [row for row in METHODS if row.acts == "while training" and row.needs == "training" and row.result == "ordinary"]
+TRAINED = [
+    row for row in METHODS if row.acts == "while training" and row.needs == "training" and row.result == "ordinary"
+]
 
 
 @pytest.mark.parametrize("row", TRAINED, ids=lambda row: row.name)

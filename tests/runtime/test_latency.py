@@ -190,3 +190,54 @@ def test_kinds_of_layers() -> None:
     assert kind_of(nn.Conv2d(8, 8, (1, 7), groups=4)) == "grouped conv2d 1x7"
     assert kind_of(nn.ConvTranspose1d(4, 4, 3)) == "convtranspose1d 3"
     assert kind_of(models.create("tiny").stem[1]) == "batchnorm2d"
+
+
+class Branching(nn.Module):
+    """Works longer for bright images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Conv2d(1, 2, 3), list[float]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(float(x.mean()))
+        return self.layer(x)
+
+
+def test_times_are_means_over_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "in_turns", lambda calls, *_: [[6.0] * 5 for call in calls if call() is not None])
+    images = [torch.full((1, 1, 4, 4), value) for value in (1.0, 2.0, 3.0)]
+    net, other = Branching(), Branching()
+    placed: list[tuple[str, str]] = []
+
+    def on(runtime: str, name: str, model: nn.Module) -> nn.Module:
+        placed.append((runtime, name))
+        return other if name == "pruned" else model
+
+    found = measure(net, net, images[0], repeats=5, runtimes=["pytorch"], images=images, placed=on)
+    assert found["images"] == 3
+    assert found["runtimes"][0]["dense"]["median_ms"] == 2000
+    assert placed == [("pytorch", "dense"), ("pytorch", "pruned")]
+    assert other.seen == [1, 2, 3, 1, 2, 3]  # prepared, and called once
+    assert "images" not in measure(net, net, images[0], repeats=5, runtimes=["pytorch"])
+    with pytest.raises(ConfigError, match="no images"):
+        measure(net, net, images[0], runtimes=["pytorch"], images=[])
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_engines_run_several_images(name: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval()
+    images = [torch.randn(1, 1, 4, 4) for _ in range(3)]
+    found = ENGINES[name].prepared(net, images, 1)()
+    assert isinstance(found, list)
+    for x, out in zip(images, found, strict=True):
+        first = out if isinstance(out, torch.Tensor) else out[0]
+        assert np.allclose(np.asarray(first).reshape(-1), net(x).detach().numpy().reshape(-1), atol=1e-5)
+
+
+def test_an_engine_that_runs_one_image_alone_says_so() -> None:
+    one = dataclasses.replace(ENGINES["pytorch"], prepare_each=None)
+    with pytest.raises(RunError, match="is timed with one input"):
+        one.prepared(nn.Identity(), [torch.ones(1), torch.zeros(1)], 1)
+    assert torch.equal(one.prepared(nn.Identity(), [torch.ones(1)], 1)(), torch.ones(1))

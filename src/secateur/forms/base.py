@@ -47,6 +47,9 @@ class FormKind(Protocol):
     #: with one image at a time.
     per_input: bool
 
+    def refused(self, runtime: str) -> str | None:
+        """Why a runtime cannot run what is built, in a sentence; None where it may."""
+
     def check(self, data: Mapping[str, Any]) -> None:
         """Raise ValueError, with the end of a sentence, unless these are sound data of this kind."""
 

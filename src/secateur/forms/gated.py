@@ -118,6 +118,10 @@ class Gated:
     built: type[nn.Module] = GatedConv2d
     per_input = True
 
+    def refused(self, runtime: str) -> str | None:
+        """OpenVINO's plugin for processors wants to know weights when it compiles."""
+        return "OpenVINO runs no convolution whose weight is computed." if runtime == "openvino" else None
+
     def check(self, data: Mapping[str, Any]) -> None:
         """ValueError unless the data are widths, a threshold, a name or null, and yes or no."""
         if set(data) != _KEYS:

@@ -89,6 +89,10 @@ class Offsets:
     built: type[nn.Module] = StripeConv2d
     per_input = False
 
+    def refused(self, runtime: str) -> str | None:
+        """None."""
+        return None
+
     def check(self, data: Mapping[str, Any]) -> None:
         """ValueError unless the data are a kernel and, for every filter, positions in it."""
         if set(data) != _KEYS:

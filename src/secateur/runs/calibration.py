@@ -29,6 +29,11 @@ class Calibration:
             yield inputs, targets
 
 
+def single_images(split: Split, most: int = 16) -> list[Any]:
+    """Inputs of one image each, the first of a split: for times of networks whose work depends on the image."""
+    return [inputs for inputs, _ in itertools.islice(split.batches(1), most)]
+
+
 class Classes:
     """The same batches with the class of every sample for a target, as the task knows it."""
 

@@ -15,7 +15,7 @@ from secateur._hints import choose
 from secateur.data import open_data
 from secateur.errors import ConfigError, RunError, SecateurError
 from secateur.recipe import Recipe
-from secateur.runs.calibration import Calibration
+from secateur.runs.calibration import Calibration, single_images
 from secateur.runs.folder import RECIPE
 from secateur.runs.preparing import Prepared
 from secateur.runtime import EXPORTERS, QUANTISERS, Exporter, Quantiser, open_exported
@@ -23,7 +23,7 @@ from secateur.runtime.again import network_of, note, target_of
 from secateur.runtime.deploying import all_plain, deployment_note, for_format
 from secateur.runtime.export import Subject, export_subject
 from secateur.runtime.folder import Folder
-from secateur.runtime.inputs import batch_of
+from secateur.runtime.inputs import batch_of, with_batch
 from secateur.runtime.int8 import quantise_subject
 from secateur.tasks import Evaluator, Task, create
 from secateur.training.interface import Split
@@ -51,6 +51,7 @@ def write_exports(
     whole, plain = Subject.of(narrow, inputs), all_plain(narrow)
     ordinary = whole if plain is narrow else Subject.of(plain, inputs)
     calibration = calibration_of(recipe, prepared.data)
+    images = single_images(prepared.data.test) if prepared.row.result == "per input" else None
     for row in (*formats, *quantisers):
         say(f"Writing {row.file}: {row.summary}.", note=False)
         key = f"int8.{row.name}" if isinstance(row, Quantiser) else row.name
@@ -61,11 +62,14 @@ def write_exports(
                 if ordinary is not whole:
                     say(f"In {row.file} all layers are computed plainly: quantisers know no other way.", note=True)
             else:
-                network, forms = for_format(row.name, narrow, inputs)
-                subject = whole if network is narrow else Subject.of(network, inputs)
-                values[row.name] = {**export_subject(row.name, subject, folder / row.file), **forms}
-                if forms:
-                    say(deployment_note(row.file, forms["forms"]), note=True)
+                made = for_format(row.name, narrow, inputs, images)
+                given = inputs if made.fixed is None else with_batch(inputs, 1)
+                subject = whole if made.model is narrow else Subject.of(made.model, given, fixed=made.fixed)
+                values[row.name] = {**export_subject(row.name, subject, folder / row.file), **made.forms}
+                if made.forms:
+                    say(deployment_note(row.file, made.forms["forms"]), note=True)
+                elif made.model is not narrow:
+                    say(f"In {row.file} all channels are computed and masked, for batches of any size.", note=True)
             names += row.files
         except SecateurError as error:
             for name in row.files:  # of an attempt before

@@ -23,12 +23,13 @@ from secateur.methods.kit.sparse import keep_zeros
 from secateur.plan import Plan
 from secateur.recipe import Training
 from secateur.repair import Repair, repairs
-from secateur.runs.calibration import Calibration, Classes
+from secateur.runs.calibration import Calibration, Classes, single_images
 from secateur.runs.documents import describe_cut
 from secateur.runs.exporting import write_exports
 from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, SEARCH, Folder
 from secateur.runs.preparing import Prepared
 from secateur.runs.workers import trials
+from secateur.runtime.deploying import RUN_BY, placed
 from secateur.runtime.named import Named
 from secateur.runtime.sparse import FILE as SPARSE
 from secateur.runtime.sparse import save_sparse
@@ -217,14 +218,23 @@ class Stages:
         if config is None or not self.folder.main:
             return {}, []
         self.engine.say("Timing dense and pruned network side by side.", note=False)
+        images = single_images(self.data.test) if self.prepared.row.result == "per input" else None
+        inputs, exported = self.prepared.network().inputs, self.folder.stages.get("export", {})
+
+        def on(name: str, _: str, model: nn.Module) -> nn.Module:
+            file = next((form for form, by in RUN_BY.items() if by == name), "")
+            return placed(model, inputs, name, images=images, known=exported.get(file, {}).get("forms"))
+
         measured = runtime.measure(
             self._dense().eval(),
             self._narrow(MODEL).eval(),
-            self.prepared.network().inputs,
+            inputs,
             batch_size=config.batch_size,
             repeats=config.repeats,
             threads=config.threads,
             runtimes=config.names(onnx=self.recipe.export.onnx),
+            images=images,
+            placed=on,
         )
         write_json(self.folder.path / LATENCY, measured, what="The latencies")
         return {}, [LATENCY]

@@ -15,6 +15,7 @@ from secateur.errors import RunError
 from secateur.runtime.deploying import for_format
 from secateur.runtime.export import EXPORTERS, export_model
 from secateur.runtime.folder import PLAN, RESULTS, WEIGHTS, Folder, describe_files, is_library
+from secateur.runtime.inputs import with_batch
 from secateur.runtime.loading import load
 
 _VERIFICATION = "verification.json"
@@ -44,8 +45,10 @@ def export_folder(
     run = Folder.open(folder)
     network, inputs = network_of(run, model)
     target = target_of(run, EXPORTERS[name].file, path)
-    network, forms = for_format(name, network, inputs)
-    found = {**export_model(name, network, inputs, target, opset=opset, open_size=open_size), **forms}
+    made = for_format(name, network, inputs)
+    given = inputs if made.fixed is None else with_batch(inputs, 1)
+    found = export_model(name, made.model, given, target, opset=opset, open_size=open_size, fixed=made.fixed)
+    found |= made.forms
     if path is None and run.results is not None:
         note(run, EXPORTERS[name].files, (name,), found)
     return {**found, "path": str(target)}

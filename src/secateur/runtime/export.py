@@ -68,6 +68,7 @@ def export_model(
     *,
     opset: int | None = None,
     open_size: bool = False,
+    fixed: str | None = None,
 ) -> dict[str, Any]:
     """Write `model` in the format called `name` (see `EXPORTERS`), and compare what the file computes with it.
 
@@ -75,6 +76,7 @@ def export_model(
         name: of the format. model: in evaluation mode or not, it stays as it is. example_inputs: what it runs with.
         path: of the file to write. opset: of ONNX; None: the exporter's own.
         open_size: leave the height and width of images open, too, as in a fully convolutional network.
+        fixed: why the batch size is that of the example, if it is not to be left open.
 
     Returns:
         "max_relative_error", "tolerance", "dynamic_batch" (with a "reason" if false), "batch_sizes" compared,
@@ -88,7 +90,8 @@ def export_model(
     _check(name)
     if opset is not None and name != "onnx":
         raise ConfigError(f"The format {name} has no opset to choose: leave opset out, or write onnx.")
-    return export_subject(name, Subject.of(model, example_inputs, opset=opset, open_size=open_size), path)
+    subject = Subject.of(model, example_inputs, fixed=fixed, opset=opset, open_size=open_size)
+    return export_subject(name, subject, path)
 
 
 def export_subject(name: str, subject: Subject, path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -163,6 +163,19 @@ def with_batch(inputs: Any, size: int) -> Any:
     return map_tensors(inputs, resized)
 
 
+def drawn(inputs: Any, count: int) -> list[Any]:
+    """So many different `inputs` of one row of noise each."""
+    row = with_batch(inputs, 1)
+    generator = torch.Generator().manual_seed(count)
+
+    def fresh(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+
+    return [map_tensors(row, fresh) for _ in range(count)]
+
+
 def batched(inputs: Any) -> list[torch.Tensor]:
     """The tensors of `inputs` whose dimension 0 is the batch, as `with_batch` sees it."""
     batch = batch_of(inputs)

@@ -14,7 +14,7 @@ import gc
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ _NOISY = 0.25  # of the median; the middle 80% of times on a quiet machine span 
 _MOST_PROFILED = 10
 _clock = time.perf_counter
 
+#: Of the name of a runtime, the name of a network, and the network: what runs there in its place.
+Placed: TypeAlias = Callable[[str, str, nn.Module], nn.Module]
 FUSED = "it does not tell the times of single layers, because it computes several as one"
 
 
@@ -51,6 +53,8 @@ def measure(
     warmup: int = 3,
     seed: int = 0,
     layers: bool = False,
+    images: Sequence[Any] | None = None,
+    placed: Placed | None = None,
 ) -> dict[str, Any]:
     """Time both networks and return the content of `latency.json`.
 
@@ -63,11 +67,16 @@ def measure(
         runtimes: names of `engines.ENGINES`. warmup: runs of each network before the first is timed; more, if they
             are done in less than 0.2 seconds. seed: of the draws behind the ratio's interval.
         layers: every runtime's times by layer as well, in its row; those of PyTorch are there in any case.
+        images: inputs to run in place of these, each as it is, where what a network computes depends on them. Times
+            are then means over them, and those by layer of the first.
+        placed: what runs on a runtime in place of a network, which is called "dense" or "pruned", if not itself.
 
     Raises:
         ConfigError: a setting is impossible, or a runtime is not installed. RunError: the networks do not run.
     """
-    session = _Session({"dense": dense, "pruned": pruned}, example_inputs, batch_size, repeats, threads, warmup)
+    session = _Session(
+        {"dense": dense, "pruned": pruned}, example_inputs, batch_size, repeats, threads, warmup, images, placed
+    )
     with threads_set(threads):
         document = session.measured(
             runtimes, lambda times: compare(times["dense"], times["pruned"], seed=seed), layers=layers
@@ -105,20 +114,22 @@ def measure_each(
     runtimes: Sequence[str] = RUNTIMES,
     warmup: int = 3,
     seed: int = 0,
+    images: Sequence[Any] | None = None,
+    placed: Placed | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Time many networks against one dense network, all in turns in one session: a document as `measure`'s for each.
 
     A network that a runtime cannot run is left out there, and its document says so; the others are timed.
 
     Args:
-        dense, example_inputs, batch_size, repeats, threads, runtimes, warmup, seed: as in `measure`.
-        pruned: the networks by name.
+        dense, example_inputs, batch_size, repeats, threads, runtimes, warmup, seed, images: as in `measure`.
+        pruned: the networks by name. placed: as in `measure`; the dense network's name is empty.
 
     Raises:
         ConfigError: a setting is impossible, or a runtime is not installed. RunError: a network does not run at all.
     """
     models = {"": dense, **pruned}
-    session = _Session(models, example_inputs, batch_size, repeats, threads, warmup)
+    session = _Session(models, example_inputs, batch_size, repeats, threads, warmup, images, placed)
 
     def each(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         return {"of": {name: compare(times[""], times[name], seed=seed) for name in pruned if name in times}}
@@ -173,13 +184,25 @@ class _Session:
     """The networks of one measurement, as copies, with the inputs of its batch size."""
 
     def __init__(
-        self, models: Mapping[str, nn.Module], inputs: Any, batch_size: int, repeats: int, threads: int, warmup: int
+        self,
+        models: Mapping[str, nn.Module],
+        inputs: Any,
+        batch_size: int,
+        repeats: int,
+        threads: int,
+        warmup: int,
+        images: Sequence[Any] | None = None,
+        placed: Placed | None = None,
     ) -> None:
         for what, number in {"batch_size": batch_size, "repeats": repeats, "threads": threads}.items():
             if type(number) is not int or number < 1:
                 raise ConfigError(f"{what} {number!r} of the latency is impossible: give a whole number from 1.")
         self.models = {key: copied(model) for key, model in models.items()}
-        self.inputs = with_batch(inputs, batch_size)
+        self.several = [with_batch(inputs, batch_size)] if images is None else list(images)
+        if not self.several:
+            raise ConfigError("There are no images to time the networks with: give at least one.")
+        self.images, self._placed = images is not None, placed
+        self.inputs = self.several[0]
         self.batch_size, self.repeats, self.threads, self.warmup = batch_size, repeats, threads, warmup
         self.left_out: list[tuple[str, dict[str, str]]] = []  # networks that a runtime cannot run, with its row
 
@@ -195,7 +218,7 @@ class _Session:
         for model in self.models.values():
             pytorch.ENGINE.prepare(model, self.inputs, self.threads)  # what does not run at all is nobody's skip
         for engine in engines:
-            tried = {name: self._prepared(engine, model) for name, model in self.models.items()}
+            tried = {name: self._prepared(engine, name) for name in self.models}
             calls = {name: call for name, call in tried.items() if not isinstance(call, str)}
             left = [
                 (name, {"runtime": engine.name, "reason": why}) for name, why in tried.items() if isinstance(why, str)
@@ -205,7 +228,8 @@ class _Session:
             if next(iter(tried)) not in calls or len(calls) < min(2, len(tried)):
                 skipped.append(left[0][1])
                 continue
-            times = dict(zip(calls, in_turns([*calls.values()], self.repeats, self.warmup), strict=True))
+            spent = in_turns([*calls.values()], self.repeats, self.warmup)
+            times = {name: [each / len(self.several) for each in own] for name, own in zip(calls, spent, strict=True)}
             rows.append({"runtime": engine.name, **say(times), **(self._layers(engine) if layers else {})})
         return {
             "format": "secateur.latency",
@@ -213,6 +237,7 @@ class _Session:
             "batch_size": self.batch_size,
             "threads": self.threads,
             "repeats": self.repeats,
+            **({"images": len(self.several)} if self.images else {}),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "device": _device_name(next(iter(self.models.values()))),
             "versions": _versions(engines),
@@ -220,10 +245,13 @@ class _Session:
             "skipped": skipped,
         }
 
-    def _prepared(self, engine: Engine, model: nn.Module) -> Call | str:
+    def _prepared(self, engine: Engine, name: str) -> Call | str:
         """The network as a runtime runs it, or why it does not."""
+        model = self.models[name]
         try:
-            return engine.prepare(model, self.inputs, self.threads)
+            if self._placed is not None:
+                model = self._placed(engine.name, name, model)
+            return engine.prepared(model, self.several, self.threads)
         except RunError as error:
             return str(error)
 

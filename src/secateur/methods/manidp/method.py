@@ -13,18 +13,18 @@ the layer's input and gives each output channel a saliency of the image:
 The result is the network with its gates (form "gated" of `secateur.forms`): an image alone is computed by its channels.
 
 Where this differs from the authors' code, and why:
-    - t follows from the budget: while training, from layers that keep a share t of their outputs; in the end the
-      largest t at which calibration images cost no more on average than the budget allows, with thresholds that move
-      evenly between the mean saliencies of two channels, and on to 0, so that the budget is used up.
-    - Gates stand where they can in any network: behind the batch norm of a convolution, in front of the ReLU, which
-      makes no difference as saliencies are not negative. The first convolution, shortcuts, grouped and depthwise
-      convolutions, and layers hardly larger than a gate have none.
-    - F2 begins at 0, so that the gates are open and training begins with the trained network; `start: kaiming` is the
-      code's, with saliencies that scatter from the first step.
-    - Until an epoch is over, C is c0 times the mean CE of the images seen so far; the code goes through them before.
-    - Channels that no calibration image opens are cut.
-    - `deploy: static` is no part of the paper, and an approximation: saliencies become their means over calibration
-      images and are folded into weights, and the result is an ordinary network.
+    t follows from the budget: while training, from layers that keep a share t of their outputs; in the end the
+        largest t at which calibration images cost no more on average than the budget allows, with thresholds that move
+        evenly between the mean saliencies of two channels, and on to 0, so that the budget is used up.
+    Gates stand where they can in any network: behind the batch norm of a convolution, in front of the ReLU, which
+        makes no difference as saliencies are not negative. The first convolution, shortcuts, grouped and depthwise
+        convolutions, and layers hardly larger than a gate have none.
+    F2 begins at 0, so that the gates are open and training begins with the trained network; `start: kaiming` is the
+        code's, with saliencies that scatter from the first step.
+    Until an epoch is over, C is c0 times the mean CE of the images seen so far; the code goes through them before.
+    Channels that no calibration image opens are cut.
+    `deploy: static` is no part of the paper, and an approximation: saliencies become their means over calibration
+        images and are folded into weights, and the result is an ordinary network.
 """
 
 from __future__ import annotations
@@ -410,7 +410,7 @@ ROW = MethodRow(
     needs="training",
     acts="while training",
     asks="class scores",
-    granularity="channel per image",
+    granularity="single image's channel",
     fidelity="read against the authors' code (ResNets on CIFAR-10); the budget, gates in networks of other kinds, an "
     "open start, cutting what never opens and where skipping pays are this library's",
     factory=ManiDP,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from secateur._hints import install
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, RunError
 from secateur.graph.modules import clone_module, unwrap
 
 Call: TypeAlias = Callable[[], object]
@@ -50,6 +50,9 @@ class Engine:
     `threads_set(threads)`. It raises RunError, one sentence, where this network cannot run here.
 
     `watch`, with the same arguments, gives the seconds of every layer; None where a runtime does not tell.
+
+    `prepare_each(model, several, threads)` gives a call that runs one pass for each of several inputs, one after the
+    other; None where an engine runs one alone.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Engine:
     packages: tuple[str, ...] = ()  # to be imported, beyond torch
     install: str = install()
     watch: Callable[[nn.Module, Any, int], Watch] | None = None
+    prepare_each: Callable[[nn.Module, Sequence[Any], int], Call] | None = None
     lacking: Callable[[], str | None] = _nothing_more  # what else is missing, as a sentence
 
     def missing(self) -> str | None:
@@ -71,6 +75,14 @@ class Engine:
         """ConfigError with the sentence of `missing`, if there is one."""
         if (sentence := self.missing()) is not None:
             raise ConfigError(sentence)
+
+    def prepared(self, model: nn.Module, several: Sequence[Any], threads: int) -> Call:
+        """A call that runs all of these inputs; as `prepare`, RunError where that cannot be done."""
+        if len(several) == 1:
+            return self.prepare(model, several[0], threads)
+        if self.prepare_each is None:
+            raise RunError(f"{self.summary} is timed with one input, and this network needs several: leave it out.")
+        return self.prepare_each(model, several, threads)
 
     def versions(self) -> dict[str, str]:
         """Versions of torch and of the package that runs the network, by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,20 @@ def prepare(model: nn.Module, inputs: Any, threads: int) -> Call:
     with told("ONNX Runtime cannot run the exported network", "leave it out"):
         opened = session(data, threads)
         call = partial(opened.run, None, onnx_feed(opened, inputs))
+        call()
+    return call
+
+
+def prepare_each(model: nn.Module, several: Sequence[Any], threads: int) -> Call:
+    """One session that is fed with one of the inputs after the other."""
+    data = onnx_of(model, several[0])
+    with told("ONNX Runtime cannot run the exported network", "leave it out"):
+        opened = session(data, threads)
+        feeds = [onnx_feed(opened, inputs) for inputs in several]
+
+        def call() -> object:
+            return [opened.run(None, feed) for feed in feeds]
+
         call()
     return call
 
@@ -79,4 +93,5 @@ ENGINE = Engine(
     packages=("onnxruntime", "onnx", "onnxscript"),
     install=install("export"),
     watch=watch,
+    prepare_each=prepare_each,
 )

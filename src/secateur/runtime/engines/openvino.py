@@ -7,6 +7,7 @@ made in the network's own precision.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,18 @@ def prepare(model: nn.Module, inputs: Any, threads: int) -> Call:
 
     def call() -> object:
         return request.infer()
+
+    return call
+
+
+def prepare_each(model: nn.Module, several: Sequence[Any], threads: int) -> Call:
+    """A request that gets one of the inputs after the other."""
+    request = opened(model, several[0], threads)
+    openvino = needed("openvino")
+    given = [[openvino.Tensor(tensor.numpy().copy()) for tensor in tensors(inputs)] for inputs in several]
+
+    def call() -> object:
+        return [request.infer(each) for each in given]
 
     return call
 
@@ -99,4 +112,5 @@ ENGINE = Engine(
     packages=("openvino", "onnx", "onnxscript"),
     install=install("openvino"),
     watch=watch,
+    prepare_each=prepare_each,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,16 @@ def prepare(model: nn.Module, inputs: Any, threads: int) -> Call:
     return call
 
 
+def prepare_each(model: nn.Module, several: Sequence[Any], threads: int) -> Call:
+    """The module, once for each of the inputs."""
+    calls = [prepare(model, inputs, threads) for inputs in several]
+
+    def call() -> object:
+        return [each() for each in calls]
+
+    return call
+
+
 def watch(model: nn.Module, inputs: Any, threads: int) -> Watch:
     """By hooks around every layer, which are there only while it runs."""
     args, kwargs = as_call(to_device(inputs, device_of(model)))
@@ -52,4 +63,4 @@ def watch(model: nn.Module, inputs: Any, threads: int) -> Watch:
     return Watch(run, lambda: found[1:])
 
 
-ENGINE = Engine("pytorch", "PyTorch, eager", prepare, watch=watch)
+ENGINE = Engine("pytorch", "PyTorch, eager", prepare, watch=watch, prepare_each=prepare_each)
