@@ -165,25 +165,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["stripes", "gates"])
     parser.add_argument("--models", nargs="+", default=["resnet56", "vgg16_bn"], help="with stripes")
-    parser.add_argument("--gated", nargs="+", default=["resnet56", "vgg16_bn", "resnet18"], help="with gates")
+    parser.add_argument("--gated", nargs="+", default=["vgg16_bn", "resnet18"], help="with gates")
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES))
     parser.add_argument("--share", type=float, default=0.3, help="of multiply-accumulates that stripes leave")
     parser.add_argument("--active", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="shares of channels")
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=15, help="of stripes; networks with gates run 5 times")
+    parser.add_argument("--repeats", type=int, default=15, help="of stripes; networks with gates run 3 times")
     parser.add_argument("--dry", action="store_true", help="print only, and write no result")
     arguments = parser.parse_args()
     rows: dict[str, list[dict[str, Any]]] = {"stripes": [], "gates": []}
+
+    def keep() -> None:
+        if not arguments.dry:
+            _record.save(_record.RESULTS / "forms_speed.json", {**_record.environment(), **rows})
+
     for name in arguments.models if arguments.only != "gates" else []:
         rows["stripes"] += rows_of(name, arguments.share, arguments.runtimes, arguments.repeats)
+        keep()
     for entry in rows["stripes"]:
         print(entry["model"], entry["runtime"], entry["median_ms"], f"{len(entry['kept'])} of {entry['of']} kept")
         print("   ", entry["said"])
     for name in arguments.gated if arguments.only != "stripes" else []:
-        given = (arguments.active, arguments.runtimes, arguments.images, min(arguments.repeats, 5))
+        given = (arguments.active, arguments.runtimes, arguments.images, min(arguments.repeats, 3))
         rows["gates"] += gate_rows(name, *given)
-    if not arguments.dry:
-        _record.save(_record.RESULTS / "forms_speed.json", {**_record.environment(), **rows})
+        keep()
 
 
 if __name__ == "__main__":

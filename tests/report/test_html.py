@@ -89,6 +89,14 @@ def test_the_sentence_says_what_was_gained_and_lost(tmp_path: Path) -> None:
     ) in page.text()
 
 
+def test_means_over_images_are_called_so(tmp_path: Path) -> None:
+    content = documents()
+    content["results"]["expected"] = {"macs": 20_000_000, "spread": 1_000_000, "images": 1024, "most": 41_000_000}
+    page = report(tmp_path, content)
+    assert "49.2% of the MACs (on average over 1,024 images) and 52.1% of the parameters remain" in page.text()
+    assert "MACs (mean over 1,024 images)" in page.words
+
+
 @pytest.mark.parametrize(
     ("final", "words"),
     [

@@ -117,6 +117,13 @@ def test_times_and_runs_are_listed() -> None:
     )  # fmt: skip
 
 
+def test_counts_that_are_means_over_images_are_called_so() -> None:
+    document = board()
+    assert not any("(mean)" in cell for row in run_table(document).rows for cell in row)
+    document["rows"][0]["mean_over"] = 256
+    assert [cell for row in run_table(document).rows for cell in row if "mean" in cell] == ["5.970M (mean)"]
+
+
 def test_fairness_names_every_kind_and_its_epochs() -> None:
     said = fairness(board())
     assert len(said) == 8

@@ -96,6 +96,7 @@ def row(cell: Cell, results: Mapping[str, Any], dense: Mapping[str, int], base: 
         "max_relative_error": proof.get("max_relative_error"),
         "structural_error": proof.get("structural_error"),
         "plan": results["plan"],
+        "mean_over": results.get("expected", {}).get("images"),  # images, where MACs depend on them
         "notes": results["method"]["notes"],
         "device": results["device"],
         "threads": results["threads"],

@@ -126,7 +126,7 @@ def _totals(graph: Graph, rows: Sequence[Mapping[str, object]]) -> Text:
 
 def _before_after(result: Result) -> Table:
     table = _table("cost", "before", "after", "remains")
-    before, after = costs(result.before), costs(result.after)
+    before, after = costs(result.before), costs(result.averaged)
     for key, whole in before.items():
         table.add_row(
             _NAMES[key], _grouped(whole), _grouped(after[key]), _percent(after[key] / whole if whole else 1.0)
@@ -145,7 +145,7 @@ def _budget(result: Result) -> list[RenderableType]:
         bounds = Budget.parse(budget).bounds if isinstance(budget, dict) else ()  # ratios, or a plan from elsewhere
     except BudgetError:
         bounds = ()
-    before, after = costs(result.before), costs(result.after)
+    before, after = costs(result.before), costs(result.averaged)
     known = {key: bound for key, bound in bounds if key in before}
     told = [
         f"{key} {after[key] / before[key] if bound <= 1 and before[key] else after[key]:.4g} of at most {bound:.4g}"

@@ -47,8 +47,16 @@ def describe_cut(method: Method, result: Result) -> dict[str, Any]:
         "sparse": result.plan.provenance.get("sparse"),
         **({"forms": describe_forms(result.forms)} if result.forms is not None else {}),
         "settings": method.settings.model_dump(mode="json"),
-        "notes": [*method.notes, *formed_notes(result.plan)],
+        "notes": [*method.notes, *formed_notes(result.plan), *_averaged(result)],
     }
+
+
+def _averaged(result: Result) -> list[str]:
+    """That MACs are a mean, where they are."""
+    if result.expected is None:
+        return []
+    most = share(result.after.macs, result.before.macs)
+    return [f"MACs are {result.expected}; an image costs {most:.1%} of the dense network's at most."]
 
 
 def remaining(before: Cost, after: Cost) -> dict[str, float]:

@@ -163,7 +163,7 @@ def _check_cut(
 
 def _check_costs(run: Folder, result: Result) -> None:
     """The costs in results.json are those of the networks; a run that pruned again began with one that is not here."""
-    costs = {"after": result.after}
+    costs = {"after": result.averaged}
     if "earlier" not in result.plan.provenance:
         costs["before"] = result.before
     for when, cost in costs.items():

@@ -56,7 +56,10 @@ def push_to_hub(
             named = reference or what.plan.provenance.get("model")
             if not isinstance(named, str):
                 raise ConfigError("The original is not named: give reference=, such as 'torchvision:resnet18'.")
-            inputs, costs = what.graph.example_inputs, {"before": what.before.as_dict(), "after": what.after.as_dict()}
+            inputs, costs = (
+                what.graph.example_inputs,
+                {"before": what.before.as_dict(), "after": what.averaged.as_dict()},
+            )
             save_model(source, what.model, reference=named, arguments=arguments, inputs=inputs, plan=what.plan,
                        metadata={"costs": costs})  # fmt: skip
         run = Folder.open(source)

@@ -179,12 +179,17 @@ def _run_row(row: Row, scale: float) -> tuple[str, ...]:
         _ratio(first),
         *(_share(row[name]["share"]) for name in ("macs", "params")),
         *(_percent(row["accuracy"][name], scale) for name in ("pruned", "dense", "soft", "hard")),
-        *(words.count(row[name]["after"]) for name in ("macs", "params")),
+        *(words.count(row[name]["after"]) + _mean(row, name) for name in ("macs", "params")),
         " + ".join(str(row["epochs"][part]) for part in ("base", "train", "finetune") if row["epochs"][part]),
         *((f"{first['dense_ms']:.3f}", f"{first['pruned_ms']:.3f}") if first else (NONE, NONE)),
         words.error(row["max_relative_error"]),
         row["plan"].removeprefix("sha256:")[:10],
     )
+
+
+def _mean(row: Row, name: str) -> str:
+    """That a count is a mean over images."""
+    return " (mean)" if name == "macs" and row.get("mean_over") else ""
 
 
 def percents(spread: Mapping[str, Any] | None, digits: int = 2, *, alone: bool = False, scale: float = 100.0) -> str:

@@ -129,7 +129,8 @@ def _remaining(results: Results) -> list[str]:
     if macs is None:
         return ["how much was removed is not known"]
     more = "" if params is None else f" and {words.percent(params)} of the parameters"
-    return [f"{words.percent(macs)} of the MACs{more} remain"]
+    mean = "" if results.expected is None else f" (on average over {results.expected.images:,} images)"
+    return [f"{words.percent(macs)} of the MACs{mean}{more} remain"]
 
 
 def _quality_said(results: Results) -> str:
@@ -204,6 +205,8 @@ def _cost_rows(results: Results) -> list[Row]:
     rows = []
     for key, name in _COSTS.items():
         before, after = getattr(results.before, key), getattr(results.after, key)
+        if key == "macs" and results.expected is not None:
+            name = f"MACs (mean over {results.expected.images:,} images)"
         rest = results.remaining(key)
         if before is not None or after is not None or key in ("macs", "params"):
             change = "" if rest is None else f"{words.percent(rest)} left"

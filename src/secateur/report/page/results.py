@@ -158,6 +158,15 @@ class Sparse(Document):
     nonzero: Count
 
 
+class Averaged(Document):
+    """Of how many images the MACs after the cut are the mean, where they depend on the image."""
+
+    macs: Count
+    spread: Count
+    images: Count
+    most: Count
+
+
 class Int8Row(Document):
     """The network in 8 bits, by one quantiser."""
 
@@ -207,6 +216,7 @@ class Results(Document):
     files: Table[FileRow] = Field(default_factory=dict)
     dense_bytes: Count | None = None
     sparse: Sparse | None = None
+    expected: Averaged | None = None
     layers: Rows[LayerRow] = Field(default_factory=list)
 
     @model_validator(mode="before")
