@@ -31,7 +31,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -41,20 +40,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur._distributed import global_sum
-from secateur._protocols import BoolArray
 from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.forms import LayerForm, dense_macs, note_of
 from secateur.forms.expected import rows
 from secateur.forms.gated import macs_of_images
-from secateur.graph.modules import as_call
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.manidp.gates import Gate, Gates
+from secateur.methods.manidp.looking import Seen, look
 from secateur.methods.manidp.losses import easiness, similarity, sparsity
 from secateur.methods.manidp.sites import Closing, found, kept_of
 from secateur.methods.manidp.thresholds import between, kth, largest, remaining
 from secateur.plan import Plan
 from secateur.repair import Repair
-from secateur.statistics.gather import pair, replayable, untouched
+from secateur.statistics.gather import replayable
 
 _OPEN = -10000.0  # the threshold at first
 #: A smaller share of the multiply-accumulates in layers with gates is not worth them.
@@ -73,23 +71,6 @@ class ManiDPSettings(Settings):
     deploy: Literal["dynamic", "static"] = Field(
         "dynamic", description="static: mean saliencies in an ordinary network, an approximation"
     )
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What calibration images did at some thresholds.
-
-    active, read: outputs that were open and inputs that were not zero, of every site [images, sites].
-    opened, masks, saliencies: of every site, which outputs some image opened, and means over images [outputs].
-    tops: the largest saliency of every site.
-    """
-
-    active: torch.Tensor
-    read: torch.Tensor
-    opened: list[BoolArray]
-    masks: list[torch.Tensor]
-    saliencies: list[torch.Tensor]
-    tops: list[float]
 
 
 class ManiDP(Method):
@@ -266,36 +247,9 @@ class ManiDP(Method):
             met(rate)
         self._known = (rate, *tried[rate])
 
-    @torch.no_grad()
     def _look(self, batches: Iterable[tuple[Any, Any]], xi: torch.Tensor) -> Seen:
         """What the images do at these thresholds."""
-        active, read = list[torch.Tensor](), list[torch.Tensor]()
-        masks, saliencies, tops = ([torch.zeros(s.outputs, dtype=torch.float64) for s in self.sites] for _ in range(3))
-        opened = [torch.zeros(s.outputs, dtype=torch.bool) for s in self.sites]
-        with untouched(self.model), self.work.at(xi, counting=True):
-            for batch in batches:
-                args, keywords = as_call(pair(batch, self.device)[0])
-                self.model(*args, **keywords)
-                seen = [self.work.masks[k].cpu().double() for k in range(len(self.sites))]
-                active.append(torch.stack([(mask > 0).sum(1) for mask in seen], 1))
-                read.append(torch.stack([self.work.read[k].cpu() for k in range(len(self.sites))], 1))
-                for k, mask in enumerate(seen):
-                    pi = self.work.pi[k].cpu().double()
-                    opened[k] |= (mask > 0).any(0)
-                    masks[k] += mask.sum(0)
-                    saliencies[k] += pi.sum(0)
-                    tops[k] = torch.maximum(tops[k], pi.amax(0))
-        if not active:
-            raise ConfigError("ManiDP was shown no images to count their cost on: give at least one batch.")
-        number = sum(map(len, active))
-        return Seen(
-            torch.cat(active),
-            torch.cat(read),
-            [stays.numpy() for stays in opened],
-            [total / number for total in masks],
-            [total / number for total in saliencies],
-            [float(top.max()) for top in tops],
-        )
+        return look(self.model, self.work, batches, xi)
 
     def _cost_of(self, seen: Seen) -> float:
         plan = Plan(self.closing.masks(seen.opened))
