@@ -301,6 +301,24 @@ def test_a_budget_that_open_gates_meet_is_not_used_up() -> None:
     assert plan.provenance["unspent"].endswith(".")
 
 
+def test_gates_that_are_all_alike_shut_together() -> None:
+    """Without training every saliency is 1: layers shut as a whole, and it is told that the budget is not used."""
+    pruner = made()
+    pruner.collect(shown(), None)
+    pruner.finish()
+    assert pruner.result.reached("flops") <= 0.6
+    assert {int(n) for n in pruner._known[2].active.unique()} <= {0, 24, 32, 96}
+    assert "unspent" in pruner.result.plan.provenance
+
+
+def test_thresholds_that_do_not_meet_the_budget_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pruner = made()
+    draw(pruner)
+    monkeypatch.setattr(pruner, "_cost_of", lambda _: 1e12)
+    with pytest.raises(BudgetError, match="above all saliencies"):
+        pruner.collect(shown(), None)
+
+
 def test_mean_products_fall_as_thresholds_rise() -> None:
     pruner = made()
     draw(pruner)

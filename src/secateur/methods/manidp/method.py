@@ -57,6 +57,8 @@ from secateur.statistics.gather import replayable
 _OPEN = -10000.0  # the threshold at first
 #: A smaller share of the multiply-accumulates in layers with gates is not worth them.
 _WORTH = 0.5
+#: How far above the largest saliency the highest threshold is, relative to it.
+_ABOVE = 1.01
 
 
 class ManiDPSettings(Settings):
@@ -238,13 +240,16 @@ class ManiDP(Method):
         tried: dict[float, tuple[torch.Tensor, Seen]] = {}
 
         def met(rate: float) -> bool:
-            xi = torch.tensor([between(m, rate, top) for m, top in zip(means, first.tops, strict=True)])
+            xi = torch.tensor([between(m, rate, _ABOVE * top) for m, top in zip(means, first.tops, strict=True)])
             tried[rate] = (xi, self._look(shown, xi.to(self.device)))
             return self._cost_of(tried[rate][1]) <= self._limit
 
         rate = largest(met, most=2.0)
-        if rate not in tried:  # nothing but 0 is left, which was not asked for
-            met(rate)
+        if not met(rate):
+            raise BudgetError(
+                f"The budget {self.budget} is out of reach: with thresholds above all saliencies of open gates an "
+                f"image costs {self._cost_of(tried[rate][1]):,.0f} multiply-accumulates on average; train longer."
+            )
         self._known = (rate, *tried[rate])
 
     def _look(self, batches: Iterable[tuple[Any, Any]], xi: torch.Tensor) -> Seen:
