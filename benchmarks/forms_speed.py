@@ -11,15 +11,17 @@ faster there), and that of L1 with as many multiply-accumulates. Stripes of one 
 layers keep different shares.
 
 Gates (ManiDP): mean time of one image over distinct ones, alone: dense, all channels computed and masked, skipping
-everywhere, and deployed. Every gate's threshold is the quantile at which the share of channels asked for is active, on
-average over images.
+everywhere, and deployed; twenty images are one sample. Every gate's threshold is the quantile at which the share of
+channels asked for is active, on average over images.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import _record
@@ -35,10 +37,12 @@ from secateur.methods.manidp import ManiDP
 from secateur.methods.swp import SWP
 from secateur.runtime import deployed
 from secateur.runtime.deploying import all_plain
-from secateur.runtime.engines import engines_of, threads_set
+from secateur.runtime.engines import Engine, engines_of, threads_set
 from secateur.runtime.latency import compare, in_turns
 
 RUNTIMES = ("pytorch", "onnxruntime")
+#: Images that are timed as one.
+_PART = 20
 
 
 def striped(name: str, x: torch.Tensor, share: float) -> secateur.Result:
@@ -126,11 +130,9 @@ def gate_rows(name: str, shares: Sequence[float], runtimes: Sequence[str], count
     for share in shares:
         network = gated(original(name)[0], images, share)
         for engine in engines_of(runtimes):
-            chosen, layers = deployed(network, single[0], runtime=engine.name, images=single[:16])
+            chosen, layers = deployed(network, single[0], runtime=engine.name, images=single[:8], repeats=5 * repeats)
             sides = {"dense": dense, "masked": all_plain(network), "skipping": network, "deployed": chosen}
-            with threads_set(1):
-                calls = [engine.prepared(side.eval(), single, 1) for side in sides.values()]
-                times = [[spent / count for spent in side] for side in in_turns(calls, repeats, 1)]
+            times = in_parts(engine, [side.eval() for side in sides.values()], single, repeats)
             against = {side: compare(times[0], own) for side, own in zip(sides, times, strict=True)}
             found.append(
                 {
@@ -139,7 +141,7 @@ def gate_rows(name: str, shares: Sequence[float], runtimes: Sequence[str], count
                     "active": share,
                     "macs": macs_share(network, dense, single[:32]),
                     "images": count,
-                    "mean_ms": {side: said["pruned"]["median_ms"] for side, said in against.items()},
+                    "mean_ms": {side: round(1e3 * fmean(own), 4) for side, own in zip(sides, times, strict=True)},
                     "said": {side: said["said"] for side, said in against.items() if side != "dense"},
                     "kept": [row["name"] for row in layers if row["kept"]],
                     "of": len(layers),
@@ -147,6 +149,24 @@ def gate_rows(name: str, shares: Sequence[float], runtimes: Sequence[str], count
             )
             print(found[-1], flush=True)
     return found
+
+
+def in_parts(engine: Engine, sides: list[nn.Module], images: Sequence[Any], repeats: int) -> list[list[float]]:
+    """Seconds of one image, on the mean over twenty at a time, of every side; the sides take turns part by part."""
+    times: list[list[float]] = [[] for _ in sides]
+    with threads_set(1):
+        for start in range(0, len(images), _PART):
+            part = images[start : start + _PART]
+            calls = [engine.prepared(side, part, 1) for side in sides]
+            for call in calls:
+                call()
+            for turn in range(repeats):
+                order = range(len(calls))
+                for which in order if (turn + start // _PART) % 2 == 0 else reversed(order):
+                    began = time.perf_counter()
+                    calls[which]()
+                    times[which].append((time.perf_counter() - began) / len(part))
+    return times
 
 
 @torch.no_grad()
@@ -170,7 +190,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.3, help="of multiply-accumulates that stripes leave")
     parser.add_argument("--active", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="shares of channels")
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=15, help="of stripes; networks with gates run 3 times")
+    parser.add_argument("--repeats", type=int, default=15, help="of stripes; of gates a fifth")
     parser.add_argument("--dry", action="store_true", help="print only, and write no result")
     arguments = parser.parse_args()
     rows: dict[str, list[dict[str, Any]]] = {"stripes": [], "gates": []}
@@ -186,7 +206,7 @@ def main() -> None:
         print(entry["model"], entry["runtime"], entry["median_ms"], f"{len(entry['kept'])} of {entry['of']} kept")
         print("   ", entry["said"])
     for name in arguments.gated if arguments.only != "stripes" else []:
-        given = (arguments.active, arguments.runtimes, arguments.images, min(arguments.repeats, 3))
+        given = (arguments.active, arguments.runtimes, arguments.images, max(arguments.repeats // 5, 1))
         rows["gates"] += gate_rows(name, *given)
         keep()
 
