@@ -103,7 +103,7 @@ def _use(row: MethodRow) -> list[str]:
     code = _LOOP if row.acts == "while training" else _CALL
     given = ", data=batches" if row.needs == "calibration" else ""
     asks = "    pruner.before_forward(labels)\n" if row.name == "cwb" else ""
-    search = "pruner.collect(batches, torch.nn.functional.cross_entropy)\n" if row.needs == "calibration" else ""
+    search = "pruner.collect(batches, torch.nn.functional.cross_entropy)\n" if row.collects else ""
     python = code.format(name=row.name, budget=row.example_budget, given=given, asks=asks, search=search)
     if not given and row.acts != "while training":
         python = python.replace(_BATCHES, "")
