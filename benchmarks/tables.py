@@ -20,6 +20,7 @@ import _compare_page
 import _exports_page
 import _latency_page
 import _leaderboard_page
+import _macs_page
 import _networks_page
 import _one_shot_page
 import _record
@@ -41,6 +42,7 @@ FROM = {
     "graph_speed": ("graph_speed", "graph_growth"),
     "latency": ("latency_budget", "staircase"),
     "leaderboard": tuple(f"leaderboard/{setup}" for setup in _leaderboard_page.SETUPS),
+    "macs": ("macs",),
     "networks": ("networks",),
     "one_shot": ("one_shot_cifar10", "one_shot_photographs"),
     "speed": tuple(_speed_page.SECTIONS),
@@ -387,6 +389,7 @@ def pages() -> dict[Path, str]:
         _latency_page,
         _exports_page,
         _yolo_page,
+        _macs_page,
     ):
         made |= page.pages(DOCS)
     return {path: _footed(path, text) for path, text in made.items()}

@@ -51,16 +51,16 @@ def _line(points: Sequence[tuple[float, float]], colour: str, *, dashes: str = "
 
 #: Which of the eight channels of the two groups go in the picture.
 _STREAM_GO, _INNER_GO = {2, 5}, {1, 4, 6}
-_CELL, _LEFT = 15, 100
+_CELL, _LEFT = 15, 58
 
 
 def block(paper: str, ink: str, gone: str) -> str:
     """A residual block: the stream, whose channels conv2 and the shortcut share by the sum, and the inner group."""
     rows = {"in": 34, "conv1": 92, "inner": 150, "conv2": 208, "sum": 266, "out": 324}
     parts = [_arrows(ink), _cells(rows["in"], TEAL, _STREAM_GO, gone)]
-    parts.append(_box(rows["conv1"], "conv1, norm, ReLU", paper, ink))
+    parts.append(_box(rows["conv1"], "conv1", paper, ink))
     parts.append(_cells(rows["inner"], AMBER, _INNER_GO, gone))
-    parts.append(_box(rows["conv2"], "conv2, norm", paper, ink))
+    parts.append(_box(rows["conv2"], "conv2", paper, ink))
     middle = _LEFT + 4 * _CELL
     shortcut = [
         (_LEFT - 6, rows["in"] + 7),
@@ -75,16 +75,16 @@ def block(paper: str, ink: str, gone: str) -> str:
     parts.append(_text(middle, rows["sum"] + 17, "+", ink, size=17))
     parts.append(_cells(rows["out"], TEAL, _STREAM_GO, gone))
     told = [
-        (rows["in"], TEAL, "residual stream: the shortcut, conv2 and every block"),
-        (rows["in"] + 16, TEAL, "that adds to it make these channels together"),
-        (rows["inner"], AMBER, "between conv1 and conv2: a group of its own"),
-        (rows["sum"] + 4, ink, "channel 3 of conv2 is added to channel 3 of the"),
-        (rows["sum"] + 20, ink, "shortcut: both stay, or both go"),
-        (rows["out"], GREY, "grey: channels that are removed, in every tensor"),
-        (rows["out"] + 16, GREY, "of their group at once"),
+        (rows["in"], TEAL, "group 1: the shortcut and conv2 are", "added, so they share their channels"),
+        (rows["inner"], AMBER, "group 2: made by conv1,", "read by conv2 alone"),
+        (rows["sum"], ink, "channel i of conv2 + channel i of the", "shortcut: both stay, or both go"),
+        (rows["out"], GREY, "grey: removed, from every", "tensor of the group"),
     ]
-    parts += [_text(250, y + 12, words, colour, anchor="start") for y, colour, words in told]
-    return _svg(590, 360, parts, "One residual block and its two groups of coupled channels")
+    for y, colour, *lines in told:
+        parts += [
+            _text(200, y + 6 + 19 * line, words, colour, anchor="start", size=15) for line, words in enumerate(lines)
+        ]
+    return _svg(480, 356, parts, "One residual block and its two groups of coupled channels")
 
 
 def _cells(y: float, colour: str, go: set[int], gone: str) -> str:

@@ -1,13 +1,14 @@
 """What the documentation site needs besides its pages; mkdocs.yml names it twice, as a hook and as a Griffe extension.
 
-As a hook it fills the navigation in (`methods/*` is every page of that folder, `*` those that nothing else names) and
-makes wide tables fit narrow screens. As an extension it reads our docstrings: lines `name: meaning` become a list of
+As a hook it fills the navigation in (`methods/*` is every page of that folder, `*` those that nothing else names), shows
+notebooks and sources, and makes wide tables fit narrow screens. As an extension it reads our docstrings: lines `name: meaning` become a list of
 arguments, and a comment beside or above a field or a constant is its docstring.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -60,12 +61,16 @@ def _title(page: Path) -> str:
     return next((line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("# ")), page.stem)
 
 
+_NOTEBOOK = re.compile(r"\]\(([\w/.-]+)\.ipynb\)")
 _SOURCE = re.compile(r"\]\(((?:\.\./)+)(src/[\w/]+)\.py\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """A page for every file of src/ that a page links to, so that the source can be read without a network."""
+    """A page for every notebook, and for every file of src/ that a page links to: both can be read without a network."""
     folder = Path(config["docs_dir"])
+    for notebook in sorted(folder.glob("notebooks/*.ipynb")):
+        name = notebook.relative_to(folder).with_suffix(".md").as_posix()
+        files.append(File.generated(config, name, content=shown(json.loads(notebook.read_text(encoding="utf-8")))))
     linked = {found[2] for page in folder.rglob("*.md") for found in _SOURCE.finditer(page.read_text(encoding="utf-8"))}
     for source in sorted(linked):
         code = (folder.parent / f"{source}.py").read_text(encoding="utf-8")
@@ -76,12 +81,28 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to src/ lead to its pages; a table of eight columns or more gets the room of the table of contents."""
+    """Links to src/ and to notebooks lead to their pages; a table of eight columns or more gets the room of the table of contents."""
     depth = page.file.src_uri.count("/")
+    markdown = _NOTEBOOK.sub(r"](\1.md)", markdown)
     markdown = _SOURCE.sub(lambda found: f"]({'../' * depth}{found[2]}.md)", markdown)
     if any(line.count(" | ") > 6 for line in markdown.splitlines() if line.startswith("| ")):
         page.meta.setdefault("hide", ["toc"])
     return markdown
+
+
+def shown(notebook: dict[str, Any]) -> str:
+    """A notebook as Markdown: its text, its programs, and what they printed or drew."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                parts.append(f"![](data:image/png;base64,{''.join(data['image/png']).strip()})")
+            elif text := "".join(output.get("text") or data.get("text/plain", "")).rstrip():
+                parts.append(f"```text\n{text}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 class Cards(Extension):

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
 import _by_method  # noqa: E402
 import _diagrams  # noqa: E402
+import _front_page  # noqa: E402
 import _latency_page  # noqa: E402
 import _method_pages  # noqa: E402
 import _shown  # noqa: E402
@@ -179,6 +180,11 @@ def example(name: str) -> str:
     return f"```python\n{path.read_text(encoding='utf-8')}```"
 
 
+def numbers(_name: str) -> str:
+    """The figures of the front page."""
+    return _front_page.numbers(table)
+
+
 TABLES: Mapping[str, Callable[[str], str]] = {
     "methods": methods,
     "every method": every_method,
@@ -189,6 +195,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "repairs": repairs,
     "repair settings": repair_settings,
     "faster": faster,
+    "numbers": numbers,
     "aligned": aligned,
     "demo": demo,
     "ultralytics": ultralytics,
@@ -212,9 +219,17 @@ def written() -> dict[Path, str]:
     """Every page and picture that is not as the code says, as it should be."""
     pages = [HERE.parent / "README.md", *sorted(HERE.glob("*.md"))]
     made = {page: filled(page.read_text(encoding="utf-8")) for page in pages}
+    made = {page: filled(page.read_text(encoding="utf-8")) for page in sorted(HERE.glob("*.md"))}
+    readme = HERE.parent / "README.md"
+    made[readme] = _from_above(filled(readme.read_text(encoding="utf-8")))
     made |= _method_pages.pages(HERE / "methods", table)
     made |= _diagrams.pictures(HERE / "figures", _by_method.measured())
     return {page: text for page, text in made.items() if not page.exists() or page.read_text(encoding="utf-8") != text}
+
+
+def _from_above(readme: str) -> str:
+    """README.md lies above the pages: links of its tables lead into docs/."""
+    return _BLOCK.sub(lambda block: re.sub(r"\]\((?=[\w-]+\.md)", "](docs/", block[0]), readme)
 
 
 def gone() -> list[Path]:
@@ -233,6 +248,7 @@ def main(arguments: list[str]) -> int:
         for page in old:
             page.unlink()
     names = [page.relative_to(HERE.parent).as_posix() for page in [*stale, *old]]
+    names = [page.relative_to(HERE.parent).as_posix().removeprefix("docs/") for page in [*stale, *old]]
     if names:
         print(("stale: " if "--check" in arguments else "wrote: ") + ", ".join(names))
     return 1 if names and "--check" in arguments else 0

@@ -1,0 +1,66 @@
+"""The figures on the front page and in README.md, each with the command and the date of its result file."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+Table = Callable[[Iterable[str], Iterable[Iterable[str]]], str]
+
+
+def numbers(table: Table) -> str:
+    """What was measured, in one table."""
+    rows = [(*row(result), _when(result)) for name, row in ROWS.items() if (result := _read(name))]
+    return table(("what", "figure", "measured"), rows)
+
+
+def _read(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _when(result: dict[str, Any]) -> str:
+    return f"{result['date'][:10]}, `{result['command']}`"
+
+
+def _census(result: dict[str, Any]) -> tuple[str, str]:
+    rows = result["rows"]
+    cut = sum(row["status"] in ("exact", "inexact") for row in rows)
+    return "Models of torchvision and families of timm [cut and verified](census.md)", f"{cut} of {len(rows)}"
+
+
+def _latency(result: dict[str, Any]) -> tuple[str, str]:
+    row = next(
+        row
+        for row in result["rows"]
+        if (row["model"], row["runtime"], row["plan"]) == ("resnet50", "onnxruntime", "flops=0.5, aligned")
+    )
+    what = "ResNet-50 with [half of its MACs in aligned widths](latency.md), on ONNX Runtime, one CPU thread"
+    return what, f"{row['faster_x']:.2f} times faster"
+
+
+def _one_shot(result: dict[str, Any]) -> tuple[str, str]:
+    dense = statistics.mean(result["dense"].values())
+    rows = [row for row in result["rows"] if row["left"] == 0.5 and "top1" in row]
+    best = max(rows, key=lambda row: row["top1"])
+    repair = "" if best["repair"] == "none" else f" and `{best['repair']}`"
+    where = "ResNet-20 on CIFAR-10, half of the FLOPs removed [without any training](one_shot.md)"
+    return f"{where} by `{best['method']}`{repair}", f"{100 * dense:.1f}% to {100 * best['top1']:.1f}%"
+
+
+def _speed(result: dict[str, Any]) -> tuple[str, str]:
+    times = [row["times_faster"] for row in result["rows"] if "times_faster" in row]
+    what = f"Trace, score and cut beside [Torch-Pruning](graph_speed.md): median of {len(times)} networks, and range"
+    return what, f"{statistics.median(times):.1f} times faster ({min(times):.1f} to {max(times):.0f})"
+
+
+ROWS: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
+    "census": _census,
+    "latency_budget": _latency,
+    "one_shot_cifar10": _one_shot,
+    "graph_speed": _speed,
+}
