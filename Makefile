@@ -14,6 +14,7 @@ TRANSFORMERS := transformers tokenizers regex
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: venv demo test lint types unit long durations docs pages fuzz mutate census speed quality compare leaderboard compress-bench wheel-check clean
+.PHONY: venv demo test lint types unit long durations docs docs-version pages fuzz mutate census speed quality compare compress-bench wheel-check clean
 
 venv: $(STAMP)
 
@@ -59,6 +60,10 @@ durations: $(STAMP)  ## which tests take over a second here: tests/long.txt anew
 
 docs: $(STAMP)  ## the documentation site in site/, warnings as errors, nothing fetched; the tests build it too
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-version: $(STAMP)  ## the site as version VERSION, and as the latest one, on the branch gh-pages of this clone
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mike deploy --update-aliases $(VERSION) latest
+	$(BIN)/mike set-default latest
 
 pages: $(STAMP)  ## every generated page and table of the documentation, from the code and the results
 	$(BIN)/python docs/tables.py
