@@ -35,11 +35,11 @@ What a training step costs: [speed.md](speed.md). – is not measured."""
 ADVICE = """\
 - Decide on the budget first, and on what it is of: [budgets.md](budgets.md); what a budget of FLOPs does not buy:
   [why-faster.md](why-faster.md).
-- A network straight after the cut is broken more often than not. That is no defect: repair it
-  ([repairs.md](repairs.md)), train it on, or both. Repairs need some images, and no labels.
-- A narrow network trained from new weights (`scratch`) is the honest yardstick wherever there is time for a whole
+- Straight after the cut most networks are unusable. Repair the network ([repairs.md](repairs.md)), fine-tune it, or
+  both. Repairs need some images, but no labels.
+- A narrow network trained from new weights (`scratch`) is the baseline wherever there is time for a whole
   training. Pruning pays where trained weights are there already, or where the data are not.
-- Differences of a point or two are within the deviations over seeds here.
+- Differences of one or two points are within the standard deviation over seeds here.
 - Most of the papers train for a hundred epochs and more, we for {epochs:.0f}. What a method gains in a long training is
   not measured here; nor are large networks and images."""
 
@@ -69,8 +69,14 @@ def _situations(found: Measured) -> list[list[str]]:
     weights = _top(found, lambda row, facts: {"none": facts.top1.get("none")} if row.needs == "nothing" else {})
     if weights:
         (name, _), top1 = weights[0]
-        verdict = "**broken**: plan for fine-tuning" if top1 < BROKEN * found.dense else "usable"
-        rows.append(["trained weights, nothing else", f"{_link(name)}, and train on", f"{_p(top1)} alone, {verdict}"])
+        verdict = "**unusable as it is**: fine-tune it" if top1 < BROKEN * found.dense else "usable"
+        rows.append(
+            [
+                "trained weights, nothing else",
+                f"{_link(name)}, and train on",
+                f"{_p(top1)} straight after the cut, {verdict}",
+            ]
+        )
     images = _top(found, lambda row, facts: facts.top1 if row.needs != "training" or facts.top1 else {})
     if images and found.one_shot:
         rows.append([f"{found.one_shot['images']:,} images of the task, no training", *_best(images, found.error)])
@@ -108,7 +114,7 @@ def _best(ranked: list[tuple[tuple[str, str], float]], error: float) -> list[str
     """The first, and those that cannot be told from it (within two standard deviations)."""
     (first, top1), *others = ranked
     alike = [_pair(*names) for names, value in others if value >= top1 - 2 * error]
-    also = f"; not worse as far as we can tell: {', '.join(alike[:5])}" if alike else ""
+    also = f"; not significantly worse: {', '.join(alike[:5])}" if alike else ""
     return [_pair(*first), f"{_p(top1)} straight after the cut{also}"]
 
 
@@ -122,7 +128,7 @@ def _compared(found: Measured, wanted) -> list[tuple[MethodRow, float, float]]: 
 def _first(ranked: list[tuple[MethodRow, float, float]]) -> list[str]:
     (row, mean, sd), *others = ranked
     alike = [_link(other.name) for other, value, apart in others if value + 2 * max(sd, apart) >= mean]
-    also = f"; within two deviations: {', '.join(alike)}" if alike else ""
+    also = f"; within two standard deviations: {', '.join(alike)}" if alike else ""
     return [_link(row.name), f"{_p(mean)} with equal epochs{also}"]
 
 
@@ -158,8 +164,8 @@ def _apart(facts: Facts) -> str:
 POOR = f"""\
 Every clause is a rule applied to what a method needs and to the figures: plans slower than {SLOW_SCORES_S:.0f} s for a
 ResNet-20; a run {SLOW_RUN:g} times as long as that of `{PLAIN}`; more than {KEEPS_PARAMETERS:.0%} of the parameters
-left at half the FLOPs; less than {BROKEN:.0%} of the dense accuracy alone; not better than chance (`{YARDSTICK}`) by
-more than the error."""
+left at half the FLOPs; less than {BROKEN:.0%} of the dense accuracy straight after the cut; not significantly better
+than random channels (`{YARDSTICK}`)."""
 
 
 def _poor_rows(found: Measured) -> list[list[str]]:
@@ -178,17 +184,18 @@ def poor(row: MethodRow, found: Measured) -> Iterable[str]:
     elif row.needs == "calibration":
         yield "there are no images of the task"
     if row.name == YARDSTICK:
-        yield "anything better is known: it is the yardstick"
+        yield "anything better is known: it is the baseline"
         return
     alone, mended = facts.top1.get("none"), facts.mended()
     if alone is not None and alone < BROKEN * found.dense:
-        yield f"nothing follows the cut ({_p(alone)} alone)"
+        yield f"nothing follows the cut ({_p(alone)} straight after it)"
     by_chance = chance.top1.get(mended[0]) if mended else None
     if mended and by_chance is not None and mended[1] <= by_chance + 2 * found.error:
-        yield f"only a repair follows: with `{mended[0]}` chance does as well ({_p(mended[1])} against {_p(by_chance)})"
+        told = f"({_p(mended[1])} against {_p(by_chance)})"
+        yield f"only a repair follows: with `{mended[0]}` random channels do as well {told}"
     final, yard = facts.final(), chance.final()
     if final is not None and yard is not None and final <= yard + max(_deviation(facts), _deviation(chance)):
-        yield f"the training is as short as ours: {_p(final)}, chance {_p(yard)}"
+        yield f"the training is as short as ours: {_p(final)}, random channels {_p(yard)}"
     share = facts.value("params.share")
     if share is not None and share > KEEPS_PARAMETERS:
         yield f"size counts: {percent(share, 1)} of the parameters stay"
@@ -199,7 +206,7 @@ def poor(row: MethodRow, found: Measured) -> Iterable[str]:
         yield f"time is short: {total / usual:.1f} times the seconds of `{PLAIN}`"
     yield from _on_networks(facts, plain)
     if not (facts.top1 or facts.means or facts.networks):
-        yield "figures are wanted: none of ours are here yet"
+        yield "figures are wanted: none have been measured yet"
 
 
 def _on_networks(facts: Facts, plain: Facts) -> Iterable[str]:
@@ -207,7 +214,7 @@ def _on_networks(facts: Facts, plain: Facts) -> Iterable[str]:
     for row in facts.networks:
         name = row["network"].rpartition(":")[2]
         if "error" in row:
-            yield f"the network is like {name}: it did not come through"
+            yield f"the network is like {name}: it failed"
         elif usual.get(row["network"]) and row["total_s"] > 5 * usual[row["network"]]:
             yield f"the network is like {name}: {row['total_s']:.0f} s where `{PLAIN}` took {usual[row['network']]:.0f}"
 

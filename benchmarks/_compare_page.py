@@ -67,8 +67,8 @@ def page(result: dict[str, Any]) -> str:
     for budget in budgets(result):
         parts += [f"## {budget}", _said(result, budget), _grid(_shown(mean_table(result, budget)))]
     parts.append(
-        "*Final* is the network that is left behind, *cut* straight after the cut, before fine-tuning, *dense* the "
-        "network that was pruned, where the method began with a trained one: percent of the test images, mean and "
+        "*Final* is the test accuracy of the resulting network, *cut* that straight after the cut, before fine-tuning, "
+        "and *dense* that of the network that was pruned, where the method began with a trained one: percent, mean and "
         "standard deviation over seeds. *Bound used*: the budget is kept, and used up to a hundredth. *Faster*: time "
         "of the dense network over that of the pruned one."
     )

@@ -16,8 +16,8 @@ not attention where the CPU has a fused kernel for it. The others count part of 
 normalisations, activations and pooling, fvcore some of them. A counter that reads modules in place of operators misses
 products that stand in functions.
 
-torchvision's networks with random weights at {pixels} pixels, batch 1, whole and pruned to half of the MACs by Secateur's
-count."""
+torchvision's networks with random weights at {pixels} pixels, batch 1, whole and pruned to half of the MACs by
+Secateur's count."""
 
 PEERS = {"torch": "PyTorch", "fvcore": "fvcore", "thop": "thop", "ptflops": "ptflops"}
 

@@ -10,7 +10,7 @@ from _markdown import circumstances, percent, table
 INTRODUCTION = """\
 One short run of each method on each network for 32x32 images, down to {budget}: {images} images of CIFAR-10 for an
 epoch of training and one of fine-tuning, far too little for an accuracy that means something. What is shown is that the
-method comes through on this architecture, meets the budget within 1%, and that the cut network computes what the masked
+method works on this architecture, meets the budget within 1%, and that the cut network computes what the masked
 one does: largest relative difference of the outputs, with random norms and weights. Methods that need no data also
 prune a torchvision ResNet-50 at 224 pixels (new weights). Seconds are of one thread beside other work."""
 
@@ -36,7 +36,7 @@ def pages(docs: Path) -> dict[Path, str]:
     low, high = (pick(row["left"] for row in rows if "left" in row) for pick in (min, max))
     failed = sum("error" in row for row in rows)
     summary = (
-        f"{len(rows) - failed} of {len(rows)} runs came through, at {low:.4f} to {high:.4f} of the MACs; the largest "
+        f"{len(rows) - failed} of {len(rows)} runs succeeded, at {low:.4f} to {high:.4f} of the MACs; the largest "
         f"relative error of an exact cut is {max(r['max_relative_error'] for r in rows if r.get('exact')):.0e}."
     )
     head = ["method", "network", "MACs left", "parameters left", "proof", "score and cut, s", "run, s", "measured"]

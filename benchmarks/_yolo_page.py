@@ -12,10 +12,10 @@ YOLO11n, YOLOv8n, YOLO12n and RT-DETR-l of Ultralytics, built from their yaml wi
 {size} x {size} pixels, down to {share:.0%} of the MACs (of the weights for `dkp`, which sets kernels to zero). Methods
 that train have {steps} steps of Ultralytics' own loss in a loop of one's own, with {batch} made images each; those that
 look at images have as many. `dcpcac` is told class scores of each image, the best of all places, in place of the
-output. Accuracies would mean nothing. What is shown is that a method comes through, or says why it does not; that the
+output. Accuracies would mean nothing. What is shown is that a method works, or says why it does not; that the
 cut is verified and the budget met within 1%; and that the narrow network runs in training and takes one step of
 Ultralytics' own loss. *Settled* counts the sizes written in the network's code around which channels were tied or kept
-in the plan. Seconds are of one thread beside other work; runs were made in several goes, of which the last is named.
+in the plan. Seconds are of one thread beside other work; runs were made in several sessions; the last is named.
 
 Secateur does not need the package: `pip install ultralytics` gets it for this script.
 [A detector](detector.md) shows the calls."""
@@ -67,7 +67,7 @@ def _summary(rows: list[Row], done: list[Row], faults: list[Row], share: float) 
     verified = sum(row["passed"] for row in done)
     kept = " (the others say in their plan why they leave more)" if len(near) < len(done) else ""
     return (
-        f"{len(done)} of {len(rows)} runs came through, {verified} of them verified, {len(near)} within 1% of the "
+        f"{len(done)} of {len(rows)} runs succeeded, {verified} of them verified, {len(near)} within 1% of the "
         f"budget{kept}; {len(rows) - len(done) - len(faults)} were refused in a sentence; {len(faults)} ended in a "
         "fault."
     )

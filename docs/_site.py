@@ -1,8 +1,8 @@
 """What the documentation site needs besides its pages; mkdocs.yml names it twice, as a hook and as a Griffe extension.
 
-As a hook it fills the navigation in (`methods/*` is every page of that folder, `*` those that nothing else names), shows
-notebooks and sources, and makes wide tables fit narrow screens. As an extension it reads our docstrings: lines `name: meaning` become a list of
-arguments, and a comment beside or above a field or a constant is its docstring.
+As a hook it fills the navigation in (`methods/*` is every page of that folder, `*` those that nothing else names),
+shows notebooks and sources, and makes wide tables fit narrow screens. As an extension it reads our docstrings: lines
+`name: meaning` become a list of arguments, and a comment beside or above a field or a constant is its docstring.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _SOURCE = re.compile(r"\]\(((?:\.\./)+)(src/[\w/]+)\.py\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """A page for every notebook, and for every file of src/ that a page links to: both can be read without a network."""
+    """A page for every notebook, and for every file of src/ that a page links to, to be read without a network."""
     folder = Path(config["docs_dir"])
     for notebook in sorted(folder.glob("notebooks/*.ipynb")):
         name = notebook.relative_to(folder).with_suffix(".md").as_posix()
@@ -81,7 +81,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to src/ and to notebooks lead to their pages; a table of eight columns or more gets the room of the table of contents."""
+    """Links to src/ and to notebooks lead to their pages; a very wide table gets the room of the table of contents."""
     depth = page.file.src_uri.count("/")
     markdown = _NOTEBOOK.sub(r"](\1.md)", markdown)
     markdown = _SOURCE.sub(lambda found: f"]({'../' * depth}{found[2]}.md)", markdown)

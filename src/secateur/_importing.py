@@ -80,4 +80,4 @@ def _module(name: str, reference: str, what: str) -> ModuleType:
 
 def _failed(reference: str, what: str, error: Exception) -> ConfigError:
     said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return ConfigError(f"The {what} {reference!r} cannot be imported ({said}): mend it, or check its name.")
+    return ConfigError(f"The {what} {reference!r} cannot be imported ({said}): correct it, or check its name.")

@@ -137,7 +137,8 @@ def sensitivity(
     ] = "0.25,0.5,0.75",
     method: Annotated[str, typer.Option(metavar="NAME", help="Whose scores choose the channels.")] = "l1",
     repair: Annotated[
-        list[str], typer.Option("--repair", metavar="NAME", help="What mends the rest each time. Repeatable.")
+        list[str],
+        typer.Option("--repair", metavar="NAME", help="What repairs the remaining weights each time. Repeatable."),
     ] = [],  # noqa: B006
     task: TaskName = None,
     drop: Annotated[

@@ -77,7 +77,7 @@ def _images(comparison: Comparison) -> list[Any]:
 
 
 def _narrow(comparison: Comparison, cell: Cell) -> nn.Module | str:
-    """The network that a cell left behind, or why it cannot be read."""
+    """The network that a cell saved, or why it cannot be read."""
     try:
         return runtime.load(comparison.run(cell), _network(comparison, cell).model).eval()
     except SecateurError as error:

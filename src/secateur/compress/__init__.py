@@ -143,7 +143,7 @@ def sensitivity(
         model: a trained network; it stays as it is. train_loader: its training data, as for `compress`; the figures
             are of images that are held out. example_inputs: what the model runs with; None: from the first batch.
         shares: of a group's channels that are removed, each alone, nothing else changed. method: whose scores choose
-            them, one that only scores. repair: what mends the rest each time; nothing by default.
+            them, one that only scores. repair: what repairs the remaining weights each time; nothing by default.
         task, loss, metric, held_out: as for `compress`. ignore: patterns of layers that stay whole.
         seed: of everything random. say: told what is being done.
 

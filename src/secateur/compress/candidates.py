@@ -1,4 +1,4 @@
-"""What the race is run between: ways to choose channels and to mend what stays, as parameters of Optuna's trials."""
+"""What the race is run between: ways to choose channels and to repair the rest, as parameters of Optuna's trials."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class _Keyed(Dataset[Any]):
             except Exception as error:
                 raise DataError(
                     f"Sample {number} of {self.source.name} cannot be had ({type(error).__name__}: {said(error)}): "
-                    "mend it, or leave it out."
+                    "repair it, or leave it out."
                 ) from error
 
 
@@ -235,7 +235,7 @@ def _made(name: str, options: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:
         raise ConfigError(
-            f"{name} failed with the options {sorted(options)} ({type(error).__name__}: {said(error)}): mend it, or "
+            f"{name} failed with the options {sorted(options)} ({type(error).__name__}: {said(error)}): correct it, or "
             "data.options."
         ) from error
 

@@ -173,7 +173,7 @@ def solve(
 
     Args:
         recording: what a run taught. never: further slots that must stay, with the reason.
-        together: further slots that live and die together, position by position.
+        together: further slots that are coupled, position by position.
         attention: what is pruned in attention, whole "heads" or the features of every head ("head_dim").
     """
     never, together = list(never), list(together)

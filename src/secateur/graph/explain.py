@@ -341,7 +341,7 @@ class _Explanation:
 
     @staticmethod
     def _is_depthwise(module: nn.Module | None) -> bool:
-        """A convolution whose groups have one input or one output channel: they live and die whole."""
+        """A convolution whose groups have one input or one output channel: they stay or go as a whole."""
         if not isinstance(module, nn.modules.conv._ConvNd) or module.groups == 1:
             return False
         return module.groups in (module.in_channels, module.out_channels)

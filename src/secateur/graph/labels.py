@@ -1,4 +1,4 @@
-"""Labels and the ledger: the vocabulary in which one trace describes which indices live and die together.
+"""Labels and the ledger: the vocabulary in which one trace describes which indices are coupled.
 
 A *label* gives every dimension of a tensor either None (batch, spatial: never pruned) or an *axis*, an integer array
 with one slot id per index. Rules write what they learn into the `Ledger`; `channels.solve` reads it once, at the end.
@@ -84,7 +84,7 @@ class Ledger:
         return ids
 
     def tie(self, a: Ids, b: Ids) -> None:
-        """Slot a[i] and slot b[i] live and die together, for every i."""
+        """Slot a[i] and slot b[i] are coupled, for every i."""
         if a is b:
             return
         if id(a) in self._untouched and id(b) not in self._untouched:

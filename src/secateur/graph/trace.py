@@ -50,7 +50,7 @@ class Timing(Protocol):
 
 
 class Graph:
-    """The structure of one network: which channels live and die together, and what they cost. `trace` makes it.
+    """The structure of one network: its groups of coupled channels, and what they cost. `trace` makes it.
 
     model: the network. example_inputs: what it ran with. recording: what the trace saw.
     attention: "heads" or "head_dim".

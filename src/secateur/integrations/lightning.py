@@ -1,4 +1,4 @@
-"""Lightning: any LightningModule in which a pruner stands for the network is trained with the method at work.
+"""Lightning: any LightningModule whose network is wrapped by a pruner is trained with the method at work.
 
 pruner = secateur.methods.create("bwcp", network, images, budget="flops=0.5", steps=epochs * len(loader))
 pruning = PruningCallback()

@@ -33,7 +33,7 @@ def loaded(entry: EntryPoint) -> Any:
     except Exception as error:
         raise ConfigError(
             f"The method {entry.name!r} of the package {package(entry)} cannot be loaded "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): mend or uninstall that package."
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): repair or uninstall that package."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`check_folder`: everything a finished run left behind, verified again from the files alone."""
+"""`check_folder`: all files of a finished run, verified again without anything else."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class Machine:
                 lay_out(module, self.layout)
                 output = call(laid_out(inputs, self.layout))
                 self.say("The network's code takes images only where channels lie apart: engine.memory_format auto is "
-                         "contiguous here, which is slower; reshape in place of view would mend that.")  # fmt: skip
+                         "contiguous here, which is slower; reshape in place of view avoids that.")  # fmt: skip
                 return output
 
     def steps(self, training: Training) -> int:

@@ -1,4 +1,4 @@
-"""Elementwise operators: what meets element by element lives and dies together."""
+"""Elementwise operators: channels that are combined element by element are coupled."""
 
 from __future__ import annotations
 

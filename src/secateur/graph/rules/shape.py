@@ -117,7 +117,7 @@ def slice_(op: Op) -> Labels:
 
 
 def _tie_stride(op: Op, axis: Ids, step: int) -> None:
-    # every step-th channel: whole runs of `step` channels live or die, so that the stride still hits the same ones
+    # every step-th channel: runs of `step` channels stay or go together, so that the stride still hits the same ones
     if len(axis) % step:
         op.fix(axis, f"every {step}th channel is taken and the width is no multiple of it")
         return

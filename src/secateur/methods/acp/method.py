@@ -254,7 +254,7 @@ def _l1(model: nn.Module, group: Group) -> FloatArray:
 
 ROW = MethodRow(
     name="acp",
-    summary="widths from clustered feature maps, improved by a swarm that trains candidates",
+    summary="widths from clustered feature maps, improved by a particle swarm that trains candidates",
     paper="Automatic Channel Pruning via Clustering and Swarm Intelligence Optimization for CNN",
     year=2022,
     arxiv="2101.06407",

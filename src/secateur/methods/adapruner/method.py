@@ -220,7 +220,7 @@ def _train(case: Case, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
 
 ROW = MethodRow(
     name="adapruner",
-    summary="widths from the mean scale of each block's norms; the best of several rules of inheritance, tried out",
+    summary="widths from the mean scale of each block's norms; the best of several rules for inheriting weights",
     paper="AdaPruner: Adaptive Channel Pruning and Effective Weights Inheritance",
     year=2021,
     arxiv="2109.06397",

@@ -366,7 +366,7 @@ class AOFP(Method):
 
 ROW = MethodRow(
     name="aofp",
-    summary="random halves of filters masked beside the training; what the next layer does not miss goes for good",
+    summary="random halves of the filters masked in training; those that the next layer needs least are removed",
     paper="Approximated Oracle Filter Pruning for Destructive CNN Width Optimization",
     year=2019,
     arxiv="1905.04748",

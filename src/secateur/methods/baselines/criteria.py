@@ -35,7 +35,7 @@ _COMMON = ("reduce", "members")
 #: Ways to score the channels of a network as it stands, one frozen row each.
 CRITERIA: tuple[Criterion, ...] = (
     Criterion(
-        "random", "chance, as a yardstick", False,
+        "random", "random channels, the baseline", False,
         "Recovering from Random Pruning: On the Plasticity of Deep Convolutional Neural Networks", 2018, "1801.10447",
         ("seed",), formulas.random,
     ),

@@ -305,7 +305,7 @@ class Cap(Method):
 
 ROW = MethodRow(
     name="cap",
-    summary="channels whose part others take over, ranked and compensated in closed form",
+    summary="channels that the others can reconstruct, ranked and compensated in closed form",
     paper="Pruning with Compensation: Efficient Channel Pruning for Deep Convolutional Neural Networks",
     year=2021,
     arxiv="2108.13728",

@@ -267,7 +267,7 @@ class CATRO(Method):
 
 ROW = MethodRow(
     name="catro",
-    summary="sets of channels that tell the classes apart, widths by a submodular function",
+    summary="sets of channels that separate the classes best, widths by a submodular function",
     paper="CATRO: Channel Pruning via Class-Aware Trace Ratio Optimization",
     year=2023,
     arxiv="2110.10921",

@@ -92,7 +92,7 @@ class CP(Layerwise):
 
 ROW = MethodRow(
     name="cp",
-    summary="inputs that a LASSO picks to tell a layer's answers, and least squares on those that stay",
+    summary="inputs selected by a LASSO to reconstruct a layer's output, then least squares on the selected ones",
     paper="Channel Pruning for Accelerating Very Deep Neural Networks",
     year=2017,
     arxiv="1707.06168",

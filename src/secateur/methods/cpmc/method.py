@@ -244,7 +244,7 @@ class CPMC(Method):
 
 ROW = MethodRow(
     name="cpmc",
-    summary="weights that go with a channel, less what it costs",
+    summary="the weights that go with a channel, less its cost in operations and parameters",
     paper="Channel Pruning via Multi-Criteria based on Weight Dependency",
     year=2020,
     arxiv="2011.03240",

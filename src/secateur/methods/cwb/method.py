@@ -255,7 +255,7 @@ class CWB(Method):
 
 ROW = MethodRow(
     name="cwb",
-    summary="gates that know the sample's class; channels that the classes together do not want go",
+    summary="class-wise gates; channels with the smallest sum over classes are removed",
     paper="Carrying out CNN Channel Pruning in a White Box",
     year=2023,
     arxiv="2104.11883",

@@ -231,7 +231,7 @@ def columns_of(layer: nn.Module, table: IntArray, mine: IntArray, gone: BoolArra
 
 ROW = MethodRow(
     name="dcp",
-    summary="inputs that come back first to an emptied layer, as its answers and classifiers inside ask for them",
+    summary="inputs added one after the other by reconstruction error and the loss of auxiliary classifiers",
     paper="Discrimination-aware Network Pruning for Deep Model Compression",
     year=2021,
     arxiv="2001.01050",

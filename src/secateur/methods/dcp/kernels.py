@@ -196,7 +196,7 @@ def kernels_of(layer: nn.Module) -> torch.Tensor:
 
 ROW = MethodRow(
     name="dkp",
-    summary="kernels that come back first to an emptied layer, as its answers and classifiers inside ask for them",
+    summary="kernels added one after the other by reconstruction error and the loss of auxiliary classifiers",
     paper="Discrimination-aware Network Pruning for Deep Model Compression",
     year=2021,
     arxiv="2001.01050",

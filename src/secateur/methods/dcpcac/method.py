@@ -7,7 +7,7 @@ for each sample others: z[n, c] = 0 with probability p. How much worse the sampl
     CAC_c = E[q] - E[q | z_c = 0] = (1 - p) (E[q | z_c = 1] - E[q | z_c = 0]),
 
 says what the channel is worth; q is whether the answer is right, or minus its loss. The channels that are
-worth least go step by step, early in training, and the rest of it makes good for them.
+worth least go step by step, early in training, and the rest of it recovers from their removal.
 
 Only the abstract could be read: random gates, two cheap criteria, gradual pruning early in training and DCPH are the
 paper's; everything else is a design of our own, checked mathematically, and no transcription of the authors' criteria,
@@ -388,7 +388,7 @@ class DCPCAC(NarrowingMethod):
 
 ROW = MethodRow(
     name="dcpcac",
-    summary="random gates shut channels off for single samples; those nobody misses go, early in training",
+    summary="random gates switch channels off for single samples; those that matter least are removed early on",
     paper="Dynamical Channel Pruning by Conditional Accuracy Change for Deep Neural Networks",
     year=2021,
     arxiv="",

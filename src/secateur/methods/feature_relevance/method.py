@@ -332,7 +332,7 @@ class FeatureRelevance(Method):
 
 ROW = MethodRow(
     name="feature_relevance",
-    summary="channels of little relevance for the true classes go at a few moments of training",
+    summary="channels with the least relevance for the true classes are removed at a few points of training",
     paper="Gradual Channel Pruning while Training using Feature Relevance Scores for Convolutional Neural Networks",
     year=2020,
     arxiv="2002.09958",

@@ -426,7 +426,7 @@ def _first(batches: Iterable[tuple[Any, Any]], images: int) -> Iterator[tuple[An
 
 ROW = MethodRow(
     name="functionality",
-    summary="of channels that the same images excite, those on which the output hangs least",
+    summary="of channels that the same images activate, those that the output depends on least",
     paper="Functionality-Oriented Convolutional Filter Pruning",
     year=2019,
     arxiv="1810.07322",

@@ -342,7 +342,7 @@ class GDP(Method):
 
 ROW = MethodRow(
     name="gdp",
-    summary="gates in front of layers that a price on cost drives to exactly zero or near one",
+    summary="gates in front of layers, driven to exactly zero or near one by a penalty on cost",
     paper="GDP: Stabilized Neural Network Pruning via Gates with Differentiable Polarization",
     year=2021,
     arxiv="2109.02220",

@@ -21,7 +21,7 @@ abstracts only. That the "soft to hard" of PGMPF's code is GHFP's rule is an inf
 PGMPF itself, which scales gradients instead of freezing filters, is not here.
 
 Where this differs from the papers, and why:
-    Filters that live and die together have one norm, the root of the sum of squares over all that make a channel, one
+    Coupled filters have one norm, the root of the sum of squares over all that make a channel, one
         S and one H, so that zeros can be cut. The papers prune every convolution by itself, trunks included, and count
         FLOPs as if these zeros could go. Residual streams stay whole here unless the budget needs them.
     The final counts N P follow from the budget, by default with the same share of every group; P_t / P scales them.
@@ -239,8 +239,8 @@ class GHFP(Method):
 
 ROW = MethodRow(
     name="ghfp",
-    summary="filters of least norm pruned behind every epoch, softly at first and then for good; hfp, sfp, asfp, srfp "
-    "and asrfp, too",
+    summary="filters with the smallest norms pruned after every epoch, at first softly, then for good; also hfp, sfp, "
+    "asfp, srfp and asrfp",
     paper="GHFP: Gradually Hard Filter Pruning",
     year=2021,
     arxiv="2011.03170",

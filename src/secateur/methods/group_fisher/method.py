@@ -12,7 +12,7 @@ s is summed over an interval of iterations; then the least important channel of 
 anew, and so on until the budget is met.
 
 Where this differs from the paper, and why:
-    Groups are the graph's: whatever lives and dies together, concatenations and flattenings included, where the paper
+    Groups are the graph's: all coupled channels, concatenations and flattenings included, where the paper
         makes them by one greedy pass. A grouped convolution loses the same places in each of its groups and the number
         of groups stays, where the paper removes whole groups. Depthwise convolutions are readers, as in the paper.
     `normaliser: flops` divides by what the network loses with the channel by the exact cost model, at the widths of

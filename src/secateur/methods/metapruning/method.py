@@ -273,7 +273,7 @@ def _ratios(genes: dict[str, int]) -> dict[str, float]:
 
 ROW = MethodRow(
     name="metapruning",
-    summary="a network that makes weights for any widths, and an evolution of widths with it",
+    summary="a network that generates weights for any widths, and an evolutionary search of widths with it",
     paper="MetaPruning: Meta Learning for Automatic Neural Network Channel Pruning",
     year=2019,
     arxiv="1903.10258",

@@ -239,7 +239,7 @@ def _growth(model: nn.Module, reading: Reading) -> torch.Tensor:
 
 ROW = MethodRow(
     name="prunenet",
-    summary="a convex problem per layer, one strength for all: channels whose filtered variance shrinks to zero",
+    summary="one convex problem per layer, one strength for all: channels whose share of the variance becomes zero",
     paper="PruneNet: Channel Pruning via Global Importance",
     year=2020,
     arxiv="2005.11282",
