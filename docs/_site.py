@@ -106,7 +106,7 @@ def shown(notebook: dict[str, Any]) -> str:
 
 
 class Cards(Extension):
-    """Tables of three columns or more: every cell says what its column is, so that a phone can show rows as cards."""
+    """Tables with a head: every cell says what its column is, so that a phone can show rows as cards."""
 
     def extendMarkdown(self, md: Any) -> None:
         """After the text of cells is read."""
@@ -117,7 +117,7 @@ class _Labels(Treeprocessor):
     def run(self, root: Element) -> None:
         for table in root.iter("table"):
             heads = ["".join(head.itertext()).strip() for head in table.iter("th")]
-            if len(heads) > 2:
+            if len(heads) > 1 and any(heads):
                 table.set("class", "cards")
                 for row in table.iter("tr"):
                     for name, cell in zip(heads, row.findall("td"), strict=False):
