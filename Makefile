@@ -13,8 +13,7 @@ TRANSFORMERS := transformers tokenizers regex
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint types unit long durations docs pages fuzz mutate census speed quality compare leaderboard compress-bench wheel-check clean
-.PHONY: venv demo test lint types unit long durations docs docs-version pages fuzz mutate census speed quality compare compress-bench wheel-check clean
+.PHONY: venv demo test lint types unit long durations docs docs-version pages fuzz mutate census speed quality compare leaderboard compress-bench wheel-check clean
 
 venv: $(STAMP)
 
