@@ -22,20 +22,21 @@ INTRODUCTION = """\
 No method is the best one. What decides is what you have: images, labels, time to train. This page puts our own
 measurements beside each other; all of its figures and judgements are computed from the result files, and change with
 them. It holds for two small networks on CIFAR-10 and short trainings. Before a long one, run your own comparison on a
-shortened recipe: `secateur compare recipe.yaml --methods l1,bwcp,scratch --seeds 3` ([comparing.md](comparing.md))."""
+shortened recipe: `secateur compare recipe.yaml --methods l1,bwcp,scratch --seeds 3` ([comparing
+methods](comparing.md))."""
 
 LEGEND = """\
 *Cut*, *repaired*: test accuracy of a ResNet-20 on CIFAR-10 at half the FLOPs, without any training after the cut (dense
 {dense:.1f}%; the standard error is about {error:.1f} points), before and after the best repair of those tried
-([one_shot.md](one_shot.md)). *Plan*: seconds to look at {images:,} images, score and plan there. *Trained*: test
-accuracy of a ResNet-8 at half the FLOPs after {epochs} epochs in all, mean and standard deviation over seeds
-([compare.md](compare.md)); *parameters* left and seconds of the *run* are of the same runs, which shared the machine.
-What a training step costs: [speed.md](speed.md). – is not measured."""
+([straight after the cut](one_shot.md)). *Plan*: seconds to look at {images:,} images, score and plan there. *Trained*:
+test accuracy of a ResNet-8 at half the FLOPs after {epochs} epochs in all, mean and standard deviation over seeds
+([methods compared](compare.md)); *parameters* left and seconds of the *run* are of the same runs, which shared the
+machine. What a training step costs: [what methods cost](speed.md). – is not measured."""
 
 ADVICE = """\
-- Decide on the budget first, and on what it is of: [budgets.md](budgets.md); what a budget of FLOPs does not buy:
-  [why-faster.md](why-faster.md).
-- Straight after the cut most networks are unusable. Repair the network ([repairs.md](repairs.md)), fine-tune it, or
+- Decide on the budget first, and on what it is of: [budgets and alignment](budgets.md); what a budget of FLOPs does
+  not buy: [why it is or is not faster](why-faster.md).
+- Straight after the cut most networks are unusable. Repair the network ([repairs](repairs.md)), fine-tune it, or
   both. Repairs need some images, but no labels.
 - A narrow network trained from new weights (`scratch`) is the baseline wherever there is time for a whole
   training. Pruning pays where trained weights are there already, or where the data are not.

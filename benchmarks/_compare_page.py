@@ -28,8 +28,9 @@ The recipe `recipes/cifar10-resnet8-short.yaml`: {model}, {images:,} training im
 them held out), {epochs} epochs in all for every method, batch {batch}, SGD, cosine schedule; accuracy on all {tested:,}
 test images. A small and short setting: it says how methods compare when time is scarce, not what they reach in their
 papers' schedules, and some of them are made for far longer trainings. Every method has its default settings. BWCP's
-default schedule was tuned in this setting, on some of these seeds and looking at test accuracy ([bwcp.md](bwcp.md)), so
-nothing should be concluded from a small lead of it. How a comparison is made: [comparing.md](comparing.md)."""
+default schedule was tuned in this setting, on some of these seeds and looking at test accuracy ([BWCP,
+measured](bwcp.md)), so nothing should be concluded from a small lead of it. How a comparison is made: [comparing
+methods](comparing.md)."""
 
 WIDTHS = """\
 Where a method ends below random choice, are its widths at fault, or the channels it kept and the epochs it spent? At

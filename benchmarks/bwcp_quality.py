@@ -1,4 +1,5 @@
-"""BWCP beside its yardsticks on real images: L1, chance, and the same widths trained from the start; equal epochs.
+"""BWCP beside its baselines on real images: L1, random channels, and the same widths trained from the start; equal
+epochs.
 
     python benchmarks/bwcp_quality.py                              # 3 seeds, ResNet-8 on 10,000 images of CIFAR-10
     python benchmarks/bwcp_quality.py --seeds 1 --set train.epochs=2

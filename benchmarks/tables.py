@@ -319,7 +319,7 @@ def _quality(result: dict[str, Any]) -> list[str]:
     low, high = (pick(row["flops"] for row in rows) for pick in (min, max))
     worst = max(row["max_relative_error"] for row in rows)
     return [
-        "## Against its yardsticks on real images",
+        "## Against its baselines on real images",
         facts,
         circumstances(result),
         f"**In this setting {best} comes first** on average: {told}. Standard deviations over seeds are "

@@ -86,7 +86,7 @@ class Cell:
 def _dense() -> MethodRow:
     """The row of the whole network."""
     summary = "the whole network, trained for as many epochs"
-    return replace(method(_NOTHING), name=DENSE, summary=summary, paper="none", fidelity="a yardstick")
+    return replace(method(_NOTHING), name=DENSE, summary=summary, paper="none", fidelity="a baseline")
 
 
 def arrange(recipe: Recipe, cell: Cell, settings: Settings, base: str | None) -> Recipe:

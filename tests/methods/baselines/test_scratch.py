@@ -1,4 +1,4 @@
-"""The yardstick: widths from a plan or the same share everywhere, channels by chance."""
+"""The baseline: widths from a plan or the same share everywhere, channels by chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The yardsticks: criteria of a line or two, each a method that scores once, and training from scratch."""
+"""The baselines: criteria of a line or two, each a method that scores once, and training from scratch."""
 
 from secateur.methods.baselines import one_shot, scratch
 from secateur.methods.baselines.criteria import CRITERIA, score
@@ -7,5 +7,5 @@ from secateur.methods.baselines.one_shot import OneShot, scoring
 
 __all__ = ["CRITERIA", "ROWS", "OneShot", "accumulate_gradients", "score", "scoring"]
 
-#: One row a yardstick.
+#: One row a baseline.
 ROWS = (*one_shot.ROWS, scratch.ROW)

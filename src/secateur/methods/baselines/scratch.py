@@ -1,4 +1,4 @@
-"""The yardstick of every method that trains: a narrow network trained from the start, its channels chosen by nothing.
+"""The baseline of every method that trains: a narrow network trained from the start, its channels chosen by nothing.
 
 Liu, Sun, Zhou, Huang, Darrell: Rethinking the Value of Network Pruning, 2019 (arXiv:1810.05270): often the widths are
 what pruning finds, and training them anew does as well. The widths come from another method's plan, or are the same
