@@ -219,9 +219,7 @@ def written() -> dict[Path, str]:
     """Every page and picture that is not as the code says, as it should be."""
     pages = [HERE.parent / "README.md", *sorted(HERE.glob("*.md"))]
     made = {page: filled(page.read_text(encoding="utf-8")) for page in pages}
-    made = {page: filled(page.read_text(encoding="utf-8")) for page in sorted(HERE.glob("*.md"))}
-    readme = HERE.parent / "README.md"
-    made[readme] = _from_above(filled(readme.read_text(encoding="utf-8")))
+    made[HERE.parent / "README.md"] = _from_above(made[HERE.parent / "README.md"])
     made |= _method_pages.pages(HERE / "methods", table)
     made |= _diagrams.pictures(HERE / "figures", _by_method.measured())
     return {page: text for page, text in made.items() if not page.exists() or page.read_text(encoding="utf-8") != text}
@@ -248,7 +246,6 @@ def main(arguments: list[str]) -> int:
         for page in old:
             page.unlink()
     names = [page.relative_to(HERE.parent).as_posix() for page in [*stale, *old]]
-    names = [page.relative_to(HERE.parent).as_posix().removeprefix("docs/") for page in [*stale, *old]]
     if names:
         print(("stale: " if "--check" in arguments else "wrote: ") + ", ".join(names))
     return 1 if names and "--check" in arguments else 0
