@@ -165,7 +165,8 @@ def test_every_page_is_once_in_the_menu() -> None:
     text = re.sub(r"!!?[\w/:.]+", "", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     nav = _site._expanded(yaml.safe_load(text)["nav"], ROOT / "docs", set(_site._named(yaml.safe_load(text)["nav"])))
     named = list(_site._named(nav))
-    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    files = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+    pages = [page.relative_to(ROOT / "docs").with_suffix(".md").as_posix() for page in files]
     assert sorted(named) == sorted(pages)
 
 
