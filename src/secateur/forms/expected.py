@@ -55,7 +55,7 @@ def expected(plan: Noted, example_inputs: Any) -> Expected | None:
     """The mean cost that is noted in a plan, for as many images as the example inputs have; None if none depends on it.
 
     Args:
-        plan: with the note of its method. example_inputs: what the network is called with; their number of images counts.
+        plan: with the note of its method. example_inputs: what it is called with; their number of images counts.
 
     Raises:
         PlanError: the plan's provenance does not say it.
