@@ -61,8 +61,8 @@ docs: $(STAMP)  ## the documentation site in site/, warnings as errors, nothing 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 docs-version: $(STAMP)  ## the site as version VERSION, and as the latest one, on the branch gh-pages of this clone
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mike deploy --update-aliases $(VERSION) latest
-	$(BIN)/mike set-default latest
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 mike deploy --update-aliases $(VERSION) latest
+	PATH="$(CURDIR)/$(BIN):$$PATH" mike set-default latest
 
 pages: $(STAMP)  ## every generated page and table of the documentation, from the code and the results
 	$(BIN)/python docs/tables.py
