@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from secateur.methods.manidp.losses import easiness, similarity, sparsity
-from secateur.methods.manidp.thresholds import between, kth, largest, remaining
+from secateur.methods.manidp.thresholds import between, kth, largest_rate, remaining
 
 
 def test_easy_images_weigh_more() -> None:
@@ -106,7 +106,7 @@ def test_thresholds_rise_evenly_between_channels() -> None:
 
 
 def test_the_largest_rate_that_meets_a_bound() -> None:
-    assert largest(lambda rate: rate <= 0.3) == pytest.approx(0.3, abs=1e-4)
-    assert largest(lambda rate: rate <= 0.3) <= 0.3
-    assert largest(lambda _: True) == 1.0
-    assert largest(lambda _: False) == 0.0
+    assert largest_rate(lambda rate: rate <= 0.3) == pytest.approx(0.3, abs=1e-4)
+    assert largest_rate(lambda rate: rate <= 0.3) <= 0.3
+    assert largest_rate(lambda _: True) == 1.0
+    assert largest_rate(lambda _: False) == 0.0

@@ -41,7 +41,7 @@ class Gate(nn.Module):
             return saliency(x.float(), self.reduce.float(), self.expand.float(), self.shift.float())
 
 
-class Gates:
+class SiteGates:
     """All gates of a model, and what they saw in the last forward pass, by number of the site.
 
     pi: saliencies [batch, outputs], before the threshold. features: GAP of what is gated, in training.
@@ -88,7 +88,7 @@ class Gates:
         finally:
             self.thresholds, self._stays, self._constant, self._counting = before
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Gates:
+    def __deepcopy__(self, memo: dict[int, Any]) -> SiteGates:
         """Copies of hooked layers share their gates, until they are taken out."""
         return self
 

@@ -12,7 +12,7 @@ from torch import nn
 from secateur._protocols import BoolArray
 from secateur.errors import ConfigError
 from secateur.graph.modules import as_call
-from secateur.methods.manidp.gates import Gates
+from secateur.methods.manidp.gates import SiteGates
 from secateur.statistics.gather import pair, untouched
 
 
@@ -34,7 +34,7 @@ class Seen:
 
 
 @torch.no_grad()
-def look(model: nn.Module, gates: Gates, batches: Iterable[tuple[Any, Any]], xi: torch.Tensor) -> Seen:
+def look(model: nn.Module, gates: SiteGates, batches: Iterable[tuple[Any, Any]], xi: torch.Tensor) -> Seen:
     """Show all batches to the gated model, in evaluation.
 
     gates: of the model. batches: pairs (inputs, target); targets do not matter. xi: thresholds [sites].

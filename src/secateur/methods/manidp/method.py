@@ -45,11 +45,11 @@ from secateur.forms import LayerForm, dense_macs, note_of
 from secateur.forms.expected import rows
 from secateur.forms.gated import macs_of_images
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
-from secateur.methods.manidp.gates import Gate, Gates
+from secateur.methods.manidp.gates import Gate, SiteGates
 from secateur.methods.manidp.looking import Seen, look
 from secateur.methods.manidp.losses import easiness, similarity, sparsity
 from secateur.methods.manidp.sites import Closing, found, kept_of
-from secateur.methods.manidp.thresholds import between, kth, largest, remaining
+from secateur.methods.manidp.thresholds import between, kth, largest_rate, remaining
 from secateur.plan import Plan
 from secateur.repair import Repair
 from secateur.statistics.gather import replayable
@@ -108,8 +108,8 @@ class ManiDP(Method):
             self.register_buffer(f"sums{k}", torch.zeros(site.outputs, dtype=torch.float64, device=like.device))
             self.register_buffer(f"means{k}", torch.zeros(site.outputs, dtype=torch.float64, device=like.device))
         self.epochs = 0
-        self.target = largest(lambda rate: self._share_cost(rate) <= self._limit)  # t while training
-        self.work = Gates(self.model, self.sites, self.gates)
+        self.target = largest_rate(lambda rate: self._share_cost(rate) <= self._limit)  # t while training
+        self.work = SiteGates(self.model, self.sites, self.gates)
         self._losses_of: torch.Tensor | None = None
         self._known: tuple[float, torch.Tensor, Seen] | None = None  # what calibration has found
 
@@ -244,7 +244,7 @@ class ManiDP(Method):
             tried[rate] = (xi, self._look(shown, xi.to(self.device)))
             return self._cost_of(tried[rate][1]) <= self._limit
 
-        rate = largest(met, most=2.0)
+        rate = largest_rate(met, most=2.0)
         if not met(rate):
             raise BudgetError(
                 f"The budget {self.budget} is out of reach: with thresholds above all saliencies of open gates an "

@@ -110,13 +110,13 @@ def _with_columns(graph: Graph, sites: list[Site]) -> list[Site]:
     reads = {
         module_of(member.name)
         for group in graph.groups
-        if makers(group, graph) and makers(group, graph) <= names
+        if made_by(group, graph) and made_by(group, graph) <= names
         for member in group.consumers()
     }
     return [replace(site, columns=site.name in reads) for site in sites]
 
 
-def makers(group: Group, graph: Graph) -> set[str]:
+def made_by(group: Group, graph: Graph) -> set[str]:
     """The layers that make a group's channels by sums over others, or filter them: all but norms and biases."""
     tensors = graph.tensors()
     return {module_of(m.name) for m in group.producers() if tensors[m.name].dim() > 1}
@@ -131,7 +131,7 @@ class Closing:
         self._floors, self._graph = floors.tolist(), graph
         self.of: dict[str, tuple[int, IntArray]] = {}
         for group in graph.groups:
-            names = makers(group, graph)
+            names = made_by(group, graph)
             if len(names) != 1 or not names <= number.keys() or group.inexact:
                 continue
             name = names.pop()

@@ -34,7 +34,7 @@ def between(means: torch.Tensor, rate: float, top: float) -> float:
     return ordered[k] + (k - at) * (ordered[max(k - 1, 0)] - ordered[k])
 
 
-def largest(met: Callable[[float], bool], most: float = 1.0, steps: int = 14) -> float:
+def largest_rate(met: Callable[[float], bool], most: float = 1.0, steps: int = 14) -> float:
     """The largest rate in [0, most] that meets a bound which lower rates meet more easily, by bisection."""
     if met(most):
         return most
