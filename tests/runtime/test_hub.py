@@ -222,6 +222,17 @@ def test_what_is_no_name(name: str, run: Run) -> None:
         secateur.push_to_hub(run.folder, name)
 
 
+def test_networks_of_our_recipes_need_no_trust_and_what_their_modules_import_does(tmp_path: Path) -> None:
+    name = "secateur.examples.super_resolution:net"
+    loaded = references.load(name, input_size="1x8x8")
+    result = secateur.prune(loaded.model, loaded.inputs, budget="flops=0.6")
+    for folder, reference in (("own", name), ("torch", "secateur.examples.super_resolution:torch.hub.load")):
+        save_model(tmp_path / folder, result.model, reference=reference, inputs=loaded.inputs, plan=result.plan)
+    assert type(secateur.load(tmp_path / "own")) is type(loaded.model)
+    with pytest.raises(RunError, match="needs the original's code"):
+        secateur.load(tmp_path / "torch")
+
+
 def test_a_hub_out_of_reach(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(RunError, match="cannot be had from the Hub"):

@@ -159,6 +159,10 @@ def _as(inputs: Any, model: nn.Module) -> Any:
     return map_tensors(inputs, lambda tensor: tensor.to(kind) if tensor.is_floating_point() else tensor)
 
 
+#: Networks of our own recipes: these alone, as a path to an attribute of a module reaches whatever that has imported.
+_EXAMPLES = frozenset(f"secateur.examples.{name}:net" for name in ("detection", "segmentation", "super_resolution"))
+
+
 class NotTrusted(RunError):
     """A folder names code that is imported only where the user trusts it."""
 
@@ -170,7 +174,11 @@ def can_build(reference: str, *, trust: bool) -> bool:
 
 def is_library(reference: str) -> bool:
     """Whether a reference names code that is installed, rather than a file somewhere."""
-    return reference.partition(":")[0] in ("zoo", "torchvision", "timm") and not reference.endswith(".py")
+    return (
+        reference in _EXAMPLES
+        or reference.partition(":")[0] in ("zoo", "torchvision", "timm")
+        and not reference.endswith(".py")
+    )
 
 
 def describe_files(folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
