@@ -174,11 +174,8 @@ def can_build(reference: str, *, trust: bool) -> bool:
 
 def is_library(reference: str) -> bool:
     """Whether a reference names code that is installed, rather than a file somewhere."""
-    return (
-        reference in _EXAMPLES
-        or reference.partition(":")[0] in ("zoo", "torchvision", "timm")
-        and not reference.endswith(".py")
-    )
+    library = reference.partition(":")[0] in ("zoo", "torchvision", "timm") and not reference.endswith(".py")
+    return library or reference in _EXAMPLES
 
 
 def describe_files(folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
