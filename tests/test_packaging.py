@@ -94,6 +94,12 @@ def test_extras_that_messages_name_exist() -> None:
     assert install("hub") == 'pip install "secateur[hub]" (in a clone: pip install -e ".[hub]")'
 
 
+def test_every_extra_is_named_where_people_install() -> None:
+    install_section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Install")[2].partition("\n## ")[0]
+    table = [line for line in install_section.splitlines() if line.startswith("|")]
+    assert set(re.findall(r"`([\w]+)`", "\n".join(table))) == set(EXTRAS)
+
+
 def test_recipes_are_found_by_name_and_by_path(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(recipes.names()) == {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
     monkeypatch.chdir(ROOT)
