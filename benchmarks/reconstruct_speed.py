@@ -242,15 +242,15 @@ def main() -> None:
 
 
 def save(a: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Write a row; methods that are not measured keep the rows they have, if all else is the same."""
+    """Write a row; methods that are not measured keep the rows they have."""
     import _record
 
-    file, keys = _record.RESULTS / "reconstruction.json", ("images", "budget", "repeats")
-    result = {**_record.environment(), **{key: getattr(a, key) for key in keys}, "bar_passes": PASSES}
+    file = _record.RESULTS / "reconstruction.json"
+    result = {**_record.environment(), "bar_passes": PASSES}
     result["command"] = re.sub(r"(--before[ =])\S+", r"\1../before/src", result["command"])  # wherever it lay
-    known = _record.read(file) if file.exists() else {}
-    alike = all(known.get(key) == result[key] for key in keys)
-    others = [one for one in known.get("rows", []) if alike and one["method"] != found["method"]]
+    known = _record.read(file)["rows"] if file.exists() else []
+    found = {**found, **{key: getattr(a, key) for key in ("images", "budget", "repeats")}}
+    others = [one for one in known if one["method"] != found["method"]]
     rows = sorted([*others, found], key=lambda one: METHODS.index(one["method"]))
     _record.save(file, {**result, "rows": rows})
 
