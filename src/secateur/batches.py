@@ -6,6 +6,7 @@ told by the example inputs: of `(a, b)` both are inputs of a network with two, a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
@@ -46,6 +47,9 @@ class Batches:
             )
         self._given: Iterable[Any] = list(given) if keep and isinstance(given, Iterator) else given
         self._example = example_inputs
+
+    def __length_hint__(self) -> int:
+        return operator.length_hint(self._given)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """(inputs, target or None) of each batch; InputError for one that the network cannot be called with."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from secateur._progress import listening
 from secateur.errors import ConfigError, SecateurError
 
 if TYPE_CHECKING:
@@ -175,7 +176,8 @@ def working(what: str, silent: bool, *, still: bool = False) -> Iterator[Callabl
             if isinstance(busy, Status):
                 busy.update(f"{what}: {text} ...")
 
-        yield say
+        with listening(say, every=1.0):
+            yield say
 
 
 def emit(document: dict[str, Any] | list[Any], as_json: bool, table: Callable[[], RenderableType]) -> None:

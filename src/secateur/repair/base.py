@@ -6,6 +6,7 @@ computes what the cut network will. What it writes into places that go is lost.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -171,6 +172,9 @@ class _Shown:
 
     def __init__(self, batches: Batches, name: str) -> None:
         self._batches, self._name = batches, name
+
+    def __length_hint__(self) -> int:
+        return operator.length_hint(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         none = True

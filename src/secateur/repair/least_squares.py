@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import nn
 
 from secateur._hints import few
+from secateur._progress import follow
 from secateur._settings import Section
 from secateur.repair.base import Case, Pairs, Reader, Repair, RepairRow
 from secateur.statistics.gather import pair, rows, untouched
@@ -76,7 +77,8 @@ class LeastSquares(Repair):
         layers = [case.dense.get_submodule(name) for name in readers]
         counts = [rows(inputs) for inputs in shown]
         sampler = Sampler(counts, s.positions, s.seed, per_column=s.per_column, layers=layers)
-        for stop in together((case.dense, case.model), shown, readers, held):
+        stops = together((case.dense, case.model), shown, readers, held)
+        for stop in follow("layers", stops, len(readers)):
             self._fit(case, readers[stop.layer], stop, sampler)
 
     def _fit(self, case: Case, reader: Reader, stop: Stop, sampler: Sampler) -> None:

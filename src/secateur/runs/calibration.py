@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,9 @@ class Calibration:
     def __init__(self, split: Split, images: int, batch_size: int, seed: int, device: torch.device) -> None:
         self.split, self.images, self.seed, self.device = split, images, seed, device
         self.size = min(batch_size, images)
+
+    def __length_hint__(self) -> int:
+        return -(-self.images // self.size)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         batches = self.split.batches(self.size, shuffle=True, seed=self.seed)
@@ -39,6 +43,9 @@ class Classes:
 
     def __init__(self, batches: Calibration, task: Task) -> None:
         self._batches, self._task = batches, task
+
+    def __length_hint__(self) -> int:
+        return operator.length_hint(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for inputs, targets in self._batches:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from secateur import runtime
 from secateur._files import write_json
+from secateur._progress import listening
 from secateur.errors import RunError
 from secateur.methods import Method
 from secateur.methods.kit.sparse import keep_zeros
@@ -130,10 +132,12 @@ class Stages:
         if "train" not in self.prepared.stages:  # the weights come from a file
             quality["dense"] = self._test(method.model)
         if self.prepared.row.collects:
-            self._calibrate(method)
+            with self._telling():
+                self._calibrate(method)
         repairs = self._repairs()
         self.engine.say("Cutting and verifying.", note=False)
-        narrow = method.to("cpu").finish(repairs, self._calibration() if repairs else ())
+        with self._telling():
+            narrow = method.to("cpu").finish(repairs, self._calibration() if repairs else ())
         if method.result is None:
             raise RunError(f"The method {self.prepared.row.name} finished without a result: report this as a defect.")
         values = describe_cut(method, method.result)
@@ -149,6 +153,10 @@ class Stages:
             files += self._save_model(narrow)
         quality["pruned"] = self._test(narrow)
         return values | {"quality": quality}, files
+
+    def _telling(self) -> AbstractContextManager[None]:
+        """Say how far work is that takes minutes; no note of the run."""
+        return listening(lambda sentence: self.engine.say(sentence, note=False))
 
     def _after(self, stage: str) -> tuple[str, ...]:
         stages = self.prepared.stages

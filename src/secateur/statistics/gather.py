@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur._distributed import rank, world
+from secateur._progress import follow
 from secateur.batches import listed
 from secateur.errors import ConfigError, InputError
 from secateur.graph.modules import as_call, map_tensors
@@ -65,7 +66,7 @@ def gather(
         for collector in collectors:
             for handle in collector.watch(model):
                 stack.callback(handle.remove)
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(follow("batches", batches)):
             shown += 1
             inputs, target = pair(batch, device)
             samples += count(inputs)

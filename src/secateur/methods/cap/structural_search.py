@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from secateur._progress import follow
+
 #: Accuracy of a network whose unit k has lost the share shares[k]; units behind the last are whole.
 Measure = Callable[[tuple[float, ...]], float]
 
@@ -61,7 +63,7 @@ class StructuralSearch:
         """
         low, high = 0.0, self.start
         shares: tuple[float, ...] | None = None
-        for _ in range(rounds):
+        for _ in follow("searches", range(rounds)):
             # small steps matter most, so the first guesses are small: the middle of the roots
             step = ((low**0.5 + high**0.5) / 2) ** 2
             found = self.run(step, fits)

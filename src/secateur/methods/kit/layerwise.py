@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import nn
 
 from secateur._hints import few
+from secateur._progress import follow
 from secateur._protocols import BoolArray, IntArray
 from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import clone_module
@@ -128,7 +129,7 @@ class Layerwise(Method):
         self._masks = {name: np.ones(len(mine), dtype=np.bool_) for name, mine in self._channels.items()}
         self._survey(work)
         chosen: set[str] = set()
-        for stop in self._stops(work, list(self._tables)):
+        for stop in follow("layers", self._stops(work, list(self._tables)), len(self._tables)):
             self._visit(work, stop, chosen)
         self._remember(work.case.model)
 
