@@ -19,7 +19,8 @@ TOY = {network.name: network for network in NETWORKS}
 
 
 def toy(name: str = "residual", budget: str = "flops=0.5", steps: int = 100, **settings: Any) -> GDP:
-    return GDP(TOY[name].make(), TOY[name].inputs(), budget=budget, steps=steps, **settings)
+    given = {"streams": True, "even": False, **settings}
+    return GDP(TOY[name].make(), TOY[name].inputs(), budget=budget, steps=steps, **given)
 
 
 def train(method: GDP, steps: int, lr: float = 0.05, *, seed: int = 0, **options: Any) -> list[dict[str, float]]:
@@ -61,7 +62,7 @@ def test_readers_of_one_stream_share_one_gate_and_depthwise_layers_have_none() -
     assert [name for name, p in method.named_parameters() if not name.startswith("model.")] == ["a"]
     stream = {name: index[:24].tolist() for name, index in method.gates._index.items() if name != "head.fc"}
     assert {name for name, index in stream.items() if index == list(range(24))} == {"first.0", "second.0", "neck.0"}
-    depthwise = GDP(TOY["depthwise"].make(), TOY["depthwise"].inputs(), budget="flops=0.6", steps=10)
+    depthwise = toy("depthwise", "flops=0.6", 10)
     assert set(depthwise.gates._index) == {"body.0", "body.6", "head.fc"}  # body.3 filters channel by channel
 
 
@@ -170,6 +171,34 @@ def test_no_more_gates_are_shut_than_the_budget_asks_for_and_the_smallest_first(
     assert 0 < int(method.shut.sum()) - before < 95
 
 
+def test_where_strength_is_raised_all_groups_are_pulled_alike() -> None:
+    """The gradient of the loss is strength times the mean price times g', for every gate that may shut."""
+    method = toy(even=None)
+    assert method.strength > 1
+    assert method.even
+    ahead(method, 0.2)
+    method.a.data.uniform_(0.8, 1.2, generator=torch.Generator().manual_seed(0))
+    method.loss().backward()
+    price = method.cost.at(method._soft(method.opened()))[1][method._group].mean()
+    a, eps = method.a.detach().double(), method.eps
+    slopes = 2 * a * eps / (a.square() + eps).square()
+    wanted = method.strength * price * slopes * torch.from_numpy(method._above_floors())
+    assert torch.allclose(method.a.grad.double(), wanted, rtol=1e-4)
+    assert not toy(even=None, steps=10**9).even  # a long training: the price decides
+    assert not toy(even=None, strength=50.0).even
+
+
+def test_streams_stay_whole_unless_they_are_asked_for_or_needed() -> None:
+    inside, wide = toy(streams=False), toy(streams=True)
+    gated = [{m.graph.groups[k].name for k in set(m._group.tolist())} for m in (inside, wide)]
+    assert gated[0] < gated[1]
+    assert any("stay whole" in note for note in inside.notes)
+    assert not any("stay whole" in note for note in wide.notes)
+    needed = toy(streams=False, budget="flops=0.05")
+    assert {needed.graph.groups[k].name for k in set(needed._group.tolist())} == gated[1]
+    assert any("so they are pruned" in note for note in needed.notes)
+
+
 def test_without_strength_nothing_closes_and_with_much_it_closes_until_the_budget_is_met() -> None:
     assert not train(toy(strength=0.0, steps=60), 30)[-1]["shut"]
     strong = toy(strength=60.0, steps=60)
@@ -217,7 +246,7 @@ def test_settings_out_of_order_are_refused(settings: dict[str, Any]) -> None:
 
 def test_the_folded_narrow_network_is_the_gated_one() -> None:
     network = TOY["residual"]
-    method = GDP(network.make().double(), network.inputs().double(), budget="flops=0.5", steps=10)
+    method = GDP(network.make().double(), network.inputs().double(), budget="flops=0.5", steps=10, streams=True)
     method.double()
     method.a.data.uniform_(0.1, 1.3, generator=torch.Generator().manual_seed(0))
     method.a.data[::3] = 0

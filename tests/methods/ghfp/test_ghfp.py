@@ -45,7 +45,7 @@ def pair(width: int = 20) -> Any:
 
 
 def pruner(model: nn.Module, steps: int, budget: str = "flops=0.4", size: int = 2, **settings: Any) -> GHFP:
-    return GHFP(model, torch.randn(1, 4, size, size), budget=budget, steps=steps, **settings)
+    return GHFP(model, torch.randn(1, 4, size, size), budget=budget, steps=steps, **{"events": 0, **settings})
 
 
 def epoch(method: GHFP, optimiser: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -312,3 +312,58 @@ def test_published_savings_of_sfp(layers: int, rate: float, saved: float) -> Non
     assert len(costs) == layers - 1
     whole, left = np.array(costs).sum(0)
     assert 1 - left / whole == pytest.approx(saved, abs=5e-5)
+
+
+# --------------------------------------------------------------------------------------------- events within epochs
+
+
+def events_of(steps: int, epochs: int, **settings: Any) -> list[tuple[int, int, int]]:
+    """(step, t, T) of every event of a training of so many epochs."""
+    method, found = pruner(pair(), steps, **settings), list[tuple[int, int, int]]()
+    original = method._event
+
+    def noted(t: int, count: int) -> None:
+        found.append((method.step, t, count))
+        original(t, count)
+
+    method._event = noted  # type: ignore[method-assign]
+    for step in range(1, steps + 1):
+        method.train()(torch.randn(2, 4, 2, 2))
+        method.after_step()
+        if step % (steps // epochs) == 0:
+            method.after_epoch()
+    return found
+
+
+def test_a_short_training_has_its_events_within_epochs() -> None:
+    """Twelve in three epochs, or as many as there are steps; the last behind the last step, as in the papers."""
+    assert events_of(24, 3, events=12) == [(2 * k, k - 1, 12) for k in range(1, 13)]
+    assert events_of(30, 3, events=4) == [(8, 0, 4), (15, 1, 4), (23, 2, 4), (30, 3, 4)]
+    assert events_of(6, 2, events=12) == [(k, k - 1, 6) for k in range(1, 7)]
+
+
+def test_with_enough_epochs_events_are_behind_them() -> None:
+    behind = [(2 * k, k - 1, 12) for k in range(1, 13)]
+    assert events_of(24, 12, events=12) == behind  # the same ones
+    assert events_of(24, 12, events=5) == behind
+    assert events_of(24, 3, events=0) == [(8, 0, 3), (16, 1, 3), (24, 2, 3)]
+    assert events_of(24, 6, events=12, interval=2) == [(8, 1, 6), (16, 3, 6), (24, 5, 6)]
+
+
+def test_it_goes_on_between_two_events_within_an_epoch() -> None:
+    torch.manual_seed(0)
+    whole, first = (pruner(pair(), 24, events=12) for _ in range(2))
+    first.load_state_dict(whole.state_dict())
+    for method in (whole, first):
+        for _ in range(7):
+            method.train()(torch.ones(2, 4, 2, 2))
+            method.after_step()
+    second = pruner(pair(), 24, events=12)
+    second.load_state_dict(first.state_dict())
+    second.load_state(first.state())
+    for method in (whole, second):
+        for _ in range(17):
+            method.train()(torch.ones(2, 4, 2, 2))
+            method.after_step()
+    assert torch.equal(whole.hard, second.hard)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))

@@ -244,3 +244,50 @@ def test_hard_mode_is_the_result() -> None:
     assert pruner.metrics() == {"stripes": 1.0}
     assert FORMS["offsets"].summary in " ".join(pruner.result.notes)
     assert np.isclose(pruner.result.plan.provenance["stripes"] / pruner.result.plan.provenance["of"], 0.4, atol=0.1)
+
+
+def trained(ramp: list[float] | None, steps: int = 10, **settings: Any) -> SWP:
+    """Steps of a training too short for the penalty, with skeletons that differ."""
+    pruner = made(Residual(), budget="flops=0.5", steps=steps, ramp=ramp, **settings)
+    generator = torch.Generator().manual_seed(0)
+    for skeleton in pruner._by_name.values():
+        skeleton.values.data.uniform_(0.1, 1, generator=generator)
+    return pruner
+
+
+def test_the_bound_falls_on_its_ramp_and_stripes_of_least_size_go() -> None:
+    pruner, found = trained([0.2, 0.6]), []
+    for _ in range(10):
+        drop(pruner)
+        found.append(pruner._cost(pruner._planned(pruner._stays())).macs / pruner.graph.cost().macs)
+    wanted = [1, 1, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5, 0.5, 0.5]  # after steps 1 to 10: 0.2 to 0.6 of the training
+    assert found[:2] == [1, 1]
+    assert all(share <= bound for share, bound in zip(found, wanted, strict=True))
+    assert found[2:] == pytest.approx(wanted[2:], abs=0.03)
+    gone = torch.cat([s.values[~s.stays].flatten() for s in pruner._by_name.values()])
+    left = torch.cat([s.values[s.stays].flatten() for s in pruner._by_name.values()])
+    assert not gone.any()
+    original = trained(None)
+    sizes = torch.cat([s.values.flatten() for s in original._by_name.values()])
+    assert float(left.min()) >= float(sizes.sort().values[len(gone) - 1])  # the smallest went
+    pruner.finish()
+    assert any(note.startswith(f"{len(gone)} of the {len(gone)} stripes that went") for note in pruner.notes)
+    assert pruner.result.plan.provenance["pressed"] == len(gone)
+
+
+def test_without_a_ramp_or_where_the_penalty_is_quicker_nothing_is_pressed() -> None:
+    for ramp, least in ((None, 0.0), ([0.2, 0.6], 0.7)):
+        pruner = trained(ramp, delta=0.01)
+        for skeleton in pruner._by_name.values():
+            skeleton.values.data[skeleton.values < least] = 0.001  # as the penalty would have it
+        for _ in range(10):
+            drop(pruner)
+        pruner.finish()
+        assert "pressed" not in pruner.result.plan.provenance
+        assert not any("dropped for the budget" in note for note in pruner.notes)
+
+
+@pytest.mark.parametrize("ramp", [[0.6, 0.2], [0.2], [-0.1, 0.5], [0.5, 1.5], [0.3, 0.3]])
+def test_no_ramp(ramp: list[float]) -> None:
+    with pytest.raises(ConfigError, match="ramp"):
+        made(Residual(), ramp=ramp)

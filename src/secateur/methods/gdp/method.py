@@ -25,7 +25,11 @@ Where this differs from the paper, or stands in for what is not known of it:
         every group, as many as must stay, are not pulled and never shut: one channel of a group stays, and blocks are
         not removed.
     `strength` null: 1, and more in a training so short that gates would not close in half of the time (at a learning
-        rate of 0.05 with momentum 0.9).
+        rate of 0.05 with momentum 0.9). So strong a pull leaves the loss no say in which group gives way, and the
+        groups with the dearest channels are shut down to their last one: where it is above 1 all groups are pulled
+        alike (`even`), and within and between them the loss decides.
+    Residual streams stay whole unless the budget is out of reach, or `streams` asks for them: their channels are the
+        dearest, too.
     A warm-up without pull, then the pull; then eps falls, and gates come close to 0 or 1. Where the budget is not met
         when eps begins to fall, the open gates of least |a| are shut, and a note says how many.
     Gates are divided by g(1), so that neither their insertion nor the fall of eps changes what the network computes.
@@ -49,6 +53,7 @@ from secateur.errors import ModelError
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.gdp.polarization import SoftCost, reach, smooth_count
 from secateur.methods.kit.aim import Aim
+from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.folded_gates import FoldedGates, check_folded, foldable
 from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
 from secateur.methods.kit.shares import unspent
@@ -69,6 +74,10 @@ class GDPSettings(Settings):
         [0.1, 1e-4], min_length=2, max_length=2, description="of the gate, at first and in the end"
     )
     closed: float = Field(1e-3, gt=0, lt=0.5, description="value below which a gate is shut for good")
+    even: bool | None = Field(
+        None, description="pull all groups alike, not by their price; null: where the training makes strength exceed 1"
+    )
+    streams: bool = Field(False, description="prune residual streams too; else only if the budget is out of reach")
     phases: list[float] = Field(
         [0.1, 0.6, 0.8],
         min_length=3,
@@ -103,6 +112,8 @@ class GDP(Method):
             self.normalise = "none"
         tables = foldable(self)
         self._check_reach()  # while nothing is inserted
+        if not self.settings.streams:
+            keep_streams(self)
         floors, widths = self.constraints.floors(self.graph), self.graph.widths()
         free = floors < widths
         if not free.any():
@@ -122,6 +133,8 @@ class GDP(Method):
         self._crossed = 0  # gates that went through zero within a step
         self._follow()
         self.strength = self._strength()
+        short = self.settings.strength is None and self.strength > 1
+        self.even = short if self.settings.even is None else self.settings.even
 
     def _strength(self) -> float:
         """lambda; by default so that an open gate closes in half of the time there is."""
@@ -170,7 +183,10 @@ class GDP(Method):
             return torch.zeros((), device=self.device)
         opened = self.opened()
         share, prices = self.cost.at(self._soft(opened))
-        pulled = torch.from_numpy(prices[self._group] * self._above_floors()).to(opened)
+        each = prices[self._group]
+        if self.even:
+            each = np.full(len(each), each.mean())
+        pulled = torch.from_numpy(each * self._above_floors()).to(opened)
         linear = (pulled * opened).sum()  # sum_u S_u c_u / F0, c_u held
         return self.strength * (linear - linear.detach() + max(0.0, share - self.aim.goal))
 
@@ -355,5 +371,5 @@ ROW = MethodRow(
     settings=GDPSettings,
     finetunes=False,
     acting=1.0,
-    variants=({"strength": 100.0, "eps": [0.1, 0.1]},),
+    variants=({"strength": 100.0, "eps": [0.1, 0.1], "streams": True, "even": True},),
 )

@@ -29,6 +29,8 @@ Where this differs from the papers, and why:
         pruned channel is exactly 0 and nothing is lost with it. A filter set to zero then comes back by the optimiser's
         momentum alone. `norms: left` (SFP's code) leaves them to soft filters, which so recover by their gradients;
         what constants they give then goes with the last event.
+    A training of fewer than `events` epochs has that many events, evenly within its steps: with three epochs, say, and
+        one behind each, a third of what goes would go with the last step, and nothing could make up for it.
     After the last epoch's event all pruned filters are hard: they are what is cut.
     The code's event before the first epoch is left out: making a method changes no weights.
     `rate: linear` and `hard: linear` are ours, for comparison.
@@ -73,6 +75,11 @@ class GHFPSettings(Settings):
     )
     phases: PhasesName = Field("cifar", description="when all is soft at 0, pruned and hard, by the authors' scripts")
     interval: int = Field(1, ge=1, description="epochs between two events")
+    events: int = Field(
+        12,
+        ge=0,
+        description="least number of events, which stand within epochs where these are fewer (and interval is 1)",
+    )
     norms: Literal["scaled", "left"] = Field(
         "scaled", description="whether scales and shifts of norms shrink with soft filters, or with hard ones only"
     )
@@ -102,6 +109,7 @@ class GHFP(Method):
         self._provenance = {key: value for key, value in plan.provenance.items() if key != "undecided"}
         self._widths = plan.widths
         self._epochs = 0  # that are over
+        self._within = 0  # events that stood within epochs
         every = sum(group.width for group in self.graph.groups)
         for name in ("pruned", "hard"):
             self.register_buffer(name, torch.zeros(every, dtype=torch.bool))
@@ -119,10 +127,14 @@ class GHFP(Method):
         """Hard filters are zero, whatever momentum and decay did."""
         super().after_step()
         hold(self._held)
+        most = min(self.settings.events, self.steps) if self.settings.interval == 1 else 0
+        if self.step * most // self.steps > self._within and not self._epochs:
+            self._within += 1
+            self._event(self._within - 1, most)
 
     def after_epoch(self) -> None:
         """The event of this epoch; its part of the steps tells how many epochs there are."""
-        if not self.step:
+        if not self.step or self._within:
             return
         self._epochs += 1
         epochs = max(round(self._epochs / self.progress), self._epochs)
@@ -191,7 +203,7 @@ class GHFP(Method):
 
     def _check_loop(self) -> None:
         super()._check_loop()
-        if self._steps_seen and not self._epochs:
+        if self._steps_seen and not self._epochs and not self._within:
             raise ConfigError(
                 f"{self.name} saw {self._steps_seen} steps and no end of an epoch, which is when it prunes: call "
                 "after_epoch() after every epoch."
@@ -227,12 +239,13 @@ class GHFP(Method):
 
     def state(self) -> dict[str, Any]:
         """The step, the epochs that are over, and how many channels stay in the end."""
-        return super().state() | {"epochs": self._epochs, "widths": dict(self._widths)}
+        counts = {"epochs": self._epochs, "within": self._within}
+        return super().state() | counts | {"widths": dict(self._widths)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         super().load_state(state)
-        self._epochs = int(state["epochs"])
+        self._epochs, self._within = int(state["epochs"]), int(state["within"])
         self._widths = {group.name: int(state["widths"][group.name]) for group in self.graph.groups}
         self._follow()
 

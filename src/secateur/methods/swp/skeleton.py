@@ -40,6 +40,14 @@ class Skeleton(nn.Module):
         self.stays &= self.values.abs() > delta
         self.values.mul_(self.stays)
 
+    @torch.no_grad()
+    def drop(self, stays: torch.Tensor) -> int:
+        """Take out all stripes but these, for good; returns how many that were there."""
+        before = int(self.stays.sum())
+        self.stays &= stays.to(self.stays.device)
+        self.values.mul_(self.stays)
+        return before - int(self.stays.sum())
+
     def mask_gradient(self) -> None:
         """grad I <- grad I Q: dL/dI = sum_c W D is not zero where I is."""
         if self.values.grad is not None:
