@@ -336,15 +336,15 @@ def events_of(steps: int, epochs: int, **settings: Any) -> list[tuple[int, int, 
 
 
 def test_a_short_training_has_its_events_within_epochs() -> None:
-    """Twelve in three epochs, or as many as there are steps; the last behind the last step, as in the papers."""
-    assert events_of(24, 3, events=12) == [(2 * k, k - 1, 12) for k in range(1, 13)]
-    assert events_of(30, 3, events=4) == [(8, 0, 4), (15, 1, 4), (23, 2, 4), (30, 3, 4)]
-    assert events_of(6, 2, events=12) == [(k, k - 1, 6) for k in range(1, 7)]
+    """Twelve in three epochs, or as many as there are steps for; the last behind three quarters of the steps."""
+    assert events_of(48, 3, events=12) == [(5, 0, 12), *((3 * k, k - 1, 12) for k in range(2, 13))]
+    assert events_of(30, 3, events=4) == [(8, 0, 4), (12, 1, 4), (17, 2, 4), (23, 3, 4)]
+    assert events_of(8, 2, events=12) == [(k + 1, k - 1, 6) for k in range(1, 7)]
 
 
 def test_with_enough_epochs_events_are_behind_them() -> None:
     behind = [(2 * k, k - 1, 12) for k in range(1, 13)]
-    assert events_of(24, 12, events=12) == behind  # the same ones
+    assert events_of(24, 12, events=12) == behind
     assert events_of(24, 12, events=5) == behind
     assert events_of(24, 3, events=0) == [(8, 0, 3), (16, 1, 3), (24, 2, 3)]
     assert events_of(24, 6, events=12, interval=2) == [(8, 1, 6), (16, 3, 6), (24, 5, 6)]

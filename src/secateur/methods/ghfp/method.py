@@ -29,8 +29,9 @@ Where this differs from the papers, and why:
         pruned channel is exactly 0 and nothing is lost with it. A filter set to zero then comes back by the optimiser's
         momentum alone. `norms: left` (SFP's code) leaves them to soft filters, which so recover by their gradients;
         what constants they give then goes with the last event.
-    A training of fewer than `events` epochs has that many events, evenly within its steps: with three epochs, say, and
-        one behind each, a third of what goes would go with the last step, and nothing could make up for it.
+    A training of fewer than `events` epochs has that many events, evenly within the first three quarters of its steps:
+        with three epochs, say, and one behind each, a filter of every group and more would go with the last step,
+        where the papers' last events are ten epochs from the end, and nothing could make up for it.
     After the last epoch's event all pruned filters are hard: they are what is cut.
     The code's event before the first epoch is left out: making a method changes no weights.
     `rate: linear` and `hard: linear` are ours, for comparison.
@@ -60,6 +61,9 @@ from secateur.methods.kit.holding import hold, stop_gradients
 from secateur.plan import Plan
 from secateur.repair.merging import difference, outputs
 from secateur.surgery import Result
+
+#: The share of a short training in which its events stand.
+_EARLY = 0.75
 
 
 class GHFPSettings(Settings):
@@ -127,8 +131,9 @@ class GHFP(Method):
         """Hard filters are zero, whatever momentum and decay did."""
         super().after_step()
         hold(self._held)
-        most = min(self.settings.events, self.steps) if self.settings.interval == 1 else 0
-        if self.step * most // self.steps > self._within and not self._epochs:
+        most = min(self.settings.events, int(_EARLY * self.steps)) if self.settings.interval == 1 else 0
+        late = self.step * most > self.steps and not self._epochs  # no epoch has ended where one of so many would have
+        if late and self._within < most and self.step >= (self._within + 1) * _EARLY * self.steps / most:
             self._within += 1
             self._event(self._within - 1, most)
 
