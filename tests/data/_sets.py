@@ -27,6 +27,7 @@ class Config:
     batch_size: int = 4
     augment: Sequence[str] | None = None
     workers: int = 0
+    on_broken: str = "error"
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

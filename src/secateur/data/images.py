@@ -180,7 +180,9 @@ def _decode(source: Any, shape: Shape, crops: NDArray[np.float64] | None) -> Ten
     except DataError:
         raise
     except Exception as error:  # whatever a decoder raises on a damaged file
-        raise DataError(f"cannot be read ({said(error)}): replace it or take it out.") from error
+        raise DataError(
+            f"cannot be read ({said(error)}): replace it, take it out, or set data.on_broken: skip."
+        ) from error
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
     return pixels[None] if shape.channels == 1 else pixels.movedim(-1, 0).contiguous()
 

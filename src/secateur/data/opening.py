@@ -16,6 +16,7 @@ from secateur.data.order import Indices, balanced, permutation, stratified
 from secateur.data.own import OwnSplit, input_size, open_own
 from secateur.data.readers import Contents, Streams, shape_of
 from secateur.data.registry import DataRow, dataset
+from secateur.data.sound import without_broken
 from secateur.data.split import Split
 from secateur.data.streams import Row, Shards, Stream, StreamImages, look_into
 from secateur.errors import ConfigError, DataError
@@ -42,6 +43,8 @@ class DataRequest(Protocol):
     def augment(self) -> Sequence[str] | None: ...
     @property
     def workers(self) -> int: ...
+    @property
+    def on_broken(self) -> str: ...
     @property
     def options(self) -> Mapping[str, Any]: ...
 
@@ -109,6 +112,8 @@ def open_data(config: DataRequest, seed: int, task: Task | None = None) -> Data:
     if streams is not None and isinstance(options, StreamOptions):
         return _open_streams(row, streams, config, options, augment, seed)
     contents = row.read(config.path, options)
+    if config.on_broken == "skip":
+        contents = without_broken(row.name, contents, config.workers)
     _check_contents(row.name, contents)
     train, validation, how = _divide(contents, config, seed)
     contents.train.check()
@@ -152,6 +157,7 @@ def _open_own(config: DataRequest, seed: int, task: Task) -> Data:
     parts = open_own(
         config.name, config.options, task,
         validation=config.validation, train_samples=config.train_images, workers=config.workers, seed=seed,
+        skip_broken=config.on_broken == "skip",
     )  # fmt: skip
     if config.batch_size > len(parts.train):
         raise DataError(
@@ -186,6 +192,8 @@ def _open_streams(
     """Splits that are read from beginning to end. Whole shards are held out for validation."""
     assert options.images is not None
     assert options.test_images is not None
+    if config.on_broken == "skip":
+        raise ConfigError("data.on_broken is skip, and a stream is not looked through before: leave it out.")
     if config.train_images is not None:
         raise ConfigError("data.train_images is chosen from a list of all, and a stream has none: leave it out.")
     if streams.classes < 2:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from secateur._files import said
 from secateur._importing import imported
 from secateur.batches import rows_of
 from secateur.data.order import Indices, permutation, rank_slice, words
+from secateur.data.sound import left_out, readable
 from secateur.data.split import asked
 from secateur.errors import ConfigError, DataError, SecateurError
 from secateur.graph.modules import as_call, map_tensors
@@ -125,7 +126,7 @@ class _Keyed(Dataset[Any]):
             except Exception as error:
                 raise DataError(
                     f"Sample {number} of {self.source.name} cannot be had ({type(error).__name__}: {said(error)}): "
-                    "repair it, or leave it out."
+                    "repair it, leave it out, or set data.on_broken: skip."
                 ) from error
 
 
@@ -159,20 +160,27 @@ class OwnParts:
 
 def open_own(
     name: str, options: Mapping[str, Any], task: Task, *, validation: float, train_samples: int | None,
-    workers: int, seed: int,
+    workers: int, seed: int, skip_broken: bool = False,
 ) -> OwnParts:  # fmt: skip
     """Import, call and divide what `name` names.
 
     Args:
         name: `mypkg.data:build`, `file.py:build`: an object, or what is called with `options` and returns one.
         validation: the share of training samples held out where there is no set for validation.
-        train_samples: train on so many only.
+        train_samples: train on so many only. skip_broken: leave out samples that cannot be had, of which all are tried.
 
     Raises:
         ConfigError: it is nothing that data can be had from. DataError: it has too few samples.
     """
     sources = _sources(name, _made(name, options), task)
-    train, notes = sources["train"], list[str]()
+    classes, names = _classes(sources["train"].samples)
+    notes = list[str]()
+    if skip_broken:
+        for what, source in sources.items():
+            numbers, faults = readable(len(source.samples), lambda n, source=source: _Keyed(source)[n, 0], 1)  # type: ignore[misc]
+            notes += left_out(f"{what} samples", len(source.samples), faults)
+            sources[what] = replace(source, samples=Subset(source.samples, numbers.tolist())) if faults else source
+    train = sources["train"]
     chosen = permutation(len(train.samples), seed=seed, purpose="own subset")
     if train_samples is not None:
         if train_samples > len(chosen):
@@ -198,7 +206,6 @@ def open_own(
     for what, source in sources.items():
         if not len(source.samples):
             raise DataError(f"The {what} set of {name} is empty: add samples, or leave it out.")
-    classes, names = _classes(train.samples)
     how = "a set of its own" if "validation" in sources else f"{count:,} of these, drawn with seed {seed},"
     division = f"{len(rest):,} training samples; for validation {how if len(watched) else 'none'}; test as they come"
     return OwnParts(split(train, rest), watched, test, classes, names, tuple(notes), division)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -96,6 +96,11 @@ class DataConfig(Section):
         default=None, description="Names of augmentations; null: the data set's own, []: none."
     )
     workers: int = Field(default=0, ge=0, le=256, description="Processes that read images; data in memory need none.")
+    on_broken: Literal["error", "skip"] = Field(
+        default="error",
+        description="What becomes of an image that cannot be read: an error, or it is left out; all are then decoded "
+        "before training, and those left out counted.",
+    )
     calibration_images: int = Field(
         default=2048, ge=1, description="Training images shown to a method that needs calibration."
     )

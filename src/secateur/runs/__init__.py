@@ -125,6 +125,8 @@ def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: 
         if folder.main:  # another process would sweep away what this one is writing
             folder.sweep()
         told = (*prepared.notes, *folder.keep_data(digest_of(prepared.data)), *folder.rewind(prepared.stages))
+        for sentence in prepared.data.notes:
+            engine.say(sentence, note=False)  # they are among the data in the results
         for sentence in told:
             engine.say(sentence)
         folder.begin_session(session(engine.described, command, prepared))
