@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.data import AUGMENTATIONS
-from secateur.data.augment import augmentations, crop, crop_boxes, cutout, flip, resized_crop, shift
+from secateur.data.augment import crop, crop_boxes, cutout, flip, resized_crop, shift
+from secateur.data.each import augmentations
 from secateur.data.order import uniform
 from secateur.errors import ConfigError
 

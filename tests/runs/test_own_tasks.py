@@ -124,11 +124,8 @@ def test_five_methods_on_a_recipe(tmp_path: Path, name: str, methods: list[str])
 
 
 def test_the_detector_has_losses_in_training_and_boxes_in_evaluation() -> None:
-    sys.path.insert(0, str(ROOT / "examples" / "tasks"))
-    try:
-        import detection
-    finally:
-        sys.path.remove(str(ROOT / "examples" / "tasks"))
+    from secateur.examples import detection
+
     net, sample = detection.net(), detection.data(4)["train"].dataset[0]
     images, targets = detection._together([sample, sample])
     assert set(net(images, targets)) == {"centres", "sizes"}

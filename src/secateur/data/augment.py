@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from secateur._hints import choose
-from secateur.errors import ConfigError
 
 # The widest range that ImageNet training usually allows: share of the area, and ratio of width to height.
 _SMALLEST, _NARROWEST = 0.08, 3 / 4
@@ -23,13 +21,17 @@ _SMALLEST, _NARROWEST = 0.08, 3 / 4
 
 @dataclass(frozen=True)
 class Augmentation:
-    """`when` is "reading" (before the image has its size), "pixels" (uint8) or "normalised" (0 is the mean colour)."""
+    """`when` is "reading" (before the image has its size), "pixels" (uint8) or "normalised" (0 is the mean colour).
+
+    opened: of one for reading: the same on an image as Pillow has it, with its [1, k] numbers and the size to make it.
+    """
 
     name: str
     summary: str
     numbers: int
     when: Literal["reading", "pixels", "normalised"]
     function: Callable[[Tensor, Tensor], Tensor]
+    opened: Callable[[Any, Tensor, tuple[int, int]], Any] | None = None
 
 
 def crop(images: Tensor, numbers: Tensor, padding: int = 4) -> Tensor:
@@ -85,6 +87,14 @@ def crop_boxes(numbers: Tensor, height: int, width: int) -> Tensor:
     return torch.stack([numbers[:, 2] * (height - tall), numbers[:, 3] * (width - wide), tall, wide], dim=1)
 
 
+def resized_box(image: Any, numbers: Tensor, size: tuple[int, int]) -> Any:
+    """`resized_crop` of an image as Pillow has it, from its own pixels."""
+    width, height = image.size
+    top, left, tall, wide = crop_boxes(numbers, height, width)[0].tolist()
+    box = (left, top, min(left + wide, width), min(top + tall, height))
+    return image.resize(size[::-1], importlib.import_module("PIL.Image").Resampling.BILINEAR, box=box)
+
+
 def _within(number: Tensor, length: int, side: int) -> Tensor:
     """[n, length]: whether a pixel lies in the stretch of `side` pixels around a random one."""
     start = (number * length).long() - side // 2
@@ -104,23 +114,13 @@ _ROWS = (
     Augmentation("flip", "mirrored left to right, every other image", 1, "pixels", flip),
     Augmentation("cutout", "a square of half the side replaced by the mean colour", 2, "normalised", cutout),
     Augmentation(
-        "resized_crop", "8% to 100% of the area, ratio 3:4 to 4:3, brought to full size", 4, "reading", resized_crop
+        "resized_crop",
+        "8% to 100% of the area, ratio 3:4 to 4:3, brought to full size",
+        4,
+        "reading",
+        resized_crop,
+        resized_box,
     ),
 )
 #: What may be done to training images, by name.
 AUGMENTATIONS = MappingProxyType({row.name: row for row in _ROWS})
-
-
-def augmentations(names: Iterable[str]) -> tuple[Augmentation, ...]:
-    """The rows of these names, in this order.
-
-    Raises:
-        ConfigError: a name is unknown (the nearest is named) or given twice.
-    """
-    if isinstance(names, str):
-        raise ConfigError(f"data.augment {names!r} is a word, not a list: write [{names}].")
-    rows = tuple(AUGMENTATIONS[choose(name, AUGMENTATIONS, "augmentation")] for name in names)
-    twice = next((row.name for place, row in enumerate(rows) if row in rows[:place]), None)
-    if twice is not None:
-        raise ConfigError(f"data.augment names {twice!r} twice: name it once.")
-    return rows

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,21 +17,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from secateur.data._files import extra, read_bytes, said
-from secateur.data.augment import crop_boxes, resized_crop
+from secateur.data.augment import Augmentation
 from secateur.data.order import Indices
 from secateur.errors import DataError
 
 Size = tuple[int, int, int]
 
 
+#: An augmentation and its random numbers [n, k].
+Drawn = tuple[Augmentation, Tensor]
+
+
 class Request(NamedTuple):
-    """A batch before it has pixels: which images, and the random numbers of `resized_crop` if it is asked for.
+    """A batch before it has pixels: which images, and what is done to them while they are read and to their pixels.
 
     indices: their numbers, or of a stream, which has none, what stands for each image.
     """
 
     indices: Indices | Sequence[Any]
-    crops: NDArray[np.float64] | None
+    reading: Drawn | None = None
+    pixels: Sequence[Drawn] = ()
+
+    def done(self, images: Tensor) -> Tensor:
+        """Read images, uint8 [n, C, H, W], as they are asked for."""
+        for row, numbers in self.pixels:
+            images = row.function(images, numbers)
+        return images
 
 
 class Images(ABC):
@@ -45,7 +56,7 @@ class Images(ABC):
 
     @abstractmethod
     def read(self, requests: Iterable[Request], workers: int) -> Iterator[Tensor]:
-        """For each request, in order, its images as uint8 [n, C, H, W]."""
+        """For each request, in order, its images as uint8 [n, C, H, W], augmented as it says."""
 
     def check(self) -> None:  # noqa: B027 (pixels in memory have been read already)
         """Look for damage that shows only when pixels are read; DataError at the first."""
@@ -64,9 +75,12 @@ class MemoryImages(Images):
         self.size = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
 
     def read(self, requests: Iterable[Request], workers: int) -> Iterator[Tensor]:
-        for indices, crops in requests:
-            pixels = self.pixels[torch.as_tensor(indices)]
-            yield pixels if crops is None else resized_crop(pixels, torch.from_numpy(crops))
+        for request in requests:
+            pixels = self.pixels[torch.as_tensor(request.indices)]
+            if request.reading is not None:
+                row, numbers = request.reading
+                pixels = row.function(pixels, numbers)
+            yield request.done(pixels)
 
 
 @dataclass(frozen=True)
@@ -131,10 +145,10 @@ class EncodedImages(Images):
         for number in np.linspace(0, len(self) - 1, count).round().astype(np.int64):
             self.decode(int(number), None)
 
-    def decode(self, number: Any, crops: NDArray[np.float64] | None) -> Tensor:
-        """One image, uint8 [C, H, W]; `crops` [1, 4] are the numbers of a random crop."""
+    def decode(self, number: Any, reading: Drawn | None) -> Tensor:
+        """One image, uint8 [C, H, W], with what is done before it has its size, if anything is."""
         try:
-            return _decode(self.load(number), self.shape, crops)
+            return _decode(self.load(number), self.shape, reading)
         except DataError as error:
             raise DataError(f"The image {self.where(number)} {error}") from error
 
@@ -146,15 +160,16 @@ class _Batches(Dataset[Any]):
         self.images = images
 
     def __getitem__(self, request: Any) -> Tensor | DataError:
-        indices, crops = request
+        indices, reading = request.indices, request.reading
         try:
             parts = [
-                self.images.decode(number, None if crops is None else crops[place : place + 1])
+                self.images.decode(number, None if reading is None else (reading[0], reading[1][place : place + 1]))
                 for place, number in enumerate(indices.tolist() if isinstance(indices, np.ndarray) else indices)
             ]
+            whole = torch.stack(parts) if parts else torch.empty((0, *self.images.size), dtype=torch.uint8)
+            return cast(Request, request).done(whole)
         except DataError as error:
             return DataError(str(error))  # without its cause, which may not travel between processes
-        return torch.stack(parts) if parts else torch.empty((0, *self.images.size), dtype=torch.uint8)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -166,7 +181,7 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _decode(source: Any, shape: Shape, crops: NDArray[np.float64] | None) -> Tensor:
+def _decode(source: Any, shape: Shape, reading: Drawn | None) -> Tensor:
     """DataError with the end of a sentence, whatever is wrong with the image."""
     pillow = extra("PIL.Image", "pillow")
     try:
@@ -176,7 +191,7 @@ def _decode(source: Any, shape: Shape, crops: NDArray[np.float64] | None) -> Ten
         if image.mode.startswith(("I", "F")):
             raise DataError(f"has more than 8 bits a colour (mode {image.mode}): convert it to 8 bits.")
         image = image.convert("RGB" if shape.channels == 3 else "L")
-        image = _resize(image, shape, crops, pillow.Resampling.BILINEAR)
+        image = _resize(image, shape, reading, pillow.Resampling.BILINEAR)
     except DataError:
         raise
     except Exception as error:  # whatever a decoder raises on a damaged file
@@ -187,13 +202,11 @@ def _decode(source: Any, shape: Shape, crops: NDArray[np.float64] | None) -> Ten
     return pixels[None] if shape.channels == 1 else pixels.movedim(-1, 0).contiguous()
 
 
-def _resize(image: Any, shape: Shape, crops: NDArray[np.float64] | None, method: Any) -> Any:
-    width, height = image.size
+def _resize(image: Any, shape: Shape, reading: Drawn | None, method: Any) -> Any:
     target = (shape.size, shape.size)
-    if crops is not None:
-        top, left, tall, wide = crop_boxes(torch.from_numpy(crops), height, width)[0].tolist()
-        box = (left, top, min(left + wide, width), min(top + tall, height))
-        return image.resize(target, method, box=box)
+    if reading is not None and reading[0].opened is not None:
+        return reading[0].opened(image, reading[1], target)
+    width, height = image.size
     scale = shape.resize / min(width, height)
     image = image.resize((max(round(width * scale), shape.resize), max(round(height * scale), shape.resize)), method)
     left, top = (image.size[0] - shape.size) // 2, (image.size[1] - shape.size) // 2

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from secateur.data.augment import Augmentation, augmentations
+from secateur.data.augment import Augmentation
+from secateur.data.each import Each, augmentations
 from secateur.data.images import Images, MemoryImages
 from secateur.data.normalisation import Numbers, normalisation
 from secateur.data.options import StreamOptions, parse
@@ -40,7 +41,7 @@ class DataRequest(Protocol):
     @property
     def batch_size(self) -> int: ...
     @property
-    def augment(self) -> Sequence[str] | None: ...
+    def augment(self) -> Sequence[Any] | None: ...
     @property
     def workers(self) -> int: ...
     @property
@@ -115,6 +116,7 @@ def open_data(config: DataRequest, seed: int, task: Task | None = None) -> Data:
     if config.on_broken == "skip":
         contents = without_broken(row.name, contents, config.workers)
     _check_contents(row.name, contents)
+    _try_out(augment, contents.train.size)
     train, validation, how = _divide(contents, config, seed)
     contents.train.check()
     contents.test.check()
@@ -151,13 +153,19 @@ def is_own(name: str) -> bool:
 def _open_own(config: DataRequest, seed: int, task: Task) -> Data:
     """Data that an import path names."""
     _check_numbers(config, seed)
-    for key in ("path", "augment"):
-        if getattr(config, key) is not None:
-            raise ConfigError(f"data.{key} has no effect on {config.name}: put it into data.options, or its code.")
+    if config.path is not None:
+        raise ConfigError(f"data.path has no effect on {config.name}: put it into data.options, or its code.")
+    augment = augmentations(config.augment or ())
+    batchwise = next((row.name for row in augment if not isinstance(row.function, Each)), None)
+    if batchwise is not None:
+        raise ConfigError(
+            f"data.augment: {batchwise} is of images alone, and samples of {config.name} may have boxes or masks: "
+            "name a class of torchvision.transforms.v2, such as RandomHorizontalFlip."
+        )
     parts = open_own(
         config.name, config.options, task,
         validation=config.validation, train_samples=config.train_images, workers=config.workers, seed=seed,
-        skip_broken=config.on_broken == "skip",
+        skip_broken=config.on_broken == "skip", augment=augment,
     )  # fmt: skip
     if config.batch_size > len(parts.train):
         raise DataError(
@@ -200,6 +208,7 @@ def _open_streams(
         raise DataError(f"The data set {row.name} has only one class: there is nothing to tell apart, so add another.")
     shape, check = shape_of(options)
     images = StreamImages(shape)
+    _try_out(augment, images.size)
     look = normalisation(options.mean, options.std, row.usual, images, np.zeros(0, np.int64))
     count = round(options.images * config.validation)
     left = options.images - count
@@ -249,6 +258,13 @@ def _held_out(streams: Streams, share: float, seed: int) -> tuple[Shards, Shards
         Shards(streams.train, tuple(sorted(part)), streams.classes) for part in (drawn[count:], drawn[:count])
     )
     return train, held
+
+
+def _try_out(augment: Sequence[Augmentation], size: tuple[int, ...]) -> None:
+    """ConfigError where torchvision's transforms make something else of an image of this size."""
+    for row in augment:
+        if isinstance(row.function, Each):
+            row.function.check(size)
 
 
 def _check_numbers(config: DataRequest, seed: int) -> None:

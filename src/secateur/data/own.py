@@ -7,10 +7,8 @@ bits and two processes see the batches that one would.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from secateur._files import said
 from secateur._importing import imported
 from secateur.batches import rows_of
+from secateur.data.augment import Augmentation
+from secateur.data.each import drawing, together
 from secateur.data.order import Indices, permutation, rank_slice, words
 from secateur.data.sound import left_out, readable
 from secateur.data.split import asked
@@ -52,10 +52,15 @@ class OwnSplit:
     indices: Indices
     task: Task
     workers: int = 0
-    augment: tuple[Any, ...] = field(default=(), init=False)  # it is in the samples
+    augment: tuple[Augmentation, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def draws_here(self) -> bool:
+        """Whether samples draw from this process's generators, so that no thread may take batches meanwhile."""
+        return self.workers == 0
 
     def batch_count(self, batch_size: int, drop_last: bool = False) -> int:
         """How many batches make an epoch."""
@@ -76,7 +81,7 @@ class OwnSplit:
     ) -> Iterator[tuple[Any, Any]]:
         """The batches of an epoch from number `start` on, (inputs, targets) as the task takes them; see `Split`.
 
-        augment: nothing is added to what the samples do themselves.
+        augment: image and target of every sample are changed alike, after what the sample does itself.
 
         Raises:
             DataError: an argument is impossible, or a sample cannot be had.
@@ -90,7 +95,7 @@ class OwnSplit:
             keys = words(len(chosen), seed=seed, purpose="samples", epoch=epoch, batch=number)
             wanted.append(list(zip(self.indices[chosen[part]].tolist(), keys[part].tolist(), strict=True)))
         loader = DataLoader(
-            _Keyed(self.source),
+            _Keyed(self.source, self.augment if augment else (), self.task.marks),
             batch_sampler=[batch for batch in wanted if batch],
             collate_fn=self.source.collate,
             num_workers=self.workers,
@@ -112,15 +117,15 @@ class OwnSplit:
 class _Keyed(Dataset[Any]):
     """Samples by their number and a key, on which all depends that they draw."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, augment: tuple[Augmentation, ...] = (), marks: str = "none") -> None:
+        self.source, self.augment, self.marks = source, augment, marks
 
     def __getitem__(self, which: tuple[int, int]) -> Any:
         """The sample; DataError where its own code fails."""
         number, key = which
-        with _drawing(key):
+        with drawing(key):
             try:
-                return self.source.samples[number]
+                sample = self.source.samples[number]
             except SecateurError:
                 raise
             except Exception as error:
@@ -128,21 +133,7 @@ class _Keyed(Dataset[Any]):
                     f"Sample {number} of {self.source.name} cannot be had ({type(error).__name__}: {said(error)}): "
                     "repair it, leave it out, or set data.on_broken: skip."
                 ) from error
-
-
-@contextmanager
-def _drawing(key: int) -> Iterator[None]:
-    """Inside, Python, NumPy and PyTorch draw what follows from the key; afterwards they go on as before."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(key)
-    np.random.seed(key % (1 << 32))
-    torch.default_generator.manual_seed(key >> 1)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+            return together(self.augment, sample, self.marks)
 
 
 @dataclass(frozen=True)
@@ -160,7 +151,7 @@ class OwnParts:
 
 def open_own(
     name: str, options: Mapping[str, Any], task: Task, *, validation: float, train_samples: int | None,
-    workers: int, seed: int, skip_broken: bool = False,
+    workers: int, seed: int, skip_broken: bool = False, augment: tuple[Augmentation, ...] = (),
 ) -> OwnParts:  # fmt: skip
     """Import, call and divide what `name` names.
 
@@ -193,7 +184,7 @@ def open_own(
 
     def split(source: Source, indices: Indices | None = None) -> OwnSplit:
         every = np.arange(len(source.samples)) if indices is None else indices
-        return OwnSplit(source, every, task, workers)
+        return OwnSplit(source, every, task, workers, augment)
 
     watched = split(sources["validation"]) if "validation" in sources else split(train, held)
     if "test" not in sources:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.data.augment import Augmentation
-from secateur.data.images import Images, Request
+from secateur.data.each import Each
+from secateur.data.images import Drawn, Images, MemoryImages, Request
 from secateur.data.order import Indices, permutation, rank_slice, uniform
 from secateur.errors import DataError
 
@@ -40,6 +41,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def draws_here(self) -> bool:
+        """Whether augmentations draw from this process's generators, so that no thread may take batches meanwhile."""
+        here = self.workers == 0 or isinstance(self.images, MemoryImages)
+        return here and any(isinstance(row.function, Each) for row in self.augment)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -156,11 +163,13 @@ class Epoch(ABC):
             for number in numbers:
                 taken, labels = self.take(number)
                 waiting.append(labels)
-                yield Request(taken, self._crops(number))
+                reading, pixels = (self._drawn(number, when) for when in ("reading", "pixels"))
+                yield Request(taken, next(iter(reading), None), pixels)
 
         for number, pixels in zip(numbers, self.images.read(requests(), self.look.workers), strict=True):
-            pixels = self._apply(pixels, number, "pixels")
-            images = self._apply(self.look.normalise(pixels), number, "normalised")
+            images = self.look.normalise(pixels)
+            for row, drawn in self._drawn(number, "normalised"):
+                images = row.function(images, drawn)
             yield images, waiting.popleft()
 
     def size(self, number: int) -> int:
@@ -171,9 +180,9 @@ class Epoch(ABC):
         """Where in the batch this process's images are."""
         return rank_slice(self.size(number), self.rank, self.world)
 
-    def _crops(self, number: int) -> NDArray[np.float64] | None:
-        row = next((row for row in self.look.augment if row.when == "reading"), None)
-        return None if row is None else self._numbers(row, number).numpy()
+    def _drawn(self, number: int, when: str) -> tuple[Drawn, ...]:
+        """The augmentations at one point of a batch's way, each with its numbers."""
+        return tuple((row, self._numbers(row, number)) for row in self.look.augment if row.when == when)
 
     def _numbers(self, row: Augmentation, number: int) -> Tensor:
         """Drawn for the whole batch, so that they are the same however many processes share it."""
@@ -185,12 +194,6 @@ class Epoch(ABC):
             batch=number,
         )
         return torch.from_numpy(drawn[self.part(number)])
-
-    def _apply(self, images: Tensor, number: int, when: str) -> Tensor:
-        for row in self.look.augment:
-            if row.when == when:
-                images = row.function(images, self._numbers(row, number))
-        return images
 
 
 @dataclass(frozen=True)

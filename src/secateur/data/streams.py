@@ -21,6 +21,7 @@ from torch import Tensor
 
 from secateur.data._files import said
 from secateur.data.augment import Augmentation
+from secateur.data.each import Each
 from secateur.data.images import EncodedImages, Images, Shape
 from secateur.data.order import permutation, words
 from secateur.data.split import Batch, Epoch, Look, asked
@@ -118,6 +119,11 @@ class _Streamed:
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def draws_here(self) -> bool:
+        """As `Split.draws_here`."""
+        return self.workers == 0 and any(isinstance(row.function, Each) for row in self.augment)
 
     def batch_count(self, batch_size: int, drop_last: bool = False) -> int:
         """How many batches make an epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from secateur._hints import nearest
 from secateur._settings import Section, shown
 from secateur.allocate.presets import AUTO, PRESETS
 from secateur.recipe.fields import Size, Words, several
+from secateur.recipe.steps import Chosen
 
 #: Names of data sets; `secateur.data.DATASETS` has a row for each.
 DATA = ("digits", "cifar10", "cifar100", "fashion_mnist", "folder", "npz", "hf", "webdataset")
@@ -77,6 +79,19 @@ class ModelConfig(Section):
         return {"reference": value} if isinstance(value, str) else value
 
 
+def _augmentations(value: Any) -> Any:
+    """A list of names, or of sections with a name and arguments; one alone is a list of one."""
+    listed = several(value)
+    if not isinstance(listed, tuple) or not all(isinstance(each, str | Mapping | Chosen) for each in listed):
+        raise ValueError(f"{shown(value)} is no list of names: write such as [crop, flip, {{name: RandAugment}}]")
+    if any(isinstance(each, Mapping) and not isinstance(each.get("name"), str) for each in listed):
+        raise ValueError(f"{shown(value)} has one without a name: write such as {{name: RandAugment, magnitude: 7}}")
+    return tuple(Chosen.model_validate(dict(each)) if isinstance(each, Mapping) else each for each in listed)
+
+
+Augmentations = Annotated[tuple[str | Chosen, ...], BeforeValidator(_augmentations)]
+
+
 class DataConfig(Section):
     """Which images; a name alone may stand for the whole section."""
 
@@ -92,8 +107,10 @@ class DataConfig(Section):
         default=0.1, ge=0, lt=1, description="Share of the training images held out to watch and to select by."
     )
     batch_size: int = Field(default=128, ge=1, le=1_000_000, description="Images a step, over all processes together.")
-    augment: Words | None = Field(
-        default=None, description="Names of augmentations; null: the data set's own, []: none."
+    augment: Augmentations | None = Field(
+        default=None,
+        description="Names of augmentations, classes of torchvision.transforms.v2 with their arguments: {name: "
+        "RandAugment, magnitude: 7}, or import paths; null: the data set's own, []: none.",
     )
     workers: int = Field(default=0, ge=0, le=256, description="Processes that read images; data in memory need none.")
     on_broken: Literal["error", "skip"] = Field(

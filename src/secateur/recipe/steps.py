@@ -89,10 +89,10 @@ def optimiser(chosen: Chosen, groups: Iterable[Any], lr: float, weight_decay: fl
             f"optimiser {chosen.name} computes the loss several times in a step, which a stage does not: choose another"
         )
     own = {"lr": lr, "weight_decay": weight_decay}
-    takes = _takes(kind, ("params", *own))
-    _refuse_unknown(chosen, given, takes, "optimiser")
+    takes = arguments_of(kind, ("params", *own))
+    refuse_unknown(chosen, given, takes, "optimiser")
     own = {key: value for key, value in own.items() if key in inspect.signature(kind).parameters}
-    return _made(chosen, "optimiser", kind, list(groups), **own, **given)
+    return instance(chosen, "optimiser", kind, list(groups), **own, **given)
 
 
 def takes_decay(chosen: Chosen) -> bool:
@@ -124,14 +124,14 @@ def rates(chosen: Chosen, lr: float, epochs: int, steps: int) -> tuple[tuple[flo
         raise ValueError(f"schedule {chosen.name} {why}, which a recipe cannot give: choose another")
     kind = _found(chosen.name, "schedule", "scheduler", torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
     units = epochs if per == "epoch" else epochs * steps
-    takes = _takes(kind, ("optimizer", "last_epoch", "verbose", "initialize", "cycle_momentum", "t_in_epochs"))
-    _refuse_unknown(chosen, given, takes, "schedule")
+    takes = arguments_of(kind, ("optimizer", "last_epoch", "verbose", "initialize", "cycle_momentum", "t_in_epochs"))
+    refuse_unknown(chosen, given, takes, "schedule")
     usual = dict.fromkeys(_WHOLE, units) | {"max_lr": lr}
     usual = {key: value for key, value in usual.items() if key in takes and key not in given}
     fixed = {"cycle_momentum": False, "t_in_epochs": per == "epoch"}  # only the rate follows a schedule
     fixed = {key: value for key, value in fixed.items() if key in inspect.signature(kind).parameters}
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler = _made(chosen, "schedule", kind, dummy, **fixed, **usual, **given)
+    scheduler = instance(chosen, "schedule", kind, dummy, **fixed, **usual, **given)
     of_timm = kind.__module__.startswith("timm.")
     advance = (scheduler.step if per == "epoch" else scheduler.step_update) if of_timm else None
     found = []
@@ -183,12 +183,12 @@ def _classes(room: Any, base: type | None) -> dict[str, Any]:
     return found
 
 
-def _takes(kind: Any, without: tuple[str, ...]) -> list[str]:
+def arguments_of(kind: Any, without: tuple[str, ...]) -> list[str]:
     usual = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [n for n, p in inspect.signature(kind).parameters.items() if p.kind in usual and n not in without]
 
 
-def _refuse_unknown(chosen: Chosen, given: Mapping[str, Any], takes: list[str], what: str) -> None:
+def refuse_unknown(chosen: Chosen, given: Mapping[str, Any], takes: list[str], what: str) -> None:
     for key in given:
         if key not in takes:
             close = nearest(key, takes)
@@ -196,7 +196,7 @@ def _refuse_unknown(chosen: Chosen, given: Mapping[str, Any], takes: list[str], 
             raise ValueError(f"{what} {chosen.name} takes no argument {key!r}: {hint}It takes {', '.join(takes)}")
 
 
-def _made(chosen: Chosen, what: str, kind: Any, *first: Any, **arguments: Any) -> Any:
+def instance(chosen: Chosen, what: str, kind: Any, *first: Any, **arguments: Any) -> Any:
     try:
         return kind(*first, **arguments)
     except Exception as error:  # whatever a class of somebody else says of its arguments

@@ -50,6 +50,8 @@ class Task:
     adds_up: bool = True
     #: Whether blending two samples, inputs and loss alike (mixup), makes sense.
     mixes: bool = False
+    #: What of a sample's target lies on its image, and is moved with it by augmentations.
+    marks: Literal["none", "mask", "boxes", "image"] = "none"
     #: Sentences that a report should have.
     notes: tuple[str, ...] = ()
 

@@ -31,6 +31,7 @@ class Detection(Task):
     the task, and `notes` says so.
     """
 
+    marks = "boxes"
     name, headline = "detection", "mAP"
     unit: Unit = "share"
     higher_is_better = True

@@ -62,6 +62,7 @@ class SuperResolutionSettings(TaskSettings):
 class SuperResolution(Task):
     """Images [N, C, H, W] and the ones they should be; the peak signal-to-noise ratio, a mean over images."""
 
+    marks = "image"
     name, headline, higher_is_better, unit, mixes = "super_resolution", "PSNR", True, "dB", True
     Config = SuperResolutionSettings
     settings: SuperResolutionSettings

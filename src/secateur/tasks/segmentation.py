@@ -23,6 +23,7 @@ class SegmentationSettings(TaskSettings):
 class Segmentation(Task):
     """Scores [N, C, H, W], also as {"out": scores}, and masks [N, H, W] of class numbers; mean IoU over classes."""
 
+    marks = "mask"
     name, headline, higher_is_better, unit = "segmentation", "mIoU", True, "share"
     scores = True
     Config = SegmentationSettings

@@ -94,7 +94,9 @@ class Machine:
         found = Evaluator(self.task)
         with self.together(), preserved(self.device), evaluating(module), torch.no_grad():
             batches = split.batches(self.batch_size, rank=rank(), world=world())
-            for inputs, targets in on_device(batches, self.device, ahead=self.workers > 0):
+            for inputs, targets in on_device(
+                batches, self.device, ahead=self.workers > 0, here=getattr(split, "draws_here", False)
+            ):
                 if not self.task.samples(targets):
                     continue
                 shown = inputs if transform is None else map_tensors(inputs, transform)

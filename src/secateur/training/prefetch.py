@@ -17,10 +17,19 @@ Item = Batch | BaseException | None
 _AHEAD = 2
 
 
-def on_device(batches: Iterable[Batch], device: torch.device, *, ahead: bool = False) -> Generator[Batch, None, None]:
-    """The same batches on `device`; their order and content do not depend on the thread."""
-    if device.type == "cpu" and not ahead:
+def on_device(
+    batches: Iterable[Batch], device: torch.device, *, ahead: bool = False, here: bool = False
+) -> Generator[Batch, None, None]:
+    """The same batches on `device`; their order and content do not depend on the thread.
+
+    here: there is none, as what makes the batches draws from the generators that training draws from.
+    """
+    if device.type == "cpu" and (here or not ahead):
         yield from batches
+        return
+    if here:
+        for batch in batches:
+            yield map_tensors(batch, lambda tensor: tensor.to(device))
         return
     for batch in in_advance(batches, pin=device.type == "cuda"):
         yield map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

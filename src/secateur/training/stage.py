@@ -310,7 +310,8 @@ class Stage(Standing):
             world=1 if alone else world(),
             drop_last=self.drop_last,
         )
-        with closing(on_device(batches, self.device, ahead=self.engine.workers > 0)) as ready:
+        here = getattr(self.engine.data.train, "draws_here", False)
+        with closing(on_device(batches, self.device, ahead=self.engine.workers > 0, here=here)) as ready:
             with preserved(self.device):  # a loader may draw a number when it starts, wherever in the epoch that is
                 first = next(ready, None)
             if first is not None:
