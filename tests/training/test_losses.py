@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from secateur import tasks
 from secateur.errors import ConfigError, ModelError
 from secateur.recipe import Distil, Training
 from secateur.training.averages import Average
-from secateur.training.losses import Targets, TaskLoss, mix, mixing
+from secateur.training.losses import Targets, TaskLoss, blended, cut, mix, mixing
 from secateur.training.optimisers import make_optimiser
 
 TASK = tasks.create("classification")
@@ -69,6 +70,53 @@ def test_mixup_is_a_function_of_seed_epoch_and_batch() -> None:
     assert share == again[0]
     assert torch.equal(partner, again[1])
     assert len({mixing(8, 0.4, seed=s, epoch=e, batch=b)[0] for s in (1, 2) for e in (0, 1) for b in (0, 1)}) == 8
+
+
+def test_cutmix_is_torchvisions_and_a_function_of_seed_epoch_and_batch() -> None:
+    pytest.importorskip("torchvision.transforms.v2")
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 16, 16).contiguous()
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    torch.manual_seed(5)
+    expected = torch.rand(())
+    torch.manual_seed(5)
+    mixed, targets = cut(images, labels, 1.0, seed=1, epoch=2, batch=3)
+    assert torch.rand(()) == expected  # nobody else's numbers were drawn
+    own = (mixed == images).float().mean((1, 2, 3))
+    assert torch.allclose(own, torch.full((6,), targets.share), atol=1e-6)
+    assert 0 < targets.share < 1
+    assert torch.equal(torch.where(mixed == images, images, images.roll(1, 0)), mixed)
+    assert torch.equal(targets.others, labels.roll(1))
+    again, _ = cut(images, labels, 1.0, seed=1, epoch=2, batch=3)
+    assert torch.equal(mixed, again)
+    places = [(s, e, b) for s in (1, 2) for e in (0, 1) for b in (0, 1)]
+    shares = {cut(images, labels, 1.0, seed=s, epoch=e, batch=b)[1].share for s, e, b in places}
+    assert len(shares) > 5
+    alone, target = cut(images[:1], labels[:1], 1.0, seed=1, epoch=2, batch=3)
+    assert torch.equal(alone, images[:1])
+    assert target.others is None
+
+
+def test_mixup_and_cutmix_share_the_batches() -> None:
+    pytest.importorskip("torchvision.transforms.v2")
+    images, labels = torch.rand(6, 3, 16, 16), torch.arange(6)
+    both = Training(mixup=0.4, cutmix=1.0)
+    kinds = set()
+    for batch in range(12):
+        mixed, _ = blended(images, labels, both, seed=1, epoch=0, batch=batch)
+        kinds.add(bool((mixed == images).float().mean() > 0.01))  # mixup leaves no pixel as it was
+    assert kinds == {True, False}
+    for training in (Training(cutmix=1.0), Training(mixup=0.4)):
+        mixed, _ = blended(images, labels, training, seed=1, epoch=0, batch=1)
+        assert bool((mixed == images).float().mean() > 0.01) == (training.cutmix > 0)
+
+
+def test_cutmix_is_refused_where_it_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("detection", "segmentation", "super_resolution"):
+        with pytest.raises(ConfigError, match=f"cutmix means nothing for the task {name}"):
+            TaskLoss(tasks.create(name), Training(cutmix=1.0))
+    monkeypatch.setitem(sys.modules, "torchvision.transforms.v2", None)
+    with pytest.raises(ConfigError, match="cutmix is torchvision's, which cannot be imported"):
+        TaskLoss(TASK, Training(cutmix=1.0))
 
 
 def test_a_process_without_samples_adds_nothing() -> None:

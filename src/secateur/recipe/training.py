@@ -57,12 +57,22 @@ class Training(Section):
     warmup: float = Field(default=0.0, ge=0, description="Epochs, also fractions, in which the rate rises from zero.")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
     mixup: float = Field(default=0.0, ge=0, description="Alpha of mixup; 0: off.")
+    cutmix: float = Field(
+        default=0.0,
+        ge=0,
+        description="Alpha of CutMix, by torchvision; 0: off; beside mixup a batch has one of them.",
+    )
     ema: float = Field(default=0.0, ge=0, lt=1, description="Decay of a moving average of the weights; 0: off.")
     clip: float | None = Field(default=None, gt=0, description="Largest norm of the gradient; null: any.")
     distill: Distil = Field(default=Distil(), description="Of finetune: the dense network as teacher.")
     select: Literal["last", "best"] = Field(
         default="last", description="Which weights the stage gives on: the last, or the best on the validation images."
     )
+
+    @property
+    def blends(self) -> bool:
+        """Whether samples of a batch are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:

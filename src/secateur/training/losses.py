@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from secateur._files import said
+from secateur._hints import install
 from secateur.batches import split_rows
 from secateur.errors import ConfigError
 from secateur.graph.modules import map_tensors
@@ -59,6 +62,10 @@ class TaskLoss:
         self.weight, self.temperature = training.distill.weight, training.distill.temperature
         if training.mixup and not task.mixes:
             raise ConfigError(f"mixup means nothing for the task {task.name}: leave it out.")
+        if training.cutmix:
+            if not task.mixes or task.marks != "none":
+                raise ConfigError(f"cutmix means nothing for the task {task.name}: leave it out.")
+            _library()
         if self.weight and type(task).distilled is Task.distilled:
             raise ConfigError(
                 f"The task {task.name} has nothing that a teacher could hand on: set distill.weight to 0."
@@ -98,6 +105,44 @@ def mixing(count: int, alpha: float, *, seed: int, epoch: int, batch: int) -> tu
     """
     generator = np.random.default_rng((seed, 0x6D6978, epoch, batch))
     return float(generator.beta(alpha, alpha)), torch.from_numpy(generator.permutation(count))
+
+
+def blended(
+    inputs: torch.Tensor, targets: torch.Tensor, training: Training, *, seed: int, epoch: int, batch: int
+) -> tuple[Any, Targets]:
+    """A batch by mixup or CutMix, whichever the stage has, or one of both by chance."""
+    chance = np.random.default_rng((seed, 0x62656964, epoch, batch)).random()
+    if training.cutmix and (not training.mixup or chance < 0.5):
+        return cut(inputs, targets, training.cutmix, seed=seed, epoch=epoch, batch=batch)
+    return mix(inputs, targets, *mixing(len(inputs), training.mixup, seed=seed, epoch=epoch, batch=batch))
+
+
+def cut(
+    inputs: torch.Tensor, targets: torch.Tensor, alpha: float, *, seed: int, epoch: int, batch: int
+) -> tuple[Any, Targets]:
+    """A rectangle of every image is the next one's; torchvision's CutMix (Yun et al., arXiv 1905.04899).
+
+    A function of its arguments alone, as `mixing`.
+    """
+    count = len(inputs)
+    if count < 2:
+        return inputs, Targets(targets)
+    numbers = torch.arange(count, device=inputs.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.default_rng((seed, 0x637574, epoch, batch)).integers(1 << 63)))
+        mixed, shares = _library().CutMix(alpha=alpha, num_classes=count)(inputs, numbers)  # shares: [count, count]
+    partner = numbers.roll(1)
+    return mixed, Targets(targets, targets[partner], float(shares[0, 0]))
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("torchvision.transforms.v2")
+    except (ImportError, RuntimeError) as error:  # the second: compiled parts that do not load
+        reason = said(error)
+        raise ConfigError(
+            f"cutmix is torchvision's, which cannot be imported ({reason}): {install('vision')}."
+        ) from error
 
 
 def mix(inputs: torch.Tensor, targets: torch.Tensor, share: float, partner: torch.Tensor) -> tuple[Any, Targets]:

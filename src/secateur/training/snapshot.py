@@ -173,8 +173,8 @@ class Snapshots:
 
     def _compare(self, found: Checkpoint) -> None:
         then, now = found.state["settings"], self._settings()
-        for name in [*then, *now]:
-            if then.get(name) != now.get(name):
+        for name in then:  # a key that is not among them is of a later release, and did nothing before
+            if then[name] != now.get(name):
                 raise RunError(
                     f"The checkpoint {found.name} was made with {name} {then.get(name)!r}, and now it is "
                     f"{now.get(name)!r}: resume with the recipe the run began with, or begin in another folder."

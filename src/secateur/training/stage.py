@@ -24,7 +24,7 @@ from secateur.training.devices import compiled, laid_out, lay_out
 from secateur.training.gradients import add_up, any_of, take_firsts
 from secateur.training.interface import Fitted
 from secateur.training.interrupts import Interrupts
-from secateur.training.losses import Targets, TaskLoss, mix, mixing
+from secateur.training.losses import Targets, TaskLoss, blended
 from secateur.training.machine import Machine
 from secateur.training.optimisers import set_rate
 from secateur.training.prefetch import on_device
@@ -259,13 +259,15 @@ class Stage(Standing):
 
     def _mixed(self, inputs: Any, targets: Any, own: int) -> tuple[Any, Targets, int]:
         """Inputs, targets and how many samples to train on; with mixup `inputs` is the whole batch, shared out here."""
-        if not self.training.mixup:
+        if not self.training.blends:
             return inputs, Targets(targets), own
         if not isinstance(inputs, torch.Tensor) or not isinstance(targets, torch.Tensor):
-            raise DataError(f"Mixup blends batches of two tensors, and these are others: set {self.name}.mixup to 0.")
+            key = "mixup" if self.training.mixup else "cutmix"
+            raise DataError(f"{key} blends batches of two tensors, and these are others: set {self.name}.{key} to 0.")
         position = self.position
-        share, partner = mixing(own, self.training.mixup, seed=self.seed, epoch=position.epoch, batch=position.batch)
-        mixed, aims = mix(inputs, targets, share, partner)
+        mixed, aims = blended(
+            inputs, targets, self.training, seed=self.seed, epoch=position.epoch, batch=position.batch
+        )
         part = split_rows(mixed, own, world())[rank()]
         return part, aims.split(own, world())[rank()], len(part)
 
@@ -291,14 +293,14 @@ class Stage(Standing):
 
     def _global_size(self, own: int) -> int:
         """Images in this batch over all processes."""
-        if world() == 1 or self.training.mixup:
+        if world() == 1 or self.training.blends:
             return own
         size, images = self.engine.batch_size, len(self.engine.data.train)
         return min(size, images - self.position.batch * size)
 
     def _batches(self) -> Generator[tuple[Any, Any], None, None]:
         """The rest of this epoch's batches on the device: this process's part of each, or with mixup the whole."""
-        alone = self.training.mixup > 0
+        alone = self.training.blends
         batches = self.engine.data.train.batches(
             self.engine.batch_size,
             epoch=self.position.epoch,
