@@ -270,7 +270,7 @@ BAD = {
     "data: digit": "did you mean 'digits'?",
     "data: {name: cifar10, batchsize: 3}": "did you mean 'data.batch_size'?",
     "data: {name: cifar10, validation: 1.0}": "data.validation is 1.0",
-    "data: {name: cifar10, augment: [3]}": "data.augment holds 3",
+    "data: {name: cifar10, augment: [3]}": "data.augment: [3] is no list of names",
     "data: {name: cifar10, workers: -1}": "data.workers",
     "data: [cifar10]": "data is ['cifar10']",
     "method: {reduce: mean}": "'method.name' is missing",
