@@ -232,6 +232,16 @@ def test_it_trains_and_goes_back() -> None:
     assert counter.get_total_flops() // 2 == secateur.apply(network(), X, planned(network())).after.macs // 4
 
 
+def test_in_training_one_image_is_a_batch() -> None:
+    """Its norm takes statistics of all channels, and follows them."""
+    narrow = narrow_of()
+    other = narrow_of()
+    plainly(other, {name: kind for name, kind, _ in list(formed(other))})
+    before = narrow.get_submodule("5.norm").running_mean.clone()
+    assert torch.allclose(narrow.train()(X[:1]), other.train()(X[:1]), atol=1e-5)
+    assert not torch.equal(narrow.get_submodule("5.norm").running_mean, before)
+
+
 def test_rivals_are_the_bare_layer_and_the_masked_one() -> None:
     built = narrow_of().get_submodule("5")
     bare, masked = GATED.rivals(built)
