@@ -9,8 +9,9 @@ from typing import Any
 import _record
 from _markdown import circumstances, table
 
+from secateur.compare.leaderboard import paired
 from secateur.report.board.pictures import curves, rivals
-from secateur.report.board.said import absent
+from secateur.report.board.said import absent, ranking
 from secateur.report.board.tables import Table, budgets, mean_table, percents, run_table, time_table
 from secateur.report.page.fairness import fairness
 from secateur.report.page.rivals import key
@@ -52,6 +53,7 @@ def pages(docs: Path) -> dict[Path, str]:
 
 def page(result: dict[str, Any]) -> str:
     """docs/compare.md."""
+    result = {**result, "paired": result.get("paired") or paired(result["rows"])}  # older results have none
     recipe = result["recipe"]
     facts = FACTS.format(
         model=recipe["model"]["reference"],
@@ -122,14 +124,11 @@ def _calls(result: dict[str, Any]) -> str:
 
 
 def _said(result: dict[str, Any], budget: str) -> str:
-    """The order, and how far apart seeds are."""
-    means = [mean for mean in result["means"] if mean["budget"] == budget]
-    order = ", ".join(f"{m['label']} {percents(m['values']['accuracy.final'], 1, alone=True)}%" for m in means)
-    spread = [m["values"]["accuracy.final"]["sd"] for m in means]
+    """The best mean and who is not told apart from it, and how far apart seeds are."""
+    spread = [m["values"]["accuracy.final"]["sd"] for m in result["means"] if m["budget"] == budget]
     known = [100 * sd for sd in spread if sd is not None]
     apart = f" Standard deviations over seeds are {min(known):.1f} to {max(known):.1f} points." if known else ""
-    one = "" if known else " One seed: differences of a point or two say nothing."
-    return f"By mean final accuracy: {order}.{apart}{one}"
+    return ranking(result, budget) + apart
 
 
 def _shown(given: Table) -> Table:

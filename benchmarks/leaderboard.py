@@ -15,6 +15,7 @@ missing. A rehearsal leaves its result beside its runs.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -126,18 +127,28 @@ def keep(arguments: argparse.Namespace) -> Row:
     """The result so far, with what the folder has now; rows of pieces that ran elsewhere stay."""
     before: Row = _record.read(arguments.result) if arguments.result.is_file() else {}
     source = arguments.folder / "leaderboard.json"
-    if not source.is_file():
-        return before
-    document = _record.read(source)
-    if not (document["rows"] or document["failed"]):
-        return before
-    new = essential(document)
+    document = _record.read(source) if source.is_file() else {}
+    result = _joined(before, document, arguments.setup) if document.get("rows") or document.get("failed") else before
+    if not result:
+        return {}
+    missing = open_cells(_planned(arguments, result), result)
+    result["missing"] = [
+        {"label": x, "method": x, "repair": [], "seed": each.seed, "budget": _budget(x, each.budget)}
+        for each in missing
+        for x in each.labels
+    ]
+    _record.save(arguments.result, result)
+    return result
+
+
+def _joined(before: Row, document: Row, setup: str) -> Row:
+    """What was known, and over it what the folder has."""
+    new, here = essential(document), _record.environment()
     rows = {key(row): row for row in (*before.get("rows", ()), *new["rows"])}
     failed = {key(row): row for row in (*before.get("failed", ()), *new["failed"]) if key(row) not in rows}
-    here = _record.environment()
-    result = {
+    return {
         **new,
-        "command": f"make leaderboard SETUP={arguments.setup}",
+        "command": f"make leaderboard SETUP={setup}",
         "commit": here["commit"],
         "versions": here["versions"],
         "machine": here["device"],
@@ -150,14 +161,6 @@ def keep(arguments: argparse.Namespace) -> Row:
         "failed": list(failed.values()),
         "rows": list(rows.values()),
     }
-    missing = open_cells(_planned(arguments, result), result)
-    result["missing"] = [
-        {"label": x, "method": x, "repair": [], "seed": each.seed, "budget": _budget(x, each.budget)}
-        for each in missing
-        for x in each.labels
-    ]
-    _record.save(arguments.result, result)
-    return result
 
 
 def _union(before: Row, new: Row, name: str, by: str) -> list[Any]:
@@ -169,7 +172,7 @@ def _planned(arguments: argparse.Namespace, result: Row) -> list[Round]:
 
 
 def _recipe(arguments: argparse.Namespace) -> Path:
-    return HERE / "recipes" / f"leaderboard-{arguments.setup}.yaml"
+    return Path(os.path.relpath(HERE)) / "recipes" / f"leaderboard-{arguments.setup}.yaml"
 
 
 def _tiny(arguments: argparse.Namespace) -> list[str]:

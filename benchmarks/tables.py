@@ -28,6 +28,8 @@ import _speed_page
 import _yolo_page
 from _markdown import Row, circumstances, foot, percent, quantile, table
 
+from secateur.compare.paired import differences
+
 DOCS = Path(__file__).parent.parent / "docs"
 CUT = ("exact", "inexact")  # verified; "differs", "error" and "timeout" are not
 NORMALISES = re.compile(r"norm|mean|var|std")  # in a reason: statistics over channels, by which masking is not removing
@@ -322,8 +324,8 @@ def _quality(result: dict[str, Any]) -> list[str]:
         "## Against its baselines on real images",
         facts,
         circumstances(result),
-        f"**In this setting {best} comes first** on average: {told}. Standard deviations over seeds are "
-        f"{min(spread.values()):.1f} to {max(spread.values()):.1f} points. The largest difference between soft and "
+        f"In this setting {best} has the highest mean: {told}. {_apart(methods, best)} Standard deviations over seeds "
+        f"are {min(spread.values()):.1f} to {max(spread.values()):.1f} points. The largest difference between soft and "
         f"hard gates at the end of training is {apart}; the cost is {low:.4f} to {high:.4f} of the original in all "
         f"runs; every cut is verified, with a relative error of at most {worst:.0e}.",
         table(
@@ -340,6 +342,19 @@ def _quality(result: dict[str, Any]) -> list[str]:
             ],
         ),
     ]
+
+
+def _apart(methods: dict[str, list[Row]], best: str) -> str:
+    """Which methods are beyond chance below the best, paired over seeds."""
+    finals = {name: {row["seed"]: row["accuracy"]["final"] for row in rows} for name, rows in methods.items()}
+    found = differences(finals, best)
+    tests = " and ".join(sorted({row["test"] for row in found.values()}))
+    pairs = " or ".join(sorted({str(row["n"]) for row in found.values()}))
+    below = [name for name, row in found.items() if row["significant"]]
+    tied = [name for name in found if name not in below]
+    said = [f"significantly below it: {', '.join(below)}"] if below else []
+    said += [f"not significantly different from it: {', '.join(tied)}"] if tied else []
+    return f"{'; '.join(said).capitalize()} ({tests}, n = {pairs}, Holm over {len(found)} methods, 5%)."
 
 
 def _gap(rows: list[Row]) -> float:

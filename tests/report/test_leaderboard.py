@@ -148,7 +148,7 @@ def test_the_page_has_all_of_it(tmp_path: Path) -> None:
     page = Page(html(tmp_path, board()))
     assert "ResNet-8-B on CIFAR-10: 6 methods compared" in page.words
     assert "At flops=0.5, bwcp has the highest mean, 61.00 ± 0.40% (3 seeds), and all others are sig" in page.words
-    assert "(paired t test, Holm over 6 networks, 5%)" in page.words
+    assert "(paired t test, n = 3, Holm over 6 networks, 5%)" in page.words
     assert "At flops=0.3, bwcp has the highest mean, 53.00% (1 seed); one seed orders nothing." in page.words
     assert "2 runs of 26 failed or did not finish" in page.words
     assert "nap, seed 0, flops=0.3 failed: The budget | is <out> of reach." in page.text("absent")

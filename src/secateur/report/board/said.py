@@ -28,22 +28,25 @@ def title(document: Document) -> str:
 
 
 def summary(document: Document) -> list[str]:
-    """Who comes first at each budget, in a sentence that does not say more than was measured."""
-    said, task = [], task_of(document)
-    which = "highest" if task.higher_is_better else "lowest"
-    of = "" if task.headline == "accuracy" else f" {task.headline}"
-    for budget in budgets(document):
-        means = [mean for mean in means_at(document, budget) if mean["label"] != WHOLE]
-        best = means[0]
-        unit = {"share": "%", "dB": " dB"}.get(task.unit, "")
-        seeds = words.number_of(len(best["seeds"]), "seed")
-        final = f"{percents(best['values']['accuracy.final'], scale=scale_of(document))}{unit} ({seeds})"
-        text = f"At {budget}, {best['label']} has the {which} mean{of}, {final}"
-        said.append(f"{text}{_ties(document, budget, [mean['label'] for mean in means[1:]])}.")
+    """Which mean is the best at each budget, in sentences that do not say more than was measured."""
+    said = [ranking(document, budget) for budget in budgets(document)]
     missing = len(document["failed"]) + len(document["missing"])
     if missing:
         said.append(f"{words.number_of(missing, 'run')} of {missing + len(document['rows'])} failed or did not finish.")
     return said or ["No run is finished yet."]
+
+
+def ranking(document: Document, budget: str) -> str:
+    """The best mean at a budget, who is not told apart from it and by which test, and the whole network."""
+    task = task_of(document)
+    means = [mean for mean in means_at(document, budget) if mean["label"] != WHOLE]
+    best, which = means[0], "highest" if task.higher_is_better else "lowest"
+    of = "" if task.headline == "accuracy" else f" {task.headline}"
+    unit = {"share": "%", "dB": " dB"}.get(task.unit, "")
+    seeds = words.number_of(len(best["seeds"]), "seed")
+    final = f"{percents(best['values']['accuracy.final'], scale=scale_of(document))}{unit} ({seeds})"
+    ties = _ties(document, budget, [mean["label"] for mean in means[1:]])
+    return f"At {budget}, {best['label']} has the {which} mean{of}, {final}{ties}.{_whole(document, budget)}"
 
 
 def _ties(document: Document, budget: str, others: Sequence[str]) -> str:
@@ -56,10 +59,21 @@ def _ties(document: Document, budget: str, others: Sequence[str]) -> str:
         return "; one seed orders nothing"
     tested = [row for row in document["paired"]["budgets"][budget]["others"].values() if row["p"] is not None]
     tests = " and ".join(sorted({row["test"] for row in tested}))
-    how = f"({tests}, Holm over {words.number_of(len(tested), 'network')}, 5%)"
+    pairs = sorted({row["n"] for row in tested})
+    how = f"({tests}, n = {' or '.join(map(str, pairs))}, Holm over {words.number_of(len(tested), 'network')}, 5%)"
     if not tied:
         return f", and all others are significantly below it {how}"
     return f"; not significantly different from it: {words.several(tied, 30)} {how}"
+
+
+def _whole(document: Document, budget: str) -> str:
+    """How the whole network, trained for as long, stands to the best."""
+    said = {
+        "above": "is significantly above it",
+        "below": "is significantly below it",
+        "tie": "is not significantly different from it",
+    }.get(places(document, budget).get(WHOLE, ""))
+    return f" The whole network after as many epochs {said}." if said else ""
 
 
 def methods(document: Document) -> list[tuple[str, str, list[str]]]:
