@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +19,11 @@ from _board import board
 from _folder import documents, write
 
 from secateur import cli
+from secateur.graph import Cost
 from secateur.methods import METHODS
 from secateur.report.board.tables import mean_table
 from secateur.report.run_tables import headline_table
-from secateur.report.tables import fitting, listing
+from secateur.report.tables import _before_after, fitting, listing
 from secateur.training import make_progress
 from secateur.training.progress import describe
 
@@ -78,7 +81,24 @@ def test_one_method(name: str, columns: int) -> None:
 
 
 def test_prune(columns: int) -> None:
-    fits(told("prune", "zoo:lenet5", "--budget", "flops=0.5"), columns)
+    lines = told("prune", "zoo:lenet5", "--budget", "flops=0.5")
+    fits(lines, columns)
+    assert sum("━" in line or "╸" in line for line in lines) == 4  # a bar for every group
+
+
+def test_where_there_is_no_room_there_are_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "46")
+    lines = told("prune", "zoo:lenet5", "--budget", "flops=0.5")
+    fits(lines, 46)
+    assert not any("━" in line for line in lines)
+
+
+def test_predicted_latencies_are_milliseconds() -> None:
+    before = Cost(1000, 100, 10, 5, latency=18_760)
+    result = SimpleNamespace(before=before, after=replace(before, latency=9_329), plan=SimpleNamespace(widths={}))
+    result.graph = SimpleNamespace(groups=())
+    lines = printed(_before_after(result), 80)  # type: ignore[arg-type]
+    assert any(line.split() == ["predicted", "latency,", "ms", "18.760", "9.329", "49.7%"] for line in lines)
 
 
 def test_an_epoch_is_one_line_and_the_bar_beside_it_is_whole(columns: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -19,12 +20,13 @@ from secateur.report.documents import costs, group_rows
 from secateur.surgery import Result
 
 ROWS = 60  # a longer table is cut short unless asked for
+_BAR = 16  # columns of the widest group's bar
 _NAMES = {
     "flops": "FLOPs (MACs)",
     "params": "parameters",
     "activations": "activations",
     "peak": "peak activations",
-    "latency": "predicted microseconds",
+    "latency": "predicted latency, ms",
 }
 
 
@@ -128,9 +130,8 @@ def _before_after(result: Result) -> Table:
     table = _table("cost", "before", "after", "remains")
     before, after = costs(result.before), costs(result.averaged)
     for key, whole in before.items():
-        table.add_row(
-            _NAMES[key], _grouped(whole), _grouped(after[key]), _percent(after[key] / whole if whole else 1.0)
-        )
+        form = _milliseconds if key == "latency" else _grouped
+        table.add_row(_NAMES[key], form(whole), form(after[key]), _percent(after[key] / whole if whole else 1.0))
     widths = result.plan.widths
     full = sum(group.width for group in result.graph.groups)
     kept = sum(widths.values())
@@ -161,13 +162,23 @@ def _latency(result: Result) -> list[RenderableType]:
 
 
 def _widths(result: Result, *, every: bool) -> list[RenderableType]:
+    """Channels of every group before and after, with bars where the terminal has room for them."""
     kept = result.plan.widths
     groups = result.graph.groups if every else result.graph.groups[:ROWS]
-    table = _table("group", "before", "after", "remains")
-    for group in groups:
+    most = max((group.width for group in groups), default=1)
+    heads = ("group", "before", "after", "remains")
+    rows = [
+        (g.name, str(g.width), str(kept[g.name]), _percent(kept[g.name] / g.width if g.width else 1.0)) for g in groups
+    ]
+    bars = fitting([(*heads, " " * _BAR), *((*row, "") for row in rows)]) > len(heads)
+    table = _table(*heads)
+    if bars:
+        table.add_column(width=_BAR, no_wrap=True)
+    for group, row in zip(groups, rows, strict=True):
         left = kept[group.name]
-        style = "dim" if left == group.width else ""
-        table.add_row(Text(group.name), str(group.width), str(left), _percent(left / group.width), style=style)
+        long = max(1, round(_BAR * group.width / most))
+        bar = ProgressBar(group.width, left, width=long, complete_style="cyan", finished_style="dim")
+        table.add_row(Text(row[0]), *row[1:], *([bar] if bars else []), style="dim" if left == group.width else "")
     return [table, *_omitted(len(result.graph.groups) - len(groups))]
 
 
@@ -218,6 +229,10 @@ def _omitted(count: int) -> list[RenderableType]:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}%"
+
+
+def _milliseconds(microseconds: int) -> str:
+    return f"{microseconds / 1000:,.3f}"
 
 
 def _grouped(number: int) -> str:
