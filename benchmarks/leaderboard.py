@@ -40,7 +40,7 @@ SEEDS = (0, 1, 2)
 BEST = 3  # of the others, by their first seed, that get three seeds too
 STOPPING_S = 45.0  # a piece is told to stop so long before its end: checkpoints are written, then the result
 _LEAST_S = 20.0  # a comparison is not begun for less
-IMAGES = {"train": 256, "test": 100}  # of a rehearsal
+IMAGES = {"train": 96, "test": 50}  # of a rehearsal
 Cell = tuple[str, int, str]  # label, seed, budget
 Row = dict[str, Any]
 

@@ -80,12 +80,12 @@ def test_a_rehearsal_has_few_images(tmp_path: Path) -> None:
     assert changes[0] == f"data.path={tmp_path / 'a' / 'tiny.npz'}"
     with np.load(tmp_path / "a" / "tiny.npz") as few:
         assert {name: len(few[name]) for name in few.files} == {
-            "x_train": 256,
-            "y_train": 256,
-            "x_test": 100,
-            "y_test": 100,
+            "x_train": 96,
+            "y_train": 96,
+            "x_test": 50,
+            "y_test": 50,
         }
-        assert (few["x_test"] == arrays["x_test"][:100]).all()
+        assert (few["x_test"] == arrays["x_test"][:50]).all()
 
 
 @pytest.fixture
