@@ -95,7 +95,8 @@ def test_where_there_is_no_room_there_are_no_bars(monkeypatch: pytest.MonkeyPatc
 
 def test_predicted_latencies_are_milliseconds() -> None:
     before = Cost(1000, 100, 10, 5, latency=18_760)
-    result = SimpleNamespace(before=before, after=replace(before, latency=9_329), plan=SimpleNamespace(widths={}))
+    after = replace(before, latency=9_329)
+    result = SimpleNamespace(before=before, after=after, averaged=after, plan=SimpleNamespace(widths={}))
     result.graph = SimpleNamespace(groups=())
     lines = printed(_before_after(result), 80)  # type: ignore[arg-type]
     assert any(line.split() == ["predicted", "latency,", "ms", "18.760", "9.329", "49.7%"] for line in lines)
