@@ -33,6 +33,17 @@ default schedule was tuned in this setting, on some of these seeds and looking a
 measured](bwcp.md)), so nothing should be concluded from a small lead of it. How a comparison is made: [comparing
 methods](comparing.md)."""
 
+#: Comparisons of one seed, of methods that came after the one above was made.
+LATER = ("compare_new", "compare_as_published", "compare_manidp")
+LATER_SAID = """\
+Methods that came later, in the same setting with one seed: differences of a point or two say nothing. *Cut* is straight
+after the cut. Where a method works while the network is trained and has no fine-tuning of its own, all its epochs are
+those; where it begins with new weights (`swp`), all {epochs}. Seconds are beside other work.
+
+The second table has `swp`, `ghfp` and `gdp` with the schedules of their papers, which are made for a hundred epochs and
+more, in place of what they do in a short training by default ([SWP](methods/swp.md), [GHFP](methods/ghfp.md),
+[GDP](methods/gdp.md)). `manidp` has thresholds that rise until the last epoch, and three epochs in place of 400."""
+
 WIDTHS = """\
 Where a method ends below random choice, are its widths at fault, or the channels it kept and the epochs it spent? At
 {budget}, seed {seed}, a new network with the widths each method chose, trained from new weights for all {epochs} epochs
@@ -78,12 +89,33 @@ def page(result: dict[str, Any]) -> str:
     if _figure(result):
         parts += ["## Accuracy against FLOPs", f"![Accuracy against the MACs that remain](figures/{FIGURE})"]
     parts += ["## Seconds", _grid(time_table(result))]
+    parts += _later(recipe["train"]["epochs"] + recipe["finetune"]["epochs"])
     parts += _widths()
     missing = absent(result)
     if missing:
         parts += ["## What is not there", "\n".join(f"- {line}" for line in missing)]
     parts += ["## Every run", _grid(run_table(result))]
     return "\n\n".join(parts) + "\n"
+
+
+def _later(epochs: int) -> list[str]:
+    """One seed each of the methods that came later."""
+    parts = []
+    for name in LATER:
+        path = _record.RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        result = _record.read(path)
+        lines = []
+        for row in sorted(result["rows"], key=lambda row: -row["accuracy"]["final"]):
+            cut, final = (percents({"mean": row["accuracy"][k], "sd": None}) for k in ("pruned", "final"))
+            shares = (f"{row[key]['share']:.1%}" for key in ("macs", "params"))
+            ours = sum(row["seconds"][key] or 0 for key in ("acting", "prune", "train", "finetune"))
+            lines.append([f"`{row['label']}`", cut, final, *shares, round(ours)])
+        alone = {"device": result["machine"], "threads": result["threads"][0], "python": ", ".join(result["python"])}
+        head = ["method", "cut", "final", "MACs left", "parameters left", "prune and train, s"]
+        parts += [circumstances({**result, **alone}), table(head, lines)]
+    return ["## Methods that came later", LATER_SAID.format(epochs=epochs), *parts] if parts else []
 
 
 def _widths() -> list[str]:
