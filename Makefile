@@ -19,12 +19,12 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,train,int8,data,ray,compress,compare,detection,docs]' $(VISION_NEEDS)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(VISION) $(LIGHTNING) $(TRANSFORMERS)
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,export,train,int8,data,ray,compress,compare,detection,docs]' $(VISION_NEEDS)
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-deps $(VISION) $(LIGHTNING) $(TRANSFORMERS)
 	touch $@
 
 $(PEER): $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torch-pruning tqdm
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-deps torch-pruning tqdm
 	touch $@
 
 # The demo alone needs few packages; where the whole environment is, it takes that.
