@@ -20,7 +20,7 @@ import torch
 from secateur import _files
 from secateur._hints import install
 from secateur._version import __version__
-from secateur.errors import ConfigError, RunError
+from secateur.errors import ConfigError, RunError, SecateurError
 
 AUTO, LOCAL = "auto", "local"
 _STORE = 128 << 20  # bytes of the object store of a Ray of our own at least
@@ -232,6 +232,24 @@ def _looker() -> Any:
         return found
 
     return look
+
+
+def answer(ray: Any, reference: Any, remedy: str) -> Any:
+    """What a worker of a search found; its own sentence where it has refused.
+
+    remedy: what to do where the worker is lost, such as "resume the run".
+
+    Raises:
+        SecateurError: of the worker, as it is. RunError: the worker failed otherwise, or is lost.
+    """
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SecateurError):
+            raise type(error.cause)(str(error.cause)) from error
+        raise RunError(f"A worker of the search failed ({short(error)}).") from error
+    except ray.exceptions.RayError as error:
+        raise RunError(f"A worker of the search was lost ({short(error)}): {remedy}.") from error
 
 
 def short(error: BaseException) -> str:

@@ -110,7 +110,11 @@ def test_several_machines(model: nn.Module, loader: Any, tmp_path: Path) -> None
 
 
 class Failed(Exception):
-    """As of Ray."""
+    """As of Ray, with the error of the worker."""
+
+    def __init__(self, said: str, cause: Exception | None = None) -> None:
+        super().__init__(said)
+        self.cause = cause
 
 
 class Lost(Exception):
@@ -118,7 +122,12 @@ class Lost(Exception):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"), [(Failed("no memory\nat all"), "failed"), (Lost("its node is gone"), "was lost")]
+    ("error", "said"),
+    [
+        (Failed("no memory\nat all"), "A worker of the search failed"),
+        (Failed("long", secateur.RunError("Its own sentence.")), "^Its own sentence.$"),
+        (Lost("its node is gone"), "A worker of the search was lost .*: the same call"),
+    ],
 )
 def test_a_worker_that_fails(error: Exception, said: str) -> None:
     def get(reference: Any) -> Any:
@@ -126,7 +135,7 @@ def test_a_worker_that_fails(error: Exception, said: str) -> None:
 
     ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayTaskError=Failed, RayError=Lost))
     hand = SimpleNamespace(tried=SimpleNamespace(remote=lambda *attempt: attempt))
-    with pytest.raises(secateur.RunError, match=f"A worker of the search {said}"):
+    with pytest.raises(secateur.RunError, match=said):
         list(ClusterHands(ray, [hand]).tried([(None, 1.0)]))  # type: ignore[list-item]
 
 

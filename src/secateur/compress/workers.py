@@ -19,10 +19,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from secateur._cluster import LOCAL, Need, gpus_of, joined, look_at_all, short, silent
+from secateur._cluster import LOCAL, Need, answer, gpus_of, joined, look_at_all, short, silent
 from secateur.compress.candidates import Candidate
 from secateur.compress.making import Maker, Outcome
-from secateur.errors import ConfigError, RunError
+from secateur.errors import ConfigError
 
 Attempt = tuple[Candidate, float]  # and its level
 _FILES = ("secateur_plugin_", "_secateur_model_")  # modules of files, which no other process can import by name
@@ -79,19 +79,7 @@ class ClusterHands:
         """What each comes to, in this order; RunError where a worker is lost. There are at most `count` attempts."""
         pairs = zip(self._workers, attempts, strict=False)
         asked = [worker.tried.remote(*attempt) for worker, attempt in pairs]
-        return map(self._got, asked)
-
-    def _got(self, reference: Any) -> Outcome:
-        errors = self._ray.exceptions
-        try:
-            found: Outcome = self._ray.get(reference)
-        except errors.RayTaskError as error:
-            raise RunError(f"A worker of the search failed ({short(error)}).") from error
-        except errors.RayError as error:
-            raise RunError(
-                f"A worker of the search was lost ({short(error)}): the same call, or --resume, goes on from there."
-            ) from error
-        return found
+        return (answer(self._ray, each, "the same call, or --resume, goes on from there") for each in asked)
 
 
 @contextlib.contextmanager

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur._cluster import Need, gpus_of, joined, look_at_all, short, silent
+from secateur._cluster import Need, answer, gpus_of, joined, look_at_all, silent
 from secateur.data import open_data
 from secateur.data._files import data_folder
-from secateur.errors import ConfigError, RunError, SecateurError
+from secateur.errors import ConfigError
 from secateur.methods import Method, plug_in
 from secateur.recipe import Recipe
 from secateur.runs.preparing import Prepared, network_of
@@ -90,26 +90,12 @@ class ClusterTrials(RunTrials):
         """Wait for the first of those at work."""
         (ready, *_), _ = self._ray.wait(list(self._busy), num_returns=1)
         number, hand = self._busy.pop(ready)
-        found, said = self._got(ready)
+        found, said = answer(self._ray, ready, "resume the run, which asks for nothing twice")
         self._idle.append(hand)
         for sentence in said:
             self._engine.say(sentence)
         self._answered(number, found)
         self._tell()
-
-    def _got(self, reference: Any) -> tuple[float, list[str]]:
-        errors = self._ray.exceptions
-        try:
-            found: tuple[float, list[str]] = self._ray.get(reference)
-        except errors.RayTaskError as error:
-            if isinstance(error.cause, SecateurError):
-                raise type(error.cause)(str(error.cause)) from error
-            raise RunError(f"A worker of the search failed ({short(error)}).") from error
-        except errors.RayError as error:
-            raise RunError(
-                f"A worker of the search was lost ({short(error)}): resume the run, which asks for nothing twice."
-            ) from error
-        return found
 
 
 class Worker:
