@@ -17,6 +17,7 @@ from secateur.graph import trace
 from secateur.methods import METHODS
 from secateur.methods.manidp import ManiDP
 from secateur.methods.manidp.sites import found
+from secateur.methods.manidp.thresholds import kth, remaining
 from secateur.models import create
 from secateur.recipe import Training
 from secateur.repair import repairs
@@ -449,3 +450,28 @@ def test_ignored_layers_have_no_gates() -> None:
 def test_the_row_says_that_costs_are_means() -> None:
     row = next(row for row in METHODS if row.name == "manidp")
     assert (row.result, row.needs, row.collects) == ("per input", "training", True)
+
+
+def test_thresholds_of_a_short_training_move_within_epochs_and_early() -> None:
+    """Twelve times in its first three quarters, by the same cosine; then they stay, and the last means are at hand."""
+    pruner, found = made(steps=16), list[float]()
+    draw(pruner)
+    for number in range(1, 17):
+        step(pruner)
+        if number % 8 == 0:
+            pruner.after_epoch()
+        found.append(float(pruner.xi[0]))
+    assert pruner.short.most == 12
+    moves = [k + 1 for k in range(1, 16) if found[k] != found[k - 1]]
+    assert moves
+    assert moves[0] >= 3  # the first end only takes means
+    assert moves[-1] <= 13
+    assert float(pruner.xi[0]) == kth(pruner.means0.cpu(), remaining(pruner.target, 1.0))  # the gates do not learn here
+    behind = made(steps=16, events=0)
+    draw(behind)
+    for number in range(1, 17):
+        step(behind)
+        if number % 8 == 0:
+            behind.after_epoch()
+    assert behind.epochs == 2
+    assert not behind.short.over

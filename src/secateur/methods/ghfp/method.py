@@ -56,14 +56,12 @@ from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.ghfp.filters import Filters, event, floor_count, order
 from secateur.methods.ghfp.schedule import HardName, MemberName, PhasesName, RateName, Schedule
 from secateur.methods.kit.aim import Aim
+from secateur.methods.kit.events import ShortEvents
 from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.holding import hold, stop_gradients
 from secateur.plan import Plan
 from secateur.repair.merging import difference, outputs
 from secateur.surgery import Result
-
-#: The share of a short training in which its events stand.
-_EARLY = 0.75
 
 
 class GHFPSettings(Settings):
@@ -113,7 +111,7 @@ class GHFP(Method):
         self._provenance = {key: value for key, value in plan.provenance.items() if key != "undecided"}
         self._widths = plan.widths
         self._epochs = 0  # that are over
-        self._within = 0  # events that stood within epochs
+        self._short = ShortEvents(s.events if s.interval == 1 else 0, self.steps)
         every = sum(group.width for group in self.graph.groups)
         for name in ("pruned", "hard"):
             self.register_buffer(name, torch.zeros(every, dtype=torch.bool))
@@ -131,15 +129,12 @@ class GHFP(Method):
         """Hard filters are zero, whatever momentum and decay did."""
         super().after_step()
         hold(self._held)
-        most = min(self.settings.events, int(_EARLY * self.steps)) if self.settings.interval == 1 else 0
-        late = self.step * most > self.steps and not self._epochs  # no epoch has ended where one of so many would have
-        if late and self._within < most and self.step >= (self._within + 1) * _EARLY * self.steps / most:
-            self._within += 1
-            self._event(self._within - 1, most)
+        if self._short.due(self.step, self._epochs):
+            self._event(self._short.over - 1, self._short.most)
 
     def after_epoch(self) -> None:
         """The event of this epoch; its part of the steps tells how many epochs there are."""
-        if not self.step or self._within:
+        if not self.step or self._short.over:
             return
         self._epochs += 1
         epochs = max(round(self._epochs / self.progress), self._epochs)
@@ -208,7 +203,7 @@ class GHFP(Method):
 
     def _check_loop(self) -> None:
         super()._check_loop()
-        if self._steps_seen and not self._epochs and not self._within:
+        if self._steps_seen and not self._epochs and not self._short.over:
             raise ConfigError(
                 f"{self.name} saw {self._steps_seen} steps and no end of an epoch, which is when it prunes: call "
                 "after_epoch() after every epoch."
@@ -244,13 +239,13 @@ class GHFP(Method):
 
     def state(self) -> dict[str, Any]:
         """The step, the epochs that are over, and how many channels stay in the end."""
-        counts = {"epochs": self._epochs, "within": self._within}
+        counts = {"epochs": self._epochs, "within": self._short.over}
         return super().state() | counts | {"widths": dict(self._widths)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         super().load_state(state)
-        self._epochs, self._within = int(state["epochs"]), int(state["within"])
+        self._epochs, self._short.over = int(state["epochs"]), int(state["within"])
         self._widths = {group.name: int(state["widths"][group.name]) for group in self.graph.groups}
         self._follow()
 

@@ -22,6 +22,8 @@ Where this differs from the authors' code, and why:
     F2 begins at 0, so that the gates are open and training begins with the trained network; `start: kaiming` is the
         code's, with saliencies that scatter from the first step.
     Until an epoch is over, C is c0 times the mean CE of the images seen so far; the code goes through them before.
+    A training of fewer than `events` epochs has that many ends of one, in its first three quarters: with three epochs
+        the highest thresholds would come with the last step, and nothing would be trained with them.
     Channels that no calibration image opens are cut.
     `deploy: static` is no part of the paper, and an approximation: saliencies become their means over calibration
         images and are folded into weights, and the result is an ordinary network.
@@ -45,6 +47,7 @@ from secateur.forms import LayerForm, dense_macs, note_of
 from secateur.forms.expected import rows
 from secateur.forms.gated import macs_of_images
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.kit.events import ShortEvents
 from secateur.methods.manidp.gates import Gate, SiteGates
 from secateur.methods.manidp.looking import Seen, look
 from secateur.methods.manidp.losses import easiness, similarity, sparsity
@@ -70,6 +73,9 @@ class ManiDPSettings(Settings):
     power: float = Field(1.0, gt=0, description="q, of the weight of an easy image")
     squeeze: int = Field(2, ge=1, le=64, description="hidden units are outputs over this, from 80 outputs up")
     start: Literal["open", "kaiming"] = Field("open", description="F2 at first: 0, or drawn as in the authors' code")
+    events: int = Field(
+        12, ge=0, description="thresholds of a training of fewer epochs move this often, within epochs; 0: behind these"
+    )
     deploy: Literal["dynamic", "static"] = Field(
         "dynamic", description="static: mean saliencies in an ordinary network, an approximation"
     )
@@ -108,6 +114,7 @@ class ManiDP(Method):
             self.register_buffer(f"sums{k}", torch.zeros(site.outputs, dtype=torch.float64, device=like.device))
             self.register_buffer(f"means{k}", torch.zeros(site.outputs, dtype=torch.float64, device=like.device))
         self.epochs = 0
+        self.short = ShortEvents(self.settings.events, self.steps)
         self.target = largest_rate(lambda rate: self._share_cost(rate) <= self._limit)  # t while training
         self.work = SiteGates(self.model, self.sites, self.gates)
         self._losses_of: torch.Tensor | None = None
@@ -211,22 +218,35 @@ class ManiDP(Method):
         self._losses_of = None
         self.work.forget()
 
-    @torch.no_grad()
+    def after_step(self) -> None:
+        """In a short training, what else stands behind an epoch."""
+        super().after_step()
+        if self.short.due(self.step, self.epochs):
+            self._end(self.short.over / self.short.most, move=self.short.over > 1)
+
     def after_epoch(self) -> None:
         """Means of the epoch, and from the second one on thresholds."""
+        if not self.short.over:
+            self.epochs += self._end(self.progress, move=self.epochs > 0)
+        elif self.short.over == self.short.most:
+            self._end(1.0, move=False)
+
+    @torch.no_grad()
+    def _end(self, done: float, *, move: bool) -> bool:
+        """Means since the last end, and thresholds, if they are to move; False where no image was seen."""
         numbers = global_sum(self.numbers[:4])
         if not numbers[0]:
-            return
-        rate = remaining(self.target, self.progress)
+            return False
+        rate = remaining(self.target, done)
         for k in range(len(self.sites)):
             sums, means = self.get_buffer(f"sums{k}"), self.get_buffer(f"means{k}")
             means.copy_(global_sum(sums) / numbers[0])
-            if self.epochs >= 1:
+            if move:
                 self.xi[k] = kth(means, rate)
             sums.zero_()
         self.numbers[4], self.numbers[5] = numbers[1] / numbers[0], numbers[2] / numbers[3]
         self.numbers[:4] = 0
-        self.epochs += 1
+        return True
 
     # ----------------------------------------------------------------------------------------------------- calibration
 
@@ -235,7 +255,9 @@ class ManiDP(Method):
         shown = replayable(batches)
         first = self._look(shown, torch.full_like(self.xi, _OPEN))
         means = (
-            [self.get_buffer(f"means{k}").cpu() for k in range(len(self.sites))] if self.epochs else first.saliencies
+            [self.get_buffer(f"means{k}").cpu() for k in range(len(self.sites))]
+            if self.epochs or self.short.over
+            else first.saliencies
         )
         tried: dict[float, tuple[torch.Tensor, Seen]] = {}
 
@@ -352,12 +374,12 @@ class ManiDP(Method):
 
     def state(self) -> dict[str, Any]:
         """The step, and epochs that are over."""
-        return super().state() | {"epochs": self.epochs}
+        return super().state() | {"epochs": self.epochs, "short": self.short.over}
 
     def load_state(self, state: Any) -> None:
         """Go on from there."""
         super().load_state(state)
-        self.epochs = int(state["epochs"])
+        self.epochs, self.short.over = int(state["epochs"]), int(state["short"])
 
 
 ROW = MethodRow(
