@@ -42,7 +42,7 @@ those; where it begins with new weights (`swp`), all {epochs}. Seconds are besid
 
 The second table has `swp`, `ghfp` and `gdp` with the schedules of their papers, which are made for a hundred epochs and
 more, in place of what they do in a short training by default ([SWP](methods/swp.md), [GHFP](methods/ghfp.md),
-[GDP](methods/gdp.md)). `manidp` has thresholds that rise until the last epoch, and three epochs in place of 400."""
+[GDP](methods/gdp.md)). `manidp` has three epochs in place of 400."""
 
 WIDTHS = """\
 Where a method ends below random choice, are its widths at fault, or the channels it kept and the epochs it spent? At
