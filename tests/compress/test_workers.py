@@ -20,6 +20,7 @@ from torch import nn
 import secateur
 from secateur.compress import Compressed, entry, workers
 from secateur.compress.making import Maker, Outcome
+from secateur.compress.record import Record
 from secateur.compress.workers import Attempt, ClusterHands, OwnHands
 
 SEARCH: dict[str, Any] = {**QUICK, "epochs": 1, "trials": 7, "methods": ("l1", "fpgm", "cp"), "flops": 0.5}
@@ -81,6 +82,21 @@ def test_how_many_at_a_time_changes_nothing(
     assert len({each.what for each in found.tried if each.stage == "race"}) == 7
     for name, tensor in alone.model.state_dict().items():
         assert torch.equal(found.model.state_dict()[name], tensor)
+
+
+def test_proposals_know_what_is_before_their_four(
+    model: nn.Module, loader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, imagined = list[tuple[int, int]](), Record.imagined
+
+    def noted(self: Record, study: str, number: int, known: Any, ask: Any) -> Any:
+        seen.append((number, len(known)))
+        return imagined(self, study, number, known, ask)
+
+    monkeypatch.setattr(Record, "imagined", noted)
+    secateur.compress(model, loader, **{**SEARCH, "epochs": 0})
+    assert seen == [(number, number - number % 4) for number in range(7 - len(seen), 7)]
+    assert len(seen) >= 3
 
 
 def test_killed_among_several_and_resumed_alone(

@@ -467,6 +467,11 @@ def test_thresholds_of_a_short_training_move_within_epochs_and_early() -> None:
     assert moves[0] >= 3  # the first end only takes means
     assert moves[-1] <= 13
     assert float(pruner.xi[0]) == kth(pruner.means0.cpu(), remaining(pruner.target, 1.0))  # the gates do not learn here
+    draw(pruner, seed=3)
+    step(pruner)
+    pruner.after_epoch()
+    assert float(pruner.xi[0]) == found[-1]
+    assert float(pruner.xi[0]) != kth(pruner.means0.cpu(), remaining(pruner.target, 1.0))  # means alone are new
     behind = made(steps=16, events=0)
     draw(behind)
     for number in range(1, 17):
