@@ -44,6 +44,10 @@ The second table has `swp`, `ghfp` and `gdp` with the schedules of their papers,
 more, in place of what they do in a short training by default ([SWP](methods/swp.md), [GHFP](methods/ghfp.md),
 [GDP](methods/gdp.md)). `manidp` has three epochs in place of 400."""
 
+BELOW = """\
+Below random choice ({random}) end three of them here. What more epochs change, from the same trained network and with
+nothing else changed, is an experiment on one seed; `random` has three epochs of fine-tuning."""
+
 WIDTHS = """\
 Where a method ends below random choice, are its widths at fault, or the channels it kept and the epochs it spent? At
 {budget}, seed {seed}, a new network with the widths each method chose, trained from new weights for all {epochs} epochs
@@ -115,7 +119,21 @@ def _later(epochs: int) -> list[str]:
         alone = {"device": result["machine"], "threads": result["threads"][0], "python": ", ".join(result["python"])}
         head = ["method", "cut", "final", "MACs left", "parameters left", "prune and train, s"]
         parts += [circumstances({**result, **alone}), table(head, lines)]
-    return ["## Methods that came later", LATER_SAID.format(epochs=epochs), *parts] if parts else []
+    return ["## Methods that came later", LATER_SAID.format(epochs=epochs), *parts, *_below()] if parts else []
+
+
+def _below() -> list[str]:
+    """What those that end below random choice reach with more epochs."""
+    path = _record.RESULTS / "below_random.json"
+    if not path.exists():
+        return []
+    result = _record.read(path)
+    lines = []
+    for row in result["rows"]:
+        finals = (percents({"mean": row[side]["final"], "sd": None}) for side in ("compared", "changed"))
+        lines.append([f"`{row['method']}`", f"`{row['change']}`", *finals])
+    about = BELOW.format(random=percents({"mean": result["random"], "sd": None}))
+    return [about, circumstances(result), table(["method", "change", "final, as compared", "final, changed"], lines)]
 
 
 def _widths() -> list[str]:
