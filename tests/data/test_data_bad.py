@@ -267,12 +267,6 @@ def emptied(path: Path) -> None:
         file.unlink()
 
 
-def deep(path: Path) -> None:
-    from PIL import Image as Pillow
-
-    Pillow.fromarray(np.full((9, 9), 40_000, np.uint16)).save(path)
-
-
 def alone(root: Path) -> None:
     for part in ("train", "test"):
         emptied(root / part / "dog")
@@ -295,7 +289,6 @@ folder_case("image truncated", "002.png' cannot be read", lambda f: truncate(f /
 folder_case("image empty", "002.png' cannot be read", lambda f: truncate(f / CAT / "002.png", 0))
 folder_case("image is text", "002.png' cannot be read", lambda f: (f / CAT / "002.png").write_text("<html>"))
 folder_case("test image broken", "cat/001.png' cannot be read", lambda f: truncate(f / "test/cat/001.png", 0.5))
-folder_case("16 bits", "has more than 8 bits a colour", lambda f: deep(f / CAT / "002.png"))
 folder_case("resize below size", "data.options.resize 4 is less than size 8", nothing, ConfigError, resize=4)
 folder_case("size of zero", "data.options.size is 0, which cannot be", nothing, ConfigError, size=0)
 folder_case("check as a word", "data.options.check is 'some', which cannot be", nothing, ConfigError, check="some")

@@ -22,7 +22,7 @@ from secateur.data.order import Indices
 from secateur.errors import DataError
 
 Size = tuple[int, int, int]
-
+_LONGEST = 256  # times the shorter side; what of an image is longer lies far outside the middle that is kept
 
 #: An augmentation and its random numbers [n, k].
 Drawn = tuple[Augmentation, Tensor]
@@ -58,8 +58,9 @@ class Images(ABC):
     def read(self, requests: Iterable[Request], workers: int) -> Iterator[Tensor]:
         """For each request, in order, its images as uint8 [n, C, H, W], augmented as it says."""
 
-    def check(self) -> None:  # noqa: B027 (pixels in memory have been read already)
-        """Look for damage that shows only when pixels are read; DataError at the first."""
+    def check(self) -> tuple[str, ...]:
+        """Look for damage that shows only when pixels are read, DataError at the first; what else is to be said."""
+        return ()  # pixels in memory have been read already
 
     def where(self, number: Any) -> str:
         """What to call an image in a message."""
@@ -139,16 +140,26 @@ class EncodedImages(Images):
                 f"Reading images failed ({said(error)}): lower data.workers, or free some memory."
             ) from error
 
-    def check(self) -> None:
-        """Decode as many images as asked for, evenly spread."""
+    def check(self) -> tuple[str, ...]:
+        """Decode as many images as asked for, evenly spread; a note where some have grey of 16 bits."""
         count = len(self) if self._check is None else min(self._check, len(self))
+        brightest: list[int] = []
         for number in np.linspace(0, len(self) - 1, count).round().astype(np.int64):
-            self.decode(int(number), None)
+            self.decode(int(number), None, brightest)
+        if not brightest:
+            return ()
+        return (
+            f"{len(brightest):,} of {count:,} images looked at have grey of 16 bits, black at 0 and white at 65,535, "
+            f"and the brightest reach {max(brightest):,}: where that should be white, save them rescaled.",
+        )
 
-    def decode(self, number: Any, reading: Drawn | None) -> Tensor:
-        """One image, uint8 [C, H, W], with what is done before it has its size, if anything is."""
+    def decode(self, number: Any, reading: Drawn | None, brightest: list[int] | None = None) -> Tensor:
+        """One image, uint8 [C, H, W], with what is done before it has its size, if anything is.
+
+        brightest: gets the largest value of an image whose grey has 16 bits.
+        """
         try:
-            return _decode(self.load(number), self.shape, reading)
+            return _decode(self.load(number), self.shape, reading, [] if brightest is None else brightest)
         except DataError as error:
             raise DataError(f"The image {self.where(number)} {error}") from error
 
@@ -181,17 +192,14 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _decode(source: Any, shape: Shape, reading: Drawn | None) -> Tensor:
+def _decode(source: Any, shape: Shape, reading: Drawn | None, brightest: list[int]) -> Tensor:
     """DataError with the end of a sentence, whatever is wrong with the image."""
     pillow = extra("PIL.Image", "pillow")
     try:
         image = source
         if isinstance(source, bytes | Path):
-            image = pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        if image.mode.startswith(("I", "F")):
-            raise DataError(f"has more than 8 bits a colour (mode {image.mode}): convert it to 8 bits.")
-        image = image.convert("RGB" if shape.channels == 3 else "L")
-        image = _resize(image, shape, reading, pillow.Resampling.BILINEAR)
+            image = pillow.open(io.BytesIO(source if isinstance(source, bytes) else read_bytes(source)))
+        image = _resize(_colours(image, shape.channels, brightest), shape, reading, pillow.Resampling.BILINEAR)
     except DataError:
         raise
     except Exception as error:  # whatever a decoder raises on a damaged file
@@ -202,11 +210,31 @@ def _decode(source: Any, shape: Shape, reading: Drawn | None) -> Tensor:
     return pixels[None] if shape.channels == 1 else pixels.movedim(-1, 0).contiguous()
 
 
+def _colours(image: Any, channels: int, brightest: list[int]) -> Any:
+    """An image of Pillow's, whatever its mode, upright and with 8 bits a colour; how opaque it is does not count."""
+    extra("PIL.ImageOps", "pillow").exif_transpose(image, in_place=True)  # as the camera was held
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image)
+        brightest.append(int(values.max()))
+        higher = (values >> 8).astype(np.uint8)  # of two bytes, as Pillow itself reads colours of 16 bits
+        image = extra("PIL.Image", "pillow").fromarray(higher)
+    elif image.mode in ("I", "F"):
+        raise DataError(f"has 32 bits a colour (mode {image.mode}), of which none is white: save it with 8 or 16.")
+    if image.mode == "P":  # or Pillow warns where colours of a palette are each opaque to a degree
+        image = image.convert("RGBA")
+    return image.convert("RGB" if channels == 3 else "L")
+
+
 def _resize(image: Any, shape: Shape, reading: Drawn | None, method: Any) -> Any:
     target = (shape.size, shape.size)
     if reading is not None and reading[0].opened is not None:
         return reading[0].opened(image, reading[1], target)
     width, height = image.size
+    most = _LONGEST * min(width, height)
+    if max(width, height) > most:  # a thread of an image: brought to size whole, it would fill the memory
+        left, top = max(width - most, 0) // 2, max(height - most, 0) // 2
+        image = image.crop((left, top, left + min(width, most), top + min(height, most)))
+        width, height = image.size
     scale = shape.resize / min(width, height)
     image = image.resize((max(round(width * scale), shape.resize), max(round(height * scale), shape.resize)), method)
     left, top = (image.size[0] - shape.size) // 2, (image.size[1] - shape.size) // 2

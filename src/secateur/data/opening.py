@@ -118,10 +118,9 @@ def open_data(config: DataRequest, seed: int, task: Task | None = None) -> Data:
     _check_contents(row.name, contents)
     _try_out(augment, contents.train.size)
     train, validation, how = _divide(contents, config, seed)
-    contents.train.check()
-    contents.test.check()
+    looked_at = (*contents.train.check(), *contents.test.check())
     look = normalisation(options.mean, options.std, row.usual, contents.train, train)
-    notes = contents.notes
+    notes = (*contents.notes, *dict.fromkeys(looked_at))
     if config.workers and isinstance(contents.train, MemoryImages):
         notes += (f"data.workers is {config.workers}, but {row.name} lies in memory and needs none.",)
 

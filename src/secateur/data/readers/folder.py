@@ -29,7 +29,6 @@ class FolderImages(EncodedImages):
         self.root, self.files = root, files
 
     def load(self, number: int) -> Path:
-        check_regular(self.root / self.files[number])
         return self.root / self.files[number]
 
     def where(self, number: int) -> str:
@@ -55,8 +54,11 @@ def read(path: str | None, options: FolderOptions, get: str) -> Contents:
         sets.append(FolderImages(folder, files, labels, shape, check))
         left_out += others
     if left_out:
-        notes.append(f"{len(left_out):,} files are no images in a class's folder and were left out: {left_out[0]}, ...")
-    return Contents(sets[0], sets[1], len(names), tuple(names), partial(_checksums, root, sets), tuple(notes))
+        notes.append(
+            f"{len(left_out):,} files are no images in a class's folder and were left out: {left_out[0]!r}, ..."
+        )
+    shown = tuple(os.fsencode(name).decode(errors="backslashreplace") for name in names)  # a name may be no UTF-8
+    return Contents(sets[0], sets[1], len(names), shown, partial(_checksums, root, sets), tuple(notes))
 
 
 def _test_folder(root: Path, wanted: str | None, get: str) -> tuple[Path, list[str]]:
@@ -106,13 +108,15 @@ def _files(folder: Path, others: list[str]) -> list[str]:
     while places:
         with _entries(places.pop()) as entries:
             for entry in entries:
+                if entry.name.startswith("."):
+                    continue
                 if entry.is_dir(follow_symlinks=False):
                     places.append(entry.path)
-                elif entry.is_dir() or entry.name.startswith("."):
-                    continue
-                elif os.path.splitext(entry.name)[1].casefold() not in EXTENSIONS:  # noqa: PTH122 (as below)
+                elif entry.is_dir() or os.path.splitext(entry.name)[1].casefold() not in EXTENSIONS:  # noqa: PTH122
                     others.append(entry.path)
-                elif entry.is_file():  # known from the folder; a Path each would take seconds for a million files
+                elif (
+                    entry.is_file()
+                ):  # known from the folder; a Path each, as above too, would take seconds for a million files
                     found.append(entry.path)
                 else:
                     check_regular(entry.path)
