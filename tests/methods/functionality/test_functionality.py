@@ -190,9 +190,9 @@ def test_options(settings: dict[str, Any]) -> None:
 def test_settings_of_the_ascent_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Ascent] = []
 
-    def watched(model: nn.Module, view: Any, start: torch.Tensor, ascent: Ascent, *, chunk: int) -> torch.Tensor:
+    def watched(model: nn.Module, view: Any, start: torch.Tensor, ascent: Ascent, **others: Any) -> torch.Tensor:
         seen.append(ascent)
-        return maximise(model, view, start, ascent, chunk=chunk)
+        return maximise(model, view, start, ascent, **others)
 
     monkeypatch.setattr("secateur.methods.functionality.method.maximise", watched)
     one = collected(plain(), ascent_steps=1)

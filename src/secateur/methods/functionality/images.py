@@ -114,7 +114,8 @@ class Maps:
 
     def __init__(self, model: nn.Module, view: View) -> None:
         self.model, self.view = model, view
-        self._seen: dict[str, torch.Tensor] = {}
+        self._channels: IntArray = np.empty(0, dtype=np.int64)
+        self._own = self._inside = torch.empty(0)
 
     @contextmanager
     def open(self) -> Iterator[Maps]:
@@ -136,15 +137,12 @@ class Maps:
 
         Where the activation in front of the map lets nothing through, that of what comes before it.
         """
-        view = self.view
 
         def objective(images: torch.Tensor) -> torch.Tensor:
+            self._channels = channels
             with suppress(_Enough):
                 self.model(images)
-            own = _means(self._seen["read"], self._dim(), view.index[channels])
-            inside = _means(self._seen["before"], view.dim, view.inside[channels])
-            self._seen = {}
-            return torch.where(own > 0, own, inside)
+            return torch.where(self._own > 0, self._own, self._inside)
 
         return objective
 
@@ -152,11 +150,12 @@ class Maps:
         return -1 if isinstance(self.model.get_submodule(self.view.reader), nn.Linear) else 1
 
     def _before(self, module: nn.Module, args: Any, output: Any) -> None:
-        # a copy, for what follows may write into it
-        self._seen["before"] = output_tensors(output)[0].clone()
+        # now, for what follows may write into it
+        self._inside = _means(output_tensors(output)[0], self.view.dim, self.view.inside[self._channels])
 
     def _read(self, module: nn.Module, args: Any, keywords: Any) -> None:
-        self._seen["read"] = args[0] if args else keywords["input"]
+        maps = args[0] if args else keywords["input"]
+        self._own = _means(maps, self._dim(), self.view.index[self._channels])
         raise _Enough
 
 
@@ -168,14 +167,23 @@ def _means(maps: torch.Tensor, dim: int, index: IntArray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def maximise(model: nn.Module, view: View, start: torch.Tensor, ascent: Ascent, *, chunk: int = 64) -> torch.Tensor:
+def maximise(
+    model: nn.Module,
+    view: View,
+    start: torch.Tensor,
+    ascent: Ascent,
+    *,
+    chunk: int = 64,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> torch.Tensor:
     """Images [width, colours, height, width], one for each channel of a group, all from `start` [colours, ...].
 
-    chunk: channels in one batch; it bounds memory, and the images do not depend on it.
+    chunk: channels in one batch; it bounds memory, and the images do not depend on it. layout: of images in memory.
     """
     chunks = np.split(np.arange(len(view.index)), range(chunk, len(view.index), chunk))
     with Maps(model, view).open() as maps:
-        return torch.cat([ascend(maps.of(c), start.expand(len(c), *start.shape), ascent) for c in chunks])
+        starts = (start.expand(len(c), *start.shape).contiguous(memory_format=layout) for c in chunks)
+        return torch.cat([ascend(maps.of(c), s, ascent) for c, s in zip(chunks, starts, strict=True)])
 
 
 class Gamma(Collector):

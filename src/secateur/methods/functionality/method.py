@@ -59,6 +59,7 @@ from secateur.errors import ConfigError, ModelError
 from secateur.graph import Group
 from secateur.graph.channels import module_of
 from secateur.graph.modules import as_call, named_tensors
+from secateur.graph.norms import sources
 from secateur.graph.readers import readers
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.functionality.images import (
@@ -75,6 +76,7 @@ from secateur.methods.functionality.images import (
     true_logit,
 )
 from secateur.methods.functionality.merge import Likeness, absorb, heirs, inexact, read_places
+from secateur.methods.functionality.quicker import quicker
 from secateur.methods.kit.classes import class_numbers, few_of
 from secateur.methods.kit.clustering import kmeans, ordered
 from secateur.methods.kit.floors import keep_streams
@@ -229,10 +231,13 @@ class Functionality(Method):
             shown = singly(shown)
         self._likeness = Likeness(read_places(self.graph, self._merged)) if self._merged else None
         gather(self.model, shown, [contribution, extremes, *([self._likeness] if self._likeness else [])], true_logit)
+        looked_at = {view.before for view in self._views.values()}
+        image = torch.zeros(1, *self._shape, dtype=next(self.model.parameters()).dtype, device=self.device)
+        model, layout = quicker(self.model, sources(self.graph).of, image, shown=looked_at)
         for number, (name, gamma) in enumerate(zip(names, contribution.means(), strict=True)):
             found = gamma.cpu().numpy()
             self._gamma[name] = found / max(float(found.max()), 1e-300)
-            self._rows[name] = self._functions(self._views[name], extremes, number)
+            self._rows[name] = self._functions(model, layout, self._views[name], extremes, number)
             self._labels[name] = self._clusters(self._rows[name])
 
     def _contribution(self, names: list[str]) -> Gamma:
@@ -244,7 +249,9 @@ class Functionality(Method):
         floors = self.constraints.floors(self.graph).tolist()
         return [g.name for g, floor in zip(self.graph.groups, floors, strict=True) if floor < g.width]
 
-    def _functions(self, view: View, extremes: Extremes, number: int) -> FloatArray:
+    def _functions(
+        self, model: nn.Module, layout: torch.memory_format, view: View, extremes: Extremes, number: int
+    ) -> FloatArray:
         """The functions of a group's channels as rows [width, ...]; of several processes each draws its share."""
         s, side = self.settings, min(self.settings.size or _SIDE, *self._shape[1:])
         small = (self._shape[0], side, side)
@@ -257,7 +264,8 @@ class Functionality(Method):
             rate = s.rate * math.sqrt(start.numel()) / 55.0
             momentum = _MOMENTUM if s.ascent == "momentum" else 0.0
             ascent = Ascent(s.ascent_steps, rate, s.blur, extremes.low, extremes.high, momentum)
-            rows = directions(maximise(self.model, view, start, ascent, chunk=s.chunk), anywhere=s.anywhere)
+            found = maximise(model, view, start, ascent, chunk=s.chunk, layout=layout)
+            rows = directions(found, anywhere=s.anywhere)
         points = global_sum(rows).double().cpu().numpy()
         if points.shape[1] <= points.shape[0]:
             return np.asarray(points)
