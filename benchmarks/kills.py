@@ -13,6 +13,8 @@ the names of all files. Processes are forks, so that PyTorch is imported once.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import signal
@@ -30,6 +32,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "tests" / "runs"))
 RECIPES = ("shapes-unet", "shapes-detector", "gratings-espcn")
 QUIET = ("engine.device=cpu", "latency=null")
+LATE = ("onnx", "onnxscript", "onnxruntime", "torchmetrics")  # imported by a run when it needs them
 Heard = Callable[[str], None]
 
 
@@ -131,7 +134,7 @@ def tried(name: str, overrides: list[str], kills: int, place: Path) -> dict[str,
 
     file = Path(name) if Path(name).is_file() else ROOT / "recipes" / f"{name}.yaml"
     recipe = Recipe.parse(file.read_text(encoding="utf-8"), (*QUIET, *overrides))
-    runs.prepare(recipe)  # what is imported late is there before the first fork
+    runs.prepare(recipe)
     found, whole = undisturbed(recipe, place / "whole", place / "notes")
     order = {what: number for number, (_, what) in enumerate(found)}
     moments, status = [], []
@@ -167,6 +170,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "kills.json")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    for late in LATE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(late)  # before the first fork, so that the moments are those of the run's own work
     os.chdir(ROOT)
     rows = []
     for name in asked.recipes:
