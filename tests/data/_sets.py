@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import struct
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,25 +43,6 @@ def cifar(folder: Path, name: str = "cifar10", images: int = 4) -> Path:
         columns = [fine[:, None]] if name == "cifar10" else [(fine // 5)[:, None], fine[:, None]]
         rows = np.concatenate([*columns, pixels(images, 3072, seed=number)], axis=1).astype(np.uint8)
         (folder / file).write_bytes(rows.tobytes())
-    return folder
-
-
-def idx(array: np.ndarray) -> bytes:
-    return (
-        bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
-    )
-
-
-def fashion(folder: Path, *, packed: bool = True, size: int = 28) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, count in (("train", SIZES["train"]), ("t10k", SIZES["test"])):
-        for name, array in (
-            (f"{part}-images-idx3-ubyte", pixels(count, size, size)),
-            (f"{part}-labels-idx1-ubyte", np.arange(count) % 10),
-        ):
-            content = idx(array)
-            path = folder / (f"{name}.gz" if packed else name)
-            path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
     return folder
 
 

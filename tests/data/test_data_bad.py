@@ -20,9 +20,7 @@ from _sets import (
     arrays,
     cifar,
     encoded,
-    fashion,
     folder,
-    idx,
     npz,
     pixels,
     samples,
@@ -92,7 +90,6 @@ for name, message, change in (
 for name, get in (
     ("cifar10", "get cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, unpack it"),
     ("cifar100", "get cifar-100-binary.tar.gz"),
-    ("fashion_mnist", "get the four *-ubyte.gz files"),
     ("npz", "with numpy.savez"),
     ("folder", "train/CLASS/IMAGE"),
     ("webdataset", "train*.tar"),
@@ -102,7 +99,6 @@ for name, get in (
 for name, message in (
     ("cifar10", "cifar10 is not in '.data' (no cifar10.npz, no cifar-10-batches-bin"),
     ("cifar100", "or give data.path"),
-    ("fashion_mnist", "fashion_mnist is not in '.data'"),
     ("npz", "The data set npz needs data.path"),
     ("folder", "The data set folder needs data.path"),
     ("hf", "The data set hf needs data.path"),
@@ -217,36 +213,6 @@ def npz_is_folder(tmp: Path) -> Config:
 # ---------------------------------------------------------------------------------------------------- Fashion-MNIST
 
 
-def idx_case(name: str, message: str, harm: Callable[[Path], object], packed: bool = False) -> None:
-    def make(tmp: Path) -> Config:
-        harm(fashion(tmp / "f", packed=packed))
-        return Config("fashion_mnist", str(tmp / "f"))
-
-    add(f"idx: {name}", message, make)
-
-
-TRAIN, LABELS = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
-idx_case("file missing", f"{LABELS} (or {LABELS}.gz) is missing", lambda f: (f / LABELS).unlink())
-idx_case("truncated", "promises 15,680 bytes and holds only", lambda f: truncate(f / TRAIN, 0.5))
-idx_case("too long", "promises 10 bytes and holds more", lambda f: (f / LABELS).write_bytes(idx(np.zeros(10)) + b"x"))
-idx_case("empty", "is not an IDX file of 3 dimensions", lambda f: truncate(f / TRAIN, 0))
-idx_case("labels for images", "is not an IDX file of 3 dimensions", lambda f: (f / TRAIN).write_bytes(idx(np.zeros(9))))
-idx_case("gz truncated", "cannot be read", lambda f: truncate(f / f"{TRAIN}.gz", 0.5), packed=True)
-idx_case("not gz", "cannot be read", lambda f: (f / f"{TRAIN}.gz").write_bytes(b"plain"), packed=True)
-idx_case("label", "is 11, and fashion_mnist has", lambda f: (f / LABELS).write_bytes(idx(np.array([0] * 9 + [11]))))
-idx_case("counts differ", "has 10 images for 9 labels", lambda f: (f / LABELS).write_bytes(idx(np.zeros(9))))
-idx_case(
-    "size", "are 14x14 and fashion_mnist has 28x28", lambda f: (f / TRAIN).write_bytes(idx(np.zeros((20, 14, 14))))
-)
-idx_case("header lies", "holds only", lambda f: (f / TRAIN).write_bytes(bytes((0, 0, 8, 3)) + b"\xff" * 12))
-
-
-@case("is a file, and fashion_mnist is four of them")
-def idx_is_a_file(tmp: Path) -> Config:
-    (tmp / "x.gz").write_bytes(b"")
-    return Config("fashion_mnist", str(tmp / "x.gz"))
-
-
 # ---------------------------------------------------------------------------------------------------------- folders
 
 
@@ -355,6 +321,11 @@ shard_case("label too large", "'00003.png' in", lambda s: tar(s / S1, samples(0,
 shard_case(
     "label negative", "is -1, and webdataset has", lambda s: tar(s / S1, [("a.png", encoded(0)), ("a.cls", b"-1")])
 )
+shard_case(
+    "members apart",
+    "has no member 00000.cls beside it",
+    lambda s: tar(s / S1, sorted(samples(0, 2), key=lambda member: member[0][-3:], reverse=True)),
+)
 shard_case("two images", "has two images", lambda s: tar(s / S1, [*samples(0, 1), ("00000.left.jpg", encoded(0))]))
 shard_case("image broken", "'a.png' in", lambda s: tar(s / S1, [("a.png", encoded(0)[:80]), ("a.cls", b"1")]))
 
@@ -362,6 +333,11 @@ shard_case("image broken", "'a.png' in", lambda s: tar(s / S1, [("a.png", encode
 @case("is a file: give the folder of the shards")
 def shards_as_a_file(tmp: Path) -> Config:
     return Config("webdataset", str(shards(tmp) / "train-000.tar"))
+
+
+@case("'https://example.org/train.tar' is an address: set data.options.stream")
+def shards_named_by_an_address(tmp: Path) -> Config:
+    return Config("webdataset", str(shards(tmp)), options={"train": "https://example.org/train.tar"})
 
 
 @case("is an address: set data.options.stream: true, or copy")

@@ -213,8 +213,9 @@ def test_validation_shards_are_the_test_where_there_are_no_others(tmp_path):
 
 
 def test_members_may_lie_in_folders_and_have_long_extensions(tmp_path):
-    rows = [(f"a.b/{k}.left.png", encoded(k)) for k in range(6)] + [(f"a.b/{k}.cls", b"%d" % (k % 2)) for k in range(6)]
-    tar(tmp_path / "train.tar", [*rows, ("a.b/0.json", b"{}")])
+    pairs = [((f"a.b/{k}.left.png", encoded(k)), (f"a.b/{k}.cls", b"%d" % (k % 2))) for k in range(6)]
+    rows = [member for pair in pairs for member in pair]
+    tar(tmp_path / "train.tar", [*rows, ("a.b/5.json", b"{}")])
     tar(tmp_path / "test.tar", rows)
     data = open_data(Config("webdataset", str(tmp_path), options=SMALL), seed=0)
     assert data.train.labels.tolist() == [0, 1] * 3

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _sets import Config, cifar, fashion, folder, npz, shards
+from _sets import Config, cifar, folder, npz, shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,8 +20,6 @@ pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install pi
 # A set, the file of it that is damaged, and its options.
 FORMS = {
     "cifar10": (lambda root: cifar(root, images=2), "data_batch_2.bin", {}),
-    "fashion_mnist": (fashion, "train-labels-idx1-ubyte.gz", {}),
-    "idx": (lambda root: fashion(root, packed=False), "t10k-images-idx3-ubyte", {}),
     "npz": (lambda root: npz(root / "a.npz"), "a.npz", {}),
     "folder": (lambda root: folder(root, per_class=2), "train/cat/001.png", {"size": 8}),
     "webdataset": (shards, "train-001.tar", {"size": 8}),
@@ -70,6 +68,5 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(form, harms):
         warnings.simplefilter("ignore")  # what Pillow says of odd headers
         path = make(Path(name))
         damage(Path(name) / victim, harms)
-        kind = "fashion_mnist" if form == "idx" else form
-        said = refusal(Config(kind, str(path), batch_size=1, options=options))
+        said = refusal(Config(form, str(path), batch_size=1, options=options))
     assert said is None or (said.endswith(".") and "\n" not in said)

@@ -27,11 +27,6 @@ def cifar10():
     return real("cifar10", "cifar10.npz", "cifar-10-batches-bin")
 
 
-@pytest.fixture(scope="module")
-def fashion_mnist():
-    return real("fashion_mnist", "fashion-mnist", "fashion_mnist", "FashionMNIST/raw")
-
-
 def test_cifar10_is_complete(cifar10):
     assert (len(cifar10.train), len(cifar10.validation), len(cifar10.test)) == (45_000, 5_000, 10_000)
     assert cifar10.notes == ()
@@ -39,9 +34,8 @@ def test_cifar10_is_complete(cifar10):
     assert np.bincount(cifar10.validation.labels).tolist() == [500] * 10
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
-def test_the_usual_mean_and_std_are_those_of_the_images(name, request):
-    data = request.getfixturevalue(name)
+def test_the_usual_mean_and_std_are_those_of_the_images(cifar10):
+    data = cifar10
     values = np.arange(256) / 255
     for plane, mean, std in zip(data.train.images.pixels.movedim(1, 0), data.mean, data.std, strict=True):
         share = np.bincount(plane.flatten().numpy(), minlength=256) / plane.numel()
@@ -69,8 +63,3 @@ def test_a_batch_of_cifar10_is_reproduced(cifar10):
     assert torch.equal(batches[0][0], batches[1][0])
     assert not torch.equal(batches[0][0], batches[2][0])
     assert batches[0][0].shape == (128, 3, 32, 32)
-
-
-def test_fashion_mnist_is_complete(fashion_mnist):
-    assert (len(fashion_mnist.train), len(fashion_mnist.validation), len(fashion_mnist.test)) == (54_000, 6_000, 10_000)
-    assert np.bincount(fashion_mnist.test.labels).tolist() == [1000] * 10

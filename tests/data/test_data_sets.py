@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from _sets import Config, arrays, cifar, fashion, idx, npz, pixels
+from _sets import Config, arrays, cifar, npz, pixels
 
 from secateur.data import DATASETS, open_data
 from secateur.data.readers.cifar import CIFAR10, COARSE, FINE
@@ -108,19 +108,6 @@ def test_the_class_names_are_complete_and_sorted_as_in_the_official_files():
     assert list(COARSE) == sorted(COARSE)
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["gz", "plain"])
-def test_fashion_mnist_is_read_plain_or_packed(tmp_path, packed):
-    data = open_data(Config("fashion_mnist", str(fashion(tmp_path, packed=packed))), seed=0)
-    assert (len(data.train), len(data.test), data.input_size, data.classes) == (20, 10, (1, 28, 28), 10)
-    assert data.test.labels.tolist() == list(range(10))
-    assert (data.train.images.pixels[:, 0].numpy() == pixels(20, 28, 28)).all()
-
-
-def test_fashion_mnist_is_found_where_torchvision_puts_it(tmp_path):
-    fashion(tmp_path / "FashionMNIST" / "raw")
-    assert len(open_data(Config("fashion_mnist", str(tmp_path)), seed=0).train) == 20
-
-
 @pytest.mark.parametrize(
     ("shape", "options", "size"),
     [
@@ -175,10 +162,10 @@ def test_mean_and_std_can_be_given():
 
 def test_a_set_without_a_path_is_looked_for_in_the_data_folder(tmp_path, monkeypatch):
     cifar(tmp_path / "data" / "cifar-10-batches-bin")
-    fashion(tmp_path / ".data" / "fashion-mnist")
+    cifar(tmp_path / ".data" / "cifar-100-binary", "cifar100")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SECATEUR_DATA", raising=False)
-    assert len(open_data(Config("fashion_mnist"), seed=0).train) == 20
+    assert len(open_data(Config("cifar100"), seed=0).train) == 4
     monkeypatch.setenv("SECATEUR_DATA", str(tmp_path / "data"))
     assert len(open_data(Config("cifar10"), seed=0).train) == 20
 
@@ -216,7 +203,3 @@ def test_an_image_of_one_colour_can_be_normalised(tmp_path):
     flat = {"x_train": np.full((20, 4, 4), 9, np.uint8), "x_test": np.full((10, 4, 4), 9, np.uint8)}
     data = open_data(Config("npz", str(npz(tmp_path / "a.npz", arrays((4, 4), **flat)))), seed=0)
     assert torch.isfinite(everything(data.train)[0]).all()
-
-
-def test_idx_files_made_here_are_as_the_format_says():
-    assert idx(np.zeros((1, 2, 3)))[:16] == bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3])

@@ -17,6 +17,7 @@ from _sets import Config, encoded, samples, tar
 
 from secateur import runs
 from secateur.data import open_data
+from secateur.data.readers import shards as shards_of
 from secateur.data.readers import tars
 from secateur.data.streams import Sample, Shards, Stream
 from secateur.errors import ConfigError, DataError
@@ -231,7 +232,7 @@ def test_addresses_of_fsspec_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     store = fsspec.filesystem("memory")
     for path in tmp_path.glob("*.tar"):
         store.pipe(f"/bucket/{path.name}", path.read_bytes())
-    monkeypatch.setattr(tars, "CLOUDS", ("memory",))
+    monkeypatch.setattr(shards_of, "CLOUDS", ("memory",))
     there = opened("memory://bucket", options=AT)
     assert same(opened(tmp_path).train.batches(5, **DRAWN), there.train.batches(5, **DRAWN))
 

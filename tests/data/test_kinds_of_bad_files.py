@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _sets import Config, arrays, cifar, encoded, fashion, folder, npz, samples, shards, tar
+from _sets import Config, arrays, cifar, encoded, folder, npz, samples, shards, tar
 
 from secateur.data import open_data
 from secateur.errors import SecateurError
@@ -148,34 +148,6 @@ def gzipped(path: Path, start: bytes, zeros: int) -> None:
     path.write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + content + struct.pack("<II", 0, (len(start) + zeros) % 2**32))
 
 
-def idx_bomb(tmp: Path) -> Config:
-    fashion(tmp / "f")
-    images = BOMB // 784
-    start = bytes((0, 0, 8, 3)) + struct.pack(">3I", images, 28, 28)
-    gzipped(tmp / "f" / "train-images-idx3-ubyte.gz", start, BOMB)
-    return Config("fashion_mnist", str(tmp / "f"))
-
-
-def idx_longer_than_it_says(tmp: Path) -> Config:
-    fashion(tmp / "f")
-    start = bytes((0, 0, 8, 3)) + struct.pack(">3I", 20, 28, 28)
-    gzipped(tmp / "f" / "train-images-idx3-ubyte.gz", start, BOMB)
-    return Config("fashion_mnist", str(tmp / "f"))
-
-
-def idx_of_labels(tmp: Path) -> Config:
-    fashion(tmp / "f")
-    gzipped(tmp / "f" / "t10k-labels-idx1-ubyte.gz", bytes((0, 0, 8, 1)) + struct.pack(">I", BOMB), BOMB)
-    return Config("fashion_mnist", str(tmp / "f"))
-
-
-def idx_that_says_four_billion(tmp: Path) -> Config:
-    fashion(tmp / "f", packed=False)
-    start = bytes((0, 0, 8, 3)) + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1)
-    (tmp / "f" / "train-images-idx3-ubyte").write_bytes(start + bytes(100))
-    return Config("fashion_mnist", str(tmp / "f"))
-
-
 def picture(side: int) -> bytes:
     """A PNG of one colour, `side` x `side` pixels, whatever that unpacks to."""
 
@@ -203,8 +175,7 @@ def picture_bomb_in_a_shard(tmp: Path) -> Config:
 
 @pytest.mark.parametrize(
     "make",
-    [pixels_bomb, labels_bomb, lying_header, huge_header, idx_bomb, idx_longer_than_it_says, idx_of_labels,
-     idx_that_says_four_billion, picture_bomb, picture_bomb_in_a_shard],
+    [pixels_bomb, labels_bomb, lying_header, huge_header, picture_bomb, picture_bomb_in_a_shard],
     ids=lambda m: m.__name__,
 )  # fmt: skip
 def test_what_unpacks_to_more_than_there_is_is_refused(make: Callable[[Path], Config], tmp_path: Path) -> None:
@@ -246,18 +217,6 @@ def shard_pipe(tmp: Path) -> Config:
     return Config("webdataset", str(tmp), options={"size": 8})
 
 
-def idx_pipe(tmp: Path) -> Config:
-    fashion(tmp / "f")
-    pipe_in_place_of(tmp / "f" / "t10k-images-idx3-ubyte.gz")
-    return Config("fashion_mnist", str(tmp / "f"))
-
-
-def plain_idx_pipe(tmp: Path) -> Config:
-    fashion(tmp / "f", packed=False)
-    pipe_in_place_of(tmp / "f" / "train-labels-idx1-ubyte")
-    return Config("fashion_mnist", str(tmp / "f"))
-
-
 def cifar_pipe(tmp: Path) -> Config:
     cifar(tmp / "c", "cifar100")
     pipe_in_place_of(tmp / "c" / "test.bin")
@@ -273,7 +232,7 @@ def endless_device(tmp: Path) -> Config:
 
 @pytest.mark.parametrize(
     "make",
-    [npz_pipe, link_to_a_pipe, picture_pipe, link_to_a_picture_pipe, shard_pipe, idx_pipe, plain_idx_pipe, cifar_pipe,
+    [npz_pipe, link_to_a_pipe, picture_pipe, link_to_a_picture_pipe, shard_pipe, cifar_pipe,
      endless_device],
     ids=lambda m: m.__name__,
 )  # fmt: skip
@@ -320,7 +279,6 @@ def test_sound_sets_open_under_the_same_limits(tmp_path: Path) -> None:
     """The limits are no refusal: what is as it should be opens."""
     for config in (
         Config("npz", str(npz(tmp_path / "x.npz"))),
-        Config("fashion_mnist", str(fashion(tmp_path / "f"))),
         Config("folder", str(folder(tmp_path / "d")), options={"size": 8}),
         Config("cifar10", str(cifar(tmp_path / "c"))),
     ):

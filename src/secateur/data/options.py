@@ -58,6 +58,14 @@ class FolderOptions(ImageOptions):
     test: str | None = Field(None, description="the folder of test images; null: test, or else val")
 
 
+class VisionOptions(ImageOptions):
+    dataset: str | None = Field(None, description="a class of torchvision.datasets, such as FashionMNIST")
+    train: str = Field("train", description="what the class calls the split to train on, where it has splits")
+    test: str = Field("test", description="what the class calls the split to test on, where it has splits")
+    arguments: dict[str, Any] = Field({}, description="other arguments of the class")
+    download: bool = Field(False, description="let torchvision fetch the files, if they are not there")
+
+
 class StreamOptions(ImageOptions):
     """Sets that may be read from beginning to end instead of in any order."""
 

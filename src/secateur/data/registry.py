@@ -17,8 +17,9 @@ from secateur.data.options import (
     Options,
     ShardOptions,
     StreamOptions,
+    VisionOptions,
 )
-from secateur.data.readers import Contents, Streams, cifar, digits, folder, hub, idx, npz, shards, tars
+from secateur.data.readers import Contents, Streams, cifar, digits, folder, hub, npz, shards, vision
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,6 @@ class DataRow:
 
     name: str
     summary: str
-    needs_path: bool
     get: str
     usual: str | None
     augment: tuple[str, ...]
@@ -63,7 +63,6 @@ _ROWS = (
     DataRow(
         name="digits",
         summary="handwritten digits, 8x8 grey, 1,297 + 500; inside scikit-learn",
-        needs_path=False,
         get="it is inside scikit-learn, nothing is to be fetched",
         usual="digits",
         augment=("shift",),
@@ -73,7 +72,6 @@ _ROWS = (
     DataRow(
         name="cifar10",
         summary="photographs of 10 classes, 32x32, 50,000 + 10,000; the binary version or an .npz",
-        needs_path=True,
         get=f"get cifar-10-binary.tar.gz {_TORONTO}",
         usual="cifar10",
         augment=("crop", "flip"),
@@ -83,7 +81,6 @@ _ROWS = (
     DataRow(
         name="cifar100",
         summary="photographs of 100 classes, 32x32, 50,000 + 10,000; the binary version or an .npz",
-        needs_path=True,
         get=f"get cifar-100-binary.tar.gz {_TORONTO}",
         usual="cifar100",
         augment=("crop", "flip"),
@@ -91,20 +88,8 @@ _ROWS = (
         reader=cifar.read_100,
     ),
     DataRow(
-        name="fashion_mnist",
-        summary="clothes of 10 classes, 28x28 grey, 60,000 + 10,000; four IDX files, plain or gzipped",
-        needs_path=True,
-        get="get the four *-ubyte.gz files from https://github.com/zalandoresearch/fashion-mnist and give their folder "
-        "as data.path",
-        usual="fashion_mnist",
-        augment=("crop", "flip"),
-        options=Options,
-        reader=idx.read,
-    ),
-    DataRow(
         name="npz",
         summary="arrays of your own: x_train, y_train, x_test, y_test in a numpy .npz, images uint8",
-        needs_path=True,
         get="save x_train, y_train, x_test and y_test with numpy.savez and give the file as data.path",
         usual=None,
         augment=(),
@@ -114,7 +99,6 @@ _ROWS = (
     DataRow(
         name="folder",
         summary="images in train/CLASS/ and test/CLASS/ (or val/CLASS/)",
-        needs_path=True,
         get="give the folder that holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE) as data.path",
         usual="imagenet",
         augment=_PHOTO_AUGMENT,
@@ -122,9 +106,18 @@ _ROWS = (
         reader=folder.read,
     ),
     DataRow(
+        name="torchvision",
+        summary="any image classification set of torchvision.datasets, by the name of its class",
+        get="name the class in data.options.dataset, and give the folder that it takes as root as data.path, or set "
+        "data.options.download: true",
+        usual="imagenet",
+        augment=_PHOTO_AUGMENT,
+        options=VisionOptions,
+        reader=vision.read,
+    ),
+    DataRow(
         name="hf",
         summary="any image classification set of the Hugging Face hub, through `datasets`, also as a stream",
-        needs_path=True,
         get="give its name on huggingface.co/datasets, such as uoft-cs/cifar10, or its folder as data.path",
         usual="imagenet",
         augment=_PHOTO_AUGMENT,
@@ -135,14 +128,13 @@ _ROWS = (
     DataRow(
         name="webdataset",
         summary="WebDataset shards: plain .tar files of KEY.jpg (or another format) and KEY.cls, also as a stream",
-        needs_path=True,
         get="give the folder that holds train*.tar and test*.tar (or val*.tar) as data.path, or their patterns in "
         "data.options.train and data.options.test",
         usual="imagenet",
         augment=_PHOTO_AUGMENT,
         options=ShardOptions,
         reader=shards.read,
-        streamer=tars.stream,
+        streamer=shards.stream,
     ),
 )
 #: Data sets and forms of data by name, one frozen row each.

@@ -31,11 +31,21 @@ _DRAWN = 1024  # random words at a time
 
 
 class Place(NamedTuple):
-    """Bytes in a file on a disk; they are read when they are decoded."""
+    """Bytes in a file on a disk, and what they are called there; they are read when they are decoded."""
 
     path: Path
     offset: int
     size: int
+    name: str
+
+    def read(self) -> bytes:
+        """The bytes; DataError with the end of a sentence where that fails."""
+        try:
+            with self.path.open("rb") as file:  # opened anew: workers must not share a position
+                file.seek(self.offset)
+                return file.read(self.size)
+        except OSError as error:
+            raise DataError(f"cannot be read: {said(error)}.") from error
 
 
 class Sample(NamedTuple):
@@ -64,15 +74,7 @@ class StreamImages(EncodedImages):
         super().__init__(np.zeros(0, dtype=np.int64), shape, 0)
 
     def load(self, number: Any) -> Any:
-        data = number.data
-        if not isinstance(data, Place):
-            return data
-        try:
-            with data.path.open("rb") as file:  # opened anew: workers must not share a position
-                file.seek(data.offset)
-                return file.read(data.size)
-        except OSError as error:
-            raise DataError(f"cannot be read: {said(error)}.") from error
+        return number.data.read() if isinstance(number.data, Place) else number.data
 
     def where(self, number: Any) -> str:
         return str(number.where)

@@ -15,7 +15,7 @@ from secateur.recipe.fields import Size, Words, several
 from secateur.recipe.steps import Chosen
 
 #: Names of data sets; `secateur.data.DATASETS` has a row for each.
-DATA = ("digits", "cifar10", "cifar100", "fashion_mnist", "folder", "npz", "hf", "webdataset")
+DATA = ("digits", "cifar10", "cifar100", "npz", "folder", "torchvision", "hf", "webdataset")
 
 
 def _data_set(name: str) -> str:
@@ -96,8 +96,8 @@ class DataConfig(Section):
     """Which images; a name alone may stand for the whole section."""
 
     name: Annotated[str, AfterValidator(_data_set)] = Field(
-        description="The data set, or the form in which it lies at `path`: digits, cifar10, cifar100, fashion_mnist, "
-        "folder, npz, hf, webdataset; or an import path to data of your own: mypkg.data:build, file.py:build."
+        description="The data set, or the form in which it lies at `path`: digits, cifar10, cifar100, npz, folder, "
+        "torchvision, hf, webdataset; or an import path to data of your own: mypkg.data:build, file.py:build."
     )
     path: str | None = Field(default=None, description="File or folder with the data; digits needs none.")
     train_images: int | None = Field(

@@ -19,11 +19,11 @@ from secateur.data.streams import Sample
 from secateur.errors import DataError
 
 
-class HubImages(EncodedImages):
-    """One split of a Hugging Face data set."""
+class RowImages(EncodedImages):
+    """Images that a library decodes: of each of its rows, what stands in one column."""
 
     def __init__(
-        self, rows: Any, column: str, name: str, labels: NDArray[np.int64], shape: Shape, check: int | None
+        self, rows: Any, column: str | int, name: str, labels: NDArray[np.int64], shape: Shape, check: int | None
     ) -> None:
         super().__init__(labels, shape, check)
         self.rows, self.column, self.name = rows, column, name
@@ -32,10 +32,10 @@ class HubImages(EncodedImages):
         try:
             image = self.rows[number][self.column]
         except Exception as error:  # the library decodes while it reads, and hands on what the decoder raises
-            raise DataError(f"cannot be read ({said(error)}): load another revision, or report it.") from error
+            raise DataError(f"cannot be read ({said(error)}): get it again, or set data.on_broken: skip.") from error
         if image is None or not hasattr(image, "convert"):
             raise DataError(
-                f"is a {type(image).__name__}, not an image: name the column of images in data.options.image."
+                f"is a {type(image).__name__}, not an image: name a column or a data set of images in data.options."
             )
         return image
 
@@ -51,7 +51,7 @@ def read(path: str | None, options: HubOptions, get: str) -> Contents:
     sets = []
     for name in (train_name, test_name):
         labels = _labels(found[name], label, f"{path}/{name}")
-        sets.append(HubImages(found[name], image, f"{path}/{name}", labels, shape, check))
+        sets.append(RowImages(found[name], image, f"{path}/{name}", labels, shape, check))
     names = getattr(features[label], "names", None)
     classes = len(names) if names else count_classes(sets[0].labels, str(path))
     return Contents(sets[0], sets[1], classes, tuple(names) if names else None, partial(_checksums, sets))
@@ -184,7 +184,7 @@ def _labels(rows: Any, column: str, where: str) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def _checksums(sets: list[HubImages]) -> list[dict[str, Any]]:
+def _checksums(sets: list[RowImages]) -> list[dict[str, Any]]:
     """The library's own fingerprints: they change with the content and with how it was prepared."""
     return [
         {"name": images.name, "fingerprint": str(getattr(images.rows, "_fingerprint", "unknown"))} for images in sets

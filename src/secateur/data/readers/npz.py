@@ -40,7 +40,7 @@ def read_images(file: Path, layout: Layout) -> tuple[MemoryImages, MemoryImages,
     arrays, others = _arrays(file)
     sets = []
     for part in ("train", "test"):
-        pixels = _pixels(arrays[f"x_{part}"], f"x_{part} in {str(file)!r}", layout)
+        pixels = images_of(arrays[f"x_{part}"], f"x_{part} in {str(file)!r}", layout)
         sets.append(MemoryImages(pixels, _labels(arrays[f"y_{part}"], len(pixels), part, file)))
     notes = (f"{file.name} also holds {', '.join(others)}, which were not read.",) if others else ()
     return sets[0], sets[1], notes
@@ -119,8 +119,8 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _pixels(array: NDArray[Any], what: str, layout: Layout) -> NDArray[np.uint8]:
-    """[N, H, W], [N, C, H, W] or [N, H, W, C] to [N, C, H, W]."""
+def images_of(array: NDArray[Any], what: str, layout: Layout) -> NDArray[np.uint8]:
+    """[N, H, W], [N, C, H, W] or [N, H, W, C] to [N, C, H, W]; DataError for what are no images of 8 bits."""
     shape = "x".join(map(str, array.shape))
     if array.dtype != np.uint8:
         raise DataError(f"{what} is {array.dtype}: save the images as uint8, 0 to 255.")

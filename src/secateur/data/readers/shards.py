@@ -1,91 +1,122 @@
-"""WebDataset shards: plain tar files in which the members of one sample share a name and differ in their extension.
+"""WebDataset shards: which files and addresses a set is, and their images in any order or as a stream.
 
-The standard library finds where each image lies; then they are read in any order, and no further package is needed.
+In any order: headers are read once and say where each image lies. No further package is needed.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-import tarfile
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from secateur.data._files import check_regular, checksum_of_lines, extra, said
+from secateur.data._files import check_regular, checksum_of_lines, extra
 from secateur.data.images import EncodedImages, Shape
 from secateur.data.options import ShardOptions
-from secateur.data.readers import Contents, count_classes, locate, shape_of
-from secateur.data.readers.folder import EXTENSIONS
-from secateur.errors import DataError
+from secateur.data.readers import Contents, Streams, count_classes, locate, shape_of
+from secateur.data.readers.tars import Tars, is_address
+from secateur.data.streams import Place
+from secateur.errors import ConfigError, DataError
 
+#: Schemes that are handed to fsspec.
+CLOUDS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hdfs", "hf", "oss", "oci", "ftp", "sftp")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_MOST_SHARDS, _LONGEST_LABEL = 100_000, 32
-
-
-class Sample(NamedTuple):
-    shard: int
-    name: str
-    offset: int
-    size: int
-    label: int
+_MOST_SHARDS = 100_000
 
 
 class ShardImages(EncodedImages):
-    """Images inside tar files, found by their place in the file."""
+    """Images inside tar files on a disk, in the order of the files."""
 
-    def __init__(self, shards: list[Path], samples: list[Sample], shape: Shape, check: int | None) -> None:
-        super().__init__(np.array([sample.label for sample in samples], dtype=np.int64), shape, check)
-        self.shards, self.samples = shards, samples
+    def __init__(self, tars: Tars, shape: Shape, check: int | None) -> None:
+        self.shards = tars.shards
+        self.places: list[Place] = []
+        labels: list[int] = []
+        for number, shard in enumerate(tars.shards):
+            for sample in tars.samples(number):
+                assert isinstance(sample.data, Place)
+                self.places.append(sample.data)
+                labels.append(sample.label)
+            if not self.places or str(self.places[-1].path) != shard:
+                raise DataError(f"The shard {shard!r} holds no image: leave it out of the pattern, or get it again.")
+        super().__init__(np.array(labels, dtype=np.int64), shape, check)
 
     def load(self, number: int) -> bytes:
-        sample = self.samples[number]
-        try:
-            with self.shards[sample.shard].open("rb") as file:  # opened anew: workers must not share a position
-                file.seek(sample.offset)
-                return file.read(sample.size)
-        except OSError as error:
-            raise DataError(f"cannot be read: {said(error)}.") from error
+        return self.places[number].read()
 
     def where(self, number: int) -> str:
-        sample = self.samples[number]
-        return f"{sample.name!r} in {str(self.shards[sample.shard])!r}"
+        return f"{self.places[number].name!r} in {str(self.places[number].path)!r}"
 
 
 def read(path: str | None, options: ShardOptions, get: str) -> Contents:
     extra("PIL.Image", "pillow")
-    if path is not None and re.match(r"[a-z0-9]+:", path) and not Path(path).exists():
-        raise DataError(f"{path!r} is an address: set data.options.stream: true, or copy the shards into a folder.")
+    address = next((a for a in (path, options.train, options.test) if a is not None and is_address(a)), None)
+    if address is not None:
+        raise DataError(f"{address!r} is an address: set data.options.stream: true, or copy the shards into a folder.")
+    train, test = _both(path, options, get)
+    shape, check = shape_of(options)
+    sets = [ShardImages(tars, shape, check) for tars in (train, test)]
+    classes = options.classes or count_classes(sets[0].labels, f"the shards of {str(path)!r}")
+    unread = ", ".join(sorted(train.unread | test.unread))
+    notes = (f"Members with these extensions were not read: {unread}.",) if unread else ()
+    return Contents(sets[0], sets[1], classes, None, partial(_members, sets), notes)
+
+
+def stream(path: str | None, options: ShardOptions, get: str) -> Streams:
+    """The shards that `path` and the options name; those on a disk must be there."""
+    extra("PIL.Image", "pillow")
+    if options.classes is None:
+        raise ConfigError("data.options.classes is missing: a stream does not say how many classes there are; give it.")
+    if options.test is None and (path is None or is_address(path)):
+        raise ConfigError("data.options.test is missing: a stream at an address needs it, such as test-{000..049}.tar.")
+    sources = _both(path, options, get)
+    return Streams(*sources, options.classes, None, partial(_names, sources))
+
+
+def _both(path: str | None, options: ShardOptions, get: str) -> tuple[Tars, Tars]:
+    """The training and the test shards, none of which is both."""
+    train = _named(path, options.train, get)
+    if options.test is not None:
+        test = _named(path, options.test, get)
+    else:
+        test = [str(shard) for shard in _usual_test_shards(Path(path or "").expanduser(), get)]
+    both = sorted(set(train) & set(test))
+    if both:
+        raise DataError(f"{both[0]!r} is in the training and in the test shards: give patterns that keep them apart.")
+    return Tars(train, options.label), Tars(test, options.label)
+
+
+def _named(path: str | None, pattern: str, get: str) -> list[str]:
+    """A pattern that is an address stands for itself; others are relative to the folder or address of the set."""
+    if is_address(pattern) or (path is not None and is_address(path)):
+        whole = pattern if is_address(pattern) or path is None else f"{path.rstrip('/')}/{pattern}"
+        scheme = whole.partition(":")[0].casefold()
+        if scheme not in ("http", "https", *CLOUDS):
+            raise ConfigError(
+                f"{whole!r} begins with {scheme}:, which is not read: give a folder, http, https, {', '.join(CLOUDS)}."
+            )
+        if "*" in whole:
+            raise DataError(f"{whole!r} cannot be listed: name the shards by ranges, such as train-{{000..146}}.tar.")
+        return _expand(whole)
     folder = locate("webdataset", path, (), get)
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is a file: give the folder of the shards, and their pattern in data.options.")
-    train = shards_in(folder, options.train, get)
-    test = shards_in(folder, options.test, get) if options.test else usual_test_shards(folder, get)
-    both = sorted(set(train) & set(test))
-    if both:
-        raise DataError(
-            f"{str(both[0])!r} is in the training and in the test shards: give patterns that keep them apart."
-        )
-    shape, check = shape_of(options)
-    unread: set[str] = set()
-    sets = [ShardImages(shards, _index(shards, options.label, unread), shape, check) for shards in (train, test)]
-    classes = options.classes or count_classes(sets[0].labels, f"the shards of {str(folder)!r}")
-    notes = (f"Members with these extensions were not read: {', '.join(sorted(unread))}.",) if unread else ()
-    return Contents(sets[0], sets[1], classes, None, partial(_checksums, sets), notes)
+    return [str(shard) for shard in _shards_in(folder, pattern, get)]
 
 
-def usual_test_shards(folder: Path, get: str) -> list[Path]:
+def _usual_test_shards(folder: Path, get: str) -> list[Path]:
     """test*.tar, or else val*.tar."""
     found = sorted(folder.glob("test*.tar"))
-    return found or shards_in(folder, "val*.tar", get, "test*.tar or val*.tar")
+    return found or _shards_in(folder, "val*.tar", get, "test*.tar or val*.tar")
 
 
-def shards_in(folder: Path, pattern: str, get: str, said_as: str | None = None) -> list[Path]:
+def _shards_in(folder: Path, pattern: str, get: str, said_as: str | None = None) -> list[Path]:
     """The shards of a pattern, each of which is there."""
     found: list[Path] = []
-    for one in expand(pattern):
+    for one in _expand(pattern):
         if Path(one).is_absolute() or ".." in Path(one).parts:
             raise DataError(
                 f"The pattern {pattern!r} leaves the folder {str(folder)!r}: give it relative to data.path."
@@ -102,7 +133,7 @@ def shards_in(folder: Path, pattern: str, get: str, said_as: str | None = None) 
     return found
 
 
-def expand(pattern: str) -> list[str]:
+def _expand(pattern: str) -> list[str]:
     """train-{000..002}.tar names three shards."""
     pieces: list[list[str]] = []
     position, count = 0, 1
@@ -117,85 +148,25 @@ def expand(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*pieces, [pattern[position:]])]
 
 
-def _index(shards: list[Path], label_extension: str, unread: set[str]) -> list[Sample]:
-    """Every sample of the shards in their order: where its image lies, and its label."""
-    samples: list[Sample] = []
-    for number, path in enumerate(shards):
-        before = len(samples)
-        check_regular(path)
-        try:
-            with tarfile.open(path, "r:") as shard:
-                samples += _samples(shard, number, path, label_extension, unread)
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise DataError(f"The shard {str(path)!r} cannot be read ({said(error)}): get it again.") from error
-        if len(samples) == before:
-            raise DataError(f"The shard {str(path)!r} holds no image: leave it out of the pattern, or get it again.")
-    return samples
-
-
-def _samples(shard: tarfile.TarFile, number: int, path: Path, label_extension: str, unread: set[str]) -> list[Sample]:
-    images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
-    end = 0
-    for member in shard:
-        end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        key, extension = key_of(member.name)
-        if not member.isfile() or not extension:
-            continue
-        if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
-            if key in images:
-                raise DataError(f"The sample {key!r} in {str(path)!r} has two images: keep one of them.")
-            images[key] = member
-        elif extension == label_extension.casefold().lstrip("."):
-            if key in labels:
-                raise DataError(f"The sample {key!r} in {str(path)!r} has two labels: keep one of them.")
-            labels[key] = label_of(shard, member, str(path))
-        else:
-            unread.add(extension)
-    check_end(path, end)
-    for key in images:
-        if key not in labels:
-            raise DataError(
-                f"The sample {key!r} in {str(path)!r} has no member {key}.{label_extension}: "
-                "name the extension of the labels in data.options.label."
-            )
-    return [Sample(number, m.name, m.offset_data, m.size, labels[key]) for key, m in images.items()]
-
-
-def check_end(path: Path, end: int) -> None:
-    """A block of zeros follows the last member; tarfile itself stops in silence where a shard is cut off or damaged."""
-    with path.open("rb") as file:
-        file.seek(end)
-        block = file.read(tarfile.BLOCKSIZE)
-    if block != bytes(tarfile.BLOCKSIZE):
-        raise DataError(f"The shard {str(path)!r} is cut off or damaged at byte {end:,}: get it again.")
-
-
-def key_of(name: str) -> tuple[str, str]:
-    """WebDataset's rule: everything up to the first dot of the last part, and what follows it."""
-    folder, _, last = name.rpartition("/")
-    stem, _, extension = last.partition(".")
-    return str(PurePosixPath(folder) / stem) if folder else stem, extension.casefold()
-
-
-def label_of(shard: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int:
-    """The class number in a member; DataError if there is none."""
-    file = shard.extractfile(member) if member.size <= _LONGEST_LABEL else None
-    text = file.read().decode("ascii", "replace").strip() if file else ""
-    if not re.fullmatch(r"-?[0-9]{1,9}", text):
-        raise DataError(f"{member.name!r} in {path!r} is not a class number: it must hold a number as text.")
-    return int(text)
-
-
-def _checksums(sets: list[ShardImages]) -> list[dict[str, Any]]:
+def _members(sets: Sequence[ShardImages]) -> list[dict[str, Any]]:
+    """Names, sizes and labels of all images."""
     rows = []
     for images in sets:
-        lines = [f"{images.shards[s.shard].name}\t{s.name}\t{s.size}\t{s.label}" for s in images.samples]
-        names = [path.name for path in images.shards]
+        pairs = zip(images.places, images.labels.tolist(), strict=True)
+        lines = [f"{place.path.name}\t{place.name}\t{place.size}\t{label}" for place, label in pairs]
+        names = [Path(shard).name for shard in images.shards]
         what = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
-        rows += checksum_of_lines(f"{what}: names and sizes of {len(lines)} members", lines, _bytes(images))
+        size = sum(place.size for place in images.places)
+        rows += checksum_of_lines(f"{what}: names and sizes of {len(lines)} members", lines, size)
     return rows
 
 
-def _bytes(images: ShardImages) -> int:
-    return sum(sample.size for sample in images.samples)
+def _names(sources: Sequence[Tars]) -> list[dict[str, Any]]:
+    """Names, and of shards on a disk sizes: reading them would take an epoch."""
+    rows = []
+    for source in sources:
+        sizes = [Path(name).stat().st_size if not is_address(name) else 0 for name in source.shards]
+        lines = [f"{name.rpartition('/')[2]}\t{size}" for name, size in zip(source.shards, sizes, strict=True)]
+        what = f"{source.shards[0]} and on: names and sizes of {len(lines)} shards"
+        rows += checksum_of_lines(what, lines, sum(sizes))
+    return rows

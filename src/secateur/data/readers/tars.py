@@ -1,7 +1,8 @@
-"""WebDataset shards as a stream: tar files read from their beginning, on a disk or at an address.
+"""Tar files as WebDataset writes them, sample by sample: on a disk, or at an address.
 
 On a disk only headers are read here, and images where they are decoded. At an address every byte comes this way: http
-and https by the standard library, s3, gs and others by fsspec. No address can name a command.
+and https by the standard library, s3, gs and others by fsspec. No address can name a command, as those of the library
+`webdataset` can, which leaves a shard that is cut off without a word, too.
 """
 
 from __future__ import annotations
@@ -14,23 +15,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from secateur.data._files import checksum_of_lines, extra, said
-from secateur.data.options import ShardOptions
-from secateur.data.readers import Streams, locate
+from secateur.data._files import check_regular, extra, said
 from secateur.data.readers.folder import EXTENSIONS
-from secateur.data.readers.shards import check_end, expand, key_of, label_of, shards_in, usual_test_shards
 from secateur.data.streams import Place, Sample
 from secateur.errors import ConfigError, DataError
 
-#: Schemes that are handed to fsspec.
-CLOUDS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hdfs", "hf", "oss", "oci", "ftp", "sftp")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _TRIES, _SECONDS = 3, 60.0
+_LONGEST_LABEL = 32
 
 
 def is_address(text: str) -> bool:
@@ -40,10 +36,11 @@ def is_address(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Tars:
-    """Shards by path or address, and the extension of their labels."""
+    """Shards by path or address, and the extension of their labels. unread: gets the extensions of other members."""
 
     shards: Sequence[str]
     label: str
+    unread: set[str] = field(default_factory=set, compare=False)
 
     def samples(self, shard: int) -> Iterator[Sample]:
         """See `Source`. A connection that breaks is made again, twice, and goes on behind what was given."""
@@ -68,9 +65,10 @@ class Tars:
                 time.sleep(0.5)
 
     def _local(self, path: Path) -> Iterator[Sample]:
+        check_regular(path)
         try:
             with tarfile.open(path, "r:") as archive:
-                yield from _Grouped(archive, str(path), self.label, path).samples()
+                yield from _Grouped(archive, str(path), self, path).samples()
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             raise DataError(f"The shard {str(path)!r} cannot be read ({said(error)}): get it again.") from error
 
@@ -78,64 +76,17 @@ class Tars:
         with contextlib.closing(opened(name)) as connection:
             tail = _Tail(connection)
             with tarfile.open(fileobj=tail, mode="r|") as archive:  # type: ignore[call-overload]
-                yield from _Grouped(archive, name, self.label, None).samples()
+                yield from _Grouped(archive, name, self, None).samples()
             if tail.last != bytes(tarfile.BLOCKSIZE):  # which ends a whole archive; tarfile itself stops in silence
                 raise tarfile.ReadError("it is cut off")
-
-
-def stream(path: str | None, options: ShardOptions, get: str) -> Streams:
-    """The shards that `path` and the options name; those on a disk must be there."""
-    extra("PIL.Image", "pillow")
-    if options.classes is None:
-        raise ConfigError("data.options.classes is missing: a stream does not say how many classes there are; give it.")
-    train = _named(path, options.train, get)
-    if options.test is None and (path is None or is_address(path)):
-        raise ConfigError("data.options.test is missing: a stream at an address needs it, such as test-{000..049}.tar.")
-    if options.test is not None:
-        test = _named(path, options.test, get)
-    else:
-        test = [str(shard) for shard in usual_test_shards(Path(path or "").expanduser(), get)]
-    both = sorted(set(train) & set(test))
-    if both:
-        raise DataError(f"{both[0]!r} is in the training and in the test shards: give patterns that keep them apart.")
-    sources = Tars(train, options.label), Tars(test, options.label)
-    return Streams(*sources, options.classes, None, partial(_checksums, sources))
-
-
-def _named(path: str | None, pattern: str, get: str) -> list[str]:
-    """A pattern that is an address stands for itself; others are relative to the folder or address of the set."""
-    if is_address(pattern) or (path is not None and is_address(path)):
-        whole = pattern if is_address(pattern) or path is None else f"{path.rstrip('/')}/{pattern}"
-        scheme = whole.partition(":")[0].casefold()
-        if scheme not in ("http", "https", *CLOUDS):
-            raise ConfigError(
-                f"{whole!r} begins with {scheme}:, which is not read: give a folder, http, https, {', '.join(CLOUDS)}."
-            )
-        if "*" in whole:
-            raise DataError(f"{whole!r} cannot be listed: name the shards by ranges, such as train-{{000..146}}.tar.")
-        return expand(whole)
-    folder = locate("webdataset", path, (), get)
-    if not folder.is_dir():
-        raise DataError(f"{str(folder)!r} is a file: give the folder of the shards, and their pattern in data.options.")
-    return [str(shard) for shard in shards_in(folder, pattern, get)]
-
-
-def _checksums(sources: Sequence[Tars]) -> list[dict[str, Any]]:
-    """Names, and of shards on a disk sizes: reading them would take an epoch."""
-    rows = []
-    for source in sources:
-        sizes = [Path(name).stat().st_size if not is_address(name) else 0 for name in source.shards]
-        lines = [f"{name.rpartition('/')[2]}\t{size}" for name, size in zip(source.shards, sizes, strict=True)]
-        what = f"{source.shards[0]} and on: names and sizes of {len(lines)} shards"
-        rows += checksum_of_lines(what, lines, sum(sizes))
-    return rows
 
 
 class _Grouped:
     """Members that lie side by side and share a name are a sample."""
 
-    def __init__(self, archive: tarfile.TarFile, name: str, label: str, path: Path | None) -> None:
-        self.archive, self.name, self.label, self.path = archive, name, label, path
+    def __init__(self, archive: tarfile.TarFile, name: str, tars: Tars, path: Path | None) -> None:
+        self.archive, self.name, self.path = archive, name, path
+        self.label, self.unread = tars.label.casefold().lstrip("."), tars.unread
         self._key: str | None = None
         self._image: tuple[str, bytes | Place] | None = None
         self._label: int | None = None
@@ -145,7 +96,7 @@ class _Grouped:
         for member in self.archive:
             self.archive.members = []  # type: ignore[attr-defined]  # or a list of all members would grow
             end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            key, extension = key_of(member.name)
+            key, extension = _key_of(member.name)
             if not member.isfile() or not extension:
                 continue
             if key != self._key:
@@ -155,17 +106,19 @@ class _Grouped:
                 if self._image is not None:
                     raise DataError(f"The sample {key!r} in {self.name!r} has two images: keep one of them.")
                 self._image = (member.name, self._data(member))
-            elif extension == self.label.casefold().lstrip("."):
+            elif extension == self.label:
                 if self._label is not None:
                     raise DataError(f"The sample {key!r} in {self.name!r} has two labels: keep one of them.")
-                self._label = label_of(self.archive, member, self.name)
+                self._label = _label_of(self.archive, member, self.name)
+            else:
+                self.unread.add(extension)
         if self.path is not None:
-            check_end(self.path, end)
+            _check_end(self.path, end)
         yield from self._complete()
 
     def _data(self, member: tarfile.TarInfo) -> bytes | Place:
         if self.path is not None:
-            return Place(self.path, member.offset_data, member.size)
+            return Place(self.path, member.offset_data, member.size, member.name)
         file = self.archive.extractfile(member)
         return b"" if file is None else file.read()
 
@@ -179,6 +132,31 @@ class _Grouped:
                 )
             yield Sample(data, self._label, f"{name!r} in {self.name!r}")
         self._image = self._label = None
+
+
+def _check_end(path: Path, end: int) -> None:
+    """A block of zeros follows the last member; tarfile itself stops in silence where a shard is cut off or damaged."""
+    with path.open("rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise DataError(f"The shard {str(path)!r} is cut off or damaged at byte {end:,}: get it again.")
+
+
+def _key_of(name: str) -> tuple[str, str]:
+    """WebDataset's rule: everything up to the first dot of the last part, and what follows it."""
+    folder, _, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return str(PurePosixPath(folder) / stem) if folder else stem, extension.casefold()
+
+
+def _label_of(shard: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int:
+    """The class number in a member; DataError if there is none."""
+    file = shard.extractfile(member) if member.size <= _LONGEST_LABEL else None
+    text = file.read().decode("ascii", "replace").strip() if file else ""
+    if not re.fullmatch(r"-?[0-9]{1,9}", text):
+        raise DataError(f"{member.name!r} in {path!r} is not a class number: it must hold a number as text.")
+    return int(text)
 
 
 class _Tail:
