@@ -71,13 +71,25 @@ def test_stripes_compute_the_masked_convolution(shape: dict[str, Any], size: tup
     built = OFFSETS.build(layer, data)
     for x in (torch.randn(3, 4, *size).double(), torch.randn(4, *size).double()):
         wanted = OFFSETS.reference(layer, data)(x)
-        assert torch.allclose(built(x), wanted, rtol=0, atol=1e-12)
+        assert torch.allclose(built.eval()(x), wanted, rtol=0, atol=1e-12)
         assert torch.allclose(OFFSETS.plain(built)(x), wanted, rtol=0, atol=1e-12)
+        stepwise = torch.autograd.grad(built(x).square().sum(), list(built.parameters()))
+        assert torch.allclose(built.train()(x), wanted, rtol=0, atol=1e-12)
+        whole = torch.autograd.grad(built(x).square().sum(), list(built.parameters()))
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-10) for a, b in zip(stepwise, whole, strict=True))
+
+
+def test_training_takes_one_convolution_a_layer() -> None:
+    layer = nn.Conv2d(4, 6, 3, padding=1)
+    built = OFFSETS.build(layer, drawn(layer, 3).data)
+    with torch.profiler.profile() as profiled:
+        built.train()(torch.randn(1, 4, 8, 8))
+    assert sum(row.count for row in profiled.key_averages() if row.key == "aten::convolution") == 1
 
 
 def test_one_corner_shifts_the_input() -> None:
     layer = nn.Conv2d(1, 1, 3, padding=1, bias=False)
-    built = OFFSETS.build(layer, {"kernel": [3, 3], "kept": [[0]]})
+    built = OFFSETS.build(layer, {"kernel": [3, 3], "kept": [[0]]}).eval()
     x = torch.randn(1, 1, 4, 5)
     wanted = torch.zeros_like(x)
     wanted[..., 1:, 1:] = layer.weight[0, 0, 0, 0] * x[..., :-1, :-1]  # out[h, w] = W00 x[h - 1, w - 1]
@@ -160,6 +172,7 @@ def test_under_autocast() -> None:
     built = OFFSETS.build(layer, drawn(layer).data)
     with torch.autocast("cpu", torch.bfloat16):
         assert built(torch.randn(1, 2, 4, 4)).dtype == torch.bfloat16
+        assert built.eval()(torch.randn(1, 2, 4, 4)).dtype == torch.bfloat16
 
 
 def test_exported_and_read_as_data(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Form "offsets": a convolution that computes only some kernel positions of each filter (stripes).
 
 Stripe (n, i, j) is a 1x1 filter over the inputs at kernel position (i, j). All stripes of one position are one 1x1
-convolution of the shifted input, whose outputs are added into their filters' channels:
+convolution of the shifted input, whose outputs are added into their filters' channels (in training the stripes are put
+into an ordinary kernel: many small steps of a backward pass cost more than the zeros):
 
     out[n, h, w] = sum over kept (i, j) of filter n, sum_c W[n, c, i, j] xpad[c, h s + i d, w s + j d]
 
@@ -32,7 +33,8 @@ class StripeConv2d(nn.Module):
     weight: [stripes, inputs of a group, 1, 1], kernel positions row by row and filters ascending; None without stripes.
     """
 
-    rows: torch.Tensor
+    rows: torch.Tensor  # filters and kernel positions of the stripes
+    positions: torch.Tensor
     weight: nn.Parameter | None
 
     def __init__(self, layer: nn.Conv2d, kept: list[list[int]]) -> None:
@@ -45,9 +47,11 @@ class StripeConv2d(nn.Module):
         # stripes in order: by kernel position, then by filter; filters of one group of inputs lie together
         order = sorted((position, filter) for filter, positions in enumerate(kept) for position in positions)
         rows = torch.tensor([filter for _, filter in order], dtype=torch.int64, device=layer.weight.device)
+        positions = torch.tensor([position for position, _ in order], dtype=torch.int64, device=layer.weight.device)
         self.register_buffer("rows", rows, persistent=False)  # the plan says them, not the weights' file
+        self.register_buffer("positions", positions, persistent=False)
         self.blocks = _blocks(order, layer.out_channels // layer.groups)
-        weight = layer.weight.detach().flatten(2)[rows, :, [position for position, _ in order]]
+        weight = layer.weight.detach().flatten(2)[rows, :, positions]
         learns = layer.weight.requires_grad
         self.weight = nn.Parameter(weight[:, :, None, None].clone(), requires_grad=learns) if order else None
         self.bias = layer.bias
@@ -55,6 +59,8 @@ class StripeConv2d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps [batch, outputs, height, width] of inputs [batch, inputs, height, width]."""
         x = F.pad(x, self._pad) if any(self._pad) else x
+        if self.training and self.weight is not None:
+            return F.conv2d(x, self._kernel(self.weight), self.bias, self.stride, 0, self.dilation, self.groups)
         step = self.in_channels // self.groups
         height, width = (
             (x.shape[k - 2] - self.dilation[k] * (self.kernel_size[k] - 1) - 1) // self.stride[k] + 1 for k in (0, 1)
@@ -76,6 +82,12 @@ class StripeConv2d(nn.Module):
         if out is None:
             out = x.new_zeros(*x.shape[:-3], self.out_channels, height, width)
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
+
+    def _kernel(self, weight: torch.Tensor) -> torch.Tensor:
+        """The ordinary kernel [outputs, inputs of a group, height, width], zero where there is no stripe."""
+        height, width = self.kernel_size
+        empty = weight.new_zeros(self.out_channels, height * width, weight.shape[1])
+        return empty.index_put((self.rows, self.positions), weight[:, :, 0, 0]).mT.unflatten(2, (height, width))
 
     def extra_repr(self) -> str:
         """What it is, for people."""
@@ -148,10 +160,7 @@ class Offsets:
             bias=b.bias is not None, padding_mode=b.padding_mode, device=device, dtype=dtype,
         )  # fmt: skip
         with torch.no_grad():
-            layer.weight.zero_()
-            for position, _, start, stop in b.blocks:
-                row, column = divmod(position, b.kernel_size[1])
-                layer.weight[b.rows[start:stop], :, row, column] = b.weight[start:stop, :, 0, 0]
+            layer.weight.copy_(layer.weight.new_zeros(()) if b.weight is None else b._kernel(b.weight))
             if b.bias is not None:
                 layer.bias = nn.Parameter(b.bias.detach().clone())
         return layer.train(b.training)
