@@ -17,7 +17,7 @@ from torch import nn
 
 from secateur.errors import InputError, ModelError, SecateurError
 from secateur.graph.calls import TRANSPARENT, Mode, depends_on_data, draws_random, on_one_device, schema_of
-from secateur.graph.code import STEADY, training_differs
+from secateur.graph.code import STEADY, meta_differs, training_differs
 from secateur.graph.forms import Form
 from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.modules import (
@@ -31,12 +31,12 @@ from secateur.graph.modules import (
     plain_kernels,
     to_meta,
 )
-from secateur.graph.rules import RULES, Expect, Op, is_constant, label_of, positions
+from secateur.graph.rules import RULES, Expect, Op, is_constant, is_fixed, label_of, positions
 from secateur.graph.rules.pointwise import pointwise
 from secateur.graph.shapes import run_on_meta
 
 OUTPUT = "the model's output"
-SOFTMAX = frozenset({"aten::_softmax", "aten::softmax", "aten::_safe_softmax"})
+SOFTMAX = frozenset(f"aten::{name}" for name in ("_softmax", "softmax", "_safe_softmax", "_log_softmax", "log_softmax"))
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,14 @@ class Recorder(Mode):
         labels = self._labels(op, is_pointwise)
         if name in SOFTMAX and labels[0] and (mixed := labels[0][op.dim()]) is not None:
             self.recording.softmaxed.append(mixed)
+        elif name == "aten::exp":  # a softmax written out
+            self.recording.softmaxed += [axis for axis in labels[0] if axis is not None]
         outs = op.outputs()
         constant = all(is_constant(t) for t in op.tensors())
+        fixed = constant and all(is_fixed(t) for t in op.tensors())
         for k, tensor in enumerate(outs):
             label = labels[k] if k < len(labels) else (None,) * tensor.dim()
+            tensor._secateur_fixed = fixed
             self._attach(tensor, label, constant, aliases[k] if k < len(aliases) else None, args, op.index)
         positions.after(op)
         if name not in TRANSPARENT:
@@ -265,9 +269,11 @@ def label_parameters(model: nn.Module, recording: Recording) -> None:
 
 
 def capture(model: nn.Module, example_inputs: Any) -> Recording:
-    """Record one forward pass of `model` (unwrapped, any mode); meta first, real tensors where meta cannot run."""
+    """Record one forward pass of `model` (unwrapped, any mode); real tensors where meta cannot run, or runs otherwise."""
     args, kwargs = as_call(example_inputs)
     try:
+        if meta_differs(model):
+            return capture_once(model, args, kwargs, meta=False)
         return capture_once(model, args, kwargs, meta=True)
     except SecateurError:
         raise

@@ -1,6 +1,7 @@
 """What the code of a network's modules mentions: read once per class, nothing is run.
 
-Two questions are answered here: may the forward pass differ in training mode, and does it read a given attribute.
+Three questions are answered here: may the forward pass differ in training mode, may it differ on the meta device, and
+does it read a given attribute.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _TOLD = (
     "batch_norm", "instance_norm", "alpha_dropout", "feature_alpha_dropout", "rrelu", "stochastic_depth",
     "scaled_dot_product_attention", "multi_head_attention_forward",
 )  # fmt: skip
+#: Names of what tells the meta device from others, and of PyTorch's functions that do nothing there.
+_SHY = frozenset({"is_meta", "is_cpu", "dirac_", "orthogonal_", "sparse_"})
 
 
 def training_differs(model: nn.Module) -> bool:
@@ -40,6 +43,11 @@ def training_differs(model: nn.Module) -> bool:
             if _class_asks_for_training(kind):
                 return True
     return False
+
+
+def meta_differs(model: nn.Module) -> bool:
+    """Whether the forward pass may do something else on tensors without storage: it asks for them, or what it calls."""
+    return any(not _SHY.isdisjoint(names_read(module)) for module in model.modules())
 
 
 def names_read(module: nn.Module) -> frozenset[str]:

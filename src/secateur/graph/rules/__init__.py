@@ -12,9 +12,9 @@ from secateur.graph.rules import (
     shape,
     spatial,
 )
-from secateur.graph.rules.registry import RULES, Expect, Op, Rule, is_constant, label_of, rule, tensors_in
+from secateur.graph.rules.registry import RULES, Expect, Op, Rule, is_constant, is_fixed, label_of, rule, tensors_in
 
 __all__ = [
-    "RULES", "Expect", "Op", "Rule", "factory", "indexing", "is_constant", "label_of", "linear", "matrices",
+    "RULES", "Expect", "Op", "Rule", "factory", "indexing", "is_constant", "is_fixed", "label_of", "linear", "matrices",
     "pointwise", "positions", "quantise", "reduce", "rule", "shape", "spatial", "tensors_in",
 ]  # fmt: skip

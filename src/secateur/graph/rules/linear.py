@@ -9,7 +9,7 @@ import torch
 
 from secateur.graph.forms import Form, of_convolution
 from secateur.graph.labels import Axis, Grouped, Label, Macs
-from secateur.graph.rules.registry import Labels, Op, is_constant, label_of, rule
+from secateur.graph.rules.registry import Labels, Op, is_constant, is_fixed, label_of, rule
 
 
 def count(op: Op, coefficient: int, *axes: tuple[Axis, int]) -> None:
@@ -30,6 +30,7 @@ def convolution(op: Op) -> Labels:
     for axis in wlabel[2:]:
         op.ledger.fix(axis, "")
     op.weight, op.form = (wlabel[0], wlabel[1]), of_convolution(op.args, x, weight)
+    _meets_fixed(op, weight, wlabel[0] if transposed else wlabel[1])
     out_axis = _bias(op, _tie(op, source, wlabel, tuple(weight.shape), groups, transposed))
     space = _spatial(op, x, xlabel[2:] if batched else xlabel[1:], weight)
     kernel = math.prod(weight.shape[2:])
@@ -132,8 +133,15 @@ def _contract(op: Op, a: torch.Tensor, b: torch.Tensor, axis_a: Axis, axis_b: Ax
         axis = axis_a if is_constant(a) else axis_b
         if axis is not None:
             op.ledger.consumed.append(axis)
+            _meets_fixed(op, a if is_constant(a) else b, axis)
     elif axis_a is not None:
         op.mixes = True  # activation by activation: a dead channel's value need not be zero
+
+
+def _meets_fixed(op: Op, weight: torch.Tensor, axis: Axis) -> None:
+    """A weight without parameters sums whatever a removed channel would have held, and that need not be zero."""
+    if is_fixed(weight):
+        op.inexact(axis, "a fixed weight sums over channels")
 
 
 @rule("mm", "bmm", "matmul", "linear", "mv", "dot", "vdot")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from secateur.graph.forms import Form
 from secateur.graph.labels import Axis, Ids, Label, Ledger
@@ -61,6 +62,12 @@ def label_of(value: torch.Tensor) -> Label:
 def is_constant(value: torch.Tensor) -> bool:
     """Whether a tensor depends on parameters, buffers and constants alone, not on the model's inputs."""
     return getattr(value, "_secateur_constant", True)
+
+
+def is_fixed(value: torch.Tensor) -> bool:
+    """Whether a tensor is a constant in which no parameter had a part: masking channels leaves its values alone."""
+    fixed: bool = getattr(value, "_secateur_fixed", is_constant(value) and not isinstance(value, nn.Parameter))
+    return fixed
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
