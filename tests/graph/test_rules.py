@@ -265,6 +265,7 @@ def test_a_rule_tells_what_an_index_touches(row: Flow) -> None:
             label[d] = recording.ledger.fresh(tensor.shape[d])
             axes.append((number, d, label[d]))
         tensor._secateur_label, tensor._secateur_constant = tuple(label), number in row.constant
+        tensor._secateur_fixed = False  # constants here are parameters
     with torch.no_grad(), Recorder(recording, meta=False):
         out = tensors(row.call(*inputs))
     assert recording.unsupported == []
