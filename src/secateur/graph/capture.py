@@ -269,7 +269,7 @@ def label_parameters(model: nn.Module, recording: Recording) -> None:
 
 
 def capture(model: nn.Module, example_inputs: Any) -> Recording:
-    """Record one forward pass of `model` (unwrapped, any mode); real tensors where meta cannot run, or runs otherwise."""
+    """Record one forward pass of `model` (unwrapped, any mode); on real tensors where meta cannot run or differs."""
     args, kwargs = as_call(example_inputs)
     try:
         if meta_differs(model):
