@@ -2,7 +2,7 @@
 
 Stripe (n, i, j) is a 1x1 filter over the inputs at kernel position (i, j). All stripes of one position are one 1x1
 convolution of the shifted input, whose outputs are added into their filters' channels (in training the stripes are put
-into an ordinary kernel: many small steps of a backward pass cost more than the zeros):
+into an ordinary kernel: many small convolutions and their backward passes cost more than the zeros):
 
     out[n, h, w] = sum over kept (i, j) of filter n, sum_c W[n, c, i, j] xpad[c, h s + i d, w s + j d]
 
