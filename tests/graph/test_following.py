@@ -82,3 +82,16 @@ def test_state_of_another_form_starts_anew_and_other_optimisers_are_left_alone()
     assert optimiser.state[weight] == {}
     assert foreign.state[other[0].weight]["momentum_buffer"].shape == (16, 3, 3, 3)
     step(model, optimiser)
+
+
+def test_nothing_is_searched_for_optimisers_where_nobody_holds_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def search() -> list[Any]:
+        raise AssertionError("all objects were looked through")
+
+    monkeypatch.setattr("secateur.graph.following.gc.get_objects", search)
+    secateur.prune(small(), IMAGE, budget="flops=0.5", inplace=True)
+    model = small()
+    held = [model[0].weight]
+    with pytest.raises(AssertionError):
+        secateur.prune(model, IMAGE, budget="flops=0.5", inplace=True)
+    assert held[0] is model[0].weight

@@ -83,6 +83,19 @@ def schema_of(func: Any) -> tuple[str, tuple[tuple[str, Any], ...], tuple[int | 
     return SAME_AS.get(schema.name, schema.name), names, tuple(aliases), torch.Tag.pointwise in func.tags
 
 
+@lru_cache(maxsize=4096)
+def _arguments_of(func: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of an operator's arguments, and the defaults of all."""
+    names = schema_of(func)[1]
+    return tuple(name for name, _ in names), dict(names)
+
+
+def bind(func: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, in the order of the schema."""
+    names, defaults = _arguments_of(func)
+    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+
+
 def depends_on_data(name: str, bound: Mapping[str, Any]) -> bool:
     """Whether an operator's result has a size (or is a number) that depends on values."""
     if name == "aten::index":
@@ -100,11 +113,11 @@ def map_args(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> An
 
 def on_one_device(args: Any, kwargs: Any, move: Callable[[torch.Tensor], torch.Tensor] = to_meta) -> tuple[Any, Any]:
     """Constants a model made on the CPU join the meta device when they meet it."""
-    devices = {t.device.type for value in (*args, *kwargs.values()) for t in tensors_in(value)}
-    if "meta" not in devices or len(devices) == 1:
+    on_meta = {t.is_meta for t in tensors_in((args, tuple(kwargs.values())) if kwargs else args)}
+    if len(on_meta) < 2:
         return args, kwargs
 
     def carry(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if tensor.device.type == "meta" else move(tensor)
+        return tensor if tensor.is_meta else move(tensor)
 
     return tuple(map_args(a, carry) for a in args), {k: map_args(v, carry) for k, v in kwargs.items()}

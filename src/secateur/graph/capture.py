@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from secateur.errors import InputError, ModelError, SecateurError
-from secateur.graph.calls import TRANSPARENT, Mode, depends_on_data, draws_random, on_one_device, schema_of
+from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, draws_random, on_one_device, schema_of
 from secateur.graph.code import STEADY, meta_differs, training_differs
 from secateur.graph.forms import Form
 from secateur.graph.labels import Axis, Ids, Label, Ledger
@@ -123,9 +123,10 @@ class RuleError(ModelError):
 
 def find_rule(name: str, is_pointwise: bool) -> Callable[[Op], Any] | None:
     """The rule of an operator; in-place, copy and functional variants share it."""
-    for candidate in (name, name.removesuffix("_"), name.removesuffix("_copy"), name.removesuffix("_functional")):
-        if candidate in RULES:
-            return RULES[candidate]
+    for suffix in ("", "_", "_copy", "_functional"):
+        found = RULES.get(name.removesuffix(suffix))
+        if found is not None:
+            return found
     return pointwise if is_pointwise else None
 
 
@@ -149,11 +150,11 @@ class Recorder(Mode):
 
     def record(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Execute one call, apply its rule, label its outputs, note its buffers."""
-        name, names, aliases, is_pointwise = schema_of(func)
+        name, _, aliases, is_pointwise = schema_of(func)
         if draws_random(func):
             self.recording.random.setdefault(name.removeprefix("aten::"), self.stack[-1])
         out = self.execute(func, args, kwargs)
-        bound = {n: (args[k] if k < len(args) else kwargs.get(n, d)) for k, (n, d) in enumerate(names)}
+        bound = bind(func, args, kwargs)
         calls = self.recording.calls
         op = Op(len(calls), name, self.stack[-1], bound, out, self.recording.ledger)
         self._note_uses(op)
@@ -198,9 +199,11 @@ class Recorder(Mode):
             ) from error
         labels = result if isinstance(result, list) else [result]
         for label, out in zip(labels, op.outputs(), strict=False):
-            sizes = [None if axis is None else len(axis) for axis in label]
-            if len(label) != out.dim() or any(n not in (None, m) for n, m in zip(sizes, out.shape, strict=True)):
-                raise RuleError(f"The rule of {op.name} labels {sizes} for a tensor of shape {tuple(out.shape)}.")
+            shape = tuple(out.shape)
+            sizes = tuple([n if axis is None else len(axis) for axis, n in zip(label, shape, strict=False)])
+            if len(label) != len(shape) or sizes != shape:
+                sizes_told = [None if axis is None else len(axis) for axis in label]
+                raise RuleError(f"The rule of {op.name} labels {sizes_told} for a tensor of shape {shape}.")
         return labels
 
     def _freeze(self, op: Op) -> list[Label]:

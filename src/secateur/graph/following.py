@@ -6,7 +6,8 @@ A cut in place finds every optimiser that holds the network's parameters; `follo
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +56,8 @@ def follow(optimiser: Optimizer, result: _Result) -> None:
 
 def follow_in_place(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], slices: Slices) -> None:
     """Narrow what every living optimiser keeps for these tensors, which had `shapes` and have lost slices."""
+    if not _held_elsewhere(tensors[name] for name in slices):
+        return
     cut = {id(tensor): (shapes[name], slices[name]) for name, tensor in tensors.items() if name in slices}
     for optimiser in [item for item in gc.get_objects() if issubclass(type(item), Optimizer)]:
         held = [p for group in optimiser.param_groups for p in group["params"] if id(p) in cut]
@@ -63,6 +66,17 @@ def follow_in_place(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tu
                 narrow_state(optimiser.state[parameter], *cut[id(parameter)])
         if held:
             _start_anew(optimiser)
+
+
+def _held_elsewhere(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether anybody but their module and the mapping they come from holds one of these tensors.
+
+    An optimiser does. To look through all objects that live takes longer than a cut, and mostly nobody does.
+    """
+    module, mapping = {"": object()}, {}
+    mapping.update(module)
+    usual = max(sys.getrefcount(held) for held in (mapping[name] for name in mapping))
+    return any(sys.getrefcount(tensor) > usual for tensor in tensors)
 
 
 def narrow_state(state: dict[str, Any], shape: tuple[int, ...], rows: tuple[Ids | None, ...] | None) -> None:

@@ -33,10 +33,30 @@ def unwrap(model: nn.Module) -> nn.Module:
             return unwrapped
 
 
+def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All of `nn.Module.named_modules`, in its order; its generators within generators take several times as long."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[nn.Module] = set()
+
+    def visit(name: str, module: nn.Module) -> None:
+        if type(module).named_modules is not nn.Module.named_modules:
+            found.extend(module.named_modules(seen, name))
+        elif module not in seen:
+            seen.add(module)
+            found.append((name, module))
+            prefix = f"{name}." if name else ""
+            for local, child in module._modules.items():
+                if child is not None:
+                    visit(prefix + local, child)
+
+    visit("", model)
+    return found
+
+
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name; a tensor with several names appears under the first."""
     found: dict[str, torch.Tensor] = {}
-    modules = [(f"{name}." if name else "", module) for name, module in model.named_modules()]
+    modules = [(f"{name}." if name else "", module) for name, module in modules_of(model)]
     seen: set[int] = set()
     for prefix, module in modules:
         for local, tensor in module._parameters.items():
@@ -77,7 +97,7 @@ def compiled_in_place(model: nn.Module) -> list[str]:
     """Modules on which `compile()` was called, or whose forward was replaced by a compiled one, by name."""
     return [
         name
-        for name, module in model.named_modules()
+        for name, module in modules_of(model)
         if type(module).__name__ != "OptimizedModule"  # a wrapper: its copy is compiled again
         and (
             module.__dict__.get(_COMPILED) is not None
@@ -89,17 +109,8 @@ def compiled_in_place(model: nn.Module) -> list[str]:
 def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     """A deep copy of `model` whose tensors are `convert(tensor)` instead of copies; ties between names survive."""
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        own = [*module._parameters.values(), *module._buffers.values()]
-        for tensor in [
-            *own,
-            *(
-                t
-                for k, v in module.__dict__.items()
-                if k not in _OWN and type(v) not in _PLAIN
-                for t in _loose_tensors(v)
-            ),
-        ]:
+    for _, module in modules_of(model):
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *_loose_tensors(module)):
             if tensor is None or id(tensor) in memo:
                 continue
             fresh = convert(tensor)
@@ -124,7 +135,8 @@ def _is_exported(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.export.") or hasattr(module, "_guards_fn")
 
 
-_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device, OrderedDict})
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
+_CONTAINERS = frozenset({list, set, dict, OrderedDict})
 _OWN = ("_parameters", "_buffers", "_modules")  # looked after by name
 _COMPILED = "_compiled_call_impl"  # of `module.compile()`: bound to the module it was made for, as PyTorch's own copies
 
@@ -132,27 +144,37 @@ _COMPILED = "_compiled_call_impl"  # of `module.compile()`: bound to the module 
 def _clone(value: Any, memo: dict[int, Any]) -> Any:
     """`copy.deepcopy`, with a short way for ordinary modules and containers (it is most of the time of a cut)."""
     kind: Any = type(value)
-    if kind is FunctionType and hasattr(value, "_torchdynamo_orig_callable"):
-        value, kind = value._torchdynamo_orig_callable, None  # a compiled method is that of the module it was made for
-    if kind in _PLAIN and kind is not OrderedDict:
+    if kind in _PLAIN:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if kind is list or kind is dict or kind is OrderedDict:
+    if kind is FunctionType and hasattr(value, "_torchdynamo_orig_callable"):
+        # a compiled method is that of the module it was made for
+        return copy.deepcopy(value._torchdynamo_orig_callable, memo)
+    if kind in _CONTAINERS:
         fresh: Any = kind()
         memo[id(value)] = fresh
-        if kind is list:
-            fresh.extend(_clone(item, memo) for item in value)
+        if not value:
+            pass
+        elif kind is list:
+            fresh.extend([_clone(item, memo) for item in value])
+        elif kind is set:
+            fresh.update([_clone(item, memo) for item in value])
         else:
             for key, item in value.items():
-                known = memo.get(id(item))
-                fresh[key] = known if known is not None else _clone(item, memo)
+                fresh[key] = _clone(item, memo)
         return fresh
+    if kind is tuple and all(type(item) in _PLAIN for item in value):
+        return value
     if isinstance(value, nn.Module) and _is_ordinary(kind):
         fresh = kind.__new__(kind)
         memo[id(value)] = fresh
-        own = value.__dict__
-        fresh.__dict__.update((key, _clone(own[key], memo)) for key in own if key != _COMPILED)
+        own = fresh.__dict__
+        for key, item in value.__dict__.items():
+            if type(item) in _PLAIN:
+                own[key] = item
+            elif key != _COMPILED:
+                own[key] = _clone(item, memo)
         return fresh
     return copy.deepcopy(value, memo)
 
@@ -167,12 +189,16 @@ def _is_ordinary(kind: Any) -> bool:
     return standard and not hasattr(kind, "__deepcopy__") and not hasattr(kind, "__slots__")
 
 
-def _loose_tensors(value: Any) -> Iterator[torch.Tensor]:
+def _loose_tensors(module: nn.Module) -> list[torch.Tensor]:
     """Tensors a module holds as plain attributes, in a list or a dict at most."""
-    items = value if isinstance(value, list | tuple) else value.values() if type(value) is dict else [value]
-    for item in items:
-        if isinstance(item, torch.Tensor):
-            yield item
+    found: list[torch.Tensor] = []
+    for name, value in module.__dict__.items():
+        kind = type(value)
+        if kind in _PLAIN or kind is set or kind is OrderedDict or name in _OWN:
+            continue
+        items = value if isinstance(value, list | tuple) else value.values() if kind is dict else (value,)
+        found += [item for item in items if isinstance(item, torch.Tensor)]
+    return found
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -207,10 +233,8 @@ def module_stack(
     model: nn.Module, stack: list[str], on_exit: Callable[[str, Any], None] | None = None
 ) -> Iterator[None]:
     """Keep `stack` at the path of the module that is executing."""
-    paths: dict[int, str] = {}
-    modules = dict(model.named_modules())
-    for name, module in modules.items():
-        paths[id(module)] = name
+    modules = modules_of(model)
+    paths = {id(module): name for name, module in modules}
 
     def enter(module: nn.Module, _inputs: Any) -> None:
         stack.append(paths[id(module)])
@@ -220,11 +244,20 @@ def module_stack(
         if on_exit is not None:
             on_exit(name, output)
 
-    with ExitStack() as handles:  # hooks of these modules alone: what other threads run is none of our business
-        for module in modules.values():
-            handles.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-            handles.callback(module.register_forward_hook(leave, prepend=True, always_call=True).remove)
+    # Hooks of these modules alone: what other threads run is none of our business. Thousands of them are registered
+    # here without the handles of `register_forward_hook(prepend=True, always_call=True)`, which are slow to make.
+    key: Any = object()
+    try:
+        for _, module in modules:
+            module._forward_pre_hooks[key], module._forward_hooks[key] = enter, leave
+            module._forward_hooks_always_called[key] = True
+            module._forward_pre_hooks.move_to_end(key, last=False)
+            module._forward_hooks.move_to_end(key, last=False)
         yield
+    finally:
+        for _, module in modules:
+            for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
+                hooks.pop(key, None)
 
 
 class _Plainly:

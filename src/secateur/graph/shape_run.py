@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.graph.calls import TRANSPARENT, Mode, depends_on_data, map_args, on_one_device, schema_of
+from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, map_args, on_one_device, schema_of
 from secateur.graph.capture import Call
-from secateur.graph.modules import as_call, map_tensors, module_stack, plain_kernels, to_meta
+from secateur.graph.modules import as_call, map_tensors, module_stack, modules_of, plain_kernels, to_meta
 from secateur.graph.rules import tensors_in
 from secateur.graph.shapes import run_on_meta
 from secateur.graph.sizes import EXCHANGED, OTHERWISE, Sizes
@@ -42,11 +43,11 @@ class _Checker(Mode):
             return func(*args, **kwargs)
         if self.at >= len(calls):
             raise _Diverged(self.at, "the narrowed model makes more operator calls")
-        call, name, names = calls[self.at], schema_of(func)[0], schema_of(func)[1]
+        call, name = calls[self.at], schema_of(func)[0]
         if call.name != name:
             raise _Diverged(self.at, f"{name} {OTHERWISE} {call.name}")
         promised = self.sizes.shapes(call)
-        bound = {n: (args[k] if k < len(args) else kwargs.get(n, d)) for k, (n, d) in enumerate(names)}
+        bound = bind(func, args, kwargs)
         if not meta and depends_on_data(name, bound):  # the values are not comparable; go on as the original did
             self.at += 1
             return self._narrow(call)
@@ -86,7 +87,7 @@ class _Checker(Mode):
                 self.found.append(Disagreement(self.at, f"{expect.arg} is {int(got)} and must be {want}"))
 
     def _check_shapes(self, out: Any, promised: tuple[tuple[int, ...], ...]) -> Any:
-        outs = list(tensors_in(out))
+        outs = tensors_in(out)
         for got, want in zip(outs, promised, strict=False):
             if tuple(got.shape) != want:
                 if not self.found or self.found[-1].call != self.at:
@@ -124,7 +125,7 @@ def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagree
     args, kwargs = map_tensors(as_call(inputs), to_meta if meta else lambda t: t.detach().clone())
     model.eval()
     checker = _Checker(sizes)
-    kept = [(holder, dict(holder)) for module in model.modules() for holder in (vars(module), module._buffers)]
+    kept = [(holder, dict(holder)) for _, module in modules_of(model) for holder in (vars(module), module._buffers)]
     try:
         with plain_kernels(), module_stack(model, checker.stack), checker:
             model(*args, **kwargs)
@@ -136,7 +137,7 @@ def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagree
         checker.found.append(Disagreement(checker.at, " ".join(str(error).split())[:200]))
     finally:
         for holder, before in kept:  # a forward may keep what it has computed, and the next run is to be like this one
-            if len(holder) != len(before) or any(holder[key] is not value for key, value in before.items()):
+            if list(holder) != list(before) or not all(map(operator.is_, holder.values(), before.values())):
                 holder.clear()
                 holder.update(before)
     return checker.found

@@ -23,21 +23,26 @@ def run_on_meta(name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> 
         return func(*args, **kwargs)
     x = args[0]
     if name in UNARY and x.is_floating_point() and not any(isinstance(a, torch.Tensor) for a in args[1:]):
-        return torch.empty_like(x)
+        return _like(x)
     if name.endswith("_") and name[:-1] in UNARY and not any(isinstance(a, torch.Tensor) for a in args[1:]):
         return x
     if name.removesuffix("_") in BINARY and len(args) == 2 and isinstance(args[1], torch.Tensor):
         y = args[1]
         if x.shape == y.shape and x.dtype == y.dtype and x.is_floating_point():
-            return x if name.endswith("_") else torch.empty_like(x)
+            return x if name.endswith("_") else _like(x)
     if name == "aten::convolution" and len(args) == 9:
         shape = _convolved(args)
         return func(*args) if shape is None else torch.empty(shape, dtype=x.dtype, device="meta")
     if name in BATCH_NORMS and _fits(x, args) and not any(a is True for a in args[5:]):
         nothing = torch.empty(0, device="meta", dtype=x.dtype)
-        outs = (torch.empty_like(x), nothing, nothing.clone())
+        outs = (_like(x), nothing, nothing.clone())
         return outs if name != "aten::_batch_norm_no_update" else (*outs, nothing.clone())
     return func(*args, **kwargs)
+
+
+def _like(x: torch.Tensor) -> torch.Tensor:
+    """`torch.empty_like`, which PyTorch works out in Python on the meta device, too."""
+    return torch.empty(x.shape, dtype=x.dtype, device="meta") if x.is_contiguous() else torch.empty_like(x)
 
 
 def _convolved(args: Any) -> list[int] | None:

@@ -70,7 +70,10 @@ def keep_random(op: Op, axis: Axis) -> None:
 
 def before(op: Op) -> None:
     """Keep the axis of every count in the hands of an operator that uses its values."""
-    if not any(count_of(t) is not None for t in op.tensors()):
+    for tensor in op.tensors():
+        if count_of(tensor) is not None:
+            break
+    else:
         return
     short = _short(op)
     if short in CARRIERS:

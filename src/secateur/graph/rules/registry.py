@@ -6,7 +6,7 @@ ledger. An operator without a rule freezes what it touches and is reported; `rul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,13 +70,21 @@ def is_fixed(value: torch.Tensor) -> bool:
     return fixed
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
     """The tensors of one operator argument, lists included."""
     if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
+        return [value]
+    found: list[torch.Tensor] = []
+    if isinstance(value, _LISTS):
         for item in value:
-            yield from tensors_in(item)
+            if isinstance(item, torch.Tensor):
+                found.append(item)
+            elif isinstance(item, _LISTS):
+                found += tensors_in(item)
+    return found
+
+
+_LISTS = (list, tuple)
 
 
 @dataclass
@@ -94,6 +102,7 @@ class Op:
     mixes: bool = False  # sums or normalises over a labelled dimension: verification recomputes it on the survivors
     form: Form | None = None  # of a convolution or linear layer: what it is besides its widths
     _tensors: list[torch.Tensor] | None = None
+    _outputs: list[torch.Tensor] | None = None
 
     @property
     def where(self) -> str:
@@ -116,12 +125,14 @@ class Op:
     def tensors(self) -> list[torch.Tensor]:
         """All tensor arguments, lists flattened."""
         if self._tensors is None:
-            self._tensors = [t for value in self.args.values() for t in tensors_in(value)]
+            self._tensors = tensors_in(list(self.args.values()))
         return self._tensors
 
     def outputs(self) -> list[torch.Tensor]:
         """All tensor outputs."""
-        return list(tensors_in(self.out))
+        if self._outputs is None:
+            self._outputs = tensors_in(self.out)
+        return self._outputs
 
     def dim(self, arg: str = "dim", of: str = "self") -> int:
         """A dimension argument, made non-negative."""
