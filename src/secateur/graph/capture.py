@@ -20,6 +20,7 @@ from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, draws
 from secateur.graph.code import STEADY, meta_differs, training_differs
 from secateur.graph.forms import Form
 from secateur.graph.labels import Axis, Ids, Label, Ledger
+from secateur.graph.leaving import watching
 from secateur.graph.modules import (
     as_call,
     clone_module,
@@ -248,7 +249,8 @@ def forward(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], re
                 if axis is not None:
                     recorder.recording.taps.append(Tap(name, position, dim, axis))
 
-    with plain_kernels(), module_stack(model, recorder.stack, tap), recorder:
+    watched = watching(model, recorder.recording.ledger, recorder.stack)
+    with plain_kernels(), module_stack(model, recorder.stack, tap), watched, recorder:
         return model(*args, **kwargs)
 
 
@@ -342,6 +344,11 @@ def _input(tensor: torch.Tensor, meta: bool) -> torch.Tensor:
 
 def _fix_outputs(recording: Recording, output: Any, mode: str = "") -> None:
     for tensor in output_tensors(output, refuse=True):
+        if type(tensor) not in (torch.Tensor, nn.Parameter) and not hasattr(tensor, "_secateur_label"):
+            raise ModelError(
+                f"The model returns a tensor of class {type(tensor).__name__} that its forward made (by as_subclass, "
+                "say), in which channels cannot be followed; return plain tensors."
+            )
         for axis in label_of(tensor):
             recording.ledger.fix(axis, f"reaches {OUTPUT}{mode}")
         buffer = getattr(tensor, "_secateur_buffer", None)

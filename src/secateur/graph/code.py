@@ -1,7 +1,7 @@
 """What the code of a network's modules mentions: read once per class, nothing is run.
 
 Three questions are answered here: may the forward pass differ in training mode, may it differ on the meta device, and
-does it read a given attribute.
+does it mention a given name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,12 @@ def training_differs(model: nn.Module) -> bool:
 
 def meta_differs(model: nn.Module) -> bool:
     """Whether the forward pass may do something else on tensors without storage: it asks for them, or what it calls."""
-    return any(not _SHY.isdisjoint(names_read(module)) for module in model.modules())
+    return mentions(model, _SHY)
+
+
+def mentions(model: nn.Module, names: frozenset[str]) -> bool:
+    """Whether the code of a forward pass holds one of these names."""
+    return any(not names.isdisjoint(names_read(module)) for module in model.modules())
 
 
 def names_read(module: nn.Module) -> frozenset[str]:

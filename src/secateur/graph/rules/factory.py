@@ -88,7 +88,7 @@ def redraw(op: Op) -> Labels:
     return label if tensors[0].shape == op.out.shape else op.blank()
 
 
-@rule("_assert_tensor_metadata", "_linalg_check_errors")
+@rule("_assert_tensor_metadata", "_linalg_check_errors", "is_same_size")
 def asserted(op: Op) -> Labels:
     """Nothing comes out, whatever the sizes."""
     return []

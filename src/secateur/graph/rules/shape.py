@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.labels import Axis, Ids, Label
-from secateur.graph.rules.registry import Labels, Op, label_of, rule
+from secateur.graph.rules.registry import Labels, Op, is_fixed, label_of, rule
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "flatten", "unflatten", "_reshape_copy")
@@ -73,7 +73,7 @@ def expand(op: Op) -> Labels:
 
 @rule("repeat", "tile")
 def repeat(op: Op) -> Labels:
-    """Whole dimensions repeated; a single index becomes n free copies."""
+    """Whole dimensions repeated; a single index becomes n free copies, and so does what holds no parameter."""
     x, label = op.args["self"], op.label("self")
     offset = op.out.dim() - x.dim()
     result: list[Axis] = []
@@ -83,6 +83,8 @@ def repeat(op: Op) -> Labels:
             result.append(axis)
         elif size == 1:
             result.append(op.ledger.fresh(n))
+        elif is_fixed(x):  # a filter bank for every channel
+            result.append(op.ledger.merge((op.ledger.fresh(n // size), axis), (n // size, size), op.where))
         else:
             result.append(None if axis is None else np.tile(axis, n // size))
     return tuple(result)

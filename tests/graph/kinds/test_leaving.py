@@ -1,0 +1,87 @@
+"""What leaves PyTorch's operators in forward stays whole, and the rest is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _judge import Carrier, cut_rightly, image, relu_conv, unique
+from torch import nn
+from torch.nn import functional as F
+
+import secateur
+from secateur import ModelError
+
+
+class Own(torch.Tensor):
+    """A class of tensor."""
+
+
+class Run(nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+WAYS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "numpy": lambda x: torch.from_numpy(np.tanh(x.detach().numpy())),
+    "asarray": lambda x: x * torch.as_tensor(np.asarray(x.detach()).max(axis=(0, 2, 3)))[:, None, None],
+    "tolist": lambda x: x * torch.tensor(x.mean((0, 2, 3)).tolist()).view(1, -1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_channels_whose_values_leave_stay_with_the_reason(way: str) -> None:
+    result = cut_rightly(unique(Carrier(Run(WAYS[way]))).eval(), image(), 0.5)
+    assert result.model.special.function is not None
+    reasons = [f.reason for f in result.graph.frozen if f.name == "into.0"]
+    assert len(reasons) == 1
+    assert "leave PyTorch" in reasons[0]
+
+
+class Head(nn.Module):
+    def __init__(self, wrap: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.classes, self.wrap = relu_conv(3, 16), relu_conv(16, 16), nn.Linear(16, 10), wrap
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return x.sum(), self.wrap(self.classes(self.b(self.a(x)).mean((2, 3))))
+
+
+@pytest.mark.parametrize("wrap", [lambda y: y.detach().numpy(), lambda y: y.tolist(), lambda y: {"y": np.asarray(y)}])
+def test_an_output_that_is_no_tensor_any_more_stays_whole(wrap: Callable[[torch.Tensor], Any]) -> None:
+    result = secateur.prune(unique(Head(wrap)).eval(), image(), allocator="ratios", ratios={"*": 0.5})
+    assert (result.model.b[0].out_channels, result.model.classes.out_features) == (8, 10)
+
+
+def test_an_output_of_another_class_is_refused_with_the_cause() -> None:
+    model = unique(Head(lambda y: y.as_subclass(Own))).eval()
+    with pytest.raises(ModelError, match="a tensor of class Own that its forward made"):
+        secateur.prune(model, image(), budget="flops=0.5", verify=False)
+
+
+class Wavelets(nn.Module):
+    """Two fixed filters for every channel, as many as come in."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.mix = how, nn.Conv2d(32, 16, 1)
+        self.register_buffer("filters", torch.tensor([[[[0.5, 0.4], [0.6, 0.5]]], [[[0.5, -0.4], [0.3, -0.5]]]]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        c = x.shape[1]
+        bank = self.filters.tile(c, 1, 1, 1) if self.how == "tile" else self.filters.repeat(c, 1, 1, 1)
+        if self.how == "made in forward":
+            bank = torch.tensor([[[[0.5, 0.4], [0.6, 0.5]]], [[[0.5, -0.4], [0.3, -0.5]]]]).repeat(c, 1, 1, 1)
+        return F.interpolate(self.mix(F.conv2d(x, bank, stride=2, groups=c)), scale_factor=2)
+
+
+@pytest.mark.parametrize("how", ["tile", "repeat", "made in forward"])
+def test_fixed_filters_repeated_for_every_channel_follow_the_channels(how: str) -> None:
+    cut_rightly(unique(Carrier(Wavelets(how))).eval(), image(), 0.3)
