@@ -3,11 +3,12 @@
     python benchmarks/kills.py                                       # the three, 20 kills each
     python benchmarks/kills.py shapes-unet --kills 4 --set train.epochs=2
 
-A run is first left alone, and every durable write and every training step of it noted with its time. Then it is begun
-again in a folder of its own and killed when it comes to 1/21 of that time, resumed, killed at 2/21, and so on: each
-moment is found as so many milliseconds after what was noted last before it, so that it may lie in the middle of a step,
-of a write or of the surgery. `same` compares what both left: weights, plan, recipe, every epoch's line, results, and
-the names of all files. Processes are forks, so that PyTorch is imported once.
+A run is first left alone, and every write and every training step of it noted with its time. Then it is begun again
+in a folder of its own, killed at the first moment, resumed, killed at the second, and so on. Half of the moments lie
+evenly in that time, half evenly among what was noted; each is found as so many milliseconds after what was noted last
+before it, so that it may lie in the middle of a step, of a write or of the surgery. `same` compares what both left:
+weights, plan, recipe, every epoch's line, results, and the names of all files. Processes are forks, so that PyTorch is
+imported once.
 """
 
 from __future__ import annotations
@@ -137,9 +138,10 @@ def tried(name: str, overrides: list[str], kills: int, place: Path) -> dict[str,
     runs.prepare(recipe)
     found, whole = undisturbed(recipe, place / "whole", place / "notes")
     order = {what: number for number, (_, what) in enumerate(found)}
+    half = kills // 2
+    noted = [found[len(found) * number // (kills - half + 1)][0] for number in range(1, kills - half + 1)]
     moments, status = [], []
-    for number in range(1, kills + 1):
-        moment = whole * number / (kills + 1)
+    for moment in sorted([*(whole * number / (half + 1) for number in range(1, half + 1)), *noted]):
         seconds, anchor = max(each for each in found if each[0] <= moment)
         status.append(killed(recipe, place / "killed", order, anchor, moment - seconds))
         moments.append(f"{moment:.2f} s: {1000 * (moment - seconds):.0f} ms after {anchor}")

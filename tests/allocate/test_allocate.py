@@ -324,6 +324,12 @@ def test_ratios() -> None:
     aligned = Constraints(align=8, min_channels=9)
     plan = allocate(scores_of(graph), graph, None, aligned, allocator="ratios", ratios={"*": 1.0})
     assert plan.widths == {"stem": 16, "layer1.0.conv1": 12, "layer1.1.conv1": 16, "layer2.conv": 16}
+    assert plan.provenance["notes"] == [
+        "Nothing is removed from stem, layer1.0.conv1: constraints allow no cut up to what ratios ask for."
+    ]
+    plan = allocate(scores_of(graph), graph, None, Constraints(align=8), allocator="ratios", ratios={"stem": 0.3})
+    assert plan.widths["stem"] == 16
+    assert "Nothing is removed from stem:" in plan.provenance["notes"][0]
     with pytest.raises(BudgetError, match="above the budget"):
         allocate(scores_of(graph), graph, "flops=0.1", allocator="ratios", ratios={"stem": 0.5})
     assert allocate(scores_of(graph), graph, "flops=0.9", allocator="ratios", ratios={"*": 0.5}).widths["stem"] == 8
@@ -336,6 +342,7 @@ def test_ratios() -> None:
         ({"allocator": "ratios", "ratios": {}}, ["needs ratios"]),
         ({"allocator": "ratios", "ratios": {"stme": 0.5}}, ["ratios pattern 'stme'", "'stem'"]),
         ({"allocator": "ratios", "ratios": {"stem": 1.5}}, ["'stem'", "1.5"]),
+        ({"allocator": "ratios", "ratios": {"stem": 0.5, "*": 0.2}}, ["'stem' and '*'", "give one share"]),
         ({"allocator": "ratios", "ratios": {"stem": math.nan}}, ["'stem'", "nan"]),
         ({"allocator": "ratios", "ratios": {"fc": 0.5}}, ["'fc'", "output of the model"]),
         ({"ratios": {"stem": 0.5}}, ["allocator='ratios'"]),

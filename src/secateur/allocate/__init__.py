@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur._hints import choose, nearest, readable
+from secateur._hints import choose, few, nearest, readable
 from secateur._protocols import Array, CostLike, FloatArray, GraphLike, IntArray
 from secateur.allocate.alignment import straight
 from secateur.allocate.blocks import Bounds, stack, whole_cost
@@ -56,7 +56,7 @@ def allocate(
     constraints: what no plan may do; None: one channel of every group stays, and nothing else is asked.
     normalise: how scores become comparable between groups, one of NORMALISATIONS.
     ratios: for allocator="ratios", {module pattern: share of channels to remove}; the last pattern that matches a
-        group wins.
+        group wins, and one that wins nowhere is refused.
 
     Ties fall to the earlier group, then the lower channel index; the result depends on nothing but the arguments.
     """
@@ -92,9 +92,9 @@ def allocate(
     }
     if chosen:
         provenance["ratios"] = chosen
-    note = constraints.alignment(graph).note(widths)
-    if note:
-        provenance["notes"] = [note]
+    notes = [constraints.alignment(graph).note(widths), _untouched(graph, widths, chosen)]
+    if any(notes):
+        provenance["notes"] = [note for note in notes if note]
     return Plan(masks, provenance, fingerprint(graph))
 
 
@@ -152,6 +152,7 @@ def _ratios(graph: GraphLike, ratios: Mapping[str, float] | None) -> dict[str, f
     if not isinstance(ratios, Mapping) or not ratios:
         raise ConfigError("The allocator 'ratios' needs ratios: give some such as {'layer1.*': 0.3}.")
     chosen: dict[str, float] = {}
+    winner: dict[str, str] = {}  # by group, its pattern
     given: Mapping[str, object] = ratios
     for pattern, (text, ratio) in zip(parse_patterns(graph, ratios, "ratios"), given.items(), strict=True):
         if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= float(ratio) <= 1:
@@ -163,8 +164,30 @@ def _ratios(graph: GraphLike, ratios: Mapping[str, float] | None) -> dict[str, f
             raise ConfigError(
                 f"ratios pattern {text!r} matches only modules whose channels cannot be pruned{why}: remove it."
             )
+        _check_wins(winner, hit, text, chosen, float(ratio))
         chosen.update(dict.fromkeys(hit, float(ratio)))
+        winner.update(dict.fromkeys(hit, text))
     return chosen
+
+
+def _check_wins(
+    winner: Mapping[str, str], hit: list[str], text: str, chosen: Mapping[str, float], ratio: float
+) -> None:
+    """ConfigError where another share for `hit` takes from an earlier pattern all groups that it has."""
+    for loser in dict.fromkeys(winner[name] for name in hit if name in winner and chosen[name] != ratio):
+        if not {name for name, text_of in winner.items() if text_of == loser} - set(hit):
+            raise ConfigError(
+                f"ratios has {loser!r} and {text!r}, whose channels can only go together: give one share for both."
+            )
+
+
+def _untouched(graph: GraphLike, widths: IntArray, ratios: Mapping[str, float]) -> str:
+    """Which groups keep all channels though ratios would take some, in a sentence; nothing where there are none."""
+    pairs = zip(graph.groups, widths.tolist(), strict=True)
+    left = [group.name for group, width in pairs if ratios.get(group.name) and width == group.width]
+    if not left:
+        return ""
+    return f"Nothing is removed from {few(left)}: constraints allow no cut up to what ratios ask for."
 
 
 def _explicit(graph: GraphLike, ratios: Mapping[str, float], constraints: Constraints) -> IntArray:
