@@ -60,6 +60,7 @@ class Ledger:
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     fixes: list[tuple[Ids, str]] = field(default_factory=list)  # an empty reason: structural, not worth reporting
     inexacts: list[tuple[Ids, str]] = field(default_factory=list)
+    mixed: list[tuple[Ids, str, bool]] = field(default_factory=list)  # values meet along it; of constants alone?
     consumed: list[Ids] = field(default_factory=list)  # axes of weights that an operator sums over
     heads: list[Ids] = field(default_factory=list)  # batch axes of activation-by-activation products: attention heads
     products: list[Product] = field(default_factory=list)
@@ -103,6 +104,11 @@ class Ledger:
         """Removing one of these slots changes other channels' values."""
         if axis is not None:
             self.inexacts.append((np.ravel(axis), reason))
+
+    def mix(self, axis: Axis, reason: str, constant: bool) -> None:
+        """Values of these slots meet in one operator; `constant`: no input had a part in them."""
+        if axis is not None and axis.size:
+            self.mixed.append((np.ravel(axis), reason, constant))
 
     def constant(self, count: int) -> Ids:
         """Slots that exist and never change: an unlabelled stretch inside a labelled dimension."""

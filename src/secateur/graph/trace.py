@@ -19,6 +19,7 @@ from secateur.graph.cost import Cost, CostModel, Floats
 from secateur.graph.cut import Cut, alive_slots, check, cut, slices_of
 from secateur.graph.following import follow_in_place
 from secateur.graph.labels import Ids
+from secateur.graph.mixing import mixed_weights
 from secateur.graph.modules import named_tensors, own_ancestor, unwrap
 from secateur.graph.settling import Remedy, concerned, remedies, trial_masks
 from secateur.graph.sides import Sides, sides_of
@@ -181,6 +182,7 @@ class Graph:
             "dtype": dtype,
             "random": self.recording.random,
             "used": self.recording.first_use,
+            "mixed": mixed_weights(self.recording),
         }
         return verify(self.model, made.model, self.example_inputs, made.slices, reasons=reasons, **options)
 

@@ -16,6 +16,8 @@ from torch import nn
 
 from secateur.errors import SecateurError, VerificationError
 from secateur.graph.cut import Slices, take
+from secateur.graph.labels import Ids
+from secateur.graph.mixing import Mixed
 from secateur.graph.modules import as_call, map_tensors, named_tensors, plain_kernels
 from secateur.graph.parametrised import rescaled
 from secateur.graph.randomise import calibrate, random_input, random_twin, run, twin_of
@@ -56,6 +58,7 @@ def verify(
     dtype: torch.dtype | None = None,
     random: Mapping[str, str] | None = None,
     used: Container[str] | None = None,
+    mixed: Mixed | None = None,
 ) -> Verification:
     """Compare `narrow` with the masked `original` on random weights and inputs.
 
@@ -67,18 +70,20 @@ def verify(
         seed: of the random weights and inputs.
         dtype: compute in this type (default: the model's, half types as float32).
         used: names of the tensors a forward uses, if known: the others are left alone.
+        mixed: dimensions of weights whose values meet, and why (`secateur.graph.mixing`).
         random: operators that drew random numbers when the network was traced, and where; told if nothing agrees.
 
     Raises:
         VerificationError: when neither comparison agrees, or nothing finite can be compared.
     """
     _check_slices(original, narrow, slices)
-    result = _tried(original, narrow, example_inputs, slices, reasons, seed, dtype or compute_type(original), used)
+    given = (original, narrow, example_inputs, slices, reasons, seed)
+    result = _tried(*given, dtype or compute_type(original), used, mixed or {})
     unexplained = not result.passed or not (result.exact or result.reasons)
     if unexplained and dtype is None and result.tolerance == DEFAULT_TOLERANCE:
         # double precision tells rounding (of large numbers, of autocast within the forward) from a wrong cut
         with suppress(VerificationError):
-            again = _tried(original, narrow, example_inputs, slices, reasons, seed, torch.float64, used)
+            again = _tried(*given, torch.float64, used, mixed or {})
             result = again if again.passed or not result.passed else result
     if result.passed:
         return _with_rescaled(result, rescaled(original, narrow, slices))
@@ -138,6 +143,7 @@ def _verify(
     seed: int,
     dtype: torch.dtype | None,
     used: Container[str] | None,
+    mixed: Mixed,
 ) -> Verification:
     tolerance = TOLERANCE.get(dtype, DEFAULT_TOLERANCE) if dtype is not None else _mixed_tolerance(original)
     generator = torch.Generator().manual_seed(seed)
@@ -147,9 +153,16 @@ def _verify(
         calibrate(wide, inputs, generator)
         small = twin_of(narrow, dtype, used)
         _copy_slices(wide, small, slices, used)
+        whole = {name: t.detach().clone() for name, t in wide.named_parameters() if _meets(name, mixed, slices)}
         _mask(wide, slices)
         got, scalars = run_noting_scalars(small, inputs)
         error, compared = largest_error(run(wide, inputs), got)
+        if error <= tolerance and whole:
+            _mask(wide, {name: _unmixed(slices[name], mixed[name]) for name in whole}, whole)
+            unmasked = largest_error(run(wide, inputs), got)[0]
+            if unmasked > tolerance:
+                why = (f"the weights that stay change with it: {w}" for n in whole for w in mixed[n].values())
+                return Verification(False, unmasked, error, tolerance, tuple(dict.fromkeys(why)), compared)
     if error <= tolerance:
         return Verification(True, error, None, tolerance, (), compared)
     removed, more = run_removing(wide, inputs, slices, scalars)
@@ -188,9 +201,23 @@ def _copy_slices(wide: nn.Module, small: nn.Module, slices: Slices, used: Contai
         tensor.data.copy_(source[name] if kept is None else take(source[name], kept))
 
 
-def _mask(wide: nn.Module, slices: Slices) -> None:
-    """Every parameter slice that was removed becomes zero; statistics stay, for the code may divide by them."""
+def _meets(name: str, mixed: Mixed, slices: Slices) -> bool:
+    """Whether anything was removed from a parameter along a dimension whose values meet."""
+    return any(kept is not None and dim in mixed.get(name, ()) for dim, kept in enumerate(slices.get(name, ())))
+
+
+def _unmixed(kept: tuple[Ids | None, ...], mixed: Container[int]) -> tuple[Ids | None, ...]:
+    return tuple(None if dim in mixed else index for dim, index in enumerate(kept))
+
+
+def _mask(wide: nn.Module, slices: Slices, values: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Every parameter slice that was removed becomes zero; statistics stay, for the code may divide by them.
+
+    values: what parameters hold before.
+    """
     for name, tensor in wide.named_parameters():
+        if values is not None and name in values:
+            tensor.data.copy_(values[name])
         for dim, kept in enumerate(slices.get(name, ())):
             if kept is not None:
                 dead = torch.ones(tensor.shape[dim], dtype=torch.bool)

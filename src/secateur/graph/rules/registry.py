@@ -149,6 +149,7 @@ class Op:
         if axis is not None:
             self.mixes = True
             self.ledger.inexact(axis, f"{why} ({self.where})")
+            self.ledger.mix(axis, f"{why} ({self.where})", all(is_constant(t) for t in self.tensors()))
 
     def join(self, a: Axis, b: Axis) -> Axis:
         """`Ledger.join` with this operator as the reason."""
