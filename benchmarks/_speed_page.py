@@ -51,6 +51,16 @@ CPU seconds with cut and proof, and accuracy straight after the cut, for {sample
 has {dense_accuracy:.1%}."""
 
 
+FORMS = """\
+Batch 1, one thread: single kernel positions of filters ([SWP](methods/swp.md)) and channels that a gate skips for the
+image ([ManiDP](methods/manidp.md)). Skeletons and gates are drawn, not trained. *Deployed* keeps the form of a layer
+where it was measured to be faster there; how many it kept stands in the last column. *Channels* is the network that L1
+prunes to as many MACs. What is said of each side is the paired interval against the dense network, in one run by
+turns; the machine was busy with other work."""
+
+GATES = "Mean time of one image over {images} distinct ones, each alone, at three shares of active channels:"
+
+
 def _ratio(side: Row) -> str:
     return f"{side['ratio']:.2f} ({side['ratio_low']:.2f} to {side['ratio_high']:.2f})"
 
@@ -188,6 +198,32 @@ def _quadratic(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def _forms(result: dict[str, Any]) -> list[str]:
+    stripes, gates = [], []
+    for r in result["stripes"]:
+        for side, ms in r["median_ms"].items():
+            left = r["macs"].get("channels" if side == "channels" else "stripes") if side != "dense" else 1.0
+            kept = f"{len(r['kept'])} of {r['of']}" if side == "deployed" else "-"
+            stripes.append([f"{r['model']}, {r['runtime']}", side, f"{left:.1%}", f"{ms:.2f}", _claim(r, side), kept])
+    for r in result["gates"]:
+        for side, ms in r["mean_ms"].items():
+            kept = f"{len(r['kept'])} of {r['of']}" if side == "deployed" else "-"
+            where = f"{r['model']}, {r['runtime']}, {r['active']:.0%} active"
+            gates.append([where, side, f"{ms:.2f}", _claim(r, side), kept])
+    parts = ["## Layers computed another way", FORMS, circumstances(result)]
+    if stripes:
+        parts.append(table(["network", "side", "MACs", "ms", "against dense", "forms kept"], stripes))
+    if gates:
+        images = result["gates"][0]["images"]
+        head = ["network", "side", "ms", "against dense", "forms kept"]
+        parts += [GATES.format(images=images), table(head, gates)]
+    return parts
+
+
+def _claim(row: Row, side: str) -> str:
+    return str(row["said"][side]).partition(";")[0] if side in row["said"] else "-"
+
+
 SECTIONS = {
     "engine_speed": _engine,
     "score_speed": _scores,
@@ -197,6 +233,7 @@ SECTIONS = {
     "csgd_step": _csgd,
     "dcpcac_steps": _steps,
     "dcp_speed": _quadratic,
+    "forms_speed": _forms,
 }
 
 
