@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import secateur
 from secateur.methods import METHODS, Method, MethodRow
 from secateur.methods.baselines import CRITERIA
-from secateur.repair import REPAIRS, repairs
+from secateur.repair import REPAIRS, RepairRow, repairs
 from secateur.surgery import Result
 from secateur.testing import NETWORKS
 
@@ -29,6 +29,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "functionality": {"ascent_steps": 1, "restarts": 1, "size": 4},
     "prunenet": {"rounds": 6, "sweeps": 10},
 }
+#: Likewise for repairs.
+SHORT: dict[str, dict[str, Any]] = {"distillation": {"steps": 4, "rate": 1e-3}}
 AFTER = [row for row in METHODS if row.acts == "after training" and row.granularity == "channel"]
 
 
@@ -53,6 +55,10 @@ def looked(row: MethodRow) -> Method:
     plan = made.plan()
     made.plan = lambda: copy.deepcopy(plan)  # type: ignore[method-assign]
     return made
+
+
+def short(row: RepairRow) -> dict[str, Any]:
+    return {"name": row.name, **SHORT.get(row.name, {})}
 
 
 def sound(result: Result | None, repair: str) -> None:
@@ -84,7 +90,7 @@ def test_every_criterion_with_every_repair(criterion: Any, repair: Any) -> None:
         method=criterion.name,
         data=iter(DATA),
         loss=F.cross_entropy,
-        repair=repair.name,
+        repair=short(repair),
     )
     sound(found, repair.name)
 
@@ -93,7 +99,7 @@ def test_every_criterion_with_every_repair(criterion: Any, repair: Any) -> None:
 @pytest.mark.parametrize("row", AFTER, ids=lambda row: row.name)
 def test_every_method_with_every_repair(row: MethodRow, repair: Any) -> None:
     method = looked(row)
-    method.finish(repairs(repair.name), iter(DATA))
+    method.finish(repairs(short(repair)), iter(DATA))
     sound(method.result, repair.name)
 
 
@@ -101,7 +107,7 @@ def test_every_method_with_every_repair(row: MethodRow, repair: Any) -> None:
 def test_repairs_change_what_the_cut_network_computes_and_are_the_same_again(repair: Any) -> None:
     options: dict[str, Any] = {"budget": BUDGET, "method": "random", "data": DATA}
     bare = secateur.prune(trained(), NETWORK.inputs(), **options).model
-    first, second = (secateur.prune(trained(), NETWORK.inputs(), repair=repair.name, **options).model for _ in "ab")
+    first, second = (secateur.prune(trained(), NETWORK.inputs(), repair=short(repair), **options).model for _ in "ab")
     state, again = first.state_dict(), second.state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
     with torch.no_grad():
@@ -110,8 +116,10 @@ def test_repairs_change_what_the_cut_network_computes_and_are_the_same_again(rep
 
 
 def test_several_repairs_in_a_row() -> None:
-    names = [row.name for row in REPAIRS if row.name != "batchnorm"] + ["batchnorm"]
-    found = secateur.prune(trained(), NETWORK.inputs(), budget=BUDGET, data=DATA, repair=names)
+    rows = [row for row in REPAIRS if row.name != "batchnorm"] + [row for row in REPAIRS if row.name == "batchnorm"]
+    names = [row.name for row in rows]
+    given = [short(row) for row in rows]
+    found = secateur.prune(trained(), NETWORK.inputs(), budget=BUDGET, data=DATA, repair=given)
     assert [each["name"] for each in found.plan.provenance["repairs"]] == names
     assert found.verification is not None
     assert found.verification.passed

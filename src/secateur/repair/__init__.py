@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur._hints import choose
 from secateur.errors import ConfigError
-from secateur.repair import batchnorm, compensation, least_squares, variance
+from secateur.repair import batchnorm, compensation, distillation, least_squares, variance
 from secateur.repair.base import Case, Reader, Repair, RepairRow, mend
 from secateur.repair.batchnorm import remeasure
 from secateur.repair.merging import Clusters, collapse, merge, mergeable
@@ -21,7 +21,7 @@ __all__ = [
 #: A name, {name: ..., with settings}, or the object.
 Given = str | Repair | Mapping[str, Any]
 #: One frozen row a repair.
-REPAIRS: tuple[RepairRow, ...] = (batchnorm.ROW, compensation.ROW, least_squares.ROW, variance.ROW)
+REPAIRS: tuple[RepairRow, ...] = (batchnorm.ROW, compensation.ROW, distillation.ROW, least_squares.ROW, variance.ROW)
 #: A repair may also be called by the method whose last step it is.
 METHOD_OF: Mapping[str, str] = {"cap": "compensation", "cp": "least_squares"}
 

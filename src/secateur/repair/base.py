@@ -27,7 +27,7 @@ from secateur.plan import Plan
 from secateur.repair.masking import Slices, alive, apply_masks
 
 Pairs = Iterable[tuple[Any, Any]]
-_Layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class NoOptions(Section):
@@ -79,7 +79,7 @@ class Case:
         found = []
         for name, module in self.model.named_modules():
             kept = self.slices.get(f"{name}.weight")
-            if not isinstance(module, _Layers) or getattr(module, "groups", 1) != 1 or kept is None or kept[1] is None:
+            if not isinstance(module, LAYERS) or getattr(module, "groups", 1) != 1 or kept is None or kept[1] is None:
                 continue
             inputs = np.zeros(module.weight.shape[1], dtype=np.bool_)
             inputs[kept[1]] = True
