@@ -12,7 +12,7 @@ their statistics, and dropout is off. One image in eight is held out: if the err
 the weights stay as they were.
 
 Where this differs from the paper, and why: squared errors in place of softened class scores, which serve any output; what
-inner layers read is compared too (as in FitNets, arXiv:1412.6550), without a regressor, for the same channels are there.
+inner layers read is compared too (as in FitNets, arXiv:1412.6550), without a regressor: the channels are the same.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ ROW = RepairRow(
     year=2015,
     arxiv="1503.02531",
     needs="calibration",
-    fidelity="squared errors of answers and of what inner layers read, on the images that repairs are shown, in place of "
-    "softened class scores on a training set",
+    fidelity="squared errors of answers and of what inner layers read, on the images that repairs are shown, in place "
+    "of softened class scores on a training set",
     factory=Distillation,
 )
