@@ -11,8 +11,8 @@ so that it is training, though on few images and with nothing told but what the 
 their statistics, and dropout is off. One image in eight is held out: if the error on these has not fallen in the end,
 the weights stay as they were.
 
-Where this differs from the paper, and why: squared errors in place of softened class scores, which serve any output; what
-inner layers read is compared too (as in FitNets, arXiv:1412.6550), without a regressor: the channels are the same.
+Where this differs from the paper, and why: squared errors in place of softened class scores, which serve any output;
+what inner layers read is compared too (as in FitNets, arXiv:1412.6550), without a regressor: the channels are the same.
 """
 
 from __future__ import annotations
