@@ -15,7 +15,7 @@ from test_html import Page
 
 from secateur.compare.leaderboard import means, paired
 from secateur.report.board.pictures import curves, rivals
-from secateur.report.board.tables import kinds, mean_table, places, run_table, time_table
+from secateur.report.board.tables import kinds, legend, mean_table, places, run_table, time_table
 from secateur.report.leaderboard import markdown, write_leaderboard
 from secateur.report.page.fairness import fairness
 
@@ -104,6 +104,18 @@ def test_networks_that_differ_from_image_to_image_are_marked() -> None:
     made["means"] = means(made["rows"])
     assert "| 49.8† |" in markdown(made)
     assert "the mean over images" in markdown(made)
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({}, "in percent of the test images."),
+        ({"name": "detection", "headline": "mAP"}, "mAP on the test images in percent."),
+        ({"name": "super_resolution", "headline": "PSNR", "unit": "dB"}, "PSNR on the test images."),
+    ],
+)
+def test_the_legend_says_what_is_measured(task: dict[str, str], words: str) -> None:
+    assert f"over seeds, {words} Final:" in legend({"means": [], "task": task})
 
 
 def test_times_and_runs_are_listed() -> None:

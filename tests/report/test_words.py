@@ -63,7 +63,9 @@ def test_size(number: int | None, text: str) -> None:
         ("zoo:resnet56", "ResNet-56"),
         ("zoo:vgg16_bn", "VGG-16-BN"),
         ("timm:efficientnet_b0", "efficientnet_b0"),
-        ("mine.nets:build", "mine.nets:build"),
+        ("mine.nets:build", "nets:build"),
+        ("folder/nets.py:build", "nets.py:build"),
+        ("timm:resnet50.a1_in1k", "resnet50.a1_in1k"),
         (None, "A network"),
     ],
 )

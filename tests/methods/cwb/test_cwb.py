@@ -130,6 +130,14 @@ def test_mixed_targets() -> None:
     assert torch.equal(gate(torch.eye(3), weights, torch.ones(2, 3)), torch.ones(2, 3))
 
 
+@pytest.mark.parametrize(
+    "row", [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.5, -0.5, 0.0]], ids=["several", "none", "negative"]
+)
+def test_labels_that_are_no_shares_of_classes_are_refused(row: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"add up to 1 \(several labels do not\)"):
+        class_weights(torch.tensor([[0.5, 0.5, 0.0], row]), 3)
+
+
 def test_draws_are_fresh_and_repeatable() -> None:
     """The trap: a draw kept for every layer or pass would tell the class."""
     one, other = method(), method()

@@ -20,7 +20,7 @@ def class_weights(target: torch.Tensor, classes: int) -> torch.Tensor:
     """The certain part of D, [samples, classes]: 1 for the class of a sample, or the shares of a mixed one.
 
     Raises:
-        ConfigError: the target is neither class numbers below `classes` nor shares of at most so many.
+        ConfigError: the target is neither class numbers below `classes` nor shares of at most so many that add up to 1.
     """
     numbers = target.dim() == 1 and not target.is_floating_point()
     shares = target.dim() == 2 and target.is_floating_point() and target.shape[1] <= classes
@@ -30,6 +30,11 @@ def class_weights(target: torch.Tensor, classes: int) -> torch.Tensor:
             "class numbers, one a sample, or class probabilities."
         )
     if shares:
+        if target.device.type == "cpu" and bool(((target < 0).any(1) | ((target.sum(1) - 1).abs() > 1e-2)).any()):
+            raise ConfigError(
+                "Gates depend on the class of a sample, and the targets are no class probabilities, which add up to 1 "
+                "(several labels do not): choose another method."
+            )
         return F.pad(target.float(), (0, classes - target.shape[1]))
     if target.device.type == "cpu" and len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
         raise ConfigError(

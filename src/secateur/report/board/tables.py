@@ -35,11 +35,11 @@ class Table:
 
 
 LEGEND = (
-    "Mean and standard deviation (n - 1) over seeds, in percent of the test images. Final: of the network that is left "
-    "behind. Against the best: of the pruned networks, by the test that is named above; a tie is no difference beyond "
-    "chance. Behind the best: the mean difference over the seeds that both have, and its 95% interval. Faster: time of "
-    "the dense network over that of the pruned one, by runtime, all networks timed in turns; in brackets the 95% "
-    "interval, and n.s. (not significant) where it contains 1. Cut: straight after the cut, before fine-tuning. Dense: "
+    "Mean and standard deviation (n - 1) over seeds, {}. Final: of the network that is left behind. Against the best: "
+    "of the pruned networks, by the test that is named above; a tie is no difference beyond chance. Behind the best: "
+    "the mean difference over the seeds that both have, and its 95% interval. Faster: time of the dense network over "
+    "that of the pruned one, by runtime, all networks timed in turns; in brackets the 95% interval, and n.s. (not "
+    "significant) where it contains 1. Cut: straight after the cut, before fine-tuning. Dense: "
     "the network that was pruned; of a method that begins with a new network there is none. Bound used: the budget is "
     "kept, and used up to a hundredth. The row dense is the whole network after as many epochs."
 )
@@ -91,7 +91,13 @@ def places(document: Document, budget: str) -> dict[str, str]:
 
 def legend(document: Document) -> str:
     """What the columns of means are."""
-    return f"{LEGEND} {PER_INPUT}" if any(mean.get("per_input") for mean in document["means"]) else LEGEND
+    task = task_of(document)
+    share = " in percent" if task.unit == "share" else ""
+    of = (
+        "in percent of the test images" if task.headline == "accuracy" else f"{task.headline} on the test images{share}"
+    )
+    said = LEGEND.format(of)
+    return f"{said} {PER_INPUT}" if any(mean.get("per_input") for mean in document["means"]) else said
 
 
 def mean_table(document: Document, budget: str) -> Table:

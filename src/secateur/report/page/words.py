@@ -135,8 +135,11 @@ def data_set(name: str | None) -> str:
 
 
 def _bare(reference: str) -> str:
-    """A reference to a file of Python without the folders it lies in."""
-    return reference.rpartition("/")[2] if ".py:" in reference else reference
+    """A reference to a file or module of Python without the folders or packages it lies in."""
+    if ".py:" in reference:
+        return reference.rpartition("/")[2]
+    module, colon, name = reference.partition(":")
+    return f"{module.rpartition('.')[2]}{colon}{name}" if colon else reference
 
 
 def plain(value: Any) -> str:
