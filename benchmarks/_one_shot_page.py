@@ -13,6 +13,8 @@ from _markdown import Row, circumstances, table
 TITLES = {
     "cifar10": "## ResNet-20 on CIFAR-10",
     "photographs": "## MobileNetV2 on photographs",
+    "mobilenet_v2": "## MobileNetV2, calibrated on 400 photographs",
+    "efficientnet_lite0": "## EfficientNet-Lite0, calibrated on 400 photographs",
 }
 CIFAR = """\
 ResNet-20, trained for 20 epochs (`recipes/cifar10-resnet20-hour.yaml`): {dense} of the images below. Scores and repairs
@@ -22,6 +24,12 @@ PHOTOGRAPHS = """\
 torchvision's MobileNetV2 with its ImageNet weights on {tested} photographs in two halves: one half is shown to
 criteria and repairs, the other tested, and the other way round; {dense}. So few images tell a broken network from a
 sound one, and no more: a figure is known to about {error:.0f} points."""
+
+PRETRAINED = """\
+ImageNet weights; {images} photographs of as many classes calibrate, {tested} of other classes are tested; {dense}. They
+are very probably training images of the network, so that drops tell something and accuracies do not. A figure is known
+to about {error:.0f} points, a difference of two networks on the same images better than that."""
+TEXTS = {"cifar10": CIFAR, "photographs": PHOTOGRAPHS}
 
 
 def pages(docs: Path) -> dict[Path, str]:
@@ -39,8 +47,7 @@ def pages(docs: Path) -> dict[Path, str]:
 def _section(setup: str, result: dict[str, Any]) -> list[str]:
     dense = statistics.mean(result["dense"].values())
     error = 100 * (dense * (1 - dense) / result["tested"]) ** 0.5
-    text = CIFAR if setup == "cifar10" else PHOTOGRAPHS
-    about = text.format(
+    about = TEXTS.get(setup, PRETRAINED).format(
         dense=f"dense {100 * dense:.1f}%", images=result["images"], tested=result["tested"], error=error
     )
     parts = [about, circumstances(result), f"![Top-1 against FLOPs removed](figures/one_shot_{setup}.svg)"]

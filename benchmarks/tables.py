@@ -46,7 +46,7 @@ FROM = {
     "leaderboard": tuple(f"leaderboard/{setup}" for setup in _leaderboard_page.SETUPS),
     "macs": ("macs",),
     "networks": ("networks",),
-    "one_shot": ("one_shot_cifar10", "one_shot_photographs"),
+    "one_shot": tuple(f"one_shot_{setup}" for setup in _one_shot_page.TITLES),
     "speed": tuple(_speed_page.SECTIONS),
     "yolo": ("yolo",),
 }
