@@ -8,6 +8,7 @@ import pytest
 
 import secateur
 from secateur.budget import Budget
+from secateur.compress.candidates import Space
 from secateur.compress.request import request, scaled, seconds_of, shares_of
 from secateur.graph import Cost
 
@@ -74,3 +75,11 @@ def test_levels_lie_between_the_whole_network_and_the_budget() -> None:
     assert half == pytest.approx({"flops": 0.7, "params": 0.625})
     beyond = dict(scaled(budget, shares, 1.5).bounds)
     assert beyond == pytest.approx({"flops": 0.1, "params": 0.001})  # never nothing
+
+
+def test_what_takes_the_place_of_training_is_tried_where_nothing_is_trained() -> None:
+    without, trained = (request(bounds={"flops": 0.5}, epochs=epochs) for epochs in (0, 2))
+    first = [str(each) for each in Space(without, data=True, labels=True).starts()]
+    assert first[:2] == ["fpgm with least_squares, global", "fpgm with least_squares and distillation, global"]
+    assert not any("distillation" in repair for repair in trained.repairs)
+    assert request(bounds={"flops": 0.5}, epochs=0, repairs=["none"]).repairs == ("none",)

@@ -25,6 +25,8 @@ _FIRST = 0.5  # share that is tried first where only a drop is given
 #: Methods of the race, where nobody names others: quick ones that did well on held-out networks.
 METHODS = ("fpgm", "lamp", "cp", "l1", "taylor", "bn_scale")
 REPAIRS = ("least_squares", "batchnorm", "compensation", "least_squares+batchnorm", "variance", "none")
+#: Where nothing is trained afterwards, what takes the place of training is tried, too.
+UNTRAINED = (*REPAIRS, "least_squares+distillation")
 ALLOCATORS = ("global", "uniform", "per_cost")
 
 
@@ -105,7 +107,7 @@ def request(
                 f"The method {each!r} acts while the network is trained, and compress compares methods that choose "
                 "channels of a trained one: leave it out."
             )
-    mending = tuple(repairs or REPAIRS)
+    mending = tuple(repairs or (UNTRAINED if epochs == 0 else REPAIRS))
     for each in mending:
         made_of(repair_names(each))
     first: dict[str, float | str] = {"flops": _FIRST} if runtime is None else {"latency": f"{_FIRST}@{runtime}"}
