@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ import secateur
 from secateur import Plan, trace
 from secateur.errors import PlanError
 from secateur.graph import SizeConflict
+from secateur.graph.settling import concerned, remedies
 from secateur.surgery import settled_plan
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -290,6 +292,31 @@ def test_settling_says_which_call_it_was_about() -> None:
     assert all(
         np.array_equal(graph.solution.component[a.axis], graph.solution.component[b.axis]) for a, b in pairwise(parts)
     )
+
+
+def test_a_remedy_of_which_nothing_is_known_is_taken_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut that meets another size first, as DETR's `d_model`, tells nothing of what would have happened later."""
+    graph = trace(two_blocks(HALVES["a pair of one attribute"]), IMAGE)
+    (at,) = [k for k, call in enumerate(graph.recording.calls) if call.name.endswith("split_with_sizes")][:1]
+    asked: list[int] = []
+
+    def earlier(*given: object) -> None:
+        asked.append(1)
+        if len(asked) <= reach:
+            raise SizeConflict(at - 1, "a", "convolution", "another size")
+
+    monkeypatch.setattr(importlib.import_module("secateur.graph.trace"), "check", earlier)
+    conflict = SizeConflict(at, "a", "split_with_sizes", "split_sizes is 3 and must be 4")
+    reach = 2  # both cuts of the first remedy
+    calls = concerned(graph.recording, dict(graph.model.named_modules()), at)
+    names = [remedy.name for remedy in remedies(graph.recording, graph.solution, calls, conflict.detail)][:3]
+    shown = graph._choose(calls, conflict.detail)
+    assert shown is not None
+    assert shown.number > 0, names
+    asked.clear()
+    reach = 10**9  # nothing is ever known: the one that leaves most is better than none
+    unknown = graph._choose(calls, conflict.detail)
+    assert unknown is not None
 
 
 class Heads(nn.Module):

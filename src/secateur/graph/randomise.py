@@ -60,7 +60,7 @@ def _ranges(model: nn.Module) -> set[int]:
     return {
         id(tensor)
         for module in model.modules()
-        if "fake_quant_enabled" in module._buffers or {"min_val", "max_val"} <= module._buffers.keys()
+        if "fake_quant_enabled" in module._buffers or {"min_val", "max_val"} <= set(module._buffers.keys())
         for tensor in [*module.parameters(), *module.buffers()]
     }
 

@@ -137,7 +137,7 @@ def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagree
         checker.found.append(Disagreement(checker.at, " ".join(str(error).split())[:200]))
     finally:
         for holder, before in kept:  # a forward may keep what it has computed, and the next run is to be like this one
-            if list(holder) != list(before) or not all(map(operator.is_, holder.values(), before.values())):
+            if list(holder.keys()) != list(before) or not all(map(operator.is_, holder.values(), before.values())):
                 holder.clear()
                 holder.update(before)
     return checker.found

@@ -215,8 +215,12 @@ class Graph:
         return remedies(self.recording, self.solution, calls, conflict)
 
     def _choose(self, calls: list[int], conflict: str) -> Done | None:
-        """The first remedy that helps and takes little from what can go; else the one of those that leaves most."""
+        """The first remedy that helps and takes little from what can go; else the one of those that leaves most.
+
+        One of which nothing is known, as every cut met another size before this one, is taken if none else helps.
+        """
         best, least, seen = None, float("inf"), set[tuple[float, ...]]()
+        unknown, unknown_least = None, float("inf")
         enough = self._floor(self.solution) + _SPARED * self.costs.cost(self.widths()).macs
         for number, remedy in enumerate(self._remedies(calls, conflict)):
             without: list[int] = []
@@ -228,17 +232,19 @@ class Graph:
                 if floor >= least or known or not tried.spares(self.solution, solution):
                     break
                 seen.add(alike)
-                failed = self._conflict(solution, list(tried.of), trials=1 if tried.fixes else _TRIALS)
+                failed, reached = self._conflict(solution, list(tried.of), once=bool(tried.fixes))
                 helps = failed is None or (bool(tried.fixes) and failed != calls[0])
-                if helps:
+                if helps and reached:
                     best, least = Done(number, tuple(without)), floor
+                elif helps and floor < unknown_least:
+                    unknown, unknown_least = Done(number, tuple(without)), floor
                 if helps or failed is None or failed == calls[0]:
                     break
                 without.append(failed)  # there the size is another matter
             # what is frozen later is more
             if least <= enough or (best is not None and best.number == number and remedy.fixes):
                 break
-        return best
+        return best or unknown
 
     def _solved(self, remedy: Remedy) -> Solution:
         never, together = [*self._never, *remedy.fixes], [*self._together, *remedy.ties]
@@ -249,17 +255,26 @@ class Graph:
         costs = CostModel(self.recording, solution, {})
         return float(costs.evaluate(np.ones(len(solution.groups)))["macs"])
 
-    def _conflict(self, solution: Solution, calls: list[int], trials: int) -> int | None:
-        """Which of these calls meets a conflict in cuts to several widths; None if none does."""
-        for seed in range(trials):
+    def _conflict(self, solution: Solution, calls: list[int], *, once: bool) -> tuple[int | None, bool]:
+        """Which of these calls meets a conflict in cuts to several widths, and whether a cut came to the first at all.
+
+        once: one cut that comes so far is enough.
+        """
+        reached = False
+        for seed in range(_TRIALS):
             masks = trial_masks(solution, self.recording, calls, seed)
             try:
                 alive = alive_slots(solution, masks)
                 check(self.model, self.example_inputs, self.recording, solution, alive, calls)
             except SizeConflict as other:
                 if other.call in calls:
-                    return other.call
-        return None
+                    return other.call, True
+                if other.call < calls[0]:
+                    continue
+            reached = True
+            if once:
+                break
+        return None, reached
 
     def __str__(self) -> str:
         """The groups and costs at a glance."""
