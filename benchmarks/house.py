@@ -2,6 +2,7 @@
 
 python benchmarks/house.py                          # this checkout, every method
 python benchmarks/house.py path/to/src cp dcp       # another one's source, these methods
+python benchmarks/house.py --rooms path/to/src      # lines of every room, of another one's source and of this checkout
 
 From the module of a method along its imports, inside the rooms of methods, statistics, repairs and allocators; less
 what the contract of methods imports anyway. A name that a package only offers counts for the module that defines it.
@@ -89,6 +90,14 @@ class Source:
                             return self._home(str(node.module).partition(".")[2], alias.name)
         return place
 
+    def rooms(self) -> dict[str, int]:
+        """Lines of every room; modules outside of one are together under an empty name."""
+        found: dict[str, int] = {}
+        for name, path in self.paths.items():
+            room = name.split(".")[0] if "." in name or path.name == "__init__.py" else ""
+            found[room] = found.get(room, 0) + self.lines(name)
+        return found
+
 
 def _named(node: ast.stmt) -> list[str]:
     """What a class with `name = "..."` in its body calls itself; nothing for anything else."""
@@ -103,8 +112,25 @@ def followed(source: Source, start: str) -> list[str]:
     return sorted(source.opened(start) - source.opened(contract))
 
 
+def compared(before: Source, now: Source) -> str:
+    """A table of the rooms' lines on both sides."""
+    sides = before.rooms(), now.rooms()
+    rows = [
+        (f"`{room}/`" if room else "outside", *(side.get(room, 0) for side in sides))
+        for room in sorted({*sides[0], *sides[1]})
+    ]
+    rows.append(("all", *(sum(side.values()) for side in sides)))
+    lines = [f"| {room} | {then:,} | {today:,} | {today - then:+,} |" for room, then, today in rows]
+    return "\n".join(["| room | before | now | difference |", "| --- | ---: | ---: | ---: |", *lines])
+
+
 def main(arguments: list[str]) -> None:
-    """Print a table of the methods, and the lines of the rooms that they share."""
+    """Print a table of the methods, and the lines of the rooms that they share; or the lines of all rooms."""
+    if arguments[:1] == ["--rooms"]:
+        if len(arguments) != 2:
+            raise SystemExit("house.py --rooms: give the src of the checkout to compare with.")
+        print(compared(Source.of(Path(arguments[1])), Source.of(HERE)))
+        return
     folder, names = HERE, arguments
     if arguments and Path(arguments[0]).is_dir():
         folder, names = Path(arguments[0]), arguments[1:]

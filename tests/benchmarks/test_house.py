@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import house
 import pytest
@@ -52,6 +53,20 @@ def test_names_lead_to_where_they_are_defined(tmp_path: Path, capsys: pytest.Cap
 def test_an_older_house_is_counted_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     house.main([built(tmp_path, OLD)])
     assert "| `fast` | 2 | 7 | 1 | 6 | methods.sums |" in capsys.readouterr().out
+
+
+def test_rooms_are_counted_on_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(house, "HERE", Path(built(tmp_path / "new", NEW)))
+    house.main(["--rooms", built(tmp_path / "old", OLD)])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| outside | 0 | 1 | +1 |",
+        "| `allocate/` | 0 | 4 | +4 |",
+        "| `methods/` | 9 | 15 | +6 |",
+        "| `statistics/` | 0 | 4 | +4 |",
+        "| all | 9 | 24 | +15 |",
+    ]
+    with pytest.raises(SystemExit, match="give the src of the checkout to compare with"):
+        house.main(["--rooms"])
 
 
 def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
