@@ -3,8 +3,16 @@ killed."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+if importlib.util.find_spec("torchvision"):
+    from _shim import install
+
+    install()
 
 from secateur.cli import app
 
