@@ -27,9 +27,11 @@ from secateur.graph.modules import (
     compiled_in_place,
     map_tensors,
     module_stack,
+    modules_of,
     named_tensors,
     output_tensors,
     plain_kernels,
+    to_evaluation,
     to_meta,
 )
 from secateur.graph.rules import RULES, Expect, Op, is_constant, is_fixed, label_of, positions
@@ -258,10 +260,10 @@ def label_parameters(model: nn.Module, recording: Recording) -> None:
     """Fresh ids for every dimension of every parameter and buffer, except the kernel positions of convolutions."""
     kernels = {
         id(tensor)
-        for module in model.modules()
+        for _, module in modules_of(model)
         if isinstance(module, nn.modules.conv._ConvNd)
-        for name, tensor in module.named_parameters(recurse=True)
-        if tensor.dim() >= 3
+        for tensor in (module.parameters() if module._modules else module._parameters.values())
+        if tensor is not None and tensor.dim() >= 3
     }
     for name, tensor in named_tensors(model).items():
         channels = 2 if id(tensor) in kernels else tensor.dim()
@@ -296,7 +298,7 @@ def capture_once(
 ) -> Recording:
     """Record one forward pass in evaluation mode and, with `training`, what another one in training mode adds."""
     twin = clone_module(model, to_meta if meta else _alias)
-    twin.eval()
+    to_evaluation(twin)
     recording = Recording(Ledger(), on_meta=meta)
     label_parameters(twin, recording)
     recorder = Recorder(recording, meta)

@@ -5,7 +5,7 @@ Channels that occupy the same places with the same multiplicities form a group: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -235,17 +235,24 @@ def _places(recording: Recording) -> list[Place]:
     consumed = np.zeros(recording.ledger.size, dtype=bool)
     for summed in recording.ledger.consumed:
         consumed[summed] = True
-    places: list[Place] = []
-    axis: Ids | None
-    for name, label in recording.places.items():
-        if name not in recording.first_use:  # nothing is tied to what never ran, so it is in no group
-            continue
-        first = recording.first_use[name]
-        for dim, axis in enumerate(label):
-            if axis is not None and axis.size:
-                role: Role = "consumer" if consumed[axis].all() else "producer"
-                places.append(Place(name, dim, axis, role, first))
-    return places
+    found = [
+        (name, dim, axis)
+        for name, label in recording.places.items()
+        if name in recording.first_use  # nothing is tied to what never ran, so it is in no group
+        for dim, axis in enumerate(label)
+        if axis is not None and axis.size
+    ]
+    if not found:
+        return []
+    axes = [axis for _, _, axis in found]
+    reads = np.logical_and.reduceat(consumed[np.concatenate(axes)], _starts(axes))
+    roles: list[Role] = ["consumer" if read else "producer" for read in reads.tolist()]
+    return [Place(*each, role, recording.first_use[each[0]]) for each, role in zip(found, roles, strict=True)]
+
+
+def _starts(axes: Sequence[Ids]) -> Ids:
+    """Where each of several axes begins, one after the other."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum([len(axis) for axis in axes])[:-1]])
 
 
 def _axes(recording: Recording, places: list[Place]) -> list[Ids]:
@@ -261,14 +268,15 @@ def _axes(recording: Recording, places: list[Place]) -> list[Ids]:
 def _number_channels(component: Ids, reasons: Ids, places: list[Place]) -> tuple[Ids, Bools]:
     """Channel numbers of prunable components; components in one place only stand alone and are frozen."""
     total = int(component.max(initial=-1)) + 1
-    last = np.full(total, -1, dtype=np.int64)
-    several = np.zeros(total, dtype=bool)
+    first, last = np.full(total, -1, dtype=np.int64), np.full(total, -1, dtype=np.int64)
     produced = np.zeros(total, dtype=bool)
-    for number, place in enumerate(places):
-        c = component[place.axis]
-        several[c] |= last[c] >= 0
-        last[c] = number
-        produced[c] |= place.role == "producer"
+    if places:
+        lengths = [len(place.axis) for place in places]
+        own = component[np.concatenate([place.axis for place in places])]
+        number = np.repeat(np.arange(len(places)), lengths)
+        last[own], first[own[::-1]] = number, number[::-1]  # of equal indices the last is written last
+        produced[own[np.repeat([place.role == "producer" for place in places], lengths)]] = True
+    several = first != last
     alive = several & produced
     alive[reasons >= 0] = False
     alone = (last >= 0) & ~(several & produced)
@@ -325,8 +333,11 @@ def _drop(solution: Solution, single: Bools) -> Bools:
         solution.single = (solution.channel >= 0) & (number[solution.channel] < 0)
         solution.channel = number[solution.channel]
         solution.multiplicity = solution.multiplicity[np.flatnonzero(keep)]
-    for place in solution.places:
-        place.channel = solution.channels_of(place.axis)
+    axes = [place.axis for place in solution.places]
+    if axes:
+        channels = solution.channels_of(np.concatenate(axes))
+        for place, start in zip(solution.places, _starts(axes).tolist(), strict=True):
+            place.channel = channels[start : start + len(place.axis)]
     return keep
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from secateur.graph.capture import Recording
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Axis, Ids
-from secateur.graph.modules import clone_module, named_tensors
+from secateur.graph.modules import clone_module, modules_of, named_tensors
 from secateur.graph.resize import repair_sizes
 from secateur.graph.sizes import Repair, Sizes
 from secateur.graph.stale import Stale, stale_sizes
@@ -173,7 +173,7 @@ def cut(
         narrow = model
     else:
         narrow = clone_module(model, lambda t: _taken(t, by_id.get(id(t))))
-    modules = dict(narrow.named_modules())
+    modules = dict(modules_of(narrow))
     for repair in repairs:
         repair.apply(modules[repair.module])
     for module in modules.values():

@@ -88,12 +88,14 @@ class Ledger:
         """Slot a[i] and slot b[i] are coupled, for every i."""
         if a is b:
             return
-        if id(a) in self._untouched and id(b) not in self._untouched:
+        untouched = self._untouched
+        if id(a) in untouched and id(b) not in untouched:
             a, b = b, a
-        if id(b) in self._untouched:  # most ties: a parameter meets the activation it belongs to
+        if id(b) in untouched:  # most ties: a parameter meets the activation it belongs to
             self.links.add(len(self.ties))
-        self._untouched -= {id(a), id(b)}
-        self.ties.append((np.ravel(a), np.ravel(b)))
+            untouched.discard(id(a))
+            untouched.discard(id(b))
+        self.ties.append((a.ravel(), b.ravel()))
 
     def fix(self, axis: Axis, reason: str) -> None:
         """The slots can never be removed; `reason` is told to the user (empty: not worth telling)."""

@@ -53,6 +53,15 @@ def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
+def to_evaluation(model: nn.Module) -> None:
+    """`model.eval()`, where there is anything to do: PyTorch sets the mode of each module anew, whatever it is."""
+    for _, module in modules_of(model):
+        own: tuple[Any, Any] = module.train, module.eval
+        if module.training or tuple(getattr(f, "__func__", f) for f in own) != (nn.Module.train, nn.Module.eval):
+            model.eval()
+            return
+
+
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name; a tensor with several names appears under the first."""
     found: dict[str, torch.Tensor] = {}
@@ -136,8 +145,10 @@ def _is_exported(module: nn.Module) -> bool:
 
 
 _PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
+_NO_TENSORS = frozenset({set, OrderedDict})  # of a module's own
 _CONTAINERS = frozenset({list, set, dict, OrderedDict})
 _OWN = ("_parameters", "_buffers", "_modules")  # looked after by name
+_HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if type(value) is OrderedDict)
 _COMPILED = "_compiled_call_impl"  # of `module.compile()`: bound to the module it was made for, as PyTorch's own copies
 
 
@@ -162,7 +173,8 @@ def _clone(value: Any, memo: dict[int, Any]) -> Any:
             fresh.update([_clone(item, memo) for item in value])
         else:
             for key, item in value.items():
-                fresh[key] = _clone(item, memo)
+                known = memo.get(id(item))
+                fresh[key] = _clone(item, memo) if known is None else known
         return fresh
     if kind is tuple and all(type(item) in _PLAIN for item in value):
         return value
@@ -173,6 +185,8 @@ def _clone(value: Any, memo: dict[int, Any]) -> Any:
         for key, item in value.__dict__.items():
             if type(item) in _PLAIN:
                 own[key] = item
+            elif key in _HOOKS and not item:
+                own[key] = type(item)()
             elif key != _COMPILED:
                 own[key] = _clone(item, memo)
         return fresh
@@ -194,7 +208,7 @@ def _loose_tensors(module: nn.Module) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     for name, value in module.__dict__.items():
         kind = type(value)
-        if kind in _PLAIN or kind is set or kind is OrderedDict or name in _OWN:
+        if kind in _PLAIN or kind in _NO_TENSORS or name in _OWN:
             continue
         items = value if isinstance(value, list | tuple) else value.values() if kind is dict else (value,)
         found += [item for item in items if isinstance(item, torch.Tensor)]

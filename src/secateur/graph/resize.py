@@ -13,6 +13,7 @@ from itertools import combinations, islice
 from torch import nn
 
 from secateur.graph.capture import Recording
+from secateur.graph.modules import modules_of
 from secateur.graph.shape_run import Disagreement, check_sizes
 from secateur.graph.sizes import Path, Repair, SizeConflict, Sizes, get_number, numbers_of, put_number
 from secateur.graph.standard import standard_repairs
@@ -30,15 +31,16 @@ def repair_sizes(model: nn.Module, inputs: object, sizes: Sizes, about: Collecti
 
     Raises `SizeConflict` naming the first call that no attribute explains.
     """
-    modes = [(m, m.training) for m in model.modules()]
+    modes = [(m, m.training) for _, m in modules_of(model)]
     done = standard_repairs(model, sizes)
-    modules = dict(model.named_modules())
+    modules = dict(modules_of(model))
     for repair in done:
         repair.apply(modules[repair.module])
     search = _Search(model, inputs, sizes, modules, about)
     done += search.run()
     for module, training in modes:
-        module.training = training
+        if module.training != training:
+            module.training = training
     return done
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, map_args, on_one_device, schema_of
 from secateur.graph.capture import Call
-from secateur.graph.modules import as_call, map_tensors, module_stack, modules_of, plain_kernels, to_meta
+from secateur.graph.modules import as_call, map_tensors, modules_of, plain_kernels, to_evaluation, to_meta
 from secateur.graph.rules import tensors_in
 from secateur.graph.shapes import run_on_meta
 from secateur.graph.sizes import EXCHANGED, OTHERWISE, Sizes
@@ -33,17 +33,17 @@ class _Checker(Mode):
         super().__init__()
         self.sizes, self.at = sizes, 0
         self.found: list[Disagreement] = []
-        self.stack: list[str] = [""]
 
     def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         calls, meta = self.sizes.recording.calls, self.sizes.recording.on_meta
         if meta:
             args, kwargs = on_one_device(args, kwargs)
-        if schema_of(func)[0] in TRANSPARENT:
+        name = schema_of(func)[0]
+        if name in TRANSPARENT:
             return func(*args, **kwargs)
         if self.at >= len(calls):
             raise _Diverged(self.at, "the narrowed model makes more operator calls")
-        call, name = calls[self.at], schema_of(func)[0]
+        call = calls[self.at]
         if call.name != name:
             raise _Diverged(self.at, f"{name} {OTHERWISE} {call.name}")
         promised = self.sizes.shapes(call)
@@ -59,7 +59,9 @@ class _Checker(Mode):
                 raise
             self.found.append(Disagreement(self.at, " ".join(str(error).split())[:200]))
             out = torch.empty(promised[0], device="meta", dtype=_dtype(args))
-        out = self._check_shapes(out, self.sizes.fitting(call, promised, [tuple(t.shape) for t in tensors_in(out)]))
+        got = [tuple(t.shape) for t in tensors_in(out)]
+        if list(promised) != got:
+            out = self._check_shapes(out, self.sizes.fitting(call, promised, got))
         self.at += 1
         if self.found:
             raise _Enough
@@ -123,11 +125,11 @@ def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagree
     """What is wrong with the first call of the narrowed model that does not get the sizes the plan promises."""
     meta = sizes.recording.on_meta
     args, kwargs = map_tensors(as_call(inputs), to_meta if meta else lambda t: t.detach().clone())
-    model.eval()
+    to_evaluation(model)
     checker = _Checker(sizes)
     kept = [(holder, dict(holder)) for _, module in modules_of(model) for holder in (vars(module), module._buffers)]
     try:
-        with plain_kernels(), module_stack(model, checker.stack), checker:
+        with plain_kernels(), checker:
             model(*args, **kwargs)
     except _Enough:
         pass

@@ -73,21 +73,24 @@ class Sizes:
         """Alive indices of an axis; an unlabelled dimension keeps its size."""
         if axis is None:
             return size
-        if id(axis) not in self._count:
-            self._count[id(axis)] = int(self.alive[axis].sum())
-        return self._count[id(axis)]
+        count = self._count.get(id(axis))
+        if count is None:
+            count = self._count[id(axis)] = int(np.count_nonzero(self.alive[axis]))
+        return count
 
     def shapes(self, call: Call) -> tuple[tuple[int, ...], ...]:
         """Output shapes of a call after the cut."""
         return tuple(
-            tuple(self.count(a, n) for a, n in zip(label, shape, strict=True)) if len(label) == len(shape) else shape
-            for label, shape in zip(call.labels, call.shapes, strict=False)
+            [
+                tuple([n if a is None else self.count(a, n) for a, n in zip(label, shape, strict=True)])
+                if len(label) == len(shape)
+                else shape
+                for label, shape in zip(call.labels, call.shapes, strict=False)
+            ]
         )
 
     def fitting(self, call: Call, promised: Shapes, got: list[tuple[int, ...]]) -> Shapes:
         """`promised`, except for dimensions that meet nothing: what code makes and does not use has the size it has."""
-        if list(promised) == got:
-            return promised
         return tuple(
             tuple(
                 m if axis is not None and not self._bound[self.solution.component[axis]].any() else n

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from secateur.graph.code import names_read
-from secateur.graph.modules import as_call, map_tensors, output_tensors, plain_kernels, to_meta
+from secateur.graph.modules import as_call, map_tensors, modules_of, output_tensors, plain_kernels, to_meta
 from secateur.graph.sizes import Repair, Sizes, numbers_of
 
 _OF_CLASSIFIER = (
@@ -45,7 +45,7 @@ def stale_sizes(
     model: narrowed, in evaluation mode. inputs: for it, as for `trace`. repaired: (module, attribute) that are right.
     """
     widths = _widths(sizes)
-    modules = dict(model.named_modules())
+    modules = dict(modules_of(model))
     repairs, stale = [], []
     for name, module in modules.items():
         changed = {old: new for old, new in widths.get(name, {}).items() if new != {old}}

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from secateur.graph.capture import Call
+from secateur.graph.modules import modules_of
 from secateur.graph.sizes import Path, Repair, Sizes, get_number
 
 
 def standard_repairs(model: nn.Module, sizes: Sizes) -> list[Repair]:
     """Attributes of PyTorch's own layers, read off the calls that ran in them."""
-    modules = dict(model.named_modules())
+    modules = dict(modules_of(model))
     found: dict[tuple[str, str, Path], Repair] = {}
 
     def want(name: str, attribute: str, new: int, path: Path = ()) -> None:

@@ -153,7 +153,10 @@ class Op:
 
     def join(self, a: Axis, b: Axis) -> Axis:
         """`Ledger.join` with this operator as the reason."""
-        return self.ledger.join(a, b, f"meets a size that is not prunable ({self.where})")
+        if a is None or b is None:
+            return self.ledger.join(a, b, f"meets a size that is not prunable ({self.where})")
+        self.ledger.tie(a, b)
+        return a
 
     def fix(self, axis: Axis, why: str) -> None:
         """`Ledger.fix` with this operator as the place."""
