@@ -108,6 +108,31 @@ FORGED: dict[str, list[Document]] = {
     "written into another": [aten("min.dim_min", tensor("x"), 0, min=WEIGHT, min_indices=WEIGHT)],
     "a degree in a tensor": [aten("special_hermite_polynomial_h.n_scalar", tensor("x"), 1 << 40)],
     "so many times": [aten("mvlgamma.default", tensor("x"), 1 << 31)],
+    "a gain for one row of many": [
+        aten("ones.default", ints(40000, 4), out=tensor("v")),
+        aten("ones.default", ints(1, 1), out=tensor("g")),
+        aten("_weight_norm_interface.default", tensor("v"), tensor("g"), 0, out={"as_tensors": []}),
+    ],
+    "fewer values than keys": [
+        aten("ones.default", ints(1, 2, 4, 8), out=tensor("k")),
+        aten("ones.default", ints(1, 2, 2, 8), out=tensor("v")),
+        aten("scaled_dot_product_attention.default", tensor("k"), tensor("k"), tensor("v")),
+    ],
+    "fewer heads of keys": [
+        aten("ones.default", ints(1, 2, 4, 8), out=tensor("q")),
+        aten("ones.default", ints(1, 1, 4, 8), out=tensor("k")),
+        aten("_scaled_dot_product_flash_attention_for_cpu.default", *map(tensor, "qkk"), out={"as_tensors": []}),
+    ],
+    "a scale of nothing": [aten("_upsample_bilinear2d_aa.default", tensor("x"), ints(8, 8), False, 1e-7, 1e-7)],
+    "lengths beyond the end": [
+        aten("ones.default", ints(4), out=tensor("v")),
+        aten("segment_reduce.default", tensor("v"), "sum", lengths=tensor("v"), unsafe=True),
+    ],
+    "offsets before the start": [
+        aten("ones.default", ints(4), out=tensor("v")),
+        aten("embedding_bag.default", tensor("x"), tensor("v"), tensor("v"), out={"as_tensors": []}),
+    ],
+    "memory never written": [aten("resize.default", tensor("x"), ints(1 << 16))],
     "a list for scripts": [aten("sort.int", ints(3, 2), False)],
 }  # fmt: skip
 FORGED["expanded"].insert(0, aten("ones.default", ints(1), out=aten_one))

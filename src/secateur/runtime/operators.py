@@ -31,7 +31,9 @@ _MORE = frozenset(
 )
 #: With a rule or elementwise, but memory never written, indices that nobody checks, or as long as a number says.
 _NEVER = frozenset(
-    "_unsafe_index _unsafe_index_put empty empty_like empty_strided mvlgamma new_empty new_empty_strided".split()
+    "_cholesky_solve_helper _compute_linear_combination _unsafe_index _unsafe_index_put embedding_bag empty empty_like "
+    "empty_strided fractional_max_pool2d fractional_max_pool3d mvlgamma new_empty new_empty_strided resize resize_as "
+    "segment_reduce".split()
 )
 
 #: Return no tensor, and are what networks call all the same.

@@ -103,6 +103,7 @@ def rehearse(
             _check_kinds(step, args, kwargs)
             _check_parts(step, args)
             _check_norm(step, args)
+            _check_reach(step, args, kwargs)
             got = _called(step.call, step.target, args, kwargs)
             keep(values, step.outputs, got)
             _check_results(step, values, records or {}, most)
@@ -212,6 +213,36 @@ def _check_norm(step: Step, args: Sequence[Any]) -> None:
     vectors = [value for value in [*args[1:], *step.kwargs.values()] if isinstance(value, torch.Tensor)]
     if args[0].ndim < 2 or any(vector.shape != (args[0].shape[1],) for vector in vectors):
         raise ValueError(f"{shown(step.target)} has vectors that are not as long as there are channels")
+
+
+def _check_reach(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """What other operators read without asking: a gain for each row, values with their keys, scales as sizes say."""
+    if not isinstance(step.call, torch._ops.OpOverload):
+        return
+    names = [argument.name for argument in step.call._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if "_weight_norm" in step.target:
+        weight, gain, dim = given["v"], given["g"], given.get("dim", 0)
+        sound = -weight.ndim <= dim < weight.ndim and gain.numel() == weight.shape[dim]
+    elif "scaled_dot_product" in step.target:
+        shapes = [tuple(given[name].shape) for name in ("query", "key", "value")]
+        sound = all(len(shape) >= 2 for shape in shapes) and shapes[1][-2] == shapes[2][-2]
+        if "._scaled" in step.target:
+            batches = {shape[:-2] for shape in shapes}
+            sound = sound and len(batches) == 1 and shapes[0][-1] == shapes[1][-1]
+    else:
+        new = given.get("output_size")
+        scales = [given.get(name) for name in ("scales_d", "scales_h", "scales_w", "scales") if name in given]
+        sound = "upsample" not in step.target or new is None or _scaled(given, new, scales)
+    if not sound:
+        raise ValueError(f"{shown(step.target)} is given sizes that do not fit each other")
+
+
+def _scaled(given: Mapping[str, Any], new: Sequence[int], scales: Sequence[float | None]) -> bool:
+    """Whether sizes become what their scales make of them, where there are any."""
+    old = next(iter(given.values())).shape[2:]
+    rows = zip(old, new, scales, strict=False)
+    return all(scale is None or abs(n * scale - m) <= 1 for n, m, scale in rows)
 
 
 def _storage(tensor: torch.Tensor) -> int:
