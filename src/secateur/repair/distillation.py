@@ -13,6 +13,8 @@ the weights stay as they were.
 
 Where this differs from the paper, and why: squared errors in place of softened class scores, which serve any output;
 what inner layers read is compared too (as in FitNets, arXiv:1412.6550), without a regressor: the channels are the same.
+Steps are in proportion to the size of the weights of each tensor (as in LAMB, arXiv:1904.00962), or a rate that suits a
+small network would ruin a wide one.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ from secateur.repair.renewal import renew
 _EVERY = 8
 #: Steps in which the rate rises: the first of Adam are of full length whatever the gradient.
 _RISING = 10
+#: Weights that are smaller on average, zero perhaps, move as if they were of this size.
+_SMALL = 1e-2
 
 
 class DistillationSettings(Section):
@@ -47,7 +51,12 @@ class DistillationSettings(Section):
 
     steps: int = Field(200, ge=1, description="steps of Adam")
     batch: int = Field(32, ge=1, description="images in each, where inputs are one tensor; else batches as they come")
-    rate: float = Field(5e-4, gt=0, le=1, description="of learning; after ten steps it falls to zero along a cosine")
+    rate: float = Field(
+        2e-3,
+        gt=0,
+        le=1,
+        description="a step over the root mean square of the weights it moves; falls along a cosine after ten steps",
+    )
     inner: float = Field(1.0, ge=0, description="weight of what inner layers read, beside the answers")
     images: int = Field(5000, ge=1, description="most images looked at")
     seed: int = Field(0, ge=0, description="of the order of images")
@@ -89,10 +98,13 @@ class Distillation(Repair):
 
     def _train(self, pupil: _Pupil, images: _Images) -> None:
         s = self.settings
-        weights = [p.requires_grad_() for p in pupil.narrow.parameters() if p.is_floating_point()]
-        adam = torch.optim.Adam(weights, lr=s.rate)
+        weights = [p.requires_grad_() for p in pupil.narrow.parameters() if p.is_floating_point() and p.numel()]
+        sizes = [max(float(weight.square().mean().sqrt()), _SMALL) for weight in weights]
+        adam = torch.optim.Adam([{"params": [weight]} for weight in weights])
         for step, inputs in zip(follow("steps", range(s.steps), s.steps), images.shuffled(), strict=False):
-            adam.param_groups[0]["lr"] = s.rate * min(1, (step + 1) / _RISING) * _cosine(step / s.steps)
+            rate = s.rate * min(1, (step + 1) / _RISING) * _cosine(step / s.steps)
+            for group, size in zip(adam.param_groups, sizes, strict=True):
+                group["lr"] = rate * size
             with torch.enable_grad():
                 loss = pupil.loss(inputs)
                 gradients = torch.autograd.grad(loss, weights, allow_unused=True)
