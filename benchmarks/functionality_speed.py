@@ -1,15 +1,15 @@
 """Functionality: the time of an earlier commit and of now until images have climbed as high, side by side in one run.
 
     mkdir ../before && git archive 9fdf074 src | tar x -C ../before
-    python benchmarks/functionality_speed.py --before ../before/src
-    python benchmarks/functionality_speed.py --channels 2                   # now alone, and nothing is written
+    python benchmarks/functionality_speed.py --before ../before/src \
+        --weights mobilenet_v2-b0353104.pth --photographs FOLDER
+    python benchmarks/functionality_speed.py --weights ... --photographs ... --channels 2     # now alone, not written
 
-A MobileNetV2 of torchvision at 224 pixels (random weights, norms that know their images). In every group that may be
-cut, images of a few channels climb by the method's own defaults now; the same channels' images climb by the earlier
-code's steps of one length until the sum of the channels' objectives (the mean of a map) is as high, or until --most
-steps, and then the time is a lower bound. Each side takes images as large as it says itself. CPU seconds are those of
-the channels shown, times the group's width over their number; clusters are found among random rows of the group's
-width. Each side is a process of its own, now first, for it says how high.
+torchvision's MobileNetV2 with its ImageNet weights at 224 pixels; 16 photographs say what pixels may be. In every group
+that may be cut, images of a few channels climb: by the earlier code in its default of 40 steps of one length, by the
+code of now in several numbers of steps. A group's *height* is the sum over the channels of the objective, the mean of a
+map, each side on images as large as it takes itself. CPU seconds are those of the channels shown, times the group's
+width over their number; those of clusters are for random rows of the group's width. Each side is a process of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import dataclasses
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -30,50 +31,36 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).parent
-BAR, PIECE = 10.0, 5
+BAR = 10.0
+#: Of both sides, what the earlier one has as its default.
+BEFORE = 40
 
 
 # ---------------------------------------------------------------------------------------------- one side, in a process
 
 
-def network() -> nn.Module:
-    """The MobileNetV2, its norms filled by a pass."""
+def network(a: argparse.Namespace) -> tuple[nn.Module, torch.Tensor]:
+    """The MobileNetV2, and photographs."""
     import _shim
 
     _shim.install()
     import torchvision
+    from PIL import Image
+    from torchvision.transforms import v2
 
-    torch.manual_seed(0)
     model: nn.Module = torchvision.models.mobilenet_v2()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(-0.5, 0.5)
-        model.train()(photographs(16))
-    return model.eval()
-
-
-def photographs(count: int) -> torch.Tensor:
-    """Noise at all scales, coarse and fine alike."""
-    generator = torch.Generator().manual_seed(1)
-    x = sum(
-        nn.functional.interpolate(torch.randn(count, 3, side, side, generator=generator), (224, 224), mode="bilinear")
-        for side in (3, 7, 14, 28, 56, 112, 224)
-    )
-    assert isinstance(x, torch.Tensor)
-    return x / x.std()
+    model.load_state_dict(torch.load(a.weights, weights_only=True))
+    look = v2.Compose([v2.ToImage(), v2.Resize(256), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True),
+                       v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])  # fmt: skip
+    files = sorted(p for p in Path(a.photographs).rglob("*") if p.suffix in (".jpg", ".png"))[:16]
+    return model.eval(), torch.stack([look(Image.open(file).convert("RGB")) for file in files])
 
 
 class Climb:
-    """Stands in for the method's `maximise`: of each group a few channels climb, by the clock.
+    """Stands in for the method's `maximise`: of each group a few channels climb, by the clock."""
 
-    wanted: how high, in the order of groups; None: as the method itself does.
-    """
-
-    def __init__(self, maximise: Any, images: Any, wanted: list[float] | None, channels: int, most: int) -> None:
-        self.maximise, self.images, self.wanted, self.channels, self.most = maximise, images, wanted, channels, most
+    def __init__(self, maximise: Any, maps: Any, channels: int, numbers: list[int]) -> None:
+        self.maximise, self.maps, self.channels, self.numbers = maximise, maps, channels, numbers
         self.rows: list[dict[str, Any]] = []
 
     def __call__(self, model: nn.Module, view: Any, start: torch.Tensor, ascent: Any, **options: Any) -> torch.Tensor:
@@ -81,36 +68,16 @@ class Climb:
         width = len(view.index)
         chosen = np.unique(np.linspace(0, width - 1, min(self.channels, width)).round().astype(np.int64))
         few = dataclasses.replace(view, index=view.index[chosen], inside=view.inside[chosen])
-        if self.wanted is None:
+        row = {"group": view.reader, "width": width, "channels": len(chosen), "side": start.shape[-1], "climbs": []}
+        for steps in self.numbers:
             began = time.process_time()
-            found, steps = self.maximise(model, few, start, ascent, **options), ascent.steps
-            seconds = time.process_time() - began
-        else:
-            found, steps, seconds = self._until(self.wanted[len(self.rows)], model, few, start, ascent)
-        self.rows.append(
-            {
-                "group": view.reader, "width": width, "channels": len(chosen), "side": start.shape[-1], "steps": steps,
-                "seconds": seconds * width / len(chosen), "height": self._height(model, few, found),
-            }
-        )  # fmt: skip
+            found = self.maximise(model, few, start, dataclasses.replace(ascent, steps=steps), **options)
+            seconds = (time.process_time() - began) * width / len(chosen)
+            with torch.no_grad(), self.maps(model, few).open() as maps:
+                height = float(maps.of(np.arange(len(chosen)))(found).sum())
+            row["climbs"].append({"steps": steps, "height": round(height, 3), "cpu_s": round(seconds, 2)})
+        self.rows.append(row)
         return found[torch.arange(width) % len(chosen)]
-
-    def _until(
-        self, wanted: float, model: nn.Module, few: Any, start: torch.Tensor, ascent: Any
-    ) -> tuple[torch.Tensor, int, float]:
-        """In pieces, which steps of one length do not notice."""
-        piece, every = dataclasses.replace(ascent, steps=PIECE), np.arange(len(few.index))
-        found, steps, seconds = start.expand(len(every), *start.shape), 0, 0.0
-        while steps < self.most and self._height(model, few, found) < wanted:
-            with torch.no_grad(), self.images.Maps(model, few).open() as maps:
-                began = time.process_time()
-                found = self.images.ascend(maps.of(every), found, piece)
-                seconds, steps = seconds + time.process_time() - began, steps + PIECE
-        return found, steps, seconds
-
-    def _height(self, model: nn.Module, few: Any, found: torch.Tensor) -> float:
-        with torch.no_grad(), self.images.Maps(model, few).open() as maps:
-            return float(maps.of(np.arange(len(few.index)))(found).sum())
 
 
 def side_at_work(a: argparse.Namespace) -> None:
@@ -120,29 +87,28 @@ def side_at_work(a: argparse.Namespace) -> None:
     torch.set_num_threads(a.threads)
     factory: Any = method("functionality").factory
     home = sys.modules[factory.__module__]
-    wanted = json.loads(a.wanted)
-    model, batch = network(), photographs(16)
-    pruner = factory(model, batch[:1], budget="flops=0.5")
-    climb = Climb(home.maximise, sys.modules[home.View.__module__], wanted, a.channels, a.most)
+    model, photographs = network(a)
+    pruner = factory(model, photographs[:1], budget="flops=0.5")
+    climb = Climb(home.maximise, sys.modules[home.View.__module__].Maps, a.channels, json.loads(a.numbers))
     clusters = pruner._clusters
     home.maximise, pruner._clusters = climb, lambda rows: np.zeros(len(rows), dtype=np.int64)
-    pruner.collect([(batch, torch.arange(len(batch)))], nn.functional.cross_entropy)
+    pruner.collect([(photographs, torch.arange(len(photographs)))], nn.functional.cross_entropy)
     taken = {}
     for width in sorted({row["width"] for row in climb.rows}) if a.clusters else ():
         rows = np.random.default_rng(0).standard_normal((width, width))
         began = time.process_time()
         clusters(rows / np.linalg.norm(rows, axis=1, keepdims=True))
         taken[width] = time.process_time() - began
-    print(json.dumps([{**row, "clusters": taken.get(row["width"], 0.0)} for row in climb.rows]))
+    print(json.dumps([{**row, "clusters_s": round(taken.get(row["width"], 0.0), 2)} for row in climb.rows]))
 
 
 # -------------------------------------------------------------------------------------------------------- both sides
 
 
-def side(a: argparse.Namespace, source: Path, wanted: list[float] | None) -> list[dict[str, Any]]:
+def side(a: argparse.Namespace, source: Path, numbers: list[int]) -> list[dict[str, Any]]:
     """All groups by the code of one side."""
-    numbers = (f"--{name}={getattr(a, name)}" for name in ("channels", "most", "clusters", "threads"))
-    command = [sys.executable, __file__, "--wanted", json.dumps(wanted), *numbers]
+    options = (f"--{name}={getattr(a, name)}" for name in ("weights", "photographs", "channels", "clusters", "threads"))
+    command = [sys.executable, __file__, "--numbers", json.dumps(numbers), *options]
     environment = os.environ | {"PYTHONPATH": str(source.resolve()), "OMP_NUM_THREADS": str(a.threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -151,60 +117,59 @@ def side(a: argparse.Namespace, source: Path, wanted: list[float] | None) -> lis
     return rows
 
 
-def row(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """One group."""
-    found = {key: now[key] for key in ("group", "width", "channels")}
-    for name, one in (("before", before), ("now", now)):
-        found[name] = {
-            "side": one["side"],
-            "steps": one["steps"],
-            "height": round(one["height"], 3),
-            "cpu_s": round(one["seconds"], 1),
-            "clusters_s": round(one["clusters"], 1),
-        }
-    found["as_high"] = before["height"] >= now["height"]
-    found["times_faster"] = round(before["seconds"] / now["seconds"], 1)
-    return found
+def total(number: int, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> dict[str, Any]:
+    """The whole network with one number of steps now, beside the earlier code."""
+    climbs = [(b["climbs"][0], n["climbs"][number]) for b, n in zip(before, now, strict=True)]
+    seconds = [sum(pair[k]["cpu_s"] for pair in climbs) for k in (0, 1)]
+    clusters = [sum(row["clusters_s"] for row in rows) for rows in (before, now)]
+    return {
+        "steps": climbs[0][1]["steps"],
+        "as_high": sum(n["height"] >= b["height"] for b, n in climbs),
+        "groups": len(climbs),
+        "height": round(statistics.median(n["height"] / b["height"] for b, n in climbs), 3),
+        "climb_s": [round(each, 1) for each in seconds],
+        "clusters_s": [round(each, 1) for each in clusters],
+        "climb_times_faster": round(seconds[0] / seconds[1], 2),
+        "times_faster": round((seconds[0] + clusters[0]) / (seconds[1] + clusters[1]), 2),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", metavar="SRC", help="The `src` of an earlier commit.")
+    parser.add_argument("--weights", required=True, help="torchvision's file of MobileNetV2.")
+    parser.add_argument("--photographs", required=True, metavar="FOLDER")
     parser.add_argument("--channels", type=int, default=8, help="Channels of a group whose images climb.")
-    parser.add_argument("--most", type=int, default=200, help="Steps of the earlier code at most.")
+    parser.add_argument("--steps", default="10,15,20,40", help="Numbers of steps now.")
     parser.add_argument("--clusters", type=int, default=1, help="0: without the time of clustering.")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--wanted", help=argparse.SUPPRESS)
+    parser.add_argument("--numbers", help=argparse.SUPPRESS)
     a = parser.parse_args()
-    if a.wanted:
+    if a.numbers:
         return side_at_work(a)
     torch.set_num_threads(a.threads)
-    now = side(a, HERE.parent / "src", None)
-    for one in now:
-        print(one, flush=True)
+    now = side(a, HERE.parent / "src", [int(number) for number in a.steps.split(",")])
+    for row in now:
+        print(row, flush=True)
     if not a.before:
         return None
-    before = side(a, Path(a.before), [one["height"] for one in now])
-    rows = [row(*both) for both in zip(now, before, strict=True)]
-    climbs, clusters = ([sum(one[key] for one in s) for s in (before, now)] for key in ("seconds", "clusters"))
-    total = {
-        "climb_s": [round(each) for each in climbs],
-        "clusters_s": [round(each) for each in clusters],
-        "climb_times_faster": round(climbs[0] / climbs[1], 1),
-        "times_faster": round((climbs[0] + clusters[0]) / (climbs[1] + clusters[1]), 1),
-    }
-    save(a, rows, total)
-    for each in (*rows, total):
+    before = side(a, Path(a.before), [BEFORE])
+    for row in before:
+        print(row, flush=True)
+    totals = [total(number, before, now) for number in range(len(now[0]["climbs"]))]
+    save(a, totals, [{**n, "before": b} for b, n in zip(before, now, strict=True)])
+    for each in totals:
         print(each)
 
 
-def save(a: argparse.Namespace, rows: list[dict[str, Any]], total: dict[str, Any]) -> None:
+def save(a: argparse.Namespace, totals: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
     """Write the figures."""
     import _record
 
-    result = {**_record.environment(), "most": a.most, "bar": BAR, **total, "rows": rows}
-    result["command"] = re.sub(r"(--before[ =])\S+", r"\1../before/src", result["command"])  # wherever it lay
-    _record.save(_record.RESULTS / "functionality_speed.json", result)
+    result = {**_record.environment(), "channels": a.channels, "before_steps": BEFORE, "bar": BAR}
+    for name, instead in (("before", "../before/src"), ("weights", Path(a.weights).name), ("photographs", "FOLDER")):
+        result["command"] = re.sub(rf"(--{name}[ =])\S+", rf"\g<1>{instead}", result["command"])  # wherever it lay
+    _record.save(_record.RESULTS / "functionality_speed.json", {**result, "rows": totals, "groups": groups})
 
 
 if __name__ == "__main__":
