@@ -246,7 +246,7 @@ def test_hard_masks_of_two_owners_are_their_conjunction() -> None:
     torch.manual_seed(1)
     for layer in gates.layers.values():
         nn.init.normal_(layer.bias)
-    shifts = [gates.layers[owner].equivalent(None)[1] for owner in gates.owners["layer2.0.conv2"]]
+    shifts = [gates.layers[owner].equivalent()[1] for owner in gates.owners["layer2.0.conv2"]]
     wanted = ((shifts[0] >= 0.05) & (shifts[1] >= 0.05)).numpy()
     assert np.array_equal(gates.hard_masks()["layer2.0.conv2"], wanted)
     assert 0 < wanted.sum() < len(wanted)

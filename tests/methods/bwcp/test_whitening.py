@@ -147,10 +147,9 @@ def test_blocks_are_halved_until_they_divide(channels: int, largest: int, groups
 
 
 def fast(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, size: int, steps: int) -> torch.Tensor:
-    x, found = whitening.moments(x, size)
-    root = inverse_root(normalised(gamma.view(-1, size), found.correlation(1e-5)), steps)
-    matrix, shift = whitening.composed(root, gamma, beta, found.mean, found.variance, 1e-5)
-    return whitening.affine(x, matrix, shift)
+    sums = whitening.moments(x, size)
+    found = whitening.mapped(sums, gamma, beta, steps, 1e-5)
+    return whitening.affine(x, found.matrix, found.shift, returned=sums.returned)
 
 
 @pytest.mark.parametrize("shape", [(6, 8, 5, 5), (4, 8, 7), (16, 8), (3, 8, 2, 3, 2)])
@@ -171,12 +170,45 @@ def test_fast_pass_equals_the_reference_with_all_its_gradients(shape: tuple[int,
         assert torch.allclose(a, b, atol=1e-3 * float(a.abs().max()))
 
 
-def test_gradients_of_the_fast_pass_are_exact() -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_the_fast_pass_are_exact(masked: bool) -> None:
+    """Also where a mask is made of how scale and shift look behind whitening."""
     generator = torch.Generator().manual_seed(2)
-    x = torch.randn(3, 4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    gamma = torch.randn(4, generator=generator, dtype=torch.float64, requires_grad=True)
-    beta = torch.randn(4, generator=generator, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *a: fast(*a, 2, 3), (x, gamma, beta), atol=1e-6)
+    shapes = [(3, 4, 2, 2), (4,), (4,)]
+    given = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+    def layer(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+        sums = whitening.moments(x, 2)
+        found = whitening.mapped(sums, gamma, beta, 3, 1e-5)
+        mask = torch.sigmoid(found.scale * found.offset) if masked else None
+        return whitening.affine(x, found.matrix, found.shift, mask, sums.returned)
+
+    assert torch.autograd.gradcheck(layer, given, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_one_step_there_and_back_is_the_chain_of_its_parts(size: int, steps: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(5, 8, 3, 3, generator=generator, dtype=torch.float64)
+    gamma, beta = (torch.randn(8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    sums = whitening.moments(x + 2, size)
+    total, products = (t.clone().requires_grad_() for t in (sums.total, sums.products))
+    sums = whitening.NormStatistics(total, products, sums.count, sums.returned)
+    found = whitening.mapped(sums, gamma, beta, steps, 1e-5)
+    root = inverse_root(normalised(gamma.view(-1, size), sums.correlation(1e-5)), steps)
+    matrix, shift = whitening.composed(root, gamma, beta, sums.mean, sums.variance, 1e-5)
+    behind = [(root @ v.view(-1, size, 1)).view(-1) for v in (gamma, beta)]
+    wanted, given = (matrix, shift, *behind), (found.matrix, found.shift, found.scale, found.offset)
+    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in wanted]
+    gradients = []
+    for outputs in (wanted, given):
+        value = sum(((o * w).sum() for o, w in zip(outputs, weights, strict=True)), torch.zeros(()))
+        gradients.append(torch.autograd.grad(value, (total, products, gamma, beta)))
+    for a, b in zip((*wanted, *gradients[0], root), (*given, *gradients[1], found.root), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-11)
+    for a, b in ((sums.mean, found.mean), (sums.variance, found.variance), (sums.correlation(1e-5), found.correlation)):
+        assert torch.allclose(a, b)
 
 
 def test_single_channels_are_a_batch_norm() -> None:
@@ -186,17 +218,35 @@ def test_single_channels_are_a_batch_norm() -> None:
     assert torch.allclose(fast(x, gamma, beta, 1, 5), wanted, atol=1e-9)
 
 
-def test_a_mean_far_from_zero_does_no_harm_in_single_precision() -> None:
-    x = torch.randn(64, 16, 8, 8) + 30.0
-    _, found = whitening.moments(x, 16)
-    flat = x.double().transpose(0, 1).reshape(16, -1)
-    assert torch.allclose(found.covariance[0].double(), torch.cov(flat, correction=0), atol=2e-3)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_mean_far_from_zero_does_no_harm_in_single_precision(layout: torch.memory_format) -> None:
+    x = (torch.randn(64, 32, 8, 8) + 30.0).contiguous(memory_format=layout)
+    found = whitening.moments(x, 16).covariance
+    for block, channels in zip(found, x.double().transpose(0, 1).reshape(2, 16, -1), strict=True):
+        assert torch.allclose(block.double(), torch.cov(channels, correction=0), atol=2e-3)
 
 
-def test_layouts_other_than_the_usual() -> None:
-    x = torch.randn(4, 8, 5, 5).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("shape", [(4, 8, 5, 5), (6, 8, 40, 30), (4, 8, 1, 1), (3, 1, 4, 4)])
+def test_channels_of_a_pixel_may_lie_together(shape: tuple[int, ...]) -> None:
+    """The same values and gradients, laid out as what came in."""
+    size = min(4, shape[1])
+    x = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+    gamma, beta, weight = torch.rand(shape[1]).requires_grad_(), torch.rand(shape[1]), torch.randn(shape)
+    found = []
+    for each in (x, x.detach().contiguous().requires_grad_()):
+        y = fast(each, gamma, beta, size, 5)
+        assert y.is_contiguous(memory_format=torch.channels_last if each is x else torch.contiguous_format)
+        gradients = torch.autograd.grad((y * weight).sum(), (each, gamma))
+        found.append((y, *gradients))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_other_ways_to_lie_in_memory_are_made_dense() -> None:
+    x = torch.randn(5, 4, 8, 5).permute(1, 2, 0, 3)
     gamma, beta = torch.rand(8), torch.rand(8)
-    assert torch.allclose(fast(x, gamma, beta, 4, 5), fast(x.contiguous(), gamma, beta, 4, 5), atol=1e-5)
+    wanted = fast(x.contiguous(), gamma, beta, 4, 5)
+    assert torch.allclose(fast(whitening.dense(x), gamma, beta, 4, 5), wanted, atol=1e-5)
 
 
 def test_an_activation_may_work_in_place() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,6 +25,9 @@ from secateur.graph.norms import Place
 from secateur.methods.bwcp import whitening
 from secateur.methods.bwcp.concrete import Sharpening, gate_logit, margin, soft_gate
 
+#: Scale and shift [C] of a norm as they look behind whitening.
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class _Table:
@@ -31,6 +35,12 @@ class _Table:
 
     entries: tuple[tuple[str, torch.Tensor, bool], ...]
     channels: int
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the norm's channels are one group's, one by one."""
+        _, index, _ = self.entries[0]
+        return len(self.entries) == 1 and torch.equal(index, torch.arange(self.channels)[:, None])
 
     def owned(self) -> torch.Tensor:
         """1 at positions whose group this norm owns, else 0."""
@@ -91,35 +101,38 @@ class Gates:
 
     # -------------------------------------------------------------------------------------------- the forward pass
 
-    def mask(self, layer: GatedNorm, root: torch.Tensor | None) -> torch.Tensor | None:
+    def mask(self, layer: GatedNorm, seen: Pair | None) -> torch.Tensor | None:
         """The mask [C] of a norm's channels in this forward pass; None where nothing is masked.
 
-        root: the norm's whitening matrix in this pass. A norm that comes a second time begins a new forward pass.
+        seen: the norm's scale and shift behind whitening in this pass, if they are its own. A norm that comes a second
+        time begins a new forward pass.
         """
         if layer.key in self._seen:
             self._begin()
         self._seen.add(layer.key)
         if not self.open and self._mode != "fixed":
             return None
-        table = self.tables[layer.key]
-        like = _wide(layer.weight)
+        table, like = self.tables[layer.key], _wide(layer.weight)
+        for group, _, _ in table.entries:
+            if group not in self._masks:
+                self._masks[group] = self._mask_of(group, layer, seen)
+        if table.whole:
+            return self._masks[table.entries[0][0]].to(like)
         result = torch.ones(table.channels, device=like.device, dtype=like.dtype)
         for group, index, _ in table.entries:
-            if group not in self._masks:
-                self._masks[group] = self._mask_of(group, layer, root)
             where = index.to(result.device)
             values = self._masks[group].to(result)[:, None].expand(where.shape)
             result = result.index_put((where.reshape(-1),), values.reshape(-1))
         return result
 
-    def _mask_of(self, group: str, layer: GatedNorm, root: torch.Tensor | None) -> torch.Tensor:
+    def _mask_of(self, group: str, layer: GatedNorm, seen: Pair | None) -> torch.Tensor:
         if self._mode == "fixed":
             return self._fixed[group]
         if self.settled is not None:
             return self.settled[group]
-        margins = [self._margin(group, owner, root if owner == layer.key else None) for owner in self.owners[group]]
+        margins = [self._margin(group, owner, seen if owner == layer.key else None) for owner in self.owners[group]]
         with torch.no_grad():
-            least = torch.stack(margins).amin(0)
+            least = torch.stack(margins).amin(0) if len(margins) > 1 else margins[0].detach()
             kept = self._floor(group, least)
         if self._mode == "soft" or layer.training:
             uniform = self._draw(group, layer.weight.device)
@@ -128,14 +141,17 @@ class Gates:
                 for z in margins
             ]
             product = torch.stack(gates).prod(0) if len(gates) > 1 else gates[0]
-            return torch.where(kept, torch.ones_like(product), product)
+            return product.masked_fill(kept, 1.0)
         return (kept | (least >= self.level)).to(torch.float32)
 
-    def _margin(self, group: str, owner: str, root: torch.Tensor | None) -> torch.Tensor:
+    def _margin(self, group: str, owner: str, seen: Pair | None) -> torch.Tensor:
         """z [width] of a group's channels by one of its owners; a channel at several positions takes their mean."""
-        scale, shift = self.layers[owner].equivalent(root)
+        scale, shift = self.layers[owner].equivalent() if seen is None else seen
+        found = margin(scale, shift, self.delta)
+        if self.tables[owner].whole:
+            return found
         index = next(index for name, index, _ in self.tables[owner].entries if name == group)
-        return margin(scale, shift, self.delta)[index.to(scale.device)].mean(1)
+        return found[index.to(scale.device)].mean(1)
 
     def _floor(self, group: str, z: torch.Tensor) -> torch.Tensor:
         """The channels [width] that never close: those with the largest margins."""
@@ -233,7 +249,7 @@ class GatedNorm(_BatchNorm):
     key: str
     plain_class: type[_BatchNorm]
 
-    def equivalent(self, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def equivalent(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and shift [C] as they look behind whitening; there is none here."""
         return _wide(self.weight), _wide(self.bias)
 
@@ -250,11 +266,13 @@ class GatedNorm(_BatchNorm):
 
     def _over_processes(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """The same with the statistics of all processes."""
-        wide, found = whitening.moments(_wide(x), 1)
-        self.follow(found)
+        wide = whitening.dense(_wide(x))
+        found = whitening.moments(wide, 1)
+        mean, variance = found.mean, found.variance
+        self.follow(mean, variance, found.count)
         one = torch.ones(self.num_features, 1, 1, device=x.device)
-        matrix, shift = whitening.composed(one, weight, bias, found.mean, found.variance, self.eps)
-        return whitening.affine(wide, matrix, shift).to(x.dtype)
+        matrix, shift = whitening.composed(one, weight, bias, mean, variance, self.eps)
+        return whitening.affine(wide, matrix, shift, returned=found.returned).to(x.dtype)
 
     @property
     def rate(self) -> float:
@@ -262,11 +280,11 @@ class GatedNorm(_BatchNorm):
         return self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
 
     @torch.no_grad()
-    def follow(self, found: whitening.NormStatistics) -> None:
-        """Move the running statistics."""
+    def follow(self, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor) -> None:
+        """Move the running statistics towards these of `count` values."""
         self.num_batches_tracked.add_(1)
-        unbiased = found.variance * (found.count / (found.count - 1).clamp_min(1))
-        self.running_mean.lerp_(found.mean.to(self.running_mean.dtype), self.rate)
+        unbiased = variance * (count / (count - 1).clamp_min(1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.rate)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.rate)
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
@@ -283,9 +301,9 @@ class WhitenedNorm(GatedNorm):
     newton_steps: int
     root_momentum: float
 
-    def equivalent(self, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """W gamma and W beta [C] with the given matrix, or the running one."""
-        matrix = self.whitening.clone() if root is None else root  # the buffer moves on before gradients are taken
+    def equivalent(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """W gamma and W beta [C] with the running matrix."""
+        matrix = self.whitening.clone()  # the buffer moves on before gradients are taken
         both = torch.stack([_wide(self.weight), _wide(self.bias)], 1).view(*matrix.shape[:2], 2)
         result = (matrix @ both).view(-1, 2)
         return result[:, 0], result[:, 1]
@@ -293,24 +311,20 @@ class WhitenedNorm(GatedNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise, whiten and mask x [N, C, ...]; everything but x in single precision."""
         with torch.autocast(x.device.type, enabled=False):
-            wide, weight, bias = _wide(x), _wide(self.weight), _wide(self.bias)
-            if self.training:
-                wide, found = whitening.moments(wide, self.size)
-                rho = found.correlation(self.eps)
-                normal = whitening.normalised(weight.view(-1, self.size), rho)
-                root = whitening.inverse_root(normal, self.newton_steps)
-                self.follow(found)
-                with torch.no_grad():
-                    self.whitening.lerp_(root, self.root_momentum)
-                    self.correlation.lerp_(rho, self.rate)
-                mean, variance = found.mean, found.variance
-            else:
+            wide, weight, bias = whitening.dense(_wide(x)), _wide(self.weight), _wide(self.bias)
+            if not self.training:
                 root, mean, variance = self.whitening, _wide(self.running_mean), _wide(self.running_var)
-            matrix, shift = whitening.composed(root, weight, bias, mean, variance, self.eps)
-            mask = self.gates.mask(self, root)
-            if mask is not None:
-                matrix, shift = matrix * mask.view(root.shape[:2])[:, :, None], shift * mask
-            return whitening.affine(wide, matrix, shift).to(x.dtype)
+                matrix, shift = whitening.composed(root, weight, bias, mean, variance, self.eps)
+                mask = self.gates.mask(self, None)
+                return whitening.affine(wide, matrix, shift, mask).to(x.dtype)
+            sums = whitening.moments(wide, self.size)
+            found = whitening.mapped(sums, weight, bias, self.newton_steps, self.eps)
+            self.follow(found.mean, found.variance, sums.count)
+            with torch.no_grad():
+                self.whitening.lerp_(found.root, self.root_momentum)
+                self.correlation.lerp_(found.correlation, self.rate)
+            mask = self.gates.mask(self, (found.scale, found.offset))
+            return whitening.affine(wide, found.matrix, found.shift, mask, sums.returned).to(x.dtype)
 
     @torch.no_grad()
     def fold(self, layer: nn.Module) -> None:
@@ -337,8 +351,8 @@ class WhitenedNorm(GatedNorm):
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
-    """x in single precision at least, densely stored."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    """x in single precision at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def insert(
