@@ -3,7 +3,7 @@
     python benchmarks/bwcp_step.py                      # batch 128, one thread, alternating, median of 7
     python benchmarks/bwcp_step.py --device cuda --repeats 50
 
-Networks take their steps in turn: plain batch norms, BWCP while gates are drawn and the penalty is on (*drawn*), BWCP
+Networks take their steps in turn: plain batch norms, BWCP while gates are drawn and the penalty is on (*bwcp*), BWCP
 once its masks stand (*settled*, six tenths of a training), and, with channels apart, the first with the whitening
 written as in the paper (batch norm, covariance, roots, product one after the other). Images lie in memory with channels
 together, as the engine trains on a CPU, and with channels apart. For inference the network BWCP ends with stands beside
@@ -98,7 +98,7 @@ def main() -> None:
     y, rows, done = y.to(device), [], None
     for layout, what in ((torch.channels_last, "channels together"), (torch.contiguous_format, "channels apart")):
         sides = {}
-        for side in ("plain", "drawn", "settled", *(["as_written"] if layout is torch.contiguous_format else [])):
+        for side in ("plain", "bwcp", "settled", *(["as_written"] if layout is torch.contiguous_format else [])):
             method = None if side == "plain" else trained(arguments.model, device, settled=side == "settled")
             model = method or secateur.models.create(arguments.model).to(device).train()
             model.to(memory_format=layout)

@@ -64,10 +64,12 @@ Seconds, median of {repeats} (Torch-Pruning: {peer_repeats}), alternating in one
 Verification, which Torch-Pruning has no counterpart of, is left out."""
 
 STEP = """\
-One training step of {model} with {batch} images, median of {repeats}, the sides taking turns in one run. *As written*
-is BWCP with batch norm, covariance, inverse root and product computed one after the other, as in the paper, whose own
-implementation needed 3.3 times a plain step (the paper's figure, ResNet-50 on a GPU). The ratio is the median over
-turns, in brackets the smallest and largest. After folding, inference is that of a plain network of the same widths."""
+One training step of {model} with {batch} images, median of {repeats}, the sides taking turns in one run. *Bwcp* is BWCP
+while its gates are random and the penalty acts, *settled* once its masks stand, which is most of a training. *As
+written* is BWCP with batch norm, covariance, inverse root and product computed one after the other, as in the paper,
+whose own implementation needed 3.3 times a plain step (the paper's figure, ResNet-50 on a GPU). Images lie in memory
+with their channels together, as the engine trains on a CPU, and apart. The ratio is the median over turns, in brackets
+the smallest and largest; the bar is {bar}. After folding, inference is that of a plain network of the same widths."""
 
 QUALITY = """\
 The recipe `recipes/cifar10-resnet8-short.yaml`: {model}, {images:,} training images of CIFAR-10 ({validation:.0%} of
