@@ -106,3 +106,10 @@ def test_macs_of_attention_are_those_of_its_products() -> None:
     x = torch.randn(2, 10, 24)
     per_image = 10 * 24 * 72 + 2 * 10 * 10 * 24 + 10 * 24 * 24 + 10 * 24 * 5
     assert trace(model, x).cost().macs == 2 * per_image == count(model, x)[0]
+
+
+def test_a_network_without_groups_costs_what_it_costs_for_any_number_of_plans() -> None:
+    graph = trace(nn.Sequential(nn.Linear(3, 1)), (torch.zeros(2, 3),))
+    assert graph.groups == ()
+    assert (graph.cost().macs, graph.cost().params) == (6, 4)
+    assert graph.costs.evaluate(np.zeros((4, 0)))["macs"].tolist() == [6, 6, 6, 6]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -58,10 +59,10 @@ class CostModel:
         self.widths = np.array([g.width for g in solution.groups], dtype=np.float64)
         at = {id(a): k for k, a in enumerate(solution.axes)}
         representatives = np.array([g.channels[0] for g in solution.groups], dtype=np.int64)
-        per_group = solution.multiplicity[representatives].toarray() if len(representatives) else np.zeros((0, len(at)))
-        self._per_group = per_group.astype(np.float64)  # [groups, axes]
+        # [axes, groups], and of each column few entries: a whole table would be quadratic in the depth
+        self._owned = solution.multiplicity[representatives].T.tocsr().astype(np.float64)
         sizes = np.array([len(a) for a in solution.axes], dtype=np.float64)
-        self._base = sizes - self.widths @ self._per_group
+        self._base = sizes - self._owned @ self.widths
         self._macs = _terms([(m.coefficient, [at[id(a)] for a in m.axes]) for m in recording.ledger.macs], len(at))
         self.mac_calls = np.array([m.op for m in recording.ledger.macs], dtype=np.int64)
         self.mac_axes = np.array([len(m.axes) for m in recording.ledger.macs], dtype=np.int64)
@@ -106,7 +107,9 @@ class CostModel:
 
     def _counts(self, widths: ArrayLike) -> Floats:
         given = np.asarray(widths, dtype=np.float64)
-        counts = self._base + given @ self._per_group
+        leading = given.shape[:-1]
+        flat = given.reshape(math.prod(leading), given.shape[-1])
+        counts = self._base + (self._owned @ flat.T).T.reshape(*leading, len(self._base))
         return np.concatenate([counts, np.ones((*counts.shape[:-1], 1))], axis=-1)
 
     def _peak(self, sizes: Floats) -> Floats:

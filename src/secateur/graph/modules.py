@@ -67,16 +67,13 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     modules = [(f"{name}." if name else "", module) for name, module in modules_of(model)]
     seen: set[int] = set()
-    for prefix, module in modules:
-        for local, tensor in module._parameters.items():
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                found[prefix + local] = tensor
-    for prefix, module in modules:
-        for local, tensor in module._buffers.items():
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                found[prefix + local] = tensor
+    for kind in ("_parameters", "_buffers"):
+        for prefix, module in modules:
+            own: dict[str, torch.Tensor | None] = getattr(module, kind)
+            for local, tensor in own.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[prefix + local] = tensor
     return found
 
 
@@ -263,10 +260,11 @@ def module_stack(
     key: Any = object()
     try:
         for _, module in modules:
-            module._forward_pre_hooks[key], module._forward_hooks[key] = enter, leave
             module._forward_hooks_always_called[key] = True
-            module._forward_pre_hooks.move_to_end(key, last=False)
-            module._forward_hooks.move_to_end(key, last=False)
+            for hooks, hook in ((module._forward_pre_hooks, enter), (module._forward_hooks, leave)):
+                ordered: Any = hooks
+                ordered[key] = hook
+                ordered.move_to_end(key, last=False)
         yield
     finally:
         for _, module in modules:

@@ -156,9 +156,9 @@ class Graph:
             PlanError: the plan does not fit. SizeConflict: a size written in the model's code cannot follow;
                 `settle` makes such channels stay (or move together) and `prune` then plans again.
         """
+        widths = {group.name: group.width for group in self.groups}
         for name, mask in plan.masks.items():
-            group = next((g for g in self.groups if g.name == name), None)
-            if group is None or mask.shape != (group.width,):
+            if name not in widths or mask.shape != (widths[name],):
                 raise PlanError(
                     f"The plan's group {name!r} does not fit this network; make the plan again from its graph."
                 )
