@@ -21,6 +21,7 @@ from secateur import runtime
 from secateur.errors import PlanError, SecateurError, VerificationError
 from secateur.forms import FORMS, LayerForm, Parts, build_into, cost, formed, note_of, plainly, touched
 from secateur.forms.gated import GatedConv2d, macs_of_images, saliency, thresholded
+from secateur.forms.proof import prove
 from secateur.graph import trace
 from secateur.plan import Plan
 from secateur.runs.layers import layer_rows
@@ -36,8 +37,9 @@ def data_of(inputs: int, outputs: int, norm: str | None, *, columns: bool = True
 
 
 def drawn(data: Mapping[str, Any], seed: int = 0) -> LayerForm:
-    """Gates of which about half are open for an image."""
-    return GATED.drawn(data, torch.Generator().manual_seed(seed), torch.float32)
+    """Gates of which about half are open, others for every image."""
+    form = GATED.drawn(data, torch.Generator().manual_seed(seed), torch.float32)
+    return replace(form, tensors={**form.tensors, "expand": 8 * form.tensors["expand"]})
 
 
 def network() -> nn.Sequential:
@@ -128,6 +130,15 @@ def test_skipped_is_masked(shape: dict[str, Any], normed: bool, columns: bool) -
         assert torch.equal(built(x), plain(x))  # a batch is masked
         for at in range(5):
             assert torch.allclose(built(x[at : at + 1]), wanted[at : at + 1], rtol=0, atol=1e-12)
+
+
+def test_the_proof_of_many_layers_in_a_row() -> None:
+    """Sixty gates: what rounding leaves in one layer does not grow from layer to layer."""
+    torch.manual_seed(0)
+    block = [m for _ in range(60) for m in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())]
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), *block, nn.AdaptiveAvgPool2d(1)).eval()
+    forms = {str(k): LayerForm("gated", data_of(8, 8, str(k + 1))) for k in range(2, 182, 3)}
+    assert prove(net, forms, X).layers == 60
 
 
 def test_an_image_with_nothing_active() -> None:

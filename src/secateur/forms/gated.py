@@ -150,14 +150,18 @@ class Gated:
         return self._made(layer, data, parts, skip=False)
 
     def drawn(self, data: Mapping[str, Any], generator: torch.Generator, dtype: torch.dtype) -> LayerForm:
-        """Gates of which about half are open, other ones for every image."""
+        """Gates of which about half are open, some of them for some images only.
+
+        What an image changes is small beside the shift: where saliencies follow it as maps do, every layer doubles what
+        rounding has left in the one before.
+        """
 
         def normal(*size: int) -> torch.Tensor:
             return torch.randn(size, generator=generator, dtype=dtype)
 
         tensors = {
-            "reduce": normal(data["hidden"], data["inputs"]),
-            "expand": normal(data["outputs"], data["hidden"]) * data["hidden"] ** -0.5,
+            "reduce": normal(data["hidden"], data["inputs"]) * data["inputs"] ** -0.5,
+            "expand": normal(data["outputs"], data["hidden"]) * 0.25 * data["hidden"] ** -0.5,
             "shift": 1 + normal(data["outputs"]),
         }
         return LayerForm("gated", {**data, "threshold": 1.0}, tensors)

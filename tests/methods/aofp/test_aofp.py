@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from secateur.errors import ModelError
 from secateur.graph import trace
 from secateur.graph.norms import sources
-from secateur.methods.aofp.behind import behind, compared
+from secateur.methods.aofp.behind import Behind, behind, compared
 from secateur.methods.aofp.halving import decide, drawn_half, first_part
 from secateur.methods.aofp.method import AOFP
 from secateur.testing._subject import train
@@ -131,6 +131,9 @@ def test_what_stands_behind_a_layer() -> None:
     graph.model.train()
     torch.testing.assert_close(compared(graph.model, found["b"], x), wanted)
     assert torch.equal(x, before)
+    for name in ("a", "b"):  # one of them works in place, and there need not be a norm in between
+        compared(graph.model, Behind(None, found[name].activation), x)
+        assert torch.equal(x, before)
     graph.model.eval()
     graph.model.nb.running_mean.fill_(0.5)
     torch.testing.assert_close(compared(graph.model, found["b"], x), graph.model.nb(x).relu())

@@ -374,6 +374,22 @@ def test_channels_that_nothing_opens_are_cut() -> None:
             assert torch.allclose(pruner(images), narrow.eval()(images), atol=1e-5)
 
 
+def test_what_was_cut_stays_shut_for_images_that_would_have_opened_it() -> None:
+    pruner = made()
+    draw(pruner)
+    pruner.gates[0].expand.data[[2, 5]], pruner.gates[0].shift.data[[2, 5]] = 0.01, -1
+    pruner.collect(shown(), None)
+    narrow = pruner.finish().eval()
+    assert narrow.get_submodule("first.0").out_channels < pruner.gates[0].expand.shape[0]
+    bright = 1000 * X
+    pruner.eval()
+    pruner(bright)
+    assert (pruner.work.pi[0][:, [2, 5]] > 0).any()
+    with pruner.evaluation_modes()["hard"]:
+        wanted = narrow(bright)
+        assert torch.allclose(pruner(bright), wanted, atol=1e-5 * float(wanted.abs().max()))
+
+
 def test_constraints_keep_what_never_opens() -> None:
     pruner = made(constraints=Constraints(align=16))
     draw(pruner)
