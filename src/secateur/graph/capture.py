@@ -172,7 +172,7 @@ class Recorder(Mode):
         fixed = constant and all(is_fixed(t) for t in op.tensors())
         for k, tensor in enumerate(outs):
             label = labels[k] if k < len(labels) else (None,) * tensor.dim()
-            tensor._secateur_fixed = fixed
+            vars(tensor)["_secateur_fixed"] = fixed
             self._attach(tensor, label, constant, aliases[k] if k < len(aliases) else None, args, op.index)
         positions.after(op)
         if name not in TRANSPARENT:

@@ -31,7 +31,7 @@ class _Leaving(TorchFunctionMode):
     """What leaves stays as it is."""
 
     def __init__(self, ledger: Ledger, stack: Sequence[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.ledger, self.stack = ledger, stack
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -136,7 +136,8 @@ def _contract(op: Op, a: torch.Tensor, b: torch.Tensor, axis_a: Axis, axis_b: Ax
             _meets_fixed(op, a if is_constant(a) else b, axis)
     elif axis_a is not None:
         op.mixes = True  # activation by activation: a dead channel's value need not be zero
-        if is_constant(a) and (is_fixed(a) or is_fixed(b) or np.array_equal(axis_a, axis_b)):  # a power iteration
+        own = axis_b is not None and np.array_equal(axis_a, axis_b)
+        if is_constant(a) and (own or is_fixed(a) or is_fixed(b)):  # a power iteration
             mixed = axis_b if is_fixed(a) else axis_a
             op.ledger.mix(mixed, f"a product of weights with their own norm's vectors ({op.where})", True)
 
