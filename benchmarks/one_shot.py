@@ -64,7 +64,7 @@ def cifar10(arguments: argparse.Namespace) -> Iterator[Setup]:
     recipe = Recipe.read(arguments.run / "recipe.yaml")
     prepared = prepare(recipe)
     config, seed = recipe.data, derive(recipe.seed, "calibration")
-    calibration = Calibration(prepared.data, arguments.images, config.batch_size, seed, torch.device("cpu"))
+    calibration = Calibration(prepared.data.train, arguments.images, config.batch_size, seed, torch.device("cpu"))
 
     def network() -> nn.Module:
         model = prepared.network().model

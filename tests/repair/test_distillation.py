@@ -84,8 +84,8 @@ def test_the_first_step_by_hand() -> None:
         net[0].weight.copy_(torch.tensor([[2.0], [2.0]]))
         net[1].weight.copy_(torch.tensor([[0.5, 0.5]]))  # twice what it reads; half of it once a channel is gone
     case = repaired(net, [(torch.ones(8, 1, dtype=torch.float64), None)], "0", [1], steps=1, rate=0.2)
-    assert case.model[0].weight.flatten().tolist() == pytest.approx([2.04, 0.0])  # type: ignore[index]
-    assert case.model[1].weight.flatten().tolist() == pytest.approx([0.51, 0.0])  # type: ignore[index]
+    assert case.model.get_parameter("0.weight").flatten().tolist() == pytest.approx([2.04, 0.0])
+    assert case.model.get_parameter("1.weight").flatten().tolist() == pytest.approx([0.51, 0.0])
     assert case.notes == ["Distillation took the error on images held out from 0.25 to 0.23."]  # ((2 - 1.02²) / 2)²
 
 
