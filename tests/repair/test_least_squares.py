@@ -141,30 +141,3 @@ def test_seeded_and_listed() -> None:
     assert isinstance(repair("cp", positions=3), LeastSquares)
     with pytest.raises(ConfigError, match="positions"):
         repair("least_squares", positions=0)
-
-
-def test_layers_behind_are_fitted_to_what_they_answered_though_they_lose_no_inputs() -> None:
-    network = Network("branch", lambda: Branch(norm=False))
-    model, images = seen(network), list(network.batches(30))
-    graph = secateur.trace(model, network.inputs())
-    inner = next(g.name for g in graph.groups if any(m.name == "last.weight" for m in g.consumers()))
-    plan = Plan({g.name: np.arange(g.width) < (2 if g.name == inner else g.width) for g in graph.groups})
-    made = {}
-    for behind in (False, True):
-        case = Case(clone_module(model, torch.clone), lambda: model, graph, plan)
-        with torch.no_grad():
-            LeastSquares(behind=behind, per_column=0).apply(case, images)
-        assert [reader.name for reader in case.layers] == ["side", "inner", "last", "fc"]
-        made[behind] = case.model
-    read: list[torch.Tensor] = []
-    made[True].fc.register_forward_hook(lambda layer, args, answer: read.append(args[0]))
-    with torch.no_grad():
-        x = torch.cat([each for each, _ in images])
-        wanted, error = model(x), {behind: float((net(x) - model(x)).square().mean()) for behind, net in made.items()}
-        ones = torch.ones(len(x), 1)
-        best = torch.linalg.lstsq(torch.cat([read[0], ones], 1).double(), wanted.double()).solution
-    torch.testing.assert_close(made[True].fc.weight.double(), best[:-1].T, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(made[True].fc.bias.double(), best[-1], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(made[False].fc.weight, model.fc.weight)
-    torch.testing.assert_close(made[True].side.weight, model.side.weight, rtol=1e-4, atol=1e-4)  # reads what it did
-    assert error[True] < 0.9 * error[False]

@@ -74,20 +74,15 @@ class Case:
     @cached_property
     def readers(self) -> tuple[Reader, ...]:
         """The layers that lose inputs, in order of execution."""
-        return tuple(reader for reader in self.layers if not reader.inputs.all())
-
-    @cached_property
-    def layers(self) -> tuple[Reader, ...]:
-        """All convolutions (not grouped) and linear layers, in order of execution."""
         first = self.graph.recording.first_use
         norm_of = {layer: norm for norm, layer in sources(self.graph).of.items() if layer is not None}
         found = []
         for name, module in self.model.named_modules():
-            if not isinstance(module, LAYERS) or getattr(module, "groups", 1) != 1:
+            kept = self.slices.get(f"{name}.weight")
+            if not isinstance(module, LAYERS) or getattr(module, "groups", 1) != 1 or kept is None or kept[1] is None:
                 continue
-            _, kept, *_ = self.slices.get(f"{name}.weight", (None, None))
-            inputs = np.full(module.weight.shape[1], kept is None, dtype=np.bool_)
-            inputs[[] if kept is None else kept] = True
+            inputs = np.zeros(module.weight.shape[1], dtype=np.bool_)
+            inputs[kept[1]] = True
             found.append(Reader(name, inputs, norm_of.get(name)))
         return tuple(sorted(found, key=lambda reader: first.get(f"{reader.name}.weight", 0)))
 

@@ -51,9 +51,6 @@ class LeastSquaresSettings(Section):
         le=1,
         description="pull towards the weights as they were, over the mean diagonal; more if images are few",
     )
-    behind: bool = Field(
-        False, description="also fit layers that lose no inputs, to what they answered before those in front were cut"
-    )
     shortcuts: bool = Field(True, description="also make up for what happened to the shortcut added to an answer")
     seed: int = Field(0, ge=0, description="of the positions")
 
@@ -69,10 +66,10 @@ class LeastSquares(Repair):
         """One pass over all images at once, held up in front of every layer."""
         s = self.settings
         shown = [inputs for inputs, _ in limited(batches, s.images, case.dense)]
-        fitted = case.layers if s.behind else case.readers
-        runs = visits(case.dense, shown[0], [reader.name for reader in fitted])
-        readers = {reader.name: reader for reader in fitted if runs.get(reader.name) == 1}
-        left = [reader.name for reader in fitted if reader.name not in readers]
+        readers = {reader.name: reader for reader in case.readers}
+        runs = visits(case.dense, shown[0], readers)
+        readers = {name: reader for name, reader in readers.items() if runs.get(name) == 1}
+        left = [reader.name for reader in case.readers if reader.name not in readers]
         if left:
             case.notes.append(f"Least squares leaves layers that do not run just once as they are: {few(left)}.")
         norms = {name: reader.norm for name, reader in readers.items()}
