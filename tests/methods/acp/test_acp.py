@@ -203,9 +203,9 @@ def test_a_candidate_inherits_rows_and_the_columns_of_the_layer_before() -> None
     first = np.flatnonzero(plan.masks["first.0"])
     stem = np.flatnonzero(plan.masks["stem.0"])
     assert torch.equal(narrow.first[0].weight, wide.first[0].weight[first][:, stem])
-    whole = method._prepared(method.plain())
     with torch.no_grad():
         wide.stem[1].weight.mul_(3)
+    whole = method._prepared(method.plain())
     assert float(whole.stem[1].weight.detach().max()) == 1  # norms begin anew
     x = torch.randn(2, 3, 8, 8)
     whole.stem[1].weight.data.mul_(3)

@@ -285,6 +285,22 @@ def test_probes_train_what_stays() -> None:
     assert not torch.equal(weight[kept], made.model.first[0].weight[kept])
 
 
+def test_probes_keep_shut_what_goes_where_an_activation_has_a_slope_at_zero() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.SiLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    x = torch.randn(8, 3, 8, 8)
+    made = AdaPruner(net, x, budget="flops=0.5", probe_steps=3, criteria=["l1"])
+    plan = made._plan_by(*made.path(), "l1")
+    case = made._candidate(plan, [(x, torch.arange(8) % 4)] * 3, _loss)
+    kept = torch.from_numpy(plan.masks["0"])
+    assert not kept.all()
+    assert case.model[1].bias[kept].all()
+    assert not case.model[1].bias[~kept].any()
+
+
 def test_the_plan_is_the_winner_s() -> None:
     made = _pruner(criteria=["first", "bn"])
     plan = made.plan()

@@ -274,7 +274,9 @@ def test_candidates_fit_and_the_best_is_kept_with_new_weights() -> None:
     plan = method.plan()
     assert all((np.diff(mask.astype(int)) <= 0).all() for mask in plan.masks.values())  # first channels
     assert plan.provenance["accuracy"][-1] == max(row["accuracy"] for row in kept)
+    inherited = method.graph.cut(plan).model.neck[0].weight
     small, again = method.finish(), method.graph.cut(plan).model
+    assert not torch.equal(small.neck[0].weight, inherited)
     bound = 1 / np.sqrt(again.neck[0].in_channels)  # of PyTorch's initialisation, by the narrow fan-in
     assert 0.5 * bound < float(small.neck[0].weight.detach().abs().max()) <= bound
     assert torch.equal(small.stem[1].weight, torch.ones_like(small.stem[1].weight))
