@@ -268,8 +268,8 @@ def module_stack(
         yield
     finally:
         for _, module in modules:
-            for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
-                hooks.pop(key, None)
+            for own in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
+                own.pop(key, None)
 
 
 class _Plainly:
