@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,18 @@ def test_what_is_added_to_the_loss() -> None:
     pruner.settings = pruner.settings.model_copy(update={"similarity": 0.0, "sparsity": 1.0})
     now = F.cross_entropy(pruner.train()(X), Y, reduction="none").detach()
     assert step(pruner).item() == pytest.approx(5 * (1 - now / 50).mean().item(), rel=1e-4)
+
+
+def test_images_are_weighed_where_answers_are_no_classes() -> None:
+    pruner = made()
+    scores, labels = torch.zeros(4, 3, 2, 2), torch.zeros(4, 2, 2, dtype=torch.long)
+    labels[:, 0] = 255  # no class
+    pruner.after_forward(scores, labels)
+    torch.testing.assert_close(pruner._losses_of, torch.full((4,), math.log(3) / 2))
+    pruner.after_forward(torch.tensor([[1.0], [2.0]]), torch.tensor([0.5, 0.25]))
+    torch.testing.assert_close(pruner._losses_of, torch.tensor([0.125, 1.53125]))
+    with pytest.raises(ConfigError, match="do not show which those are"):
+        pruner.after_forward(torch.zeros(4, 3), {"label": Y})
 
 
 def test_features_are_those_before_the_gate_and_behind_the_relu() -> None:

@@ -39,7 +39,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional as F
 
 from secateur._distributed import global_sum
 from secateur.errors import BudgetError, ConfigError, ModelError
@@ -47,6 +46,7 @@ from secateur.forms import LayerForm, dense_macs, note_of
 from secateur.forms.expected import rows
 from secateur.forms.gated import macs_of_images
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.kit.answers import kind_of, losses
 from secateur.methods.kit.events import ShortEvents
 from secateur.methods.manidp.gates import Gate, SiteGates
 from secateur.methods.manidp.looking import Seen, look
@@ -195,9 +195,14 @@ class ManiDP(Method):
         self.numbers[0] += len(self.work.pi[0])
 
     def after_forward(self, output: Any, target: Any) -> None:
-        """CE_i of the images."""
-        losses = F.cross_entropy(output.float(), target, reduction="none")
-        self._losses_of = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+        """CE_i of the images, or what is its like where answers are no classes (`kit.answers`)."""
+        kind = kind_of(output, target) if isinstance(output, torch.Tensor) else None
+        if kind is None:
+            raise ConfigError(
+                "ManiDP closes more gates on images that are answered well, and outputs and targets do not show which "
+                "those are: give class numbers or as many targets as outputs, or choose another method."
+            )
+        self._losses_of = losses(output, target, kind)
         self.numbers[1] += self._losses_of.detach().double().sum()
 
     def loss(self) -> torch.Tensor:
