@@ -285,10 +285,10 @@ def test_probes_train_what_stays() -> None:
     assert not torch.equal(weight[kept], made.model.first[0].weight[kept])
 
 
-def test_probes_keep_shut_what_goes_where_an_activation_has_a_slope_at_zero() -> None:
+def test_probes_keep_shut_what_goes_where_an_activation_of_nothing_is_something() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.SiLU(),
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
     )  # fmt: skip
     x = torch.randn(8, 3, 8, 8)
@@ -297,8 +297,8 @@ def test_probes_keep_shut_what_goes_where_an_activation_has_a_slope_at_zero() ->
     case = made._candidate(plan, [(x, torch.arange(8) % 4)] * 3, _loss)
     kept = torch.from_numpy(plan.masks["0"])
     assert not kept.all()
-    assert case.model[1].bias[kept].all()
-    assert not case.model[1].bias[~kept].any()
+    assert case.model[3].weight[:, kept].any()
+    assert not case.model[3].weight[:, ~kept].any()
 
 
 def test_the_plan_is_the_winner_s() -> None:
