@@ -39,7 +39,7 @@ FROM = {
     "bwcp": ("bwcp_step", "bwcp_quality"),
     "census": ("census",),
     "choosing": ("compare_short", "one_shot_cifar10", "networks"),
-    "compare": ("compare_short", "widths"),
+    "compare": ("compare_short", *_compare_page.LATER, "below_random", "widths"),
     "exports": ("exports",),
     "graph_speed": ("graph_speed", "graph_growth"),
     "latency": ("latency_budget", "staircase"),

@@ -117,6 +117,8 @@ def pruned(row: MethodRow, network: str, budget: str, arguments: argparse.Namesp
         optimiser.step()
         pruner.after_step()
     pruner.after_epoch()
+    if pruner.searches():
+        pruner.collect([*batches(arguments.steps, arguments)], loss)
     pruner.finish()
     result: secateur.Result = pruner.result
     return result

@@ -87,8 +87,9 @@ class StripeConv2d(nn.Module):
         """The ordinary kernel [outputs, inputs of a group, height, width], zero where there is no stripe."""
         height, width = self.kernel_size
         empty = weight.new_zeros(self.out_channels, height * width, weight.shape[1])
-        kernel: torch.Tensor = empty.index_put((self.rows, self.positions), weight[:, :, 0, 0]).mT
-        return kernel.unflatten(2, (height, width))
+        filled = empty.index_put((self.rows, self.positions), weight[:, :, 0, 0])
+        kernel: torch.Tensor = filled.mT.unflatten(2, (height, width))
+        return kernel
 
     def extra_repr(self) -> str:
         """What it is, for people."""
