@@ -91,7 +91,7 @@ def data_of(
     augment: what is done to training images where they are trained on; None: what is usual for the set.
 
     Returns:
-        the data, and a sentence that says how their images are normalised.
+        the data, and sentences that say how their images are normalised, and what else there is to know of them.
 
     Raises:
         SecateurError: there are no such data, or the network does not take images of their size; one sentence.
@@ -127,7 +127,7 @@ def data_of(
             f"The network takes images of {_size(shape[1:])}, and those of {data.name} are {_size(data.input_size)}: "
             "give --input-size, or other data."
         )
-    return data, told(data, origin)
+    return data, " ".join((told(data, origin), *data.notes))
 
 
 def training_data(given: str, loaded: Loaded, seed: int, normalising: Normalising) -> Any:

@@ -98,8 +98,9 @@ _ROWS = (
     ),
     DataRow(
         name="folder",
-        summary="images in train/CLASS/ and test/CLASS/ (or val/CLASS/)",
-        get="give the folder that holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE) as data.path",
+        summary="images in train/CLASS/ and test/CLASS/ (or val/CLASS/), or in CLASS/ alone",
+        get="give the folder that holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE), or CLASS/IMAGE "
+        "alone, as data.path",
         usual="imagenet",
         augment=_PHOTO_AUGMENT,
         options=FolderOptions,

@@ -1,4 +1,7 @@
-"""Image folders: train/CLASS/*.png and test/CLASS/* or val/CLASS/*, any format that Pillow reads."""
+"""Image folders: train/CLASS/*.png and test/CLASS/* or val/CLASS/*, any format that Pillow reads.
+
+Where classes lie in the folder itself, one image in five of each is kept for testing.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from secateur.data.options import FolderOptions
 from secateur.data.readers import Contents, locate, shape_of
 from secateur.errors import DataError
 
+_PARTS = ("train", "test", "val")
+_HELD_OUT = 5  # of a folder that is not divided: one image in so many of each class is for testing
 EXTENSIONS = frozenset(".png .jpg .jpeg .webp .bmp .ppm .pgm .tif .tiff .gif".split())
 
 
@@ -40,6 +45,9 @@ def read(path: str | None, options: FolderOptions, get: str) -> Contents:
     root = locate("folder", path, (), get)
     if not root.is_dir():
         raise DataError(f"{str(root)!r} is a file, not a folder of images: {get}.")
+    shape, check = shape_of(options)
+    if options.test is None and _undivided(root):
+        return _divided(root, shape, check)
     train_folder = root / "train"
     if not train_folder.is_dir():
         raise DataError(f"{str(root)!r} has no folder 'train': {get}.")
@@ -47,16 +55,52 @@ def read(path: str | None, options: FolderOptions, get: str) -> Contents:
     names = [entry.name for entry in entries(train_folder) if entry.is_dir()]
     if not names:
         raise DataError(f"{str(train_folder)!r} has no folder for a class: {get}.")
-    shape, check = shape_of(options)
     sets, left_out = [], []
     for folder in (train_folder, test_folder):
         files, labels, others = _scan(folder, {name: number for number, name in enumerate(names)})
         sets.append(FolderImages(folder, files, labels, shape, check))
         left_out += others
-    if left_out:
-        notes.append(
-            f"{len(left_out):,} files are no images in a class's folder and were left out: {left_out[0]!r}, ..."
+    return _contents(root, names, sets, [*notes, *_said(left_out)])
+
+
+def _undivided(root: Path) -> bool:
+    """Whether folders of classes lie in the folder itself: two or more, none of which is divided in its turn."""
+    folders = [entry for entry in entries(root) if entry.is_dir()]
+    divided = any((place / name).is_dir() for place in (root, *folders) for name in _PARTS)
+    return len(folders) > 1 and not divided
+
+
+def _divided(root: Path, shape: Shape, check: int | None) -> Contents:
+    """Every fifth image of each class, in the order of their names, is for testing."""
+    names = [entry.name for entry in entries(root) if entry.is_dir()]
+    files, labels, left_out = _scan(root, {name: number for number, name in enumerate(names)})
+    seen = [0] * len(names)
+    parts: tuple[tuple[list[str], list[int]], ...] = (([], []), ([], []))
+    for file, label in zip(files, labels, strict=True):
+        seen[label] += 1
+        chosen, of = parts[seen[label] % _HELD_OUT == 0]
+        chosen.append(file)
+        of.append(label)
+    if not parts[1][0]:
+        raise DataError(
+            f"{str(root)!r} has no folders 'train' and 'test', and fewer than {_HELD_OUT} images of each class, so "
+            "that none can be kept for testing: add images, or divide them into train/CLASS and test/CLASS."
         )
+    note = (
+        f"{str(root)!r} has no folders 'train' and 'test': every fifth image of each class, {len(parts[1][0]):,} of "
+        f"{len(files):,}, is kept for testing, and nothing is trained on it."
+    )
+    return _contents(root, names, [FolderImages(root, *part, shape, check) for part in parts], [note, *_said(left_out)])
+
+
+def _said(left_out: list[str]) -> list[str]:
+    """What was no image."""
+    if not left_out:
+        return []
+    return [f"{len(left_out):,} files are no images in a class's folder and were left out: {left_out[0]!r}, ..."]
+
+
+def _contents(root: Path, names: list[str], sets: list[FolderImages], notes: list[str]) -> Contents:
     shown = tuple(os.fsencode(name).decode(errors="backslashreplace") for name in names)  # a name may be no UTF-8
     return Contents(sets[0], sets[1], len(names), shown, partial(_checksums, root, sets), tuple(notes))
 
