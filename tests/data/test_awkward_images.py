@@ -201,9 +201,9 @@ def odd_names_of_classes(data: Data) -> None:
     assert data.class_names == ("cat", "dog", "\U0001f408 <b>&\n")
 
 
-@form(lambda root: [write(root, f"{part}/" + os.fsdecode(b"caf\xe9") + "/a.png") for part in ("train", "test")])
+@form(lambda root: [write(root, f"{part}/" + os.fsdecode(b"met\xe9") + "/a.png") for part in ("train", "test")])
 def names_that_are_not_utf8(data: Data) -> None:
-    assert data.class_names == (r"caf\xe9", "cat", "dog")
+    assert data.class_names == ("cat", "dog", r"met\xe9")
     "".join(data.class_names).encode()
 
 
