@@ -154,7 +154,7 @@ def main() -> None:
             row["command"] = re.sub(re.escape(str(ROOT)), "ADDRESS", row["command"])
         import secateur
 
-        small = secateur.load(place / "small", trust=True)
+        small = secateur.load(place / "small", model=_built(place))
         told = json.loads((place / "small" / "compress.json").read_text(encoding="utf-8"))
         found = {"before": accuracy(dense.eval(), data), "after": accuracy(small.eval(), data)}
     print(commands, found, told.keys())
