@@ -82,7 +82,29 @@ def by_part(m: Net, x: torch.Tensor) -> Any:
     return m.part(m.raw(x))  # type: ignore[operator]
 
 
+def by_gradients(m: Net, x: torch.Tensor) -> Any:
+    y = m.raw(x)
+    return (m.last(y), y) if torch.is_grad_enabled() else m.last(y)
+
+
+def by_their_graph(m: Net, x: torch.Tensor) -> Any:
+    y = m.raw(x)
+    return [m.last(y), y] if y.requires_grad else [m.last(y)]
+
+
+def needs_gradients(*tensors: torch.Tensor) -> bool:
+    return any(t.requires_grad for t in tensors)
+
+
+def by_anybody(m: Net, x: torch.Tensor) -> Any:
+    y = m.raw(x)
+    return {"out": m.last(y), **({"raw": y} if needs_gradients(x, y) else {})}
+
+
 SPELLINGS: list[Callable[[], Net]] = [
+    lambda: Net(by_gradients),
+    lambda: Net(by_their_graph),
+    lambda: Net(by_anybody),
     lambda: Net(early),
     lambda: Net(pair),
     lambda: Net(by_function),
@@ -101,6 +123,48 @@ def test_a_width_that_reaches_an_output_in_training_stays_whole(make: Callable[[
     whole, cut = (secateur.graph.nests.output_tensors(m.train()(IMAGE)) for m in (model, result.model))
     assert [t.shape for t in whole] == [t.shape for t in cut]
     assert "training mode" in next(f.reason for f in result.graph.frozen if f.name == "head")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_trace_leaves_the_gradient_mode_as_it_was(enabled: bool) -> None:
+    with torch.set_grad_enabled(enabled):
+        secateur.trace(Net(by_gradients), IMAGE)
+        assert torch.is_grad_enabled() is enabled
+
+
+def kept_as_attribute(m: Any, x: torch.Tensor) -> Any:
+    y = m.raw(x)
+    if m.training:
+        m.features = y
+    return m.last(y)
+
+
+def kept_in_a_list(m: Any, x: torch.Tensor) -> Any:
+    y, m.kept = m.raw(x), []
+    if m.training:
+        m.kept.append(y)
+    return m.last(y)
+
+
+def kept_by_a_part(m: Any, x: torch.Tensor) -> Any:
+    y = m.raw(x)
+    m.last.seen = {"raw": y if m.training else y.mean()}
+    return m.last(y)
+
+
+@pytest.mark.parametrize("run", [kept_as_attribute, kept_in_a_list, kept_by_a_part])
+def test_what_training_keeps_for_a_loss_stays_whole(run: Callable[[Net, torch.Tensor], Any]) -> None:
+    result = secateur.prune(Net(run).eval(), IMAGE, budget="flops=0.5")
+    assert {g.name for g in result.graph.groups} == {"a", "b"}
+    assert "kept as" in next(f.reason for f in result.graph.frozen if f.name == "head")
+
+
+def test_what_every_forward_keeps_follows_the_cut() -> None:
+    def kept(m: Any, x: torch.Tensor) -> Any:
+        m.features = m.raw(x)
+        return m.last(m.features) * (2.0 if m.training else 1.0)
+
+    assert {g.name for g in secateur.trace(Net(kept).eval(), IMAGE).groups} == {"a", "b", "head"}
 
 
 def test_what_training_mode_leaves_as_it_is_can_be_pruned() -> None:

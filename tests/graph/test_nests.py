@@ -200,3 +200,7 @@ def test_a_generator_as_output_is_refused_and_one_between_layers_is_not() -> Non
             return torch.cat([self.b(t) for t in self.parts(self.a(x))])
 
     assert [g.name for g in secateur.trace(Net(), torch.randn(2, 3, 8, 8)).groups] == ["a"]
+
+
+def test_tensors_that_are_keys_are_seen() -> None:
+    assert [t.tolist() for t in output_tensors({ONE: ONE + 1, (ONE + 2, "name"): 3})] == [[1, 1], [3, 3], [2, 2]]

@@ -17,7 +17,7 @@ from torch import nn
 
 from secateur.errors import InputError, ModelError, SecateurError
 from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, draws_random, on_one_device, schema_of
-from secateur.graph.code import STEADY, meta_differs, training_differs
+from secateur.graph.code import STEADY, mentions, meta_differs, training_differs
 from secateur.graph.forms import Form
 from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.leaving import watching
@@ -25,6 +25,7 @@ from secateur.graph.modules import (
     as_call,
     clone_module,
     compiled_in_place,
+    loose_tensors,
     map_tensors,
     module_stack,
     modules_of,
@@ -39,6 +40,7 @@ from secateur.graph.rules.pointwise import pointwise
 from secateur.graph.shapes import run_on_meta
 
 OUTPUT = "the model's output"
+_GRADIENTS = frozenset({"is_grad_enabled"})
 SOFTMAX = frozenset(f"aten::{name}" for name in ("_softmax", "softmax", "_safe_softmax", "_log_softmax", "log_softmax"))
 
 
@@ -100,6 +102,7 @@ class Recording:
     unsupported: list[Unsupported] = field(default_factory=list)
     on_meta: bool = True
     training_error: str = ""  # why the run in training mode came to nothing
+    gradients: bool = False  # a tensor was asked whether gradients are taken of it
     compiled: list[str] = field(default_factory=list)  # modules compiled in place; they were run uncompiled
     softmaxed: list[Ids] = field(default_factory=list)  # axes along which a softmax was taken
     scales: list[Ids] = field(default_factory=list)  # axes of fixed vectors that rise or fall: values of bins, maybe
@@ -242,8 +245,10 @@ class Recorder(Mode):
         return self.moved[id(tensor)][1]
 
 
-def forward(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], recorder: Recorder) -> Any:
-    """Run `model` under `recorder`, noting taps."""
+def forward(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], recorder: Recorder, *, gradients: bool = False
+) -> Any:
+    """Run `model` under `recorder`, noting taps; with `gradients` as training does, for a forward that asks."""
 
     def tap(name: str, output: Any) -> None:
         for position, tensor in enumerate(output_tensors(output)):
@@ -251,8 +256,17 @@ def forward(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], re
                 if axis is not None:
                     recorder.recording.taps.append(Tap(name, position, dim, axis))
 
-    watched = watching(model, recorder.recording.ledger, recorder.stack)
-    with plain_kernels(), module_stack(model, recorder.stack, tap), watched, recorder:
+    def asked() -> None:
+        recorder.recording.gradients = True
+
+    watched = watching(model, recorder.recording.ledger, recorder.stack, asked)
+    with (
+        plain_kernels(),
+        torch.set_grad_enabled(gradients),
+        module_stack(model, recorder.stack, tap),
+        watched,
+        recorder,
+    ):
         return model(*args, **kwargs)
 
 
@@ -305,7 +319,8 @@ def capture_once(
     inputs: tuple[Any, Any] = map_tensors((args, kwargs), lambda t: _input(t, meta))
     output = forward(twin, inputs[0], inputs[1], recorder)
     _fix_outputs(recording, output)
-    if training and (training_differs(model) or _never_used(twin, recording)):
+    recording.gradients |= mentions(model, _GRADIENTS)
+    if training and (recording.gradients or training_differs(model) or _never_used(twin, recording)):
         _capture_training(twin, (args, kwargs), recording, meta)
     recording.compiled = compiled_in_place(model)
     if recording.softmaxed:
@@ -390,19 +405,34 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
 def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: bool) -> None:
     extra = Recording(recording.ledger, places=recording.places, first_use=dict(recording.first_use), on_meta=meta)
     before, recording.ledger.training = len(recording.ledger.macs), True
+    known = _kept(twin)
     try:
         again = map_tensors(inputs, lambda t: _input(t, meta))
         with torch.random.fork_rng(devices=[]):  # dropout draws
-            output = forward(twin, again[0], again[1], Recorder(extra, meta))
+            output = forward(twin, again[0], again[1], Recorder(extra, meta), gradients=recording.gradients)
     finally:
         del recording.ledger.macs[before:]
         recording.ledger.training = False
     _fix_outputs(recording, output, " in training mode")
+    for place, axis in _kept(twin).items():
+        if place not in known:  # a loss may take it from there
+            recording.ledger.fix(axis, f"is kept as {place[0]} in training mode")
     _fix_sources(extra, recording.calls, output)
     offset = len(recording.calls)
     for name, first in extra.first_use.items():
         recording.first_use.setdefault(name, first + offset)
     recording.unsupported += extra.unsupported
+
+
+def _kept(model: nn.Module) -> dict[tuple[str, bytes], Ids]:
+    """What a forward pass left among the attributes of modules: the axes by where they are, and by their slots."""
+    return {
+        (f"{name}.{attribute}".lstrip("."), axis.tobytes()): axis
+        for name, module in modules_of(model)
+        for attribute, tensor in loose_tensors(module)
+        for axis in label_of(tensor)
+        if axis is not None
+    }
 
 
 def _fix_sources(extra: Recording, known: list[Call], output: Any) -> None:

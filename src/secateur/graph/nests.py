@@ -74,6 +74,7 @@ def _items(value: Any, refuse: bool) -> Iterator[Any]:
     if isinstance(value, list | tuple | set | frozenset | deque):
         yield from value
     elif isinstance(value, Mapping):
+        yield from (key for key in value if not isinstance(key, _LEAVES))
         yield from value.values()
     elif isinstance(value, np.ndarray):
         yield from value.ravel() if value.dtype == object else ()
