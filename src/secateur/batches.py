@@ -15,6 +15,7 @@ import torch
 
 from secateur.errors import ConfigError, InputError
 from secateur.graph.modules import Inputs, as_call
+from secateur.graph.nests import output_tensors
 
 #: What inputs and targets are called in batches that are dicts, the usual name first.
 _INPUTS = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data")
@@ -84,7 +85,7 @@ def parts_of(batch: Any, example_inputs: Any) -> tuple[Any, Any]:
         batch: in one of the forms that `Batches` names. example_inputs: what the network is called with.
 
     Raises:
-        InputError: it has no inputs for this network, or is a single sample.
+        InputError: it has no inputs for this network, is a single sample, or holds NaN or infinity.
     """
     args, keywords = as_call(example_inputs)
     if args and keywords:
@@ -101,6 +102,7 @@ def parts_of(batch: Any, example_inputs: Any) -> tuple[Any, Any]:
             "pairs (inputs, target) or dicts of tensors."
         )
     _check_rows(inputs, args, keywords)
+    _check_numbers(inputs, example_inputs)
     return inputs, target
 
 
@@ -253,6 +255,16 @@ def _check_rows(inputs: Any, args: tuple[Any, ...], keywords: Mapping[str, Any])
                 f"A batch's inputs are {_shape(value)} and the network takes {_shape(example)}: a single sample is no "
                 "batch, so wrap the data in a DataLoader."
             )
+
+
+def _check_numbers(inputs: Any, example: Any) -> None:
+    """One number that is none spoils all sums over the data; an example with infinity, such as a mask, allows it."""
+    if not _finite(inputs) and _finite(example):
+        raise InputError("A batch's inputs hold NaN or infinite values: look at the files and at their normalisation.")
+
+
+def _finite(inputs: Any) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in output_tensors(inputs) if tensor.is_floating_point())
 
 
 def _like(value: torch.Tensor, example: Any) -> bool:

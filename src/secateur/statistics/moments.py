@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from secateur._distributed import global_sum, rank, world
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, InputError
 from secateur.statistics.gather import Collector
 from secateur.statistics.patches import EXACT, Lattice, add_square, mirrored, patches
 
@@ -107,6 +107,8 @@ class Moments(Collector):
                 self._source[name] = name
                 self._gather(name)
             if self._source.get(name) == name and float(self._totals[name][0, -1, -1]):
+                if not bool(self._totals[name].sum().isfinite()):
+                    raise InputError(f"What {name} reads is not finite: check the images and the weights.")
                 self._found[name] = _moment(self._totals.pop(name), self._shifts[name])
         self._totals.clear()
 

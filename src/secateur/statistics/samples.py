@@ -212,9 +212,13 @@ class PatchSums:
         assert found is not None  # there is no stop without a batch
         for half in found.halves or ():
             found.merge(half)
-        if not math.isfinite(found.yy) or not bool(torch.isfinite(found.xx.sum())):
+        return found.finite()
+
+    def finite(self) -> PatchSums:
+        """These sums; InputError where they are no numbers."""
+        if not math.isfinite(self.yy) or not bool(torch.isfinite(self.xx.sum())):
             raise InputError("What a layer reads or answers is not finite: check the images and the weights.")
-        return found
+        return self
 
     def covariances(self, *, constant: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """XᵀX/N and XᵀY/N; with a constant, around the means."""

@@ -62,7 +62,7 @@ class Slopes:
             found.add(seen, wanted - moved, a)
         assert found is not None  # there is no stop without a batch
         offset = weight * self.loss - fixed / (2 * first * found.y.numel())
-        return Reconstruction(found, constant=constant, places=first, offset=0.0 if alone else offset)
+        return Reconstruction(found.finite(), constant=constant, places=first, offset=0.0 if alone else offset)
 
 
 def loss_slopes(
