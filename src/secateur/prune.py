@@ -14,7 +14,7 @@ from secateur._settings import validated
 from secateur.allocate import Constraints, allocate
 from secateur.batches import Batches
 from secateur.budget import Budget
-from secateur.errors import ConfigError, ModelError
+from secateur.errors import ConfigError, InputError, ModelError
 from secateur.graph import Graph, trace
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.history import carry
@@ -88,7 +88,7 @@ def prune(
     wanted = create(task) if task is not None else None
     if wanted is not None:
         row.check_task(wanted, example_inputs)
-        loss = loss or wanted.loss
+        loss = loss or _loss_of(wanted)
     mending = repairs(repair)
     _check_data(row, mending, data)
     patterns = tuple([ignore] if isinstance(ignore, str) else ignore)
@@ -133,7 +133,10 @@ def prune(
 
 
 def cross_entropy(output: Any, target: Any) -> torch.Tensor:
-    """The usual loss of class scores; ConfigError where output and target are no such thing."""
+    """The usual loss of class scores; ConfigError where output and target are no such thing.
+
+    Class numbers are integers of any size; -100 stands for none. InputError where others are beyond the scores.
+    """
     scores = isinstance(output, torch.Tensor) and output.is_floating_point() and output.ndim >= 2
     shares = isinstance(target, torch.Tensor) and scores and target.shape == output.shape and target.is_floating_point()
     numbers = isinstance(target, torch.Tensor) and not target.is_floating_point() and target.ndim == output.ndim - 1
@@ -142,7 +145,28 @@ def cross_entropy(output: Any, target: Any) -> torch.Tensor:
             "Without loss= the loss is cross entropy of class scores and class numbers, and these outputs and targets "
             "are no such thing: pass loss=(a function of output and target)."
         )
-    return F.cross_entropy(output, target)
+    if not numbers:
+        return F.cross_entropy(output, target)
+    known, most = target[target != -100], output.shape[1] - 1
+    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) <= most:
+        raise InputError(
+            f"Class numbers go from {int(known.min())} to {int(known.max())}, and the network tells {most + 1} classes "
+            f"apart: they must go from 0 to {most}."
+        )
+    return F.cross_entropy(output, target.long())
+
+
+def _loss_of(task: Task) -> Loss:
+    """A task's loss, which says what is wrong with answers and targets that it cannot take."""
+
+    def loss(output: Any, target: Any) -> torch.Tensor:
+        try:
+            return task.loss(output, target)
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            task.check(output, target)
+            raise
+
+    return loss
 
 
 def _row(given: Any, settings: Mapping[str, Any]) -> MethodRow:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, InputError
 from secateur.graph.modules import as_call, map_tensors
 from secateur.statistics.gather import Loss, pair, rows
 
@@ -20,6 +20,8 @@ from secateur.statistics.gather import Loss, pair, rows
 _EVERY = 8
 #: Images in one forward pass.
 _BATCH = 256
+#: What stands for no class in masks of 8 bits; else it is a number below zero.
+_NO_CLASS = 255
 
 
 class HeldOut:
@@ -88,10 +90,19 @@ class HeldOut:
             yield model(*args, **keywords), target
 
     def _accuracy(self, model: nn.Module) -> float:
-        """The share of held images whose class has the largest output; class numbers that are none do not count."""
+        """The share of held images whose class has the largest output; labels of no class do not count.
+
+        Raises:
+            InputError: a label is neither of a class nor one that stands for none: they may begin with 1.
+        """
         right = total = 0
         for output, target in self._answers(model):
             asked = (target >= 0) & (target < output.shape[1])
+            if bool((~asked & (target >= 0) & (target != _NO_CLASS)).any()):
+                raise InputError(
+                    f"Class numbers go up to {int(target[target != _NO_CLASS].max())}, and the network tells "
+                    f"{output.shape[1]} classes apart: they must go from 0 to {output.shape[1] - 1}."
+                )
             right += int((output.argmax(1) == target)[asked].sum())
             total += int(asked.sum())
         return right / max(total, 1)

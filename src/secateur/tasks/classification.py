@@ -30,12 +30,12 @@ class Classification(Task):
 
     def loss(self, answer: Any, targets: Any) -> torch.Tensor:
         """Cross entropy, its targets smoothed."""
-        return F.cross_entropy(answer.float(), targets, label_smoothing=self.settings.label_smoothing)
+        return F.cross_entropy(answer.float(), _wanted(targets), label_smoothing=self.settings.label_smoothing)
 
     def judged(self, model: Any, inputs: Any, targets: Any) -> tuple[torch.Tensor, Any]:
         """Cross entropy of the targets as they are: smoothing is for training."""
         _, answer = super().judged(model, inputs, targets)
-        return F.cross_entropy(answer.float(), targets), answer
+        return F.cross_entropy(answer.float(), _wanted(targets)), answer
 
     def per_sample(self, answer: Any, targets: Any) -> torch.Tensor:
         """1 for every sample of which the highest score is its class's."""
@@ -78,3 +78,8 @@ class Classification(Task):
         student = F.log_softmax(answer.float() / temperature, 1)
         teacher = F.log_softmax(taught.float() / temperature, 1)
         return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _wanted(targets: torch.Tensor) -> torch.Tensor:
+    """Class numbers, integers of any size, or shares as cross entropy takes them."""
+    return targets if targets.is_floating_point() else targets.long()

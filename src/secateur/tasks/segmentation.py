@@ -81,7 +81,7 @@ class Segmentation(Task):
     def _labels(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Labels that cross entropy takes, and which pixels count."""
         known = targets != self.settings.ignore_index
-        return torch.where(known, targets, 0), known
+        return torch.where(known, targets, 0).long(), known
 
 
 def _scores(answer: Any) -> Any:

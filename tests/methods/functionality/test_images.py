@@ -167,7 +167,12 @@ def test_answers_are_logits_of_true_classes_or_of_predicted_ones() -> None:
     logits = torch.tensor([[1.0, 5.0], [3.0, 2.0]])
     assert true_logit(logits, torch.tensor([0, 1])).item() == 1.5
     assert true_logit(logits, torch.tensor([[1.0, 0.0], [0.2, 0.8]])).item() == 1.5
+    assert true_logit(logits, torch.tensor([[0], [1]], dtype=torch.uint8)).item() == 1.5
+    assert true_logit(logits, torch.tensor([0, 255])).item() == 2.0  # the second is of no class
     assert true_logit(logits, None).item() == 4.0
+    assert true_logit(logits, torch.tensor([[-1.0, -0.5], [0.7, 0.1]])).item() == 4.0  # numbers are no shares
+    for target in (torch.tensor([0, 1]), torch.tensor([-1.3, 2.5]), torch.ones(2, 1)):
+        assert true_logit(logits[:, :1], target).item() == 2.0  # a single output is no class
     assert true_logit(logits[:, :, None, None].expand(2, 2, 3, 3), None).item() == 4.0
     with pytest.raises(ConfigError, match="there is no logit to look at"):
         true_logit(torch.zeros(3), None)

@@ -25,6 +25,7 @@ from secateur._protocols import IntArray
 from secateur.errors import ConfigError
 from secateur.graph.channels import Member
 from secateur.graph.modules import map_tensors, output_tensors
+from secateur.methods.kit.answers import kind_of
 from secateur.statistics.gather import Collector, count, untouched
 
 Objective = Callable[[torch.Tensor], torch.Tensor]
@@ -359,8 +360,9 @@ def true_logit(output: Any, target: Any) -> torch.Tensor:
             f"The output is {tuple(logits.shape)} and not [samples, classes, ...], so that there is no logit to look "
             "at: choose another method."
         )
-    if isinstance(target, torch.Tensor) and target.shape == logits.shape and target.is_floating_point():
-        target = target.argmax(1)
-    if logits.dim() == 2 and isinstance(target, torch.Tensor) and target.shape == logits.shape[:1]:
-        return logits.gather(1, target.long()[:, None]).mean()
+    if logits.dim() == 2 and kind_of(logits, target) == "classes":
+        labels = (target.view_as(logits).argmax(1) if target.numel() == logits.numel() else target.flatten()).long()
+        known = (labels >= 0) & (labels < logits.shape[1])
+        own = logits.gather(1, torch.where(known, labels, 0)[:, None])[:, 0]
+        return torch.where(known, own, logits.amax(1)).mean()
     return logits.amax(1).mean()

@@ -1,0 +1,84 @@
+"""Class numbers as people have them: of any integer type, none for some samples, beginning with 1, none at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import secateur
+from secateur.errors import ConfigError, InputError, SecateurError
+from secateur.methods import METHODS
+
+IMAGES = torch.randn(24, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(24) % 4
+#: Methods that look at labels and need no training.
+LOOKING = [row.name for row in METHODS if row.needs == "calibration" and row.labels and row.acts == "after training"]
+
+
+def _network(outputs: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, outputs)).eval()
+
+
+def _pruned(method: str, labels: torch.Tensor, outputs: int = 4, **options: object) -> secateur.Result:
+    batches = [(IMAGES[:12], labels[:12]), (IMAGES[12:], labels[12:])]
+    budget = "params=0.7" if method == "dkp" else "flops=0.7"
+    return secateur.prune(_network(outputs), IMAGES[:2], method=method, budget=budget, data=batches, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("taylor", torch.int32), ("taylor", torch.uint8), ("taylor", torch.int16), ("dcp", torch.int32),
+        ("cap", torch.uint8), ("adapruner", torch.int16), ("catro", torch.int32),
+    ],
+)  # fmt: skip
+def test_labels_of_any_integer_type_say_the_same(method: str, kind: torch.dtype) -> None:
+    assert _pruned(method, LABELS.to(kind)).plan == _pruned(method, LABELS).plan
+
+
+@pytest.mark.parametrize("task", [None, "classification"])
+@pytest.mark.parametrize("method", ["taylor", "cap", "adapruner"])
+def test_labels_that_begin_with_one_are_refused(method: str, task: str | None) -> None:
+    with pytest.raises(SecateurError, match=r"4 classes apart|from 0 to 3"):
+        _pruned(method, LABELS + 1, task=task)
+
+
+def test_a_label_of_no_class_is_left_out() -> None:
+    none = torch.where(torch.arange(24) < 12, -100, LABELS)
+    options = {"method": "taylor", "budget": "flops=0.6"}
+    found = secateur.prune(_network(), IMAGES[:2], data=[(IMAGES, none)], **options)  # type: ignore[arg-type]
+    wanted = secateur.prune(_network(), IMAGES[:2], data=[(IMAGES[12:], LABELS[12:])], **options)  # type: ignore[arg-type]
+    assert found.plan.masks.keys() == wanted.plan.masks.keys()
+    assert all((found.plan.masks[name] == mask).all() for name, mask in wanted.plan.masks.items())
+
+
+@pytest.mark.parametrize("method", LOOKING)
+@pytest.mark.parametrize(
+    ("labels", "loss"),
+    [
+        ((LABELS > 1).long(), lambda output, y: F.binary_cross_entropy_with_logits(output[:, 0], y.float())),
+        (LABELS.float() - 1.5, lambda output, y: F.mse_loss(output[:, 0], y)),
+        ((LABELS > 1)[:, None], lambda output, y: F.soft_margin_loss(output, 2.0 * y - 1)),
+    ],
+)
+def test_one_output_is_served_or_refused_in_a_sentence(
+    method: str, labels: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> None:
+    """What scores nothing must not report success: either the loss has a say, or there is a sentence."""
+    if method == "catro" and (labels.dim() > 1 or labels.is_floating_point()):
+        with pytest.raises(ConfigError, match="Classes are to be told apart"):
+            _pruned(method, labels, outputs=1, loss=loss)
+        return
+    found = _pruned(method, labels, outputs=1, loss=loss)
+    assert not any("same score" in note for note in found.notes)
+
+
+def test_the_usual_loss_says_what_it_cannot_take() -> None:
+    with pytest.raises(InputError, match="go from -3 to 7"):
+        secateur.prune.__globals__["cross_entropy"](torch.zeros(2, 4), torch.tensor([-3, 7]))
