@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -88,7 +89,8 @@ def prune(
     wanted = create(task) if task is not None else None
     if wanted is not None:
         row.check_task(wanted, example_inputs)
-        loss = loss or _loss_of(wanted)
+    usual = cross_entropy if wanted is None else _loss_of(wanted)
+    given = None if loss is None else _Given(loss)
     mending = repairs(repair)
     _check_data(row, mending, data)
     patterns = tuple([ignore] if isinstance(ignore, str) else ignore)
@@ -100,7 +102,7 @@ def prune(
     if isinstance(factory, type) and issubclass(factory, OneShot):
         graph = _traced(model, example_inputs, attention)
         constraints = price(graph, bounds, constraints, watch)
-        gradients = _Gradients(row.name, batches, loss or cross_entropy)
+        gradients = _Gradients(row.name, batches, given or usual)
         score = factory.scorer(validated(row.config, settings, "method"), seed, gradients)
 
         def planned(graph: Graph) -> Plan:
@@ -110,7 +112,8 @@ def prune(
                 allocator=allocator or "global", normalise=normalise or "mean", ratios=ratios,
             )  # fmt: skip
 
-        return _scored(row, graph, planned, batches, mending, seed=seed, verify=verify, inplace=inplace)
+        found = _scored(row, graph, planned, batches, mending, seed=seed, verify=verify, inplace=inplace)
+        return replace(found, remarks=(*_unasked(row, data, mending, given), *found.remarks))
     if ratios or allocator == "ratios" or bounds is None:
         raise ConfigError(
             f'The method {row.name!r} finds its widths from a budget, such as budget="flops=0.5", and takes no ratios: '
@@ -125,10 +128,10 @@ def prune(
     made.verify_cut = verify
     if row.needs == "calibration":
         assert batches is not None
-        made.collect(batches, loss or cross_entropy)
+        made.collect(batches, given or usual)
     made.finish(mending, batches or ())
     assert made.result is not None
-    result = replace(made.result, remarks=tuple(made.notes))
+    result = replace(made.result, remarks=(*_unasked(row, data, mending, given), *made.notes))
     return _inplace(result, made) if inplace else result
 
 
@@ -174,6 +177,12 @@ def _row(given: Any, settings: Mapping[str, Any]) -> MethodRow:
     if "criterion" in settings:
         raise ConfigError(f"criterion= is now called method=: write method={settings['criterion']!r}.")
     row = method(given) if isinstance(given, str) else row_of(given)
+    taken = row.config.model_fields.keys() & inspect.signature(prune).parameters
+    if taken:
+        raise ConfigError(
+            f"The setting {min(taken)!r} of the method {row.name!r} is named like an argument of prune, which takes it "
+            f'for itself: give it another name, or use secateur.methods.create("{row.name}", ...).'
+        )
     if row.acts == "while training":
         raise ConfigError(
             f"The method {row.name!r} acts while the network is trained, which one call cannot do: drive it in a "
@@ -190,6 +199,25 @@ def _check_data(row: MethodRow, mending: list[Repair], data: Any) -> None:
             f"The method {row.name!r} learns from {what} and none are given: pass data=(batches), or "
             "on the command line --data KIND:PATH."
         )
+
+
+class _Given:
+    """A loss of the user's, and whether anybody has asked for it."""
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss, self.asked = loss, False
+
+    def __call__(self, output: Any, target: Any) -> torch.Tensor:
+        self.asked = True
+        return self._loss(output, target)
+
+
+def _unasked(row: MethodRow, data: Any, mending: list[Repair], loss: _Given | None) -> Iterator[str]:
+    """What was given and made no difference, in sentences."""
+    if data is not None and row.needs == "nothing" and not mending:
+        yield f"The data were not looked at: {row.name} needs none, and no repair was asked for."
+    if loss is not None and not loss.asked:
+        yield f"The loss was not looked at: {row.name} did not ask for it."
 
 
 def _traced(model: nn.Module, example_inputs: Any, attention: Literal["heads", "head_dim"]) -> Graph:
@@ -235,8 +263,6 @@ def _scored(
     if mending:
         result = _mended(graph, plan, mending, batches or (), verify=verify, inplace=inplace)
         return replace(result, remarks=(*notes, *result.remarks))
-    if batches is not None and row.needs == "nothing":
-        notes = (*notes, f"The data were not looked at: {row.name} needs none, and no repair was asked for.")
     proof = graph.verify(made, plan, seed=seed) if verify else None
     after = graph.cost(plan)
     if inplace and verify:  # only now that everything has worked out

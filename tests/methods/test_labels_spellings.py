@@ -82,3 +82,30 @@ def test_one_output_is_served_or_refused_in_a_sentence(
 def test_the_usual_loss_says_what_it_cannot_take() -> None:
     with pytest.raises(InputError, match="go from -3 to 7"):
         secateur.prune.__globals__["cross_entropy"](torch.zeros(2, 4), torch.tensor([-3, 7]))
+
+
+@pytest.mark.parametrize("method", ["taylor", "dcp", "dkp", "acp", "adapruner"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda output, y: F.cross_entropy(output, y, reduction="none"),
+        lambda output, y: F.cross_entropy(output, y).item(),
+        lambda output, y: None,
+    ],
+)
+def test_a_loss_that_is_no_number_is_refused(method: str, loss: Callable[..., torch.Tensor]) -> None:
+    with pytest.raises(ConfigError, match="one number"):
+        _pruned(method, LABELS, loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("method", "asked"), [("l1", False), ("pfp", False), ("cap", False), ("taylor", True), ("dcp", True)]
+)
+def test_a_loss_that_nobody_asked_for_is_said(method: str, asked: bool) -> None:
+    found = _pruned(method, LABELS, loss=F.cross_entropy)
+    assert any("loss was not looked at" in note for note in found.notes) != asked
+
+
+def test_data_that_nobody_looked_at_are_said() -> None:
+    for method in ("l1", "cpmc"):
+        assert any("data were not looked at" in note for note in _pruned(method, LABELS).notes)

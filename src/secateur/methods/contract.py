@@ -211,7 +211,7 @@ class Method(nn.Module):
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Refuse a setting that the constructor would take for itself, and count what an own loop calls."""
         super().__init_subclass__(**keywords)
-        taken = set(cls.Config.model_fields) & set(inspect.signature(Method.__init__).parameters)
+        taken = set(cls.Config.model_fields) & {"name", *inspect.signature(Method.__init__).parameters}
         if taken:
             raise ConfigError(
                 f"The setting {min(taken)!r} of {cls.__name__} is named like an argument of every method's constructor "

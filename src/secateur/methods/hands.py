@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from secateur.batches import Batches
-from secateur.errors import InputError, ModelError
+from secateur.errors import ConfigError, InputError, ModelError
+from secateur.graph.nests import output_tensors
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
@@ -66,12 +67,24 @@ def reading(collect: Callable[[Any, Any, Loss], None]) -> Callable[[Any, Any, Lo
                 raise InputError(
                     f"The method {self.name!r} looks at targets and a batch has none: give pairs (inputs, target)."
                 )
-            return loss(output, target)
+            value = loss(output, target)
+            if torch.is_grad_enabled():
+                _check_value(value, output)
+            return value
 
         shown = Batches(batches, self.example_inputs, keep=False)
         collect(self, iter(shown) if isinstance(batches, Iterator) else shown, asked)
 
     return read
+
+
+def _check_value(value: Any, output: Any) -> None:
+    """ConfigError where a loss gives nothing that a backward pass could begin at."""
+    asks = any(tensor.requires_grad for tensor in output_tensors(output))
+    if not isinstance(value, torch.Tensor) or value.numel() != 1 or (asks and not value.requires_grad):
+        raise ConfigError(
+            "The loss does not give one number that depends on the model's output: return a scalar tensor."
+        )
 
 
 def without_decay(undecayed: Iterable[nn.Parameter], groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
