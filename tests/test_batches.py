@@ -113,6 +113,9 @@ def test_a_target_is_asked_for_where_it_is_looked_at() -> None:
         ({"one": X, "two": X}, X, "Which of one, two the network takes cannot be told"),
         ((X,), (X, W), "takes 2 inputs and a batch has 1"),
         ({"a": X}, {"a": X, "b": W}, "a batch has no 'b'"),
+        ((X.to(torch.uint8), Y), X, "inputs are uint8 and the network takes float32: convert"),
+        ({"image": X.double()}, X, "inputs are float64 and the network takes float32"),
+        ((X, W.long()), (X, W), "inputs are int64 and the network takes float32"),
     ],
 )
 def test_what_cannot_be_a_batch(batch: Any, example: Any, said: str) -> None:

@@ -20,6 +20,9 @@ from secateur.graph.nests import output_tensors
 #: What inputs and targets are called in batches that are dicts, the usual name first.
 _INPUTS = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data")
 _TARGETS = ("label", "labels", "target", "targets", "y", "mask")
+#: What data sets give that nobody converted, and what networks that do not convert compute in.
+_UNCONVERTED = frozenset({torch.uint8, torch.uint16, torch.int16, torch.int32, torch.int64, torch.bool, torch.float64})
+_COMPUTED = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 class Batches:
@@ -245,7 +248,8 @@ def _target(batch: Mapping[str, Any], inputs: Iterable[str]) -> Any:
 
 
 def _check_rows(inputs: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-    """A data set without a DataLoader gives samples, which lack the dimension of the batch."""
+    """A data set without a DataLoader gives samples, which lack the dimension of the batch; one without transforms
+    gives images of 8 bits, and NumPy numbers of 64."""
     given, named = as_call(inputs)
     pairs = [*zip(given, args, strict=False), *((named[name], keywords.get(name)) for name in named)]
     for value, example in pairs:
@@ -254,6 +258,12 @@ def _check_rows(inputs: Any, args: tuple[Any, ...], keywords: Mapping[str, Any])
             raise InputError(
                 f"A batch's inputs are {_shape(value)} and the network takes {_shape(example)}: a single sample is no "
                 "batch, so wrap the data in a DataLoader."
+            )
+        if tensors and value.dtype in _UNCONVERTED and example.dtype in _COMPUTED:
+            found, wanted = (str(tensor.dtype).removeprefix("torch.") for tensor in (value, example))
+            raise InputError(
+                f"A batch's inputs are {found} and the network takes {wanted}: convert them as for training "
+                "(x.float() / 255, say), or give example inputs of the data's type."
             )
 
 

@@ -12,6 +12,7 @@ then made of.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,8 @@ class ForwardSelection:
         self.ends: list[int] = []  # how many there were before and after every channel
         self._rest: torch.Tensor | None = None  # R of the columns `_left`, once `_done` were chosen; None: Sigma
         self._left = self._place = torch.arange(len(sigma), device=sigma.device)
+        self._open = self.total  # of it, what no choice has won
+        self._noise = ridge  # a variance, of 1, in which rounding has a part as large
         self._done = 0
         self._r = [self._unit_blocks(columns) for _, columns in self.parts]
         self._g = [self._d[:, c].permute(1, 2, 0) @ self._d[:, c].permute(1, 0, 2) for _, c in self.parts]
@@ -79,6 +82,8 @@ class ForwardSelection:
         """gain(t|S) of every channel [width] as a share of tr(W Sigma W^T); of chosen ones without meaning."""
         result = np.zeros(width)
         for (channels, _), r, g in zip(self.parts, self._r, self._g, strict=True):
+            if self._noise > self.ridge:
+                r = r + (self._noise - self.ridge) * torch.eye(r.shape[1], dtype=r.dtype, device=r.device)
             if r.shape[1] == 1:
                 gain = torch.where(r > _TINY, g / r.clamp_min(_TINY), 0.0)[:, 0, 0]
             else:
@@ -86,7 +91,7 @@ class ForwardSelection:
                 factor[failed > 0] = torch.eye(r.shape[1], dtype=r.dtype, device=r.device)
                 solved = torch.cholesky_solve(g, factor).diagonal(dim1=1, dim2=2).sum(1)
                 gain = torch.where(failed > 0, 0.0, solved)
-            result[channels] += gain.clamp_min(0).cpu().numpy()
+            result[channels] += gain.clamp(0, self._open).cpu().numpy()
         return result / self.total if self.total > 0 else result
 
     def choose(self, channel: int) -> None:
@@ -99,15 +104,21 @@ class ForwardSelection:
 
     def _choose(self, columns: torch.Tensor) -> None:
         done, count = len(self.order), len(columns)
-        rows = self._residual(columns)
+        rows, theirs = self._residual(columns), self._d[:, columns]
         own = rows[:, columns]
         own.diagonal().add_(torch.where(self.constant, 1.0, self.ridge)[columns])
-        factor = _cholesky(own)
-        k = torch.linalg.solve_triangular(factor, rows, upper=False)  # L_T*^-1 R_T*
+        factor, failed = torch.linalg.cholesky_ex(own)
+        if int(failed) or float(factor.diagonal().min()) < _NARROW:
+            factor, known = self._told_apart(own)
+            rows, theirs = known @ rows, theirs @ known
+        k = self._bounded(torch.linalg.solve_triangular(factor, rows, upper=False))  # L_T*^-1 R_T*
         k[:, columns] = factor.T  # with the ridge
         if self.order:
             k[:, torch.tensor(self.order, device=k.device)] = 0.0  # only rounding errors are there
-        e = torch.linalg.solve_triangular(factor, self._d[:, columns].T, upper=False).T
+        e = torch.linalg.solve_triangular(factor, theirs.T, upper=False).T
+        won = float(e.square().sum())  # gain(T|S), which is no more than what is left to win
+        e *= min(1.0, self._open / won) ** 0.5 if won > 0 else 1.0
+        self._open = max(self._open - won, 0.0)
         self._space[:, done : done + count] = k.T
         self.order += columns.tolist()
         cross, square = e.T @ self._d, e.T @ e
@@ -117,6 +128,27 @@ class ForwardSelection:
             seen = mine.mT @ cross[:, places].permute(1, 0, 2)
             self._r[number] -= mine.mT @ mine
             self._g[number] += mine.mT @ square @ mine - seen - seen.mT
+
+    def _bounded(self, k: torch.Tensor) -> torch.Tensor:
+        """k with no column above what its variance R_tt allows, which rounding alone can do."""
+        allowed = k.new_full((k.shape[1],), math.inf)
+        for (_, columns), r in zip(self.parts, self._r, strict=True):
+            allowed[columns] = r.diagonal(dim1=1, dim2=2).clamp_min(0.0)
+        taken = k.square().sum(0)
+        over = taken > allowed + self.ridge
+        return torch.where(over, k * (allowed / taken.clamp_min(_TINY)).sqrt(), k) if bool(over.any()) else k
+
+    def _told_apart(self, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """L of R_TT, and the projection on what of T is not given by those chosen: the rest of its rows is rounding.
+
+        A true R_TT has no eigenvalue below the ridge; by how much one falls below tells how large rounding is.
+        """
+        values, vectors = torch.linalg.eigh(own)
+        self._noise = max(self._noise, _MARGIN * (self.ridge - float(values[0])))
+        known = vectors[:, values - self.ridge > self._noise]
+        # what noise is left must not be divided by less than its own size, or it would grow from choice to choice
+        definite = (vectors * values.clamp_min(max(self._noise, _TINY))) @ vectors.T
+        return torch.linalg.cholesky(definite), known @ known.T
 
     def close(self) -> None:
         """Forget what only further choices would need."""
@@ -175,16 +207,8 @@ class ForwardSelection:
 _BLOCK = 256
 #: A variance, of 1, below which a direction is given by those chosen.
 _TINY = 1e-13
-
-
-def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
-    factor: torch.Tensor
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    ridge = 1e-12
-    while int(failed):
-        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * torch.eye(len(matrix)).to(matrix))
-        ridge *= 10
-    return factor
+#: A pivot, of 1, from which on a choice is looked at closely; and how far above rounding a variance has to be.
+_NARROW, _MARGIN = 0.03, 4.0
 
 
 def forward_order(
