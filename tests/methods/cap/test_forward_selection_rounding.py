@@ -1,4 +1,4 @@
-"""Forward selection where images are fewer than columns: what rounding leaves of a covariance is not taken for signal."""
+"""Forward selection on fewer images than columns: what rounding leaves of a covariance is not taken for signal."""
 
 from __future__ import annotations
 
