@@ -98,7 +98,7 @@ def _use(row: MethodRow) -> list[str]:
     lines = [recipe, f"secateur methods {row.name}  # its settings"]
     if row.acts != "while training":
         data = " --data imagefolder:photos" if row.needs == "calibration" else ""
-        lines.insert(0, f"secateur prune zoo:resnet20 --method {row.name} --budget {row.example_budget}{data}")
+        lines.insert(0, f"secateur prune zoo:resnet20 --budget {row.example_budget} --method {row.name}{data}")
     shell = "```bash\n" + "\n".join(lines) + "\n```"
     code = _LOOP if row.acts == "while training" else _CALL
     given = ", data=batches" if row.needs == "calibration" else ""
@@ -132,7 +132,8 @@ import torch
 import secateur
 
 model = secateur.models.create("tiny")  # or any module of yours
-{_BATCHES}pruner = secateur.methods.create("{{name}}", model, images, budget="{{budget}}", steps=len(batches))
+{_BATCHES}steps = len(batches)  # of the whole training
+pruner = secateur.methods.create("{{name}}", model, images, budget="{{budget}}", steps=steps)
 optimizer = torch.optim.SGD(pruner.parameters(), lr=0.05, momentum=0.9)
 for images, labels in batches:
 {{asks}}    output = pruner(images)

@@ -106,7 +106,8 @@ def shown(notebook: dict[str, Any]) -> str:
 
 
 class Cards(Extension):
-    """Tables with a head: every cell says what its column is, so that a phone can show rows as cards."""
+    """Tables that fit: every cell says what its column is, so that a phone can show rows as cards; a wide table scrolls
+    by itself."""
 
     def extendMarkdown(self, md: Any) -> None:
         """After the text of cells is read."""
@@ -115,13 +116,30 @@ class Cards(Extension):
 
 class _Labels(Treeprocessor):
     def run(self, root: Element) -> None:
-        for table in root.iter("table"):
-            heads = ["".join(head.itertext()).strip() for head in table.iter("th")]
-            if len(heads) > 1 and any(heads):
-                table.set("class", "cards")
-                for row in table.iter("tr"):
-                    for name, cell in zip(heads, row.findall("td"), strict=False):
-                        cell.set("data-label", name)
+        for parent in list(root.iter()):
+            for place, table in enumerate(list(parent)):
+                heads = ["".join(head.itertext()).strip() for head in table.iter("th")]
+                if table.tag != "table" or len(heads) < 2 or not any(heads):
+                    continue
+                _label(table, heads)
+                frame = Element("div", {"class": "wide"})
+                frame.append(table)
+                parent[place] = frame
+
+
+def _label(table: Element, heads: list[str]) -> None:
+    table.set("class", "cards")
+    rows = [row.findall("td") for row in table.iter("tr")]
+    for column, (head, name) in enumerate(zip(table.iter("th"), heads, strict=True)):
+        cells = [row[column] for row in rows if column < len(row)]
+        said = ["".join(cell.itertext()).strip() for cell in cells]
+        words = not any(re.search(r"\d", text) for text in said)
+        for cell, text in zip(cells, said, strict=True):
+            cell.set("data-label", name)
+            if text in ("", "-", "–"):
+                cell.set("class", "none")  # on a phone, a line that says nothing
+        for cell in (head, *cells) if words else ():
+            cell.attrib.pop("style", None)  # a column of words begins at the left
 
 
 class Docstrings(griffe.Extension):

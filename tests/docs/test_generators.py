@@ -156,7 +156,21 @@ def test_cells_of_wide_tables_say_their_column() -> None:
     made = markdown(wide, extensions=["tables", site.Cards()])
     assert '<table class="cards">' in made
     assert '<td data-label="b">2</td>' in made
+    assert made.startswith('<div class="wide"><table')  # which scrolls by itself
     assert "cards" not in markdown("|  |  |\n| --- | --- |\n| 1 | 2 |\n", extensions=["tables", site.Cards()])
+
+
+def test_words_begin_at_the_left_and_dashes_are_hidden_on_a_phone() -> None:
+    pytest.importorskip("griffe")
+    import _site as site
+    from markdown import markdown
+
+    text = "| method | needs | top-1 |\n| --- | ---: | ---: |\n| `l1` | nothing | 84.6 |\n| `cp` | images | – |\n"
+    made = markdown(text, extensions=["tables", site.Cards()])
+    assert '<td data-label="needs">nothing</td>' in made
+    assert '<td data-label="top-1" style="text-align: right;">84.6</td>' in made
+    assert made.count('class="none"') == 1
+    assert '<td class="none" data-label="top-1" style="text-align: right;">–</td>' in made
 
 
 def _facts(final: float, *, sd: float | None = 0.01, share: float = 0.5, seconds: float = 100.0, **more: Any) -> Facts:

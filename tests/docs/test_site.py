@@ -173,3 +173,20 @@ def test_every_page_is_once_in_the_menu() -> None:
 def test_nothing_but_pages_and_pictures(site: Path) -> None:
     assert not list(site.rglob("*.py"))
     assert (site / "figures" / "compare.svg").is_file()
+
+
+#: Characters of code beside the two menus of a page that is 1280 pixels wide.
+CODE = 102
+
+
+def test_code_of_the_front_page_and_of_method_pages_fits() -> None:
+    """What is longer goes on in the next line, which is no way to show a program."""
+    pages = [ROOT / "docs" / "index.md", *(ROOT / "docs" / "methods").glob("*.md")]
+    wide = [
+        f"{page.name}: {line}"
+        for page in pages
+        for block in re.findall(r"^(?:    .*|```\w*\n(?:.*\n)*?```)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        for line in block.splitlines()
+        if len(line) > CODE
+    ]
+    assert not wide
