@@ -203,13 +203,53 @@ def open_own(
 
 
 def digest_of_own(splits: list[OwnSplit], found: Any) -> str:
-    """Feed a hash with what some samples of each split hold; in words what that covers."""
+    """Feed a hash with all that some samples of each split hold, and with all labels it tells; in words what of."""
+    told = False
     for split in splits:
         found.update(str(len(split)).encode())
+        labels = _labels(split.source.samples)
+        if labels is not None:
+            _feed(labels, found)
+            told = True
         for at in np.linspace(0, len(split) - 1, min(_SAMPLES, len(split))).astype(np.int64).tolist():
-            sample = _Keyed(split.source)[int(split.indices[at]), 0]
-            map_tensors(sample, lambda tensor: found.update(tensor.detach().cpu().contiguous().numpy().tobytes()))
-    return f"the numbers of samples, and {_SAMPLES} of each set"
+            _feed(_Keyed(split.source)[int(split.indices[at]), 0], found)
+    return f"the numbers of samples, {'all labels, ' if told else ''}and {_SAMPLES} samples of each set"
+
+
+def _labels(samples: Any) -> Any:
+    """The targets or labels of all samples, where a data set has them under one of these names, as torchvision's do."""
+    for name in ("targets", "labels"):
+        found = getattr(samples, name, None)
+        if isinstance(found, list | tuple) and found and isinstance(found[0], int | float | str | np.generic):
+            found = np.array(found)
+        if isinstance(found, list | tuple | np.ndarray | torch.Tensor) and len(found) == len(samples):
+            return found
+    return None
+
+
+def _feed(value: Any, found: Any) -> None:
+    """Feed a hash with the tensors, arrays, images, numbers and texts in a sample, in their order."""
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = value.ravel().tolist()
+    if isinstance(value, torch.Tensor):
+        value = (value if value.layout == torch.strided else value.to_dense()).detach().cpu().contiguous()
+        found.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, np.ndarray | np.generic):
+        found.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    elif isinstance(value, Mapping):
+        for key in value:
+            _feed([key, value[key]], found)
+    elif isinstance(value, list | tuple):
+        found.update(f"[{len(value)}]".encode())
+        for each in value:
+            _feed(each, found)
+    elif isinstance(value, bool | int | float | complex | str | bytes | None):
+        found.update(repr(value).encode())
+    elif hasattr(value, "tobytes"):  # an image of Pillow's
+        found.update(value.tobytes())
+    else:
+        map_tensors(value, lambda tensor: _feed(tensor, found))
 
 
 def input_size(inputs: Any) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from secateur.methods import Method
 from secateur.plan import kept_fingerprint
 from secateur.report.documents import describe_expected, describe_forms, describe_proof, share
 from secateur.runs.layers import layer_rows
+from secateur.runs.named_files import named_files
 from secateur.runs.preparing import Prepared
 from secateur.runtime import EXPORTERS
 from secateur.surgery import Result, formed_notes
@@ -76,6 +77,7 @@ def session(device: str, command: str, prepared: Prepared) -> dict[str, Any]:
         "processes": world(),
         "method": prepared.row.name,
         "settings": prepared.settings,
+        "files": named_files(prepared.recipe),
         "command": command,
     }
 
@@ -176,16 +178,25 @@ def changes(sessions: Sequence[Mapping[str, Any]]) -> list[str]:
         found = list(dict.fromkeys(noted))
         if len(found) > 1:
             said.append(f"The run was begun with {what} {found[0]} and continued with {' and '.join(found[1:])}{more}.")
+    files = [session["files"] for session in sessions if "files" in session]
+    said += [
+        f"{name} is another file than when the run was begun{_BEFORE}."
+        for name in dict.fromkeys(name for noted in files for name in noted)
+        if len({noted[name] for noted in files if name in noted}) > 1
+    ]
     said += [sentence for session in sessions for sentence in session.get("changed", ())]
     return said
+
+
+_BEFORE = ": what was done before is kept, and what came after was done with the other"
 
 
 #: What should be the same in every session, and what it means where it is not.
 _KEPT: Mapping[str, str] = {
     **dict.fromkeys(("secateur", "torch", "python", "device"), ""),
     "threads": ", so that its weights may differ in their last bits from those of a run that was not interrupted",
-    "method": ": what was done before is kept, and what came after is the other's",
-    "settings": ": what was done before is kept, and what came after was done with the others",
+    "method": _BEFORE,
+    "settings": f"{_BEFORE}s",
 }
 
 
