@@ -18,14 +18,17 @@ _WEIGHTS = "model.safetensors"  # of the folder of an earlier run
 
 def named_files(recipe: Recipe) -> dict[str, str]:
     """SHA-256 of the files of a recipe whose parts have been imported, by how it names them."""
-    found = {}
-    for name, path in _found(recipe.to_dict()):
-        try:
-            with path.open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
-            continue  # gone since it was read
-    return found
+    digests = {name: _digest(path) for name, path in _found(recipe.to_dict())}
+    return {name: found for name, found in digests.items() if found is not None}
+
+
+def _digest(path: Path) -> str | None:
+    """None for a file that is gone since it was read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _found(value: Any, key: str = "") -> Iterator[tuple[str, Path]]:
