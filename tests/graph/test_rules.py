@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from secateur.graph import rule
-from secateur.graph.capture import Recorder, Recording
 from secateur.graph.components import components
 from secateur.graph.labels import Ledger
+from secateur.graph.recorder import Recorder, Recording
 from secateur.graph.rules import RULES, label_of
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from secateur.graph.capture import Recording, Tap
 from secateur.graph.components import components
 from secateur.graph.grouped import choose, fixes_of, ties_of
 from secateur.graph.labels import Ids, Ledger
 from secateur.graph.products import resolve_products
+from secateur.graph.recorder import Recording, Tap
 
 Role = Literal["producer", "consumer"]
 Bools = NDArray[np.bool_]

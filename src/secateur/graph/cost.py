@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
-from secateur.graph.capture import Recording
 from secateur.graph.channels import Solution
+from secateur.graph.recorder import Recording
 
 Floats = NDArray[np.float64]
 

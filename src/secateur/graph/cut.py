@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.graph.capture import Recording
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Axis, Ids
 from secateur.graph.modules import clone_module, modules_of, named_tensors
+from secateur.graph.recorder import Recording
 from secateur.graph.resize import repair_sizes
 from secateur.graph.sizes import Repair, Sizes
 from secateur.graph.stale import Stale, stale_sizes

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError
-from secateur.graph.capture import Recording
 from secateur.graph.channels import Bools, Frozen, Group, Member, Place, Solution, module_of
 from secateur.graph.cost import Cost, CostModel
 from secateur.graph.labels import Ids
+from secateur.graph.recorder import Recording
 
 _SHOWN = 6  # lists of names longer than this are shortened
 _DESCRIBED = 2  # so many groups are described in full

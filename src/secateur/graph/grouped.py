@@ -15,7 +15,7 @@ from secateur.graph.labels import Grouped, Ids, Ledger
 from secateur.graph.rules import Expect
 
 if TYPE_CHECKING:
-    from secateur.graph.capture import Recording
+    from secateur.graph.recorder import Recording
 
 Ties = list[tuple[Ids, Ids]]
 

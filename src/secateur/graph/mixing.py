@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.graph.capture import Recording
 from secateur.graph.labels import Ids
+from secateur.graph.recorder import Recording
 
 Mixed = dict[str, dict[int, str]]  # of a parameter: its dimension -> why
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from secateur.graph.calls import TRANSPARENT, Mode, map_args, schema_of
-from secateur.graph.capture import Call, Recorder, Recording, capture_once, forward, label_parameters
+from secateur.graph.capture import capture_once
 from secateur.graph.channels import Bools
 from secateur.graph.components import components
 from secateur.graph.cut import Slices
@@ -20,6 +20,7 @@ from secateur.graph.grouped import ties_of, whole_by_slices
 from secateur.graph.labels import Label, Ledger
 from secateur.graph.modules import clone_module, map_tensors, output_tensors
 from secateur.graph.randomise import run, same_draws
+from secateur.graph.recorder import Call, Recorder, Recording, forward, label_parameters
 from secateur.graph.rules import is_constant, label_of, tensors_in
 
 Scalars = list[tuple[str, tuple[float, ...]]]

@@ -12,8 +12,8 @@ from itertools import combinations, islice
 
 from torch import nn
 
-from secateur.graph.capture import Recording
 from secateur.graph.modules import modules_of
+from secateur.graph.recorder import Recording
 from secateur.graph.shape_run import Disagreement, check_sizes
 from secateur.graph.sizes import Path, Repair, SizeConflict, Sizes, get_number, numbers_of, put_number
 from secateur.graph.standard import standard_repairs

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from secateur.errors import PlanError
-from secateur.graph.capture import Call, places_of
+from secateur.graph.recorder import Call, places_of
 from secateur.graph.sizes import Done, SizeConflict
 
 

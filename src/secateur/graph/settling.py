@@ -15,9 +15,9 @@ from itertools import pairwise
 import numpy as np
 from torch import nn
 
-from secateur.graph.capture import Call, Recording
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Ids
+from secateur.graph.recorder import Call, Recording
 from secateur.graph.resize import like_calls
 from secateur.graph.sizes import EXCHANGED, OTHERWISE
 

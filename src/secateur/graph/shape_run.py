@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, map_args, on_one_device, schema_of
-from secateur.graph.capture import Call
 from secateur.graph.modules import as_call, map_tensors, modules_of, plain_kernels, to_evaluation, to_meta
+from secateur.graph.recorder import Call
 from secateur.graph.rules import tensors_in
 from secateur.graph.shapes import run_on_meta
 from secateur.graph.sizes import EXCHANGED, OTHERWISE, Sizes

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.graph.capture import Recording
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Ids
+from secateur.graph.recorder import Recording
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,9 @@ import numpy as np
 from torch import nn
 
 from secateur.errors import CutError
-from secateur.graph.capture import Call, Recording
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Axis, Label
+from secateur.graph.recorder import Call, Recording
 
 Shapes = tuple[tuple[int, ...], ...]
 Path = tuple[int, ...]  # where inside a (nested) list attribute the number stands; () for a plain integer

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.graph.capture import Call
 from secateur.graph.modules import modules_of
+from secateur.graph.recorder import Call
 from secateur.graph.sizes import Path, Repair, Sizes, get_number
 
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from secateur._hints import few, readable
 from secateur._summary import Summary
-from secateur.graph.capture import Unsupported
 from secateur.graph.channels import Frozen, Group
 from secateur.graph.cost import Cost
+from secateur.graph.recorder import Unsupported
 
 
 class Shown(Protocol):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError, CutError, ModelError, PlanError
-from secateur.graph.capture import Recording, Unsupported, capture
+from secateur.graph.capture import capture
 from secateur.graph.channels import Bools, Frozen, Group, Seen, Solution, solve
 from secateur.graph.cost import Cost, CostModel, Floats
 from secateur.graph.cut import Cut, alive_slots, check, cut, slices_of
@@ -21,6 +21,7 @@ from secateur.graph.following import follow_in_place
 from secateur.graph.labels import Ids
 from secateur.graph.mixing import mixed_weights
 from secateur.graph.modules import named_tensors, own_ancestor, unwrap
+from secateur.graph.recorder import Recording, Unsupported
 from secateur.graph.settling import Remedy, concerned, remedies, trial_masks
 from secateur.graph.sides import Sides, sides_of
 from secateur.graph.sizes import Done, SizeConflict

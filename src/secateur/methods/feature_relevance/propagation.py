@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from secateur.graph.calls import Mode, map_args, schema_of
-from secateur.graph.capture import find_rule
+from secateur.graph.recorder import find_rule
 from secateur.graph.rules import tensors_in
 from secateur.graph.rules.factory import LIKES, MAKERS
 from secateur.graph.rules.pointwise import pointwise
