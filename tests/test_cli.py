@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,6 +112,25 @@ def test_help_has_examples(command: str) -> None:
     assert f"    secateur {command}" in said
 
 
+COMMANDS = """
+    run demo compress compare report verify export push inspect prune apply sensitivity latency methods models repairs
+""".split()
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_terminal_of_80_columns(command: str) -> None:
+    said = succeed(*command.split(), "--help")
+    assert max(map(len, said.splitlines())) <= 80
+    broken = [line for line in said.splitlines() if line.startswith("    ") and line.endswith("\\")]
+    after = [said.splitlines()[said.splitlines().index(line) + 1].split()[0] for line in broken]
+    assert all(word.startswith("-") for word in after), "an example is broken before an option, as a shell reads it"
+    if not command:
+        assert "..." not in said.partition("Commands:")[2], (
+            "the first sentence of a command's docstring is its line here: keep it short"
+        )
+        assert sorted(re.findall(r"^  ([a-z]+)  ", said, re.MULTILINE)) == sorted(COMMANDS)
+
+
 def test_inspect_shows_groups_totals_and_what_is_frozen() -> None:
     said = succeed("inspect", "zoo:tiny")
     for part in ("stem.0", "residual.0", "exact", "3 groups", "fc (10): reaches the model's output"):
@@ -147,6 +167,18 @@ def test_prune_shows_before_after_and_the_proof() -> None:
     for part in ("40,551,040", "flops 0.49", "layer3.2.conv1", "Verified, exact", "fc (10)"):
         assert part in said
     assert max(map(len, said.splitlines())) <= 80
+
+
+def test_prune_says_that_weights_are_random_and_that_nothing_was_saved(tmp_path: Path) -> None:
+    said = succeed("prune", "zoo:tiny", "--budget", "flops=0.5")
+    assert "The weights are random: give trained ones with --weights FILE." in said
+    assert "Nothing was saved: --save DIR keeps the network, --plan-out FILE the plan." in said
+    weights, plan = tmp_path / "tiny.safetensors", tmp_path / "plan.json"
+    save_file(create("tiny").state_dict(), weights)
+    said = succeed("prune", "zoo:tiny", "--budget", "flops=0.5", "--weights", str(weights), "--plan-out", str(plan))
+    assert "random" not in said
+    assert "Nothing was saved" not in said
+    assert "Nothing was saved: --out FILE does." in succeed("apply", "zoo:tiny", "--plan", str(plan))
 
 
 def test_prune_json_is_what_the_library_does() -> None:

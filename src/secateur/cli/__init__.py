@@ -15,7 +15,7 @@ import typer
 from secateur import _starting
 from secateur._version import __version__
 from secateur.cli import comparing, compressing, folders, latency, lists, running, surgery
-from secateur.cli._base import DEBUG, Commands
+from secateur.cli._base import DEBUG, Commands, Described
 
 __all__ = ["DEBUG", "app", "main"]
 
@@ -78,7 +78,7 @@ def _loaded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for _command in _COMMANDS:
-    app.command()(_loaded(_command))
+    app.command(cls=Described)(_loaded(_command))
 
 
 def main() -> None:

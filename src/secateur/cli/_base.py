@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from secateur._progress import listening
 from secateur.errors import ConfigError, SecateurError
@@ -33,8 +33,20 @@ class Interrupted(SecateurError):
     exit_code = 130
 
 
+class Described(TyperCommand):
+    """A command whose examples fit the terminal."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help, no line of it wider than the terminal's."""
+        return folded(super().get_help(ctx), ctx.make_formatter().width)
+
+
 class Commands(TyperGroup):
     """Every way a command can fail becomes one line on stderr and an exit code."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help, no line of it wider than the terminal's."""
+        return folded(super().get_help(ctx), ctx.make_formatter().width)
 
     def main(
         self,
@@ -52,6 +64,22 @@ class Commands(TyperGroup):
         if standalone_mode:
             sys.exit(code)
         return code
+
+
+def folded(text: str, width: int) -> str:
+    """Lines of examples that are wider go on in the next one, as a shell reads them: broken before an option."""
+    return "\n".join(_lines(text, width))
+
+
+def _lines(text: str, width: int) -> Iterator[str]:
+    for line in text.splitlines():
+        while line.startswith("    ") and len(line) > width:
+            place = line.rfind(" --", 12, width - 1)  # which leaves room for the backslash
+            if place < 0:
+                break
+            yield line[:place] + " \\"
+            line = " " * 8 + line[place + 1 :]
+        yield line
 
 
 def _guarded(command: Callable[[], Any]) -> int:

@@ -66,12 +66,12 @@ def compare(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare methods: same network, data, budget and epochs for all, several seeds, one leaderboard.
+    """Compare pruning methods fairly: a leaderboard.
 
-    The same command again goes on where it was interrupted; with more methods, seeds or budgets it adds them to the
-    leaderboard in DIR (JSON, Markdown, HTML, CSV, LaTeX, BibTeX, figures). A run that fails is a line in it, and the
-    command ends with exit code 1. With --json the leaderboard comes on stdout, and what happens meanwhile as JSON lines
-    on stderr.
+    All get the same network, data, budget and epochs, over several seeds. The same command again goes on where it
+    was interrupted; with more methods, seeds or budgets it adds them to the leaderboard in DIR (JSON, Markdown,
+    HTML, CSV, LaTeX, BibTeX, figures). A run that fails is a line in it, and the command ends with exit code 1.
+    With --json the leaderboard comes on stdout, and what happens meanwhile as JSON lines on stderr.
 
     \b
     Examples:

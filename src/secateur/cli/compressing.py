@@ -95,11 +95,12 @@ def compress(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a network faster or smaller and keep its accuracy: compare ways to prune it, train the best, keep the best.
+    """Make a network faster or smaller and keep its accuracy.
 
-    Networks are compared on training images that are held out; test images are never looked at. The folder holds the
-    network (model.safetensors, plan.json), the report (compress.json, front.svg) and the record of the search
-    (study.db: optuna-dashboard sqlite:///DIR/study.db). After Ctrl-C or a crash --resume goes on from there.
+    Compares ways to prune it, trains the best of them and keeps the best. Networks are compared on training images
+    that are held out; test images are never looked at. The folder holds the network (model.safetensors, plan.json),
+    the report (compress.json, front.svg) and the record of the search (study.db: optuna-dashboard
+    sqlite:///DIR/study.db). After Ctrl-C or a crash --resume goes on from there.
 
     \b
     Examples:
@@ -154,7 +155,9 @@ def sensitivity(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what narrowing one group of channels alone costs in accuracy, group by group, on held-out training images.
+    """Show what pruning each group alone costs in accuracy.
+
+    Group by group, on training images that are held out.
 
     \b
     Examples:

@@ -43,9 +43,10 @@ def report(
 
 
 def verify(folder: Run, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Check a run's folder: hashes, plan against weights, and that exported files compute what the weights do.
+    """Check a run's folder: hashes, plan and exported files.
 
-    Exits with 2 and one sentence at the first thing that is wrong.
+    The plan must fit the weights, and exported files must compute what the weights do. Exits with 2 and one
+    sentence at the first thing that is wrong.
 
     \b
     Examples:
@@ -81,7 +82,9 @@ def export(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a run's network in a format that runs without its code, compared with the network as it is written.
+    """Write a run's network in a format that needs no code.
+
+    The file is compared with the network before it is left.
 
     \b
     Examples:
@@ -120,7 +123,9 @@ def push(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Send a pruned network to the Hugging Face Hub, with a card made of its plan and figures.
+    """Send a pruned network to the Hugging Face Hub.
+
+    Its card is made of its plan and figures.
 
     \b
     Examples:

@@ -66,7 +66,7 @@ def latency(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time a network, alone or against another, and say whether the difference is one.
+    """Time a network, alone or against another.
 
     The two run in turns (A B B A) after warming up, so that what else the machine does hits both alike. Told are the
     median and, in brackets, the 10th and the 90th percentile. A difference is called a speed-up where the 95%

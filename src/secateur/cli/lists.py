@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def models(as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """List the zoo: the networks on which the pruning papers report, for 32x32 images.
+    """List the zoo: the networks of the pruning papers.
+
+    They are those on which the papers report, for 32x32 images.
 
     \b
     Examples:
@@ -56,9 +58,10 @@ def methods(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the pruning methods, or show one with its settings: what `prune --method` and a recipe's method may say.
+    """List the pruning methods, or show one with its settings.
 
-    Methods of installed packages (entry points of the group secateur.methods) are among them.
+    Their names are what `prune --method` and a recipe's method take. Methods of installed packages (entry points of
+    the group secateur.methods) are among them.
 
     \b
     Examples:
@@ -149,7 +152,9 @@ def _method_table(row: MethodRow, settings: list[dict[str, str]]) -> RenderableT
 
 
 def repairs(as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """List the repairs of surviving weights: what a recipe may say under repair, and run --repair.
+    """List the repairs of the weights that remain after pruning.
+
+    Their names are what `--repair` and a recipe's repair take.
 
     \b
     Examples:

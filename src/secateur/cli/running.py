@@ -58,8 +58,9 @@ def run(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train, prune, verify, fine-tune, export, time and explain, as a recipe says.
+    """Train, prune, verify and explain a network: a whole recipe.
 
+    It is also fine-tuned, exported and timed beside the dense network, as the recipe says.
     Ctrl-C stops after the current step; --resume goes on from there, also after a crash, with the same result. With it,
     --set may change what does not touch training: export, latency and a few keys of the engine.
     With --json the results come on stdout, and what happens meanwhile as JSON lines on stderr.
@@ -92,9 +93,10 @@ def run(
 
 
 def demo(out: Folder = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Make a small network for handwritten digits faster, from the first epoch to the report, in about a minute.
+    """Make a small network for handwritten digits faster.
 
-    The data are inside scikit-learn: nothing is fetched. The recipe is an ordinary one, saved with the run.
+    From the first epoch to the report in about a minute. The data are inside scikit-learn: nothing is fetched. The
+    recipe is an ordinary one, saved with the run.
 
     \b
     Examples:

@@ -54,7 +54,9 @@ def inspect(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show a network's groups of channels, what they cost, and what cannot be pruned and why.
+    """Show the groups of coupled channels and what they cost.
+
+    Also what cannot be pruned, and why; --explain tells all about one layer.
 
     \b
     Examples:
@@ -153,9 +155,10 @@ def prune(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Choose channels by a method, remove the others until the budget is met, and verify the result.
+    """Prune a network within a budget, and verify the result.
 
-    Methods that act while the network is trained need a recipe: see `secateur run`.
+    A method chooses the channels that stay; the others are removed until the budget is met. Methods that act while
+    the network is trained need a recipe: see `secateur run`.
 
     \b
     Examples:
@@ -243,7 +246,9 @@ def apply(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Cut a network as a saved plan says; it must be the original, unpruned architecture.
+    """Cut a network as a saved plan says.
+
+    The network must be the original one, not yet pruned.
 
     \b
     Examples:
@@ -338,3 +343,15 @@ def _tell(
     if as_json or not quiet:
         document = report.describe_result(command, loaded, result, files)
         emit(document, as_json, lambda: report.result_tables(loaded, result, files, every=every))
+    for line in () if as_json or quiet else _reminders(command, loaded, files):
+        show(line)
+
+
+def _reminders(command: str, loaded: Named, files: dict[str, str]) -> Iterator[str]:
+    """What a first try is surprised by: the weights of a library's network are random, and nothing is kept unasked."""
+    library = loaded.reference.partition(":")[0] in ("zoo", "torchvision", "timm")
+    if library and not loaded.trained and not loaded.arguments.keys() & {"weights", "pretrained"}:
+        yield "The weights are random: give trained ones with --weights FILE."
+    if not files:
+        options = "--save DIR keeps the network, --plan-out FILE the plan" if command == "prune" else "--out FILE does"
+        yield f"Nothing was saved: {options}."
