@@ -12,7 +12,6 @@ then made of.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -111,7 +110,7 @@ class ForwardSelection:
         if int(failed) or float(factor.diagonal().min()) < _NARROW:
             factor, known = self._told_apart(own)
             rows, theirs = known @ rows, theirs @ known
-        k = self._bounded(torch.linalg.solve_triangular(factor, rows, upper=False))  # L_T*^-1 R_T*
+        k = torch.linalg.solve_triangular(factor, rows, upper=False)  # L_T*^-1 R_T*
         k[:, columns] = factor.T  # with the ridge
         if self.order:
             k[:, torch.tensor(self.order, device=k.device)] = 0.0  # only rounding errors are there
@@ -128,15 +127,6 @@ class ForwardSelection:
             seen = mine.mT @ cross[:, places].permute(1, 0, 2)
             self._r[number] -= mine.mT @ mine
             self._g[number] += mine.mT @ square @ mine - seen - seen.mT
-
-    def _bounded(self, k: torch.Tensor) -> torch.Tensor:
-        """k with no column above what its variance R_tt allows, which rounding alone can do."""
-        allowed = k.new_full((k.shape[1],), math.inf)
-        for (_, columns), r in zip(self.parts, self._r, strict=True):
-            allowed[columns] = r.diagonal(dim1=1, dim2=2).clamp_min(0.0)
-        taken = k.square().sum(0)
-        over = taken > allowed + self.ridge
-        return torch.where(over, k * (allowed / taken.clamp_min(_TINY)).sqrt(), k) if bool(over.any()) else k
 
     def _told_apart(self, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """L of R_TT, and the projection on what of T is not given by those chosen: the rest of its rows is rounding.
