@@ -17,13 +17,14 @@ from torch import nn
 from secateur import references
 from secateur._files import kind_of, read_json, said, shown
 from secateur.errors import RunError, SecateurError
-from secateur.graph.modules import as_call, clone_module, map_tensors, unwrap
+from secateur.graph.modules import clone_module, unwrap
 from secateur.history import earlier, is_apart, whole
 from secateur.plan import Plan, kept_fingerprint
 from secateur.runtime import stored
 from secateur.runtime.archive import NotRun, read_archive
 from secateur.runtime.inputs import Signature, to_device
 from secateur.runtime.program import Program
+from secateur.runtime.reloading import as_precise, check_again
 from secateur.runtime.stored import Stored
 from secateur.runtime.weights import misfit, state_tensors
 from secateur.surgery import Result, apply
@@ -91,7 +92,7 @@ def save_model(
         narrow, others = _own(narrow, None, {name for name, _ in fresh.named_buffers(remove_duplicate=False)})
         if others:
             content = described(narrow, extra + others)
-        _check_again(content, fresh)
+        check_again(content, fresh, narrow)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -134,29 +135,6 @@ def _fresh(content: Stored, plan: Plan) -> nn.Module | None:
             f"({str(error).rstrip('.')}): give the plan that the network was cut by, of several cuts "
             "plan=first.then(second); or export it with secateur.runtime.export_pt2, which needs no code."
         ) from error
-
-
-def _check_again(content: Stored, fresh: nn.Module) -> None:
-    """RunError unless `load` will make the network of the folder again."""
-    try:
-        if (problem := content.misfit(fresh)) is not None:
-            raise ValueError(problem.replace(" in the file", " here").replace("missing from the file", "missing here"))
-        content.put_into(fresh)
-        args, keywords = as_call(content.inputs.make())
-        with torch.no_grad():
-            fresh.eval()(*_as(args, fresh), **_as(keywords, fresh))
-    except (SecateurError, RuntimeError, ValueError, TypeError) as error:
-        raise RunError(
-            f"The network has other layers than {shown(content.reference)} cut by this plan, so it could not be loaded "
-            f"again ({said(error)}): save it before layers are fused, replaced or converted, and do that after "
-            "loading; or export it with secateur.runtime.export_pt2, which needs no code."
-        ) from error
-
-
-def _as(inputs: Any, model: nn.Module) -> Any:
-    """Signature with numbers as precise as those of the model."""
-    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return map_tensors(inputs, lambda tensor: tensor.to(kind) if tensor.is_floating_point() else tensor)
 
 
 #: Networks of our own recipes: these alone, as a path to an attribute of a module reaches whatever that has imported.
@@ -327,7 +305,7 @@ class Folder:
         """`model` cut by the plan, with weights of its own."""
         inner = unwrap(model)
         device = next((t.device for t in [*inner.parameters(), *inner.buffers()]), torch.device("cpu"))
-        return apply(inner, to_device(_as(saved.inputs.make(), inner), device), plan, verify=verify)
+        return apply(inner, to_device(as_precise(saved.inputs.make(), inner), device), plan, verify=verify)
 
     def program(self, saved: Stored) -> Program:
         """The network in `model.pt2`; RunError unless it has the weights of `model.safetensors`. NotRun: see there."""

@@ -88,6 +88,8 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     for name, value in found.items():
         if not isinstance(value, torch.Tensor):
             raise WeightsError(f"{name} in the state dict is a {type(value).__name__}, which safetensors cannot hold.")
+        if value.is_meta:
+            raise WeightsError(f"{name} has a shape and no numbers (it is on the meta device): load its weights first.")
     return found
 
 
