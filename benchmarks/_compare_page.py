@@ -81,7 +81,7 @@ def page(result: dict[str, Any]) -> str:
     alone = {"device": result["machine"], "threads": result["threads"][0], "python": ", ".join(result["python"])}
     parts = ["# Methods compared", facts]
     parts += [circumstances({**result, **alone}), _calls(result)]
-    parts += ["## What is the same for whom", "\n".join(f"- {line}" for line in fairness(result))]
+    parts += ["## What is held equal", "\n".join(f"- {line}" for line in fairness(result))]
     for budget in budgets(result):
         parts += [f"## {budget}", _said(result, budget), _grid(_shown(mean_table(result, budget)))]
     parts.append(
@@ -97,7 +97,7 @@ def page(result: dict[str, Any]) -> str:
     parts += _widths()
     missing = absent(result)
     if missing:
-        parts += ["## What is not there", "\n".join(f"- {line}" for line in missing)]
+        parts += ["## Runs that failed or are missing", "\n".join(f"- {line}" for line in missing)]
     parts += ["## Every run", _grid(run_table(result))]
     return "\n\n".join(parts) + "\n"
 

@@ -60,7 +60,7 @@ def section(result: dict[str, Any]) -> list[str]:
             for budget in budgets:
                 parts += [f"### {kind}: {budget}", _grid(_without(mean_table(result, budget), "proof"))]
         parts += [legend(result), "### Seconds", _grid(time_table(result)), TIMES]
-        parts += ["### What is the same for whom", "\n".join(f"- {line}" for line in fairness(result))]
+        parts += ["### What is held equal", "\n".join(f"- {line}" for line in fairness(result))]
     missing = _missing(result)
     return [*parts, "### What is missing", "\n".join(f"- {line}" for line in missing)] if missing else parts
 

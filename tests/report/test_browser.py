@@ -59,7 +59,8 @@ function measure(frame) {
     out: out.slice(0, 5), pictures: pictures.length, empty: pictures.filter(b => !(b.width > 0 && b.height > 0)).length,
     far: [...page.querySelectorAll('th.vital')].filter(e => e.getBoundingClientRect().right > width + 1)
       .map(e => e.textContent),
-    broken: [...page.querySelectorAll('th, .cards b, .cards span')].filter(e => broken(e)).map(e => e.textContent),
+    broken: [...page.querySelectorAll('th, dd, .remarks li, pre.command code, .cards b, .cards span')]
+      .filter(e => broken(e)).map(e => e.textContent),
     smallest: Math.min(99, ...texts), height: root.scrollHeight, title: page.title,
     paper: getComputedStyle(page.body).backgroundColor,
   };
@@ -190,7 +191,7 @@ def test_the_page_itself_says_nothing_on_the_console(tmp_path: Path) -> None:
     page = write_report(write(tmp_path / "run", hostile()))
     document, console = browse(tmp_path, page, "--blink-settings=preferredColorScheme=0")  # in dark mode
     assert console == []
-    assert "What was frozen or settled, and why" in document
+    assert "What could not be pruned, and why" in document
 
 
 def test_the_console_would_be_heard(tmp_path: Path) -> None:

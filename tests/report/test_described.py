@@ -19,13 +19,13 @@ DIGITS = {
 def test_data_in_words() -> None:
     assert dict(described.data(DIGITS)) == {
         "Data set": "the scikit-learn digits",
-        "Images": "1,167 to train on, 130 to watch by, 500 to test on",
+        "Images": "1,167 for training, 130 for validation, 500 for testing",
         "Classes": "10",
-        "Names of the classes": "0, 1",
-        "Size of an image": "1×8×8",
+        "Class names": "0, 1",
+        "Image size": "1×8×8",
         "Split": "as they come",
-        "Changed at random": "shift",
-        "Normalised by": "mean 0.3053, std 0.376",
+        "Augmentation": "shift",
+        "Normalisation": "mean 0.3053, std 0.376",
         "Files": "load_digits, 115.0 kB, SHA-256 0b7e9c3202d7; b, 7 bytes",
     }
 

@@ -189,7 +189,11 @@ def test_without_layers_the_groups_are_drawn_and_of_many_a_part(tmp_path: Path) 
     [
         ({"median": 1.4, "low": 1.35, "high": 1.45}, "1.40×", "faster on ONNX Runtime 95% interval 1.35× to 1.45×"),
         ({"median": 0.8, "low": 0.75, "high": 0.85}, "1.25×", "slower on ONNX Runtime 95% interval 1.18× to 1.33×"),
-        ({"median": 1.2, "low": 0.9, "high": 1.5}, "1.04×", "on PyTorch: not significant 95% interval 0.97× to 1.10×"),
+        (
+            {"median": 1.2, "low": 0.9, "high": 1.5},
+            "0.97× to 1.10×",
+            "the dense network's speed on PyTorch (95%): not significant",
+        ),
     ],
 )
 def test_three_figures_stand_at_the_top(tmp_path: Path, latency: dict[str, float], figure: str, words: str) -> None:
@@ -298,7 +302,7 @@ def test_the_proof_in_words(tmp_path: Path) -> None:
     page = report(tmp_path).text("proof")
     assert "The cut is exact: with random weights and input" in page
     assert "relative error 3.2e-07, tolerance 1e-05, 10 output values compared" in page
-    assert "With hard masks 90.41%, cut 90.41%: the same." in page
+    assert "Masked and cut network have the same accuracy: 90.41%." in page
     assert (
         "ONNX file (model.onnx) computes what the network computes with any batch size (relative error 4.1e-07" in page
     )
@@ -338,18 +342,18 @@ def test_the_method_and_how_to_repeat_the_run(tmp_path: Path) -> None:
     page = report(tmp_path, content)
     text = page.text("method")
     for part in (
-        content["results"]["command"],
+        content["results"]["command"].replace(" --", " \\ --"),  # an option a line, as a shell reads it
         content["results"]["method"]["paper"],
         content["results"]["method"]["fidelity"],
         *content["results"]["method"]["notes"],
         " ".join(content["recipe"].split()),
         "newton_steps 3",
         "lambda1 by itself",
-        "Images 45,000 to train on, 5,000 to watch by, 10,000 to test on",
-        "Normalised by mean 0.4914, 0.4822, 0.4465, std 0.247, 0.2435, 0.2616",
+        "Images 45,000 for training, 5,000 for validation, 10,000 for testing",
+        "Normalisation mean 0.4914, 0.4822, 0.4465, std 0.247, 0.2435, 0.2616",
         "PyTorch 2.13.0",
         "Date 2026-11-21 09:02 UTC",
-        "train 12 21 min 24 s 424.5",
+        "train 12 21 min 24 s 424",
         "total 26 min 56 s",
     ):
         assert part in text

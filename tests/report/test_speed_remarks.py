@@ -47,9 +47,9 @@ def test_widths_that_are_no_multiple_of_eight(tmp_path: Path) -> None:
     content = two_layers(counts={"out_after": 13}, times={"pruned_ms": 1.5})
     text = said(tmp_path, content)["Alignment"]
     assert text.startswith("1 of 2 narrowed layers has a width that is no multiple of 8: b (16→13).")
-    assert "Measured: MACs to 25.0%, time to 75.0%, 75.0% of the pruned network's time" in text
-    assert "; the other narrowed layers: MACs to 25.0%, time to 25.0%." in text
-    assert "constraints.align=8" in text
+    assert "They keep 25.0% of their MACs and 75.0% of their time, and take 75.0% of the pruned network's." in text
+    assert "The other narrowed layers keep 25.0% of their MACs and 25.0% of their time." in text
+    assert "`--set constraints.align=8`" in text  # which the page shows as code
 
 
 def test_an_odd_width_that_was_there_before_is_not_blamed(tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_alignment_from_the_groups_when_no_layers_are_listed(tmp_path: Path) -> 
 
 
 def test_layers_that_became_less_efficient(tmp_path: Path) -> None:
-    text = said(tmp_path, two_layers(times={"pruned_ms": 1.5}))["Less work done a second"]
-    assert "did 2G of them a second and do 1G now (50.0%)" in text
+    text = said(tmp_path, two_layers(times={"pruned_ms": 1.5}))["Fewer MACs a second"]
+    assert "computed 2G a second before pruning and 1G after it (50.0%)" in text
 
 
 def test_layers_without_macs(tmp_path: Path) -> None:

@@ -28,11 +28,13 @@ from secateur.report.page.results import GroupRow, MethodUsed, Results
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 NAME = "report.html"
 # control characters, halves of surrogate pairs, and marks that turn the direction of text around
 _FOREIGN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}(v\d{1,2})?|[a-z-]{2,20}(\.[A-Z]{2})?/\d{7}(v\d{1,2})?")
+_COMMAND = re.compile(r"`([^`]{1,40})`")
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,26 @@ def _environment() -> Environment:
         moment=words.moment,
         brief=words.brief,
         name=words.shortened,
+        coded=_coded,
+        typed=_typed,
         milliseconds=words.milliseconds,
     )
     return found
+
+
+def _coded(text: str) -> Markup:
+    """Text in which commands stand between backticks: escaped, and they as code that no line breaks."""
+    from markupsafe import Markup, escape
+
+    return Markup(_COMMAND.sub(r'<code class="w">\1</code>', str(escape(text))))
+
+
+def _typed(command: str) -> Markup:
+    """A command with an option a line, as a shell reads it; a long list may break behind a comma."""
+    from markupsafe import Markup, escape
+
+    lines = str(escape(command)).replace(" --", " \\\n    --")
+    return Markup(lines.replace(",", ",<wbr>"))
 
 
 def _content(run: Run, others: Sequence[tuple[Path, Results]]) -> dict[str, Any]:
@@ -183,13 +202,21 @@ def _measured(run: Run) -> str:
             ("threads", known.threads),
             ("repeats", known.repeats),
             ("on", known.device),
-            ("versions", known.versions),
-            ("date", None if known.date is None else words.moment(known.date)),
+            ("with", _versions(known.versions)),
+            ("on", None if known.date is None else words.moment(known.date)),
         )
         if value is not None
     ]
     skipped = [f" {row.runtime} was left out: {row.reason or 'no reason was given'}" for row in known.skipped]
     return f"Dense and pruned timed in turn: {'; '.join(said) or 'no conditions are given'}.{''.join(skipped)}"
+
+
+def _versions(known: Any) -> Any:
+    """ "PyTorch 2.13.0, ONNX Runtime 1.31": packages by the names that people know."""
+    if not isinstance(known, dict):
+        return known
+    names = {"python": "Python", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    return ", ".join(f"{names.get(name, name)} {words.plain(version)}" for name, version in known.items()) or None
 
 
 def _arxiv(method: MethodUsed | None) -> str | None:
@@ -242,7 +269,7 @@ def _stages(run: Run) -> tuple[Stage, ...]:
             name,
             words.exactly(run.results.epochs.get(name)),
             words.seconds(spent) if (spent := run.results.seconds.get(name)) is not None else "",
-            words.count(median(rates[name])) if name in rates else "",
+            f"{median(rates[name]):,.0f}" if name in rates else "",
         )
         for name in names
         if run.results.seconds.get(name) is not None or run.results.epochs.get(name)

@@ -12,7 +12,7 @@ from typing import Any
 
 from secateur._files import write_json, write_text
 from secateur.report.board.pictures import curves, ladder_of, rivals
-from secateur.report.board.said import absent, circumstances, methods, summary, title
+from secateur.report.board.said import absent, cards, circumstances, commands, methods, summary, title
 from secateur.report.board.tables import (
     TIMES,
     Document,
@@ -25,7 +25,7 @@ from secateur.report.board.tables import (
     time_table,
 )  # fmt: skip
 from secateur.report.html import render
-from secateur.report.page import words
+from secateur.report.page import described, words
 from secateur.report.page.fairness import fairness
 from secateur.report.page.rivals import key
 
@@ -50,7 +50,7 @@ def write_leaderboard(folder: str | os.PathLike[str], document: Document) -> Pat
 def markdown(document: Document) -> str:
     """The leaderboard as Markdown."""
     parts = [f"# {_plain(title(document))}", *(_plain(line) for line in summary(document))]
-    parts += ["## What is the same for whom", "\n".join(f"- {_plain(line)}" for line in fairness(document))]
+    parts += ["## What is held equal", "\n".join(f"- {_plain(line)}" for line in fairness(document))]
     for kind, members in kinds(document).items():
         for budget in members:
             parts += [f"## {_plain(f'{kind}: {budget}')}", _table(mean_table(document, budget))]
@@ -59,9 +59,9 @@ def markdown(document: Document) -> str:
     if document["rows"]:
         parts += ["## Every run", _table(run_table(document))]
     if document["failed"] or document["missing"]:
-        parts += ["## What is not there", "\n".join(f"- {_plain(line)}" for line in absent(document))]
+        parts += ["## Runs that failed or are missing", "\n".join(f"- {_plain(line)}" for line in absent(document))]
     parts += ["## The methods", "\n".join(f"- {_plain(name)}: {_plain(text)}" for name, text, _ in methods(document))]
-    parts += ["## Circumstances", "\n".join(f"- {_plain(f'{k}: {v}')}" for k, v in circumstances(document))]
+    parts += ["## How it was measured", "\n".join(f"- {_plain(f'{k}: {v}')}" for k, v in circumstances(document))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -77,9 +77,11 @@ def _content(document: Document) -> dict[str, Any]:
         "title": title(document),
         "name": document["name"],
         "date": words.moment(document["date"]),
+        "cards": cards(document),
         "summary": summary(document),
         "fairness": fairness(document),
         "quality": task_of(document).title,
+        "headline": task_of(document).headline,
         "boards": boards,
         "legend": legend(document),
         "curves": curves(document),
@@ -89,7 +91,9 @@ def _content(document: Document) -> dict[str, Any]:
         "runs": run_table(document),
         "absent": absent(document),
         "methods": methods(document),
-        "circumstances": circumstances(document),
+        "commands": commands(document),
+        "data": described.data(document["data"] or document["recipe"]["data"]),
+        "circumstances": [line for line in circumstances(document) if line[0] not in ("Commands", "Data")],
         "version": document["secateur"],
     }
 

@@ -47,8 +47,8 @@ def plan_table(prepared: Prepared, folder: Path) -> RenderableType:
         ("model", f"{recipe.model.reference}: {readable(cost.macs)} MACs, {readable(cost.params)} parameters"),
         (
             "data",
-            f"{data.name}: {len(data.train):,} images to train on, {len(data.validation):,} to watch by, "
-            f"{len(data.test):,} to test on; {size}" + (f", {data.classes} classes" if data.classes else ""),
+            f"{data.name}: {len(data.train):,} images for training, {len(data.validation):,} for validation, "
+            f"{len(data.test):,} for testing; {size}" + (f", {data.classes} classes" if data.classes else ""),
         ),
         ("task", f"{prepared.task.name}, by its {prepared.task.headline}"),
         ("method", f"{row.name}: {row.summary}"),

@@ -147,7 +147,7 @@ _ROWS = (
     Exporter(
         "pt2",
         ("model.pt2",),
-        "PyTorch's export format, for PyTorch without the model's code",
+        "PyTorch's export format, which needs no code of the model",
         (),
         "",
         write_pt2,

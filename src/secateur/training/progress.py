@@ -209,7 +209,7 @@ class Bars:
         self._bars.update(self._task, completed=done, total=total, said=_tried(done, total, best))
 
     def say(self, sentence: str) -> None:
-        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(sentence, markup=False, highlight=False)
 
     def end_stage(self) -> None:
         if self._bars is not None:

@@ -18,6 +18,8 @@ from secateur.report.board.tables import (
     task_of,
 )
 from secateur.report.page import described, words
+from secateur.report.page.headline import RUNTIMES
+from secateur.report.page.hero import Card
 
 
 def title(document: Document) -> str:
@@ -56,7 +58,7 @@ def _ties(document: Document, budget: str, others: Sequence[str]) -> str:
     if not others or not place:
         return ""
     if not tied and any(place.get(label) == NONE for label in others):
-        return "; one seed orders nothing"
+        return "; one seed cannot rank methods"
     tested = [row for row in document["paired"]["budgets"][budget]["others"].values() if row["p"] is not None]
     tests = " and ".join(sorted({row["test"] for row in tested}))
     pairs = sorted({row["n"] for row in tested})
@@ -80,11 +82,10 @@ def methods(document: Document) -> list[tuple[str, str, list[str]]]:
     """Name, what it is and how near to its paper, and what its runs noted."""
     found = []
     for of in document["methods"]:
-        paper = f"{of['paper']}, {of['year']}" + (f", arXiv:{of['arxiv']}" if of["arxiv"] else "")
+        paper = f" ({of['paper']}, {of['year']}" + (f", arXiv:{of['arxiv']})" if of["arxiv"] else ")")
+        paper = "" if of["paper"] == "none" else paper  # the whole network, which is no method
         notes = [note for row in document["rows"] if row["label"] == of["label"] for note in row["notes"]]
-        found.append(
-            (of["label"], f"{of['summary']} ({paper}). Fidelity: {of['fidelity']}", list(dict.fromkeys(notes)))
-        )
+        found.append((of["label"], f"{of['summary']}{paper}. Fidelity: {of['fidelity']}", list(dict.fromkeys(notes))))
     return found
 
 
@@ -99,14 +100,13 @@ def absent(document: Document) -> list[str]:
 def circumstances(document: Document) -> list[tuple[str, str]]:
     """When, where, on what and with what."""
     recipe, data = document["recipe"], document["data"] or document["recipe"]["data"]
-    commands = dict.fromkeys(call["command"] or "from Python" for call in document["calls"])
     jobs = sorted({call["jobs"] for call in document["calls"]})
     at_once = " or ".join(map(str, jobs)) + (" at a time" if jobs != [1] else " at a time, nothing of ours beside it")
     seeds = sorted({row["seed"] for row in document["rows"]})
     return [
         ("Date", words.moment(document["date"])),
         ("Begun", words.moment(document["calls"][0]["date"])),
-        ("Commands", "; ".join(commands)),
+        ("Commands", "; ".join(commands(document))),
         ("Network", f"{recipe['model']['reference']}: {_cost(document['dense'])}"),
         ("Data", "; ".join(f"{what}: {text}" for what, text in described.data(data)) or NONE),
         ("Seeds", ", ".join(map(str, seeds)) or NONE),
@@ -121,6 +121,56 @@ def circumstances(document: Document) -> list[tuple[str, str]]:
         ),
         ("Settings given", _given(document["settings"])),
     ]
+
+
+def commands(document: Document) -> list[str]:
+    """What was typed, without repetitions."""
+    return list(dict.fromkeys(call["command"] or "from Python" for call in document["calls"]))
+
+
+def cards(document: Document) -> tuple[Card, ...]:
+    """The figures that are remembered, at the first budget: the best mean, the whole network, and the fastest."""
+    if not budgets(document):
+        return ()
+    budget, task, scale = budgets(document)[0], task_of(document), scale_of(document)
+    means = means_at(document, budget)
+    pruned = [mean for mean in means if mean["label"] != WHOLE]
+    told = places(document, budget)
+    others = [told.get(mean["label"]) for mean in pruned[1:]]
+    sure = bool(others) and all(place == "below" for place in others)
+    unit = {"share": "%", "dB": " dB"}.get(task.unit, "")
+
+    def figure(mean: Mapping[str, Any]) -> str:
+        return percents(mean["values"]["accuracy.final"], scale=scale, alone=True) + unit
+
+    def shares(mean: Mapping[str, Any]) -> str:
+        left = [f"{words.percent(mean['values'][f'{key}.share']['mean'])} of the {name}" for key, name in _COSTS]
+        return f"with {words.several(left)}"
+
+    best = pruned[0]
+    note = "significantly the best" if sure else "not significantly better than all others" if others else ""
+    if set(others) == {NONE}:
+        note = "one seed cannot rank methods"
+    found = [Card(figure(best), f"{task.headline} of {best['label']}, the best mean", (shares(best), note), sure)]
+    found += [
+        Card(figure(mean), f"{task.headline} of the dense network", ("trained for as many epochs",))
+        for mean in means
+        if mean["label"] == WHOLE
+    ]
+    timed = [
+        (of["ratio"], mean["label"], RUNTIMES.get(name, name))
+        for mean in pruned
+        for name, of in mean["latency"].items()
+        if (of["ratio"].get("low") or 0) > 1
+    ]
+    if timed:
+        ratio, label, runtime = max(timed, key=lambda one: one[0]["mean"])
+        between = f"95% interval {words.ratio(ratio['low'])} to {words.ratio(ratio['high'])}"
+        found.append(Card(words.ratio(ratio["mean"]), f"faster on {runtime}: {label}", (between,)))
+    return tuple(found)
+
+
+_COSTS = (("macs", "MACs"), ("params", "parameters"))
 
 
 def _given(settings: Mapping[str, Mapping[str, Any]]) -> str:

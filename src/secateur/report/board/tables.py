@@ -35,13 +35,15 @@ class Table:
 
 
 LEGEND = (
-    "Mean and standard deviation (n - 1) over seeds, {}. Final: of the network that is left behind. Against the best: "
-    "of the pruned networks, by the test that is named above; a tie is no difference beyond chance. Behind the best: "
+    "Mean and standard deviation (n - 1) over seeds, {}. Final: of the network in the end. {}Behind the best: "
     "the mean difference over the seeds that both have, and its 95% interval. Faster: time of the dense network over "
-    "that of the pruned one, by runtime, all networks timed in turns; in brackets the 95% interval, and n.s. (not "
+    "that of the pruned one, by runtime, all networks timed in turns, with the 95% interval, and n.s. (not "
     "significant) where it contains 1. Cut: straight after the cut, before fine-tuning. Dense: "
     "the network that was pruned; of a method that begins with a new network there is none. Bound used: the budget is "
     "kept, and used up to a hundredth. The row dense is the whole network after as many epochs."
+)
+TESTED = (
+    "Against the best: of the pruned networks, by the test that is named above; a tie is no difference beyond chance. "
 )
 #: Said where a method leaves another network for every image.
 PER_INPUT = "†: the mean over images, of which each takes other channels."
@@ -89,6 +91,11 @@ def places(document: Document, budget: str) -> dict[str, str]:
     return found
 
 
+def _tested(document: Document, budget: str) -> bool:
+    """Whether any method was held against the best; with one seed none is."""
+    return not set(places(document, budget).values()) <= {"best mean", NONE}
+
+
 def legend(document: Document) -> str:
     """What the columns of means are."""
     task = task_of(document)
@@ -96,17 +103,19 @@ def legend(document: Document) -> str:
     of = (
         "in percent of the test images" if task.headline == "accuracy" else f"{task.headline} on the test images{share}"
     )
-    said = LEGEND.format(of)
+    said = LEGEND.format(of, TESTED if any(_tested(document, budget) for budget in budgets(document)) else "")
     return f"{said} {PER_INPUT}" if any(mean.get("per_input") for mean in document["means"]) else said
 
 
 def mean_table(document: Document, budget: str) -> Table:
     """Means at one budget and the whole network, the best first; what decides stands in the first columns."""
     means, place, scale = means_at(document, budget), places(document, budget), scale_of(document)
+    tested = _tested(document, budget)
     runtimes = list(dict.fromkeys(name for mean in means for name in mean["latency"]))
     behind = document.get("paired", {}).get("budgets", {}).get(budget, {}).get("others", {})
     head = (
-        "method", "final", "against the best", *(f"faster, {RUNTIMES.get(name, name)}" for name in runtimes),
+        "method", "final", *(["against the best"] if tested else []),
+        *(f"faster, {RUNTIMES.get(name, name)}" for name in runtimes),
         "behind the best", "MACs left", "parameters left", "cut", "dense", "bound used", "proof", "seeds",
     )  # fmt: skip
     rows, grey = [], set()
@@ -118,7 +127,7 @@ def mean_table(document: Document, budget: str) -> Table:
             (
                 mean["label"],
                 percents(of["accuracy.final"], scale=scale),
-                standing,
+                *([standing] if tested else []),
                 *(_ratio(found) for found in timed),
                 _behind(behind.get(mean["label"]), scale),
                 percents(of["macs.share"], 1, alone=True) + images,
@@ -129,8 +138,9 @@ def mean_table(document: Document, budget: str) -> Table:
                 str(len(mean["seeds"])),
             )
         )
-        grey |= {(number, 3 + k) for k, found in enumerate(timed) if not _beyond(found)}
-        grey |= {(number, 2), (number, 3 + len(runtimes))} if standing in ("tie", NONE) else set()
+        grey |= {(number, 2 + tested + k) for k, found in enumerate(timed) if not _beyond(found)}
+        unsure = {*([2] if tested else []), 2 + tested + len(runtimes)}
+        grey |= {(number, column) for column in unsure} if standing in ("tie", NONE) else set()
     return Table(head, tuple(rows), frozenset(grey), 3)
 
 
@@ -144,18 +154,19 @@ def _behind(other: Mapping[str, Any] | None, scale: float) -> str:
 
 
 def time_table(document: Document) -> Table:
-    """Mean seconds of what was done."""
-    names = ("total", "prune", "acting", "finetune", "train", "base")
+    """Mean seconds of what was done; the budget stands there where there are several."""
+    names, several = ("total", "prune", "acting", "finetune", "train", "base"), len(budgets(document)) > 1
     rows = [
         (
             mean["label"],
-            mean["budget"],
+            *([mean["budget"]] if several else []),
             *(_seconds(mean["values"][f"seconds.{name}"]) for name in names),
             f"{mean['values']['epochs.total']['mean']:g}",
         )
         for mean in document["means"]
     ]
-    return Table(("method", "budget", *names, "epochs"), tuple(rows), vital=4)
+    head = ("method", *(["budget"] if several else []), *names, "epochs")
+    return Table(head, tuple(rows), vital=3 + several)
 
 
 def run_table(document: Document) -> Table:
@@ -166,8 +177,12 @@ def run_table(document: Document) -> Table:
     )  # fmt: skip
     order = {(mean["label"], mean["budget"]): place for place, mean in enumerate(document["means"])}
     found = sorted(document["rows"], key=lambda row: (order[row["label"], row["budget"]], row["seed"]))
-    grey = frozenset((n, 4) for n, row in enumerate(found) if not _beyond(_first_timed(row)))
-    return Table(head, tuple(_run_row(row, scale_of(document)) for row in found), grey, 4)
+    rows = [_run_row(row, scale_of(document)) for row in found]
+    same = {2} if len(budgets(document)) == 1 else set()  # what every row says, or none
+    shown = [c for c in range(len(head)) if c not in same and (c < 4 or any(row[c] != NONE for row in rows))]
+    grey = {(n, shown.index(4)) for n, row in enumerate(found) if 4 in shown and not _beyond(_first_timed(row))}
+    cells = (tuple(row[c] for c in shown) for row in (head, *rows))
+    return Table(next(cells), tuple(cells), frozenset(grey), 1 + shown.index(3))
 
 
 def _first_timed(row: Row) -> Mapping[str, Any] | None:
@@ -228,7 +243,7 @@ def _share(value: float) -> str:
 
 
 def _seconds(spread: Mapping[str, Any] | None) -> str:
-    return NONE if spread is None else f"{spread['mean']:.0f}" if spread["mean"] >= 10 else f"{spread['mean']:.2g}"
+    return NONE if spread is None else f"{spread['mean']:,.0f}" if spread["mean"] >= 10 else f"{spread['mean']:.2g}"
 
 
 def _ratio(timed: Mapping[str, Any] | None) -> str:

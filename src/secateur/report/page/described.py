@@ -9,14 +9,14 @@ from secateur.errors import ConfigError
 from secateur.report.page import words
 from secateur.report.page.results import MethodUsed
 
-_SIZES = {"train": "to train on", "validation": "to watch by", "test": "to test on"}
+_SIZES = {"train": "for training", "validation": "for validation", "test": "for testing"}
 _NAMES = {
     "name": "Data set",
-    "class_names": "Names of the classes",
-    "input_size": "Size of an image",
+    "class_names": "Class names",
+    "input_size": "Image size",
     "split": "Split",
-    "augmentation": "Changed at random",
-    "normalisation": "Normalised by",
+    "augmentation": "Augmentation",
+    "normalisation": "Normalisation",
     "files": "Files",
 }
 _ALONE = "by itself"  # a setting that is null: the method finds the value

@@ -242,7 +242,7 @@ def _latency_rows(run: Run) -> list[Row]:
             for t in (dense, pruned)
         )
         share = None
-        if dense and pruned and dense.median_ms and pruned.median_ms is not None:
+        if row.apart and dense and pruned and dense.median_ms and pruned.median_ms is not None:
             share = pruned.median_ms / dense.median_ms
         rows.append(
             Row(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from secateur.report.page import words
 from secateur.report.page.headline import against, final, interval, quality_change, runtime_name, speed
 from secateur.report.page.inputs import Run
-from secateur.report.page.measured import RuntimeRow
 from secateur.report.page.results import Results
 
 
@@ -34,18 +33,15 @@ def _speed(run: Run) -> Card:
     first = max(rows, key=lambda row: row.ratio.median if row.apart and row.ratio else 0.0)
     others = tuple(f"{runtime_name(row)}: {speed(row, spread=True)}" for row in rows if row is not first)
     assert first.ratio is not None
-    median = first.ratio.median
+    median, name = first.ratio.median, runtime_name(first)
+    noisy = ("The machine was noisy: measure again on a quiet one.",) if first.noisy else ()
+    if not first.apart:  # the interval itself: any one figure in it would be remembered as a gain
+        what = f"the dense network's speed on {name} (95%): not significant"
+        return Card(interval(first.ratio), what, (*noisy, *others), sure=False)
     slower = median < 1
     figure = words.ratio(1 / median if slower else median)
-    if not first.apart:
-        return Card(figure, f"on {runtime_name(first)}: not significant", (_within(first), *others), sure=False)
-    return Card(figure, f"{'slower' if slower else 'faster'} on {runtime_name(first)}", (_within(first), *others))
-
-
-def _within(row: RuntimeRow) -> str:
-    assert row.ratio is not None
-    noisy = "; the machine was noisy, measure again on a quiet one" if row.noisy else ""
-    return f"95% interval {interval(row.ratio)}{noisy}"
+    within = f"95% interval {interval(first.ratio)}"
+    return Card(figure, f"{'slower' if slower else 'faster'} on {name}", (within, *noisy, *others))
 
 
 def _size(results: Results) -> Card:

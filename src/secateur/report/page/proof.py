@@ -95,18 +95,22 @@ def _masks(results: Results) -> list[Statement]:
     soft, hard, pruned = results.quality.soft, results.quality.hard, results.quality.pruned
     found = []
     if soft is not None and hard is not None:
+        alike = abs(hard - soft) <= _SETTLED * task.scale
         said = (
-            f"Hard masks score {task.shown(hard, 2)} and soft ones {task.shown(soft, 2)} "
-            f"({task.difference(hard - soft)})."
+            f"{'agree' if alike else 'disagree'}: {task.headline} {task.shown(hard, 2)} with hard masks, "
+            f"{task.shown(soft, 2)} with soft ones ({task.difference(hard - soft)})."
         )
-        found.append(
-            Statement("yes" if abs(hard - soft) <= _SETTLED * task.scale else "no", "Soft and hard gates", said)
-        )
+        found.append(Statement("yes" if alike else "no", "Soft and hard gates", said))
     if hard is not None and pruned is not None:
-        same = "the same" if hard == pruned else task.difference(pruned - hard)
-        said = f"With hard masks {task.shown(hard, 2)}, cut {task.shown(pruned, 2)}: {same}."
         one_image = task.scale / (images or 1_000_000)  # may tip over by rounding
         alike = abs(hard - pruned) <= 1.001 * one_image
+        if hard == pruned:
+            said = f"have the same {task.headline}: {task.shown(hard, 2)}."
+        else:
+            said = (
+                f"{'agree but for an image' if alike else 'disagree'}: {task.headline} {task.shown(hard, 2)} with hard "
+                f"masks, {task.shown(pruned, 2)} when cut ({task.difference(pruned - hard)})."
+            )
         found.append(Statement("yes" if alike else "no", "Masked and cut network", said))
     return found
 

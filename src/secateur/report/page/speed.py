@@ -80,10 +80,10 @@ def _alignment(known: Facts) -> Remark | None:
         f"compute channels in blocks of {BLOCK} do the work of the next multiple."
     )
     if crooked and _fared(crooked):
-        text += f" Measured: {_fared(crooked)}, {words.percent(known.share(crooked))} of the pruned network's time"
-        text += f"; the other narrowed layers: {_fared(straight)}." if _fared(straight) else "."
+        text += f" They keep {_fared(crooked)}, and take {words.percent(known.share(crooked))} of the pruned network's."
+        text += f" The other narrowed layers keep {_fared(straight)}." if _fared(straight) else ""
     if known.share(crooked) >= _WORTH:
-        text += f" To keep whole blocks: --set constraints.align={BLOCK}."
+        text += f" To keep whole blocks: `--set constraints.align={BLOCK}`."
     return Remark("Alignment", text)
 
 
@@ -123,10 +123,10 @@ def _efficiency(known: Facts) -> Remark | None:
     if after >= _RATE * before:
         return None
     text = (
-        f"The layers with MACs did {words.count(before)} of them a second and do {words.count(after)} now "
-        f"({words.percent(after / before)}): narrow layers use the processor less well."
+        f"Convolutions and other layers with MACs computed {words.count(before)} a second before pruning and "
+        f"{words.count(after)} after it ({words.percent(after / before)}): narrow layers use the processor less well."
     )
-    return Remark("Less work done a second", text)
+    return Remark("Fewer MACs a second", text)
 
 
 def _no_macs(known: Facts) -> Remark | None:
@@ -245,7 +245,7 @@ def _fared(layers: Sequence[Layer]) -> str:
     dense, pruned = sum(x.dense_ms for x in layers), sum(x.pruned_ms for x in layers)
     if not before or not dense:
         return ""
-    return f"MACs to {words.percent(after / before)}, time to {words.percent(pruned / dense)}"
+    return f"{words.percent(after / before)} of their MACs and {words.percent(pruned / dense)} of their time"
 
 
 def _verb(things: Sequence[object], one: str, many: str) -> str:
