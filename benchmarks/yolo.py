@@ -85,6 +85,12 @@ def objects(classes: torch.Tensor, images: torch.Tensor | None = None) -> dict[s
     return {"img": images, "batch_idx": torch.arange(len(classes)), "cls": classes[:, None].float(), "bboxes": boxes}
 
 
+def targets(classes: torch.Tensor) -> dict[str, Any]:
+    """The same objects as RT-DETR's forward takes them in training, for its queries of denoising."""
+    found = objects(classes)
+    return {"cls": classes, "bboxes": found["bboxes"], "batch_idx": found["batch_idx"], "gt_groups": [1] * len(classes)}
+
+
 def batches(count: int, arguments: argparse.Namespace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Made images and the class of the object in each."""
     generator = torch.Generator().manual_seed(arguments.seed)
@@ -96,7 +102,10 @@ def batches(count: int, arguments: argparse.Namespace) -> Iterator[tuple[torch.T
 def pruned(row: MethodRow, network: str, budget: str, arguments: argparse.Namespace) -> secateur.Result:
     """The detector, pruned as the front door says: in a loop of one's own, or in one call."""
     model, loss = build(network, arguments.seed), OwnLoss(network, arguments.seed)
-    images = torch.rand(1, 3, arguments.size, arguments.size, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(1, 3, arguments.size, arguments.size, generator=torch.Generator().manual_seed(1))
+    images: Any = image
+    if network.startswith("rtdetr"):
+        images = secateur.Inputs(image).in_training(image, batch=targets(torch.tensor([1])))
     settings = SMALL.get(row.name, {})
     if row.acts != "while training":
         data = [*batches(arguments.steps, arguments)]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import secateur
+from secateur.errors import InputError
 from secateur.graph.code import names_read, training_differs
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -184,6 +185,52 @@ def test_a_forward_that_needs_targets_in_training_is_told_and_pruned() -> None:
     result = secateur.prune(Net(needy), IMAGE, budget="flops=0.5")
     assert len(result.notes) == 1
     assert "training mode failed (ValueError: targets are missing)" in result.notes[0]
+
+
+class Queries(nn.Module):
+    """In training, classes that it is told join the places of the image, as the denoising queries of a detector."""
+
+    def __init__(self, touch: bool) -> None:
+        super().__init__()
+        self.a, self.classes, self.head = nn.Conv2d(3, 12, 3, padding=1), nn.Embedding(5, 12), nn.Linear(12, 4)
+        self.touch = touch
+
+    def forward(self, x: torch.Tensor, *, targets: Any = None) -> torch.Tensor:
+        y = torch.relu(self.a(x)).flatten(2).mT
+        if self.training and targets is not None:
+            told = self.classes(targets["classes"])[:, : int(targets["most"].max())]
+            y = torch.cat([told, y], 1)
+        out: torch.Tensor = self.head(y)
+        return out + 0 * self.classes.weight.sum() if self.training and self.touch else out
+
+
+CLASSES = {"classes": torch.tensor([[1, 2, 0]]), "most": torch.tensor([2])}
+
+
+@pytest.mark.parametrize("touch", [False, True])
+def test_training_is_traced_with_what_it_is_called_with(touch: bool) -> None:
+    """Its code asks for a value, so that it runs on real tensors."""
+    example = secateur.Inputs(IMAGE).in_training(IMAGE, targets=CLASSES)
+    result = secateur.prune(Queries(touch), example, budget="flops=0.5")
+    model: Any = result.model
+    assert not result.notes
+    assert model.classes.embedding_dim == model.classes.weight.shape[1] == model.a.out_channels == 6
+    assert model.train()(IMAGE, targets=CLASSES).shape == (1, 66, 4)
+    assert ".in_training(tensor(" in repr(example)
+
+
+@pytest.mark.parametrize("touch", [False, True])
+def test_what_no_forward_pass_uses_is_told_with_a_remedy(touch: bool) -> None:
+    result = secateur.prune(Queries(touch), IMAGE, budget="flops=0.5")
+    assert result.graph.never_ran == ("classes.weight",)
+    (note,) = result.notes
+    assert "No traced forward pass uses classes.weight" in note
+    assert "in_training(images, targets)" in note
+
+
+def test_inputs_of_training_that_do_not_fit() -> None:
+    with pytest.raises(InputError, match=r"training mode failed on the inputs given for it: .*targts"):
+        secateur.trace(Queries(False), secateur.Inputs(IMAGE).in_training(IMAGE, targts=CLASSES))
 
 
 def test_running_in_training_costs_nothing_and_changes_no_statistics() -> None:

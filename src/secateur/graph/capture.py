@@ -16,6 +16,7 @@ from secateur.errors import InputError, ModelError, SecateurError
 from secateur.graph.code import STEADY, mentions, meta_differs, training_differs
 from secateur.graph.labels import Ids, Ledger
 from secateur.graph.modules import (
+    Inputs,
     as_call,
     clone_module,
     compiled_in_place,
@@ -40,15 +41,22 @@ _JOINS = ("aten::cat", "aten::stack")
 def capture(model: nn.Module, example_inputs: Any) -> Recording:
     """Record one forward pass of `model` (unwrapped, any mode); on real tensors where meta cannot run or differs."""
     args, kwargs = as_call(example_inputs)
+    told = example_inputs.training if isinstance(example_inputs, Inputs) else None
     try:
-        if meta_differs(model):
-            return capture_once(model, args, kwargs, meta=False)
-        return capture_once(model, args, kwargs, meta=True)
+        recording = None if meta_differs(model) else capture_once(model, args, kwargs, meta=True, told=told)
+        if recording is None or (told is not None and recording.training_error):
+            recording = capture_once(model, args, kwargs, meta=False, told=told)
+        if told is not None and recording.training_error:
+            raise InputError(
+                f"The forward pass in training mode failed on the inputs given for it: {recording.training_error}. "
+                "Check their shape, number and dtype."
+            )
+        return recording
     except SecateurError:
         raise
     except Exception as first:
         try:
-            return capture_once(model, args, kwargs, meta=False)
+            return capture_once(model, args, kwargs, meta=False, told=told)
         except SecateurError:
             raise
         except Exception as error:
@@ -56,9 +64,18 @@ def capture(model: nn.Module, example_inputs: Any) -> Recording:
 
 
 def capture_once(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, meta: bool, training: bool = True
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    meta: bool,
+    training: bool = True,
+    told: Inputs | None = None,
 ) -> Recording:
-    """Record one forward pass in evaluation mode and, with `training`, what another one in training mode adds."""
+    """Record one forward pass in evaluation mode and, with `training`, what another one in training mode adds.
+
+    told: what that one is called with, where it is something else.
+    """
     twin = clone_module(model, to_meta if meta else _alias)
     to_evaluation(twin)
     recording = Recording(Ledger(), on_meta=meta)
@@ -68,7 +85,9 @@ def capture_once(
     output = forward(twin, inputs[0], inputs[1], recorder)
     _fix_outputs(recording, output)
     recording.gradients |= mentions(model, _GRADIENTS)
-    if training and (recording.gradients or training_differs(model) or _never_used(twin, recording)):
+    if told is not None:
+        _capture_training(twin, (told.args, told.kwargs), recording, meta)
+    elif training and (recording.gradients or training_differs(model) or _never_used(twin, recording)):
         _capture_training(twin, (args, kwargs), recording, meta)
     recording.compiled = compiled_in_place(model)
     if recording.softmaxed:
@@ -168,8 +187,15 @@ def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: b
     _fix_sources(extra, recording.calls, output)
     offset = len(recording.calls)
     for name, first in extra.first_use.items():
+        if name not in recording.first_use and not _carried_on(extra.calls, first):
+            recording.touched.add(name)
         recording.first_use.setdefault(name, first + offset)
     recording.unsupported += extra.unsupported
+
+
+def _carried_on(calls: list[Call], first: int) -> bool:
+    """Whether channels go on in what a call gives; a sum of all values, so that all have gradients, gives none."""
+    return first < len(calls) and any(axis is not None for label in calls[first].labels for axis in label)
 
 
 def _kept(model: nn.Module) -> dict[tuple[str, bytes], Ids]:

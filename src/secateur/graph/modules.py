@@ -218,15 +218,27 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Inputs:
-    """What a network is called with, positional and keyword arguments together: `Inputs(image, mask=mask)`."""
+    """What a network is called with, positional and keyword arguments together: `Inputs(image, mask=mask)`.
+
+    A network that takes more in training, the targets of a detector say, is traced there too if it is told what:
+    `Inputs(image).in_training(image, targets)`.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args, self.kwargs = args, kwargs
+        self.training: Inputs | None = None  # what it is called with in training mode, if that is something else
+
+    def in_training(self, *args: Any, **kwargs: Any) -> Inputs:
+        """The same inputs, with those that a call in training mode takes."""
+        found = Inputs(*self.args, **self.kwargs)
+        found.training = Inputs(*args, **kwargs)
+        return found
 
     def __repr__(self) -> str:
         """As it is written."""
         named = [f"{name}={value!r}" for name, value in self.kwargs.items()]
-        return f"Inputs({', '.join([*map(repr, self.args), *named])})"
+        more = "" if self.training is None else f".in_training({str(self.training)[len('Inputs(') : -1]})"
+        return f"Inputs({', '.join([*map(repr, self.args), *named])}){more}"
 
 
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -83,6 +83,7 @@ class Recording:
     taps: list[Tap] = field(default_factory=list)
     unsupported: list[Unsupported] = field(default_factory=list)
     on_meta: bool = True
+    touched: set[str] = field(default_factory=set)  # parameters used in training only, of which nothing is carried on
     training_error: str = ""  # why the run in training mode came to nothing
     gradients: bool = False  # a tensor was asked whether gradients are taken of it
     compiled: list[str] = field(default_factory=list)  # modules compiled in place; they were run uncompiled

@@ -107,7 +107,7 @@ class Graph:
     @property
     def never_ran(self) -> tuple[str, ...]:
         """Parameters no traced forward pass uses; they stay whole, so a branch with them may not fit after a cut."""
-        used = self.recording.first_use
+        used = self.recording.first_use.keys() - self.recording.touched
         return tuple(n for n, t in self.tensors().items() if isinstance(t, nn.Parameter) and n not in used)
 
     @property
@@ -118,11 +118,20 @@ class Graph:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences about what the trace could not see, or saw otherwise than the model runs."""
+        from secateur.graph.explain import shorten
+
         notes = []
         if self.training_error:
             notes.append(
                 f"The forward pass in training mode failed ({self.training_error}), so a width that reaches an output "
-                "only there may be cut; keep such layers with `ignore`."
+                "only there may be cut; keep such layers with `ignore`, or give what training is called with: "
+                "secateur.Inputs(...).in_training(images, targets)."
+            )
+        elif unseen := shorten(self.never_ran):
+            notes.append(
+                f"No traced forward pass uses {', '.join(unseen)}: whole after a cut, and maybe too wide for their "
+                "neighbours. Where training does, with targets say, give what it is called with: "
+                "secateur.Inputs(...).in_training(images, targets)."
             )
         if self.recording.compiled:
             names = ", ".join(repr(name) if name else "the model" for name in self.recording.compiled[:3])

@@ -207,8 +207,6 @@ def _frozen(graph: Graph, notes: Sequence[str]) -> list[RenderableType]:
         operators.setdefault(call.operator, []).append(call.module or "the model")
     lines = [f"{name} in {', '.join(shorten(where))}" for name, where in operators.items()]
     parts += _lines("Operators without a rule (what they touch is frozen): ", lines)
-    unused = [", ".join(shorten(list(graph.never_ran)))] if graph.never_ran else []
-    parts += _lines("Never used by a forward pass (stay whole; a branch with them may not fit): ", unused)
     return parts + _lines("Note: ", notes)
 
 
