@@ -127,3 +127,17 @@ def test_the_version_is_that_of_the_installation(monkeypatch: pytest.MonkeyPatch
         space: dict[str, str] = {}
         exec(source, space)
         assert space["__version__"] == wanted
+
+
+def test_the_readme_of_an_index_has_no_relative_link() -> None:
+    hooks = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["metadata"]["hooks"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    relative = re.findall(r'\]\((?!https?:|#)([^)#]+)|(?:src|srcset)="(?!https?:)([^"]+)"', text)
+    assert relative
+    assert all((ROOT / "".join(found)).exists() for found in relative)  # in a clone they lead somewhere
+    for each in hooks["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    links = re.findall(r'\]\(([^)]+)\)|(?:src|srcset)="([^"]+)"', text)
+    assert len(links) >= len(relative)
+    assert all("".join(link).startswith(("https://", "#")) for link in links)
+    assert f"]({PROJECT['urls']['Repository']}/blob/main/docs/methods.md)" in text

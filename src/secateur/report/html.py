@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -28,7 +29,6 @@ from secateur.report.page.results import GroupRow, MethodUsed, Results
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from markupsafe import Markup
 
 NAME = "report.html"
 # control characters, halves of surrogate pairs, and marks that turn the direction of text around
@@ -117,19 +117,14 @@ def _environment() -> Environment:
     return found
 
 
-def _coded(text: str) -> Markup:
+def _coded(text: str) -> str:
     """Text in which commands stand between backticks: escaped, and they as code that no line breaks."""
-    from markupsafe import Markup, escape
-
-    return Markup(_COMMAND.sub(r'<code class="w">\1</code>', str(escape(text))))
+    return _COMMAND.sub(r'<code class="w">\1</code>', escape(text))
 
 
-def _typed(command: str) -> Markup:
-    """A command with an option a line, as a shell reads it; a long list may break behind a comma."""
-    from markupsafe import Markup, escape
-
-    lines = str(escape(command)).replace(" --", " \\\n    --")
-    return Markup(lines.replace(",", ",<wbr>"))
+def _typed(command: str) -> str:
+    """A command, escaped, with an option a line, as a shell reads it; a long list may break behind a comma."""
+    return escape(command).replace(" --", " \\\n    --").replace(",", ",<wbr>")
 
 
 def _content(run: Run, others: Sequence[tuple[Path, Results]]) -> dict[str, Any]:
