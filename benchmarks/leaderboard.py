@@ -213,6 +213,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = _arguments()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would a run
     end = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes - STOPPING_S
     result = keep(arguments)
     again = {key(row) for row in result.get("failed", ())} if arguments.retry else set[Cell]()
