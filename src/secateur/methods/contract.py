@@ -40,7 +40,16 @@ from secateur.graph import SizeConflict, trace
 from secateur.graph.modules import clone_module, map_tensors
 from secateur.latency import Watcher, price
 from secateur.methods.hands import Loss as Loss
-from secateur.methods.hands import counting, inserted, reading, require_free, take, without_decay
+from secateur.methods.hands import (
+    counting,
+    inserted,
+    reading,
+    reduced,
+    require_free,
+    require_reducer,
+    take,
+    without_decay,
+)
 from secateur.methods.replanning import Replanner, trial_widths
 from secateur.methods.trials import Shown, Trials
 from secateur.plan import Plan, fingerprint
@@ -196,6 +205,7 @@ class Method(nn.Module):
         self.followers: list[Follower] = []  # whoever holds tensors of the parameters' shapes, save optimisers
         self.result: Result | None = None
         self._forwards = self._steps_seen = self._losses = 0  # in this process, while training
+        self._reduced = reduced(model)
         check_weights(self.graph)
         require_free(self.model, self.name)
         self._settle()
@@ -342,6 +352,8 @@ class Method(nn.Module):
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """`forward` with PyTorch's hooks, counted while training."""
+        if self.training and self._reduced:
+            require_reducer(self.name, narrows=self.narrows)
         self._forwards += self.training
         return super().__call__(*args, **keywords)
 

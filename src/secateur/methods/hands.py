@@ -12,10 +12,11 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from secateur.batches import Batches
 from secateur.errors import ConfigError, InputError, ModelError
-from secateur.graph.nests import output_tensors
+from secateur.graph.modules import output_tensors, unwrap
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
@@ -44,6 +45,28 @@ def inserted(model: nn.Module) -> list[tuple[Any, ...]]:
         (name, type(m), *vars(m), len(m._forward_hooks), len(m._forward_pre_hooks), *m._parameters, *m._buffers)
         for name, m in model.named_modules()
     ]
+
+
+def reduced(model: nn.Module) -> bool:
+    """Whether DistributedDataParallel, which averages gradients over processes, is around a model."""
+    wrapper: Any = model
+    while not isinstance(wrapper, DistributedDataParallel):
+        inner = getattr(wrapper, "_orig_mod", getattr(wrapper, "module", None))
+        if unwrap(wrapper) is wrapper or not isinstance(inner, nn.Module):
+            return False
+        wrapper = inner
+    return True
+
+
+def require_reducer(name: str, *, narrows: bool) -> None:
+    """ModelError unless a forward pass in training is one of DistributedDataParallel around the method."""
+    if DistributedDataParallel._active_ddp_module is None:
+        remedy = "after backward() let every process do all_reduce(p.grad) for its parameters p"
+        raise ModelError(
+            f"{name} trains the network itself, without the DistributedDataParallel around it, so that every process "
+            "would train a network of its own: give the network as it is, and "
+            f"{remedy if narrows else f'put DistributedDataParallel(..., find_unused_parameters=True) around {name}'}."
+        )
 
 
 def counting(loss: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tensor]:

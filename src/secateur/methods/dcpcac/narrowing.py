@@ -85,6 +85,8 @@ class NarrowingMethod(Method):
         """
         if all(np.array_equal(masks[name], mask) for name, mask in self.masks.items()):
             return
+        if self._steps_seen and not self._forwards:
+            self._check_loop()  # optimisers, and reducers of gradients, would meet parameters of other shapes
         made = self.graph.cut(Plan(dict(masks)))
         if any((masks[name] & ~mask).any() for name, mask in self.masks.items()):
             self._widen()
