@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dcpcac": {"metric": "loss"},
     "dcp": {"per_column": 0, "head_epochs": 2, "rounds": 1},
     "dkp": {"per_column": 0, "head_epochs": 2, "rounds": 1},
+    "prunenet": {"sweeps": 5, "rounds": 8},
 }
 #: Methods that are told, in place of the detector's output, class scores of the image: the best of all places.
 BY_CLASS = ("dcpcac",)
