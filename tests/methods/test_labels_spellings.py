@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def _network(outputs: int = 4) -> nn.Module:
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, outputs)).eval()
 
 
-def _pruned(method: str, labels: torch.Tensor, outputs: int = 4, **options: object) -> secateur.Result:
+def _pruned(method: str, labels: torch.Tensor, outputs: int = 4, **options: Any) -> secateur.Result:
     batches = [(IMAGES[:12], labels[:12]), (IMAGES[12:], labels[12:])]
     budget = "params=0.7" if method == "dkp" else "flops=0.7"
     return secateur.prune(_network(outputs), IMAGES[:2], method=method, budget=budget, data=batches, **options)
@@ -51,9 +52,9 @@ def test_labels_that_begin_with_one_are_refused(method: str, task: str | None) -
 
 def test_a_label_of_no_class_is_left_out() -> None:
     none = torch.where(torch.arange(24) < 12, -100, LABELS)
-    options = {"method": "taylor", "budget": "flops=0.6"}
-    found = secateur.prune(_network(), IMAGES[:2], data=[(IMAGES, none)], **options)  # type: ignore[arg-type]
-    wanted = secateur.prune(_network(), IMAGES[:2], data=[(IMAGES[12:], LABELS[12:])], **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"method": "taylor", "budget": "flops=0.6"}
+    found = secateur.prune(_network(), IMAGES[:2], data=[(IMAGES, none)], **options)
+    wanted = secateur.prune(_network(), IMAGES[:2], data=[(IMAGES[12:], LABELS[12:])], **options)
     assert found.plan.masks.keys() == wanted.plan.masks.keys()
     assert all((found.plan.masks[name] == mask).all() for name, mask in wanted.plan.masks.items())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,8 @@ def test_prune_says_that_it_takes_an_argument_for_itself(name: str) -> None:
     mine = _method(name)
     with pytest.raises(ConfigError, match=f"The setting {name!r} of the method 'mine' is named like an argument of"):
         secateur.prune(network, images, method=mine, budget="flops=0.5")
-    made = mine(network, images, budget="flops=0.5", **{name: 5})
+    given: dict[str, Any] = {name: 5}
+    made = mine(network, images, budget="flops=0.5", **given)
     assert getattr(made.settings, name) == 5
 
 

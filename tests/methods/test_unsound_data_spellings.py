@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from secateur.errors import InputError
 IMAGES, LABELS = torch.randn(16, 3, 8, 8), torch.arange(16) % 4
 
 
-def _network(norm: type[nn.Module] = nn.Identity) -> nn.Module:
+def _network(norm: type[nn.Module] = nn.Identity) -> nn.Sequential:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3), norm(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(1), nn.Linear(128, 4)]
     return nn.Sequential(*layers).eval()
@@ -49,7 +49,7 @@ def test_answers_that_overflow_are_refused(way: dict[str, Any]) -> None:
     network = _network()
     with torch.no_grad():
         for layer in (network[0], network[3]):
-            layer.weight.mul_(1e25)
+            cast(nn.Conv2d, layer).weight.mul_(1e25)
     with pytest.raises(InputError, match="is not finite"):
         secateur.prune(network, IMAGES[:2] * 1e-20, budget="flops=0.6", data=[(IMAGES, LABELS)], **way)
 

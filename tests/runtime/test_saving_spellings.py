@@ -49,7 +49,8 @@ def padded_by_wrapping(network: nn.Module) -> nn.Module:
 def doubled(network: nn.Module) -> nn.Module:
     class Doubled(type(network)):  # type: ignore[misc]
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(x)
+            found: torch.Tensor = 2 * super().forward(x)
+            return found
 
     network.__class__ = Doubled
     return network
@@ -92,16 +93,26 @@ OTHERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "a hook that changes what it is given": hooked_before,
 }
 
+
+def together_in_memory(network: nn.Module) -> nn.Module:
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    found: Any = torch.compile(network)
+    return found  # type: ignore[no-any-return]
+
+
 ALIKE: dict[str, Callable[[nn.Module], nn.Module]] = {
     "dropout, which evaluation passes by": lambda m: replaced(m, nn.ReLU, lambda a: nn.Sequential(a, nn.Dropout())),
     "an activation in place": lambda m: replaced(m, nn.ReLU, lambda _: nn.ReLU(inplace=True)),
-    "channels together in memory": lambda m: m.to(memory_format=torch.channels_last),
+    "channels together in memory": together_in_memory,
     "a weight laid out by columns": lambda m: set_on(
         nn.Linear, "weight", nn.Parameter(first(m, nn.Linear).weight.detach().T.contiguous().T)
     )(m),
     "weights that are no longer trained": lambda m: m.requires_grad_(False),
     "a hook that looks": lambda m: (m.register_forward_hook(lambda module, inputs, output: None), m)[1],
-    "compiled": lambda m: torch.compile(m),
+    "compiled": compiled,
 }
 
 
