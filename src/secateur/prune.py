@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from secateur._alone import alone
 from secateur._settings import validated
 from secateur.allocate import Constraints, allocate
 from secateur.batches import Batches
@@ -32,6 +33,7 @@ __all__ = ["Result", "apply", "prune"]
 Loss = Callable[[Any, Any], torch.Tensor]
 
 
+@alone
 def prune(
     model: nn.Module,
     example_inputs: Any,

@@ -144,3 +144,20 @@ def test_a_trace_leaves_no_hook_behind() -> None:
         secateur.trace(model, torch.zeros(1, 7, 8, 8))
     assert [len(getattr(registered, n)) for n in ("_global_forward_hooks", "_global_forward_pre_hooks")] == before
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("method", ["taylor", "cp", "l1"])
+def test_one_network_is_pruned_by_several_threads_at_once(method: str) -> None:
+    """Gradients are taken of it, and hooks read what its layers read: one thread at a time."""
+    torch.manual_seed(0)
+    model = Net(8, 2).eval()
+    data = [(torch.randn(4, 3, 8, 8), torch.randint(0, 5, (4,)))]
+
+    def pruned(_: int) -> list[torch.Tensor]:
+        found = secateur.prune(model, image(), method=method, budget="flops=0.6", data=data, repair="least_squares")
+        return [*found.model.state_dict().values()]
+
+    alone = pruned(0)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(pruned, range(8)):
+            assert all(torch.equal(one, other) for one, other in zip(found, alone, strict=True))
