@@ -229,8 +229,8 @@ def test_what_no_forward_pass_uses_is_told_with_a_remedy(touch: bool) -> None:
 
 
 def test_inputs_of_training_that_do_not_fit() -> None:
-    with pytest.raises(InputError, match=r"training mode failed on the inputs given for it: .*targts"):
-        secateur.trace(Queries(False), secateur.Inputs(IMAGE).in_training(IMAGE, targts=CLASSES))
+    with pytest.raises(InputError, match=r"training mode failed on the inputs given for it: .*goals"):
+        secateur.trace(Queries(False), secateur.Inputs(IMAGE).in_training(IMAGE, goals=CLASSES))
 
 
 def test_running_in_training_costs_nothing_and_changes_no_statistics() -> None:
