@@ -338,13 +338,15 @@ def _save(
 def _tell(
     command: str, loaded: Named, result: Result, files: dict[str, str], *, every: bool, as_json: bool, quiet: bool
 ) -> None:
+    from rich.text import Text
+
     from secateur import report
 
     if as_json or not quiet:
         document = report.describe_result(command, loaded, result, files)
         emit(document, as_json, lambda: report.result_tables(loaded, result, files, every=every))
     for line in () if as_json or quiet else _reminders(command, loaded, files):
-        show(line)
+        show(Text(line))
 
 
 def _reminders(command: str, loaded: Named, files: dict[str, str]) -> Iterator[str]:

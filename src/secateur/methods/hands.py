@@ -103,7 +103,7 @@ def reading(collect: Callable[[Any, Any, Loss], None]) -> Callable[[Any, Any, Lo
 
 def _check_value(value: Any, output: Any) -> None:
     """ConfigError where a loss gives nothing that a backward pass could begin at."""
-    asks = any(tensor.requires_grad for tensor in output_tensors(output))
+    asks = all(tensor.requires_grad for tensor in output_tensors(output))  # else it may look at what does not
     if not isinstance(value, torch.Tensor) or value.numel() != 1 or (asks and not value.requires_grad):
         raise ConfigError(
             "The loss does not give one number that depends on the model's output: return a scalar tensor."
