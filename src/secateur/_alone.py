@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from secateur.graph.modules import unwrap
+
 F = TypeVar("F", bound=Callable[..., Any])
 _GUARD = Lock()
 _HELD: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -31,4 +33,4 @@ def _lock(model: Any) -> Any:
     if not isinstance(model, nn.Module):
         return nullcontext()  # the function refuses it
     with _GUARD:
-        return _HELD.setdefault(model, RLock())
+        return _HELD.setdefault(unwrap(model), RLock())

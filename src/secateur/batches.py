@@ -21,7 +21,9 @@ from secateur.graph.nests import output_tensors
 _INPUTS = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data")
 _TARGETS = ("label", "labels", "target", "targets", "y", "mask")
 #: What data sets give that nobody converted, and what networks that do not convert compute in.
-_UNCONVERTED = frozenset({torch.uint8, torch.uint16, torch.int16, torch.int32, torch.int64, torch.bool, torch.float64})
+_UNCONVERTED = frozenset(
+    {torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64, torch.bool, torch.float64}
+)
 _COMPUTED = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 

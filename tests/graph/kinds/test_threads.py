@@ -153,8 +153,9 @@ def test_one_network_is_pruned_by_several_threads_at_once(method: str) -> None:
     model = Net(8, 2).eval()
     data = [(torch.randn(4, 3, 8, 8), torch.randint(0, 5, (4,)))]
 
-    def pruned(_: int) -> list[torch.Tensor]:
-        found = secateur.prune(model, image(), method=method, budget="flops=0.6", data=data, repair="least_squares")
+    def pruned(number: int) -> list[torch.Tensor]:
+        given = nn.DataParallel(model) if number % 2 else model  # the same network, wrapped
+        found = secateur.prune(given, image(), method=method, budget="flops=0.6", data=data, repair="least_squares")
         return [*found.model.state_dict().values()]
 
     alone = pruned(0)
