@@ -153,7 +153,13 @@ def kept_by_a_part(m: Any, x: torch.Tensor) -> Any:
     return m.last(y)
 
 
-@pytest.mark.parametrize("run", [kept_as_attribute, kept_in_a_list, kept_by_a_part])
+def kept_deep(m: Any, x: torch.Tensor) -> Any:
+    y = m.raw(x)
+    m.store = {"raw": [y]} if m.training else None
+    return m.last(y)
+
+
+@pytest.mark.parametrize("run", [kept_as_attribute, kept_in_a_list, kept_by_a_part, kept_deep])
 def test_what_training_keeps_for_a_loss_stays_whole(run: Callable[[Net, torch.Tensor], Any]) -> None:
     result = secateur.prune(Net(run).eval(), IMAGE, budget="flops=0.5")
     assert {g.name for g in result.graph.groups} == {"a", "b"}

@@ -20,7 +20,6 @@ from secateur.graph.modules import (
     as_call,
     clone_module,
     compiled_in_place,
-    loose_tensors,
     map_tensors,
     modules_of,
     named_tensors,
@@ -198,12 +197,18 @@ def _carried_on(calls: list[Call], first: int) -> bool:
     return first < len(calls) and any(axis is not None for label in calls[first].labels for axis in label)
 
 
+#: Attributes that every module has.
+_STANDARD = frozenset(vars(nn.Module()))
+
+
 def _kept(model: nn.Module) -> dict[tuple[str, bytes], Ids]:
     """What a forward pass left among the attributes of modules: the axes by where they are, and by their slots."""
     return {
         (f"{name}.{attribute}".lstrip("."), axis.tobytes()): axis
         for name, module in modules_of(model)
-        for attribute, tensor in loose_tensors(module)
+        for attribute, value in vars(module).items()
+        if attribute not in _STANDARD
+        for tensor in output_tensors(value)
         for axis in label_of(tensor)
         if axis is not None
     }

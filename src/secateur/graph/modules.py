@@ -116,8 +116,7 @@ def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tenso
     """A deep copy of `model` whose tensors are `convert(tensor)` instead of copies; ties between names survive."""
     memo: dict[int, Any] = {}
     for _, module in modules_of(model):
-        loose = (tensor for _, tensor in loose_tensors(module))
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *loose):
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *_loose_tensors(module)):
             if tensor is None or id(tensor) in memo:
                 continue
             fresh = convert(tensor)
@@ -201,15 +200,15 @@ def _is_ordinary(kind: Any) -> bool:
     return standard and not hasattr(kind, "__deepcopy__") and not hasattr(kind, "__slots__")
 
 
-def loose_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Tensors a module holds as plain attributes, in a list or a dict at most, each with the attribute's name."""
-    found: list[tuple[str, torch.Tensor]] = []
+def _loose_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Tensors a module holds as plain attributes, in a list or a dict at most."""
+    found: list[torch.Tensor] = []
     for name, value in module.__dict__.items():
         kind = type(value)
         if kind in _PLAIN or kind in _NO_TENSORS or name in _OWN:
             continue
         items = value if isinstance(value, list | tuple) else value.values() if kind is dict else (value,)
-        found += [(name, item) for item in items if isinstance(item, torch.Tensor)]
+        found += [item for item in items if isinstance(item, torch.Tensor)]
     return found
 
 
