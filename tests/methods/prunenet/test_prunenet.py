@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,40 @@ def test_alike_inputs_do_not_make_it_creep() -> None:
     found = lasso(problem(draw(4, 16, seed=2), x.T @ x / 500))
     found.solve(0.05, sweeps=30, tolerance=1e-13)
     assert kkt(found, 0.05) < 1e-4
+
+
+def _rounded() -> torch.Tensor:
+    """What 40 patches of 54 columns have in common, as sums in single precision far from their mean leave it."""
+    x = 1 + 1e-3 * draw(40, 54, seed=3).float()
+    mean = x.mean(0)
+    return (x.T @ x / 40 - torch.outer(mean, mean)).double()
+
+
+def _beyond_one() -> torch.Tensor:
+    """Two channels whose correlation is said to be 1.5."""
+    sigma = torch.eye(54, dtype=torch.float64)
+    sigma[0, 9] = sigma[9, 0] = 1.5
+    return sigma
+
+
+def _below_zero() -> torch.Tensor:
+    """One direction with a variance of -0.01."""
+    direction = draw(54, 1, seed=4)
+    direction /= direction.norm()
+    return torch.eye(54, dtype=torch.float64) - 1.01 * direction @ direction.T
+
+
+@pytest.mark.parametrize("made", [_rounded, _beyond_one, _below_zero])
+def test_variances_that_rounding_made_negative_give_finite_scores(made: Callable[[], torch.Tensor]) -> None:
+    sigma = made()
+    assert torch.linalg.eigvalsh(sigma)[0] < 0
+    found = lasso(problem(draw(4, 54, seed=2), sigma, 9))
+    for strength in (0.01, 0.1, 0.3):
+        norms = found.solve(strength, sweeps=10)
+        assert np.isfinite(norms).all()
+        assert found.objective(strength) >= 0
+    blocks = found.layers[0].sh.unflatten(0, (6, 9)).unflatten(2, (6, 9)).diagonal(dim1=0, dim2=2)
+    torch.testing.assert_close(blocks.permute(2, 0, 1), torch.eye(9, dtype=torch.float64).expand(6, 9, 9))
 
 
 # ---------------------------------------------------------------------------------------------------------- networks

@@ -22,6 +22,9 @@ import torch
 from secateur._protocols import FloatArray, IntArray
 from secateur.repair.compensation import solve
 
+#: By how much correlations are drawn towards none at first.
+_DRAWN = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -65,7 +68,7 @@ class _Layer:
                 self.blocks[channel] = slice(start + i * k, start + (i + 1) * k)
             start += columns.size
         inverse = self._whiten(sigma, ridge)
-        self.sh = self._times(self._times(sigma, inverse).T, inverse).contiguous()
+        self.sh = _definite(self._times(self._times(sigma, inverse).T, inverse).contiguous())
         self.wh = self._times(weight, self._roots) / (self.scale or 1.0)
         self.uh = self.wh.clone()
         self.whole = self.wh @ self.sh
@@ -116,6 +119,20 @@ class _Layer:
         if not int(failed):
             self.uh[:, free] = torch.cholesky_solve(self.whole[:, free].T, factor).T
         self.refresh()
+
+
+def _definite(matrix: torch.Tensor) -> torch.Tensor:
+    """Correlations, drawn towards none until no direction has less than no variance, in which U would have no bounds.
+
+    Blocks on the diagonal stay identities. Of few patches with many columns, the rounding of sums can outweigh what
+    varies least.
+    """
+    share = _DRAWN
+    while int(torch.linalg.cholesky_ex(matrix).info):
+        matrix = matrix * (1 - share)
+        matrix.diagonal().add_(share)
+        share = min(8 * share, 0.5)
+    return matrix
 
 
 class GroupLasso:
