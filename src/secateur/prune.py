@@ -12,17 +12,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur._alone import alone
+from secateur._hints import choose
 from secateur._settings import validated
-from secateur.allocate import Constraints, allocate
+from secateur.allocate import ALLOCATORS, MEASURED, Constraints, allocate
 from secateur.batches import Batches
 from secateur.budget import Budget
-from secateur.errors import ConfigError, InputError, ModelError
+from secateur.errors import BudgetError, ConfigError, InputError, ModelError
 from secateur.graph import Graph, trace
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.history import carry
 from secateur.latency import Watcher, align_of, price
 from secateur.methods import Method, MethodRow, method, row_of
 from secateur.methods.baselines import OneShot, accumulate_gradients
+from secateur.methods.kit.measured import Measured
 from secateur.plan import Plan
 from secateur.repair import Repair, mend, repairs
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember, settled_plan
@@ -74,7 +76,9 @@ def prune(
             that cannot serve it are refused. loss: loss(output, target) in its place; neither: cross entropy.
         repair: names of `secateur repairs`, or such objects: what is done to the surviving weights.
         allocator: "global", "uniform", "per_cost" or "ratios" (with `ratios`: {layer pattern: share removed}, which
-            alone asks for it, too). normalise: how scores become comparable between groups; None: as the method has it.
+            alone asks for it, too); or "measured", for methods that only score: groups are narrowed one at a time,
+            and widths follow from how much that changes the network's answers to `data`. normalise: how scores become
+            comparable between groups; None: as the method has it.
         align: kept widths are multiples of this, or of what suits a processor: a name of
             `secateur.latency.PRESETS`, or "auto" for this one. ignore: patterns of layers whose outputs stay whole.
         min_channels: channels that stay in every group. max_ratio: largest share of a group that may go.
@@ -99,6 +103,7 @@ def prune(
     constraints = Constraints(patterns, min_channels, max_ratio, align_of(align))
     bounds = None if budget is None else Budget.parse(budget)
     allocator = allocator or ("ratios" if ratios else None)
+    _check_allocator(allocator, bounds, data, normalise=normalise, ratios=ratios)
     batches = None if data is None else Batches(data, example_inputs)
     factory: Any = row.factory
     if isinstance(factory, type) and issubclass(factory, OneShot):
@@ -106,16 +111,28 @@ def prune(
         constraints = price(graph, bounds, constraints, watch)
         gradients = _Gradients(row.name, batches, given or usual)
         score = factory.scorer(validated(row.config, settings, "method"), seed, gradients)
+        measured = Measured(batches, constraints, seed) if batches and allocator == MEASURED else None
 
         def planned(graph: Graph) -> Plan:
             scores = score(graph)
+            if measured is not None:
+                values = measured(graph, scores)
+                plan = allocate(values, graph, bounds, constraints, allocator="per_cost", normalise="none")
+                plan.provenance["allocator"] = MEASURED
+                return plan
             return allocate(
                 scores, graph, bounds, constraints,
                 allocator=allocator or "global", normalise=normalise or "mean", ratios=ratios,
             )  # fmt: skip
 
         found = _scored(row, graph, planned, batches, mending, seed=seed, verify=verify, inplace=inplace)
-        return replace(found, remarks=(*_unasked(row, data, mending, given), *found.remarks))
+        unused = None if allocator == MEASURED else data
+        return replace(found, remarks=(*_unasked(row, unused, mending, given), *found.remarks))
+    if allocator == MEASURED:
+        raise ConfigError(
+            f'The method {row.name!r} finds its widths itself, and allocator="measured" goes with methods that only '
+            "score, such as l1: leave the allocator out, or choose such a method."
+        )
     if ratios or allocator == "ratios" or bounds is None:
         raise ConfigError(
             f'The method {row.name!r} finds its widths from a budget, such as budget="flops=0.5", and takes no ratios: '
@@ -192,6 +209,27 @@ def _row(given: Any, settings: Mapping[str, Any]) -> MethodRow:
             f"a recipe with method: {row.name} for secateur run."
         )
     return row
+
+
+def _check_allocator(allocator: str | None, bounds: Budget | None, data: Any, **unused: Any) -> None:
+    """ConfigError for one that is unknown, or lacks what it needs; unused: what "measured" has no use for."""
+    if allocator is not None:
+        choose(allocator, (*ALLOCATORS, MEASURED), "allocator")
+    if allocator != MEASURED:
+        return
+    for name, value in unused.items():
+        if value is not None:
+            raise ConfigError(
+                f'{name}={value!r} is of no use with allocator="measured", which measures how groups compare: leave '
+                "one of them out."
+            )
+    if bounds is None:
+        raise BudgetError('allocator="measured" needs a budget: give one such as "flops=0.5".')
+    if data is None:
+        raise ConfigError(
+            'allocator="measured" looks at images and none are given: pass data=(batches), or on the command line '
+            "--data KIND:PATH."
+        )
 
 
 def _check_data(row: MethodRow, mending: list[Repair], data: Any) -> None:

@@ -10,6 +10,7 @@ import secateur
 from secateur.budget import Budget
 from secateur.compress.candidates import Space
 from secateur.compress.request import request, scaled, seconds_of, shares_of
+from secateur.errors import ConfigError
 from secateur.graph import Cost
 
 
@@ -80,6 +81,19 @@ def test_levels_lie_between_the_whole_network_and_the_budget() -> None:
 def test_what_takes_the_place_of_training_is_tried_where_nothing_is_trained() -> None:
     without, trained = (request(bounds={"flops": 0.5}, epochs=epochs) for epochs in (0, 2))
     first = [str(each) for each in Space(without, data=True, labels=True).starts()]
-    assert first[:2] == ["fpgm with least_squares, global", "fpgm with least_squares and distillation, global"]
+    assert first[:3] == [
+        "fpgm with least_squares, global", "fpgm with least_squares, measured",
+        "fpgm with least_squares and distillation, measured",
+    ]  # fmt: skip
     assert not any("distillation" in repair for repair in trained.repairs)
     assert request(bounds={"flops": 0.5}, epochs=0, repairs=["none"]).repairs == ("none",)
+
+
+@pytest.mark.parametrize(("data", "measuring"), [(False, True), (True, False), (False, False)])
+def test_groups_are_measured_only_where_there_are_images_and_time(data: bool, measuring: bool) -> None:
+    usual = Space(request(bounds={"flops": 0.5}), data=data, labels=data, measuring=measuring)
+    assert "measured" not in usual.allocators
+    assert {each.allocator for each in usual.all()} <= {"", "global", "uniform", "per_cost"}
+    alone = request(bounds={"flops": 0.5}, allocators=["measured"])
+    with pytest.raises(ConfigError, match="needs images and time"):
+        Space(alone, data=data, labels=data, measuring=measuring)

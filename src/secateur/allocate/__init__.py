@@ -30,10 +30,12 @@ from secateur.budget import KEYS, Budget
 from secateur.errors import BudgetError, ConfigError
 from secateur.plan import Plan, fingerprint
 
-__all__ = ["ALLOCATORS", "NORMALISATIONS", "Constraints", "allocate"]
+__all__ = ["ALLOCATORS", "MEASURED", "NORMALISATIONS", "Constraints", "allocate"]
 
 #: Names of all allocators.
 ALLOCATORS: tuple[str, ...] = (*_BUDGETED, "ratios")
+#: Name of the one that looks at images: "per_cost" of what `secateur.prune` measured.
+MEASURED = "measured"
 
 
 def allocate(

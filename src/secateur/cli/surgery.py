@@ -112,7 +112,10 @@ def prune(
     plugin: Plugin = [],  # noqa: B006
     allocator: Annotated[
         str | None,
-        typer.Option(help="global, uniform, per_cost or ratios. Default: the method's own, or ratios with --ratio."),
+        typer.Option(
+            help="global, uniform, per_cost, ratios, or measured (on --data, for methods that only score). Default: "
+            "the method's own, or ratios with --ratio."
+        ),
     ] = None,
     ratio: Annotated[
         list[str], typer.Option("--ratio", metavar="PATTERN=SHARE", help="Share of channels to remove. Repeatable.")
@@ -175,7 +178,7 @@ def prune(
       secateur prune once --trust --budget flops=0.7 --save twice
     """
     from secateur._hints import choose
-    from secateur.allocate import ALLOCATORS, Constraints
+    from secateur.allocate import ALLOCATORS, MEASURED, Constraints
     from secateur.budget import Budget
     from secateur.cli._choice import chosen, images_of
     from secateur.latency import align_of
@@ -185,7 +188,7 @@ def prune(
     bounds = None if budget is None else Budget.parse(budget)
     ratios = _ratios(ratio)
     if allocator is not None:
-        choose(allocator, ALLOCATORS, "allocator")
+        choose(allocator, (*ALLOCATORS, MEASURED), "allocator")
     own, mending = chosen(method, repair, settings, plugin)
     normalising = Normalising(mean, std)
     if data is None:

@@ -10,6 +10,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 from torch import nn
 
+from secateur.allocate import MEASURED
 from secateur.budget import Budget
 from secateur.compress.held_out import Source
 from secateur.compress.request import Request, repair_names
@@ -22,7 +23,8 @@ from secateur.tasks import Task
 
 #: Where a race begins: (method, repairs, allocator) that did well; the sampler goes on from what these reach.
 _STARTS = (
-    ("fpgm", "least_squares", "global"), ("fpgm", "least_squares+distillation", "global"), ("cp", "none", ""),
+    ("fpgm", "least_squares", "global"), ("fpgm", "least_squares", MEASURED),
+    ("fpgm", "least_squares+distillation", MEASURED), ("cp", "none", ""),
     ("lamp", "least_squares", "global"), ("l1", "least_squares", "uniform"), ("taylor", "batchnorm", "global"),
     ("fpgm", "batchnorm", "per_cost"), ("l1", "none", "global"),
 )  # fmt: skip
@@ -74,8 +76,8 @@ class Candidate:
 class Space:
     """The candidates that can be made of a request with what data there are."""
 
-    def __init__(self, request: Request, *, data: bool, labels: bool) -> None:
-        """ConfigError where nothing is left."""
+    def __init__(self, request: Request, *, data: bool, labels: bool, measuring: bool = True) -> None:
+        """ConfigError where nothing is left. measuring: whether there are images and time to measure groups on."""
         rows = [row_of(name) for name in request.methods]
         fitting = [r.name for r in rows if r.needs == "nothing" or (data and (labels or not r.labels))]
         if not fitting:
@@ -85,7 +87,13 @@ class Space:
             )
         self.methods = tuple(fitting)
         self.repairs = request.repairs if data else ("none",)
-        self.allocators, self.aligns = request.allocators, request.aligns
+        self.allocators = tuple(each for each in request.allocators if each != MEASURED or (data and measuring))
+        if not self.allocators:
+            raise ConfigError(
+                f"allocators={list(request.allocators)!r} needs images and time to measure on, and there are too few: "
+                "name one that needs none, such as global."
+            )
+        self.aligns = request.aligns
         self.left_out = tuple(name for name in request.methods if name not in fitting)
 
     def starts(self) -> list[Candidate]:

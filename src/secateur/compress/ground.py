@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,10 +24,12 @@ from secateur.errors import ConfigError, ModelError, RunError
 from secateur.graph import trace
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.latency import price
+from secateur.methods.kit.measured import LEAST, passes
 from secateur.surgery import Result
 from secateur.tasks import Task
 
 RACE_SHARE, FRONT_SHARE = 0.25, 0.35  # of the time, after which a stage makes way for the next
+_MEASURING_SHARE = 0.1  # of the time, that measuring groups one by one may take
 _TRAINING_SHARE = 0.65  # of the time is for all training
 _ROUNDS = 80  # at most, where time alone says how long to train
 _SHORT = 16  # a finalist is trained for a 16th of what there is
@@ -49,7 +52,6 @@ class Ground:
         self.task, self.record, self.options, self.say = task, record, dict(options), say
         self.judge = Judge(source, task, model)
         self.maker = Maker(model, example_inputs, request, source, task, self.judge, self.options)
-        self.space = Space(request, data=source.shown is not None, labels=self.judge.labelled)
         self.tuner = Tuner(source, self.judge, record)
         if request.max_drop is not None and self.judge.note:
             raise ConfigError(
@@ -57,6 +59,20 @@ class Ground:
                 f"flops=0.5, or more labelled images. {self.judge.note}"
             )
         self._look()
+        measuring = record.decide("measuring", self._measuring)
+        data, labels = source.shown is not None, self.judge.labelled
+        self.space = Space(request, data=data, labels=labels, measuring=measuring)
+
+    def _measuring(self) -> bool:
+        """Whether groups can be measured one by one within a part of the race: there are images and there is time."""
+        if self.source.shown is None or self.source.count < LEAST:
+            return False
+        if self.request.seconds is None:
+            return True
+        began = time.monotonic()
+        self.judge(self.model)
+        each = (time.monotonic() - began) / max(self.source.held_count, 1)
+        return passes(self.groups) * each < _MEASURING_SHARE * self.request.seconds
 
     def _look(self) -> None:
         """What the original costs and achieves, and how long its training takes."""
@@ -67,6 +83,7 @@ class Ground:
             )
         self.record.named(self.judge.unit, f"share of {self.request.key}")
         graph = trace(self.model, self.example, attention=self.options.get("attention", "heads"))
+        self.groups = len(graph.groups)
         price(graph, self.request.budget, Constraints(), self.options.get("watch"))
         self.shares: dict[str, float] = self.record.decide(
             "shares", lambda: shares_of(self.request.budget, graph.cost())

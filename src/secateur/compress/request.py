@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secateur._hints import choose
+from secateur.allocate import MEASURED
 from secateur.budget import KEYS, Budget
 from secateur.errors import ConfigError
 from secateur.methods import method as row_of
@@ -27,7 +28,7 @@ METHODS = ("fpgm", "lamp", "cp", "l1", "taylor", "bn_scale")
 REPAIRS = ("least_squares", "batchnorm", "compensation", "least_squares+batchnorm", "variance", "none")
 #: Where nothing is trained afterwards, what takes the place of training is tried, too.
 UNTRAINED = (*REPAIRS, "least_squares+distillation")
-ALLOCATORS = ("global", "uniform", "per_cost")
+ALLOCATORS = ("global", "uniform", "per_cost", MEASURED)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from secateur.allocate import MEASURED
 from secateur.compress.candidates import Candidate
 from secateur.compress.ground import Ground, clone
 from secateur.compress.judging import AGREEMENT
 from secateur.compress.record import FINALISTS, RACE, SMALLEST
 from secateur.compress.refining import Choice
 from secateur.compress.result import Compressed, Tried, pareto, share
+from secateur.methods.kit.measured import LEAST
 from secateur.runtime import measure
 from secateur.surgery import Result
 
@@ -49,6 +51,7 @@ class Story:
             *self._timed(measured),
             self._judge.note,
             self._left_out(),
+            self._unmeasured(),
             *self._judge.task.notes,
             *ground.source.notes,
         ]
@@ -180,3 +183,10 @@ class Story:
     def _left_out(self) -> str:
         out = ", ".join(self._ground.space.left_out)
         return f"Not tried, for want of {'labels' if self._ground.source.shown else 'images'}: {out}." if out else ""
+
+    def _unmeasured(self) -> str:
+        space, request = self._ground.space, self._request
+        if MEASURED in space.allocators or MEASURED not in request.allocators:
+            return ""
+        few = self._ground.source.shown is None or self._ground.source.count < LEAST
+        return f"Not tried, for want of {'images' if few else 'time'}: the allocator {MEASURED!r}."

@@ -7,7 +7,7 @@ computes what the cut network will. What it writes into places that go is lost.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -58,11 +58,19 @@ class Case:
     slices: kept indices of every tensor that is narrowed, by name. notes: sentences for the report.
     """
 
-    def __init__(self, model: nn.Module, original: Callable[[], nn.Module], graph: Graph, plan: Plan) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        original: Callable[[], nn.Module],
+        graph: Graph,
+        plan: Plan,
+        norms: Mapping[str, str] | None = None,
+    ) -> None:
+        """norms: `norms_of` the graph, where it is known already."""
         self.model, self.graph, self.plan = model, graph, plan
         self.slices: Slices = graph.slices(plan)
         self.notes: list[str] = []
-        self._original = original
+        self._original, self._norms = original, norms
         self.clear()
 
     @cached_property
@@ -72,10 +80,14 @@ class Case:
         return clone_module(self._original(), lambda tensor: tensor.detach().to(device)).eval()
 
     @cached_property
+    def norms(self) -> Mapping[str, str]:
+        """The norm that alone reads what a layer makes, by the layer."""
+        return norms_of(self.graph) if self._norms is None else self._norms
+
+    @cached_property
     def readers(self) -> tuple[Reader, ...]:
         """The layers that lose inputs, in order of execution."""
         first = self.graph.recording.first_use
-        norm_of = {layer: norm for norm, layer in sources(self.graph).of.items() if layer is not None}
         found = []
         for name, module in self.model.named_modules():
             kept = self.slices.get(f"{name}.weight")
@@ -83,7 +95,7 @@ class Case:
                 continue
             inputs = np.zeros(module.weight.shape[1], dtype=np.bool_)
             inputs[kept[1]] = True
-            found.append(Reader(name, inputs, norm_of.get(name)))
+            found.append(Reader(name, inputs, self.norms.get(name)))
         return tuple(sorted(found, key=lambda reader: first.get(f"{reader.name}.weight", 0)))
 
     def clear(self) -> None:
@@ -102,6 +114,11 @@ class Case:
             return False
         norm.running_mean -= amount.to(norm.running_mean)
         return True
+
+
+def norms_of(graph: Graph) -> dict[str, str]:
+    """The norm that alone reads what a layer makes, by the layer."""
+    return {layer: norm for norm, layer in sources(graph).of.items() if layer is not None}
 
 
 class Repair:

@@ -26,7 +26,6 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur._settings import Section
 from secateur.graph.modules import clone_module
-from secateur.graph.norms import sources
 from secateur.repair.base import Case, Pairs, Reader, Repair, RepairRow
 from secateur.statistics.gather import gather
 from secateur.statistics.moments import Moment, Moments
@@ -155,7 +154,6 @@ def _write(
 
 def affected(case: Case) -> tuple[Reader, ...]:
     """All readers of a case, and the grouped convolutions whose groups lose inputs."""
-    norms = {layer: norm for norm, layer in sources(case.graph).of.items() if layer is not None}
     found = list(case.readers)
     for name, module in case.dense.named_modules():
         if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd) or module.groups == 1:
@@ -165,7 +163,7 @@ def affected(case: Case) -> tuple[Reader, ...]:
             continue
         inputs = np.zeros(module.weight.shape[1], dtype=np.bool_)
         inputs[kept] = True
-        found.append(Reader(name, inputs, norms.get(name)))
+        found.append(Reader(name, inputs, case.norms.get(name)))
     first = case.graph.recording.first_use
     return tuple(sorted(found, key=lambda reader: first.get(f"{reader.name}.weight", 0)))
 

@@ -66,7 +66,7 @@ class HeldOut:
         Raises:
             ConfigError: there are no targets, or the loss is not a positive number.
         """
-        output, target = next(self._answers(model))
+        output, target = next(self.answers(model))
         self.by_accuracy = _tells_classes(output, target)
         self.whole = self._accuracy(model) if self.by_accuracy else self.mean_loss(model)
         if not self.by_accuracy and not 0 < self.whole < float("inf"):
@@ -84,7 +84,8 @@ class HeldOut:
         return self.whole / loss if loss > 0 else float(loss == loss)  # a loss that is no number keeps nothing
 
     @torch.no_grad()
-    def _answers(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    def answers(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+        """Output and target of the held images, batch by batch; the model evaluates."""
         for inputs, target in self._joined():
             args, keywords = as_call(inputs)
             yield model(*args, **keywords), target
@@ -96,7 +97,7 @@ class HeldOut:
             InputError: a label is neither of a class nor one that stands for none: they may begin with 1.
         """
         right = total = 0
-        for output, target in self._answers(model):
+        for output, target in self.answers(model):
             asked = (target >= 0) & (target < output.shape[1])
             if bool((~asked & (target >= 0) & (target != _NO_CLASS)).any()):
                 raise InputError(
@@ -114,7 +115,7 @@ class HeldOut:
             ConfigError: there are no targets, or the loss is not one number.
         """
         total = images = 0.0
-        for (inputs, _), (output, target) in zip(self._joined(), self._answers(model), strict=True):
+        for (inputs, _), (output, target) in zip(self._joined(), self.answers(model), strict=True):
             value = self._loss(output, target) if target is not None else None
             if not isinstance(value, torch.Tensor) or value.numel() != 1:
                 raise ConfigError(

@@ -1,0 +1,188 @@
+"""Groups made comparable by measuring: the hull is right, trials are of what is cut, no trial is made twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from secateur.allocate import Constraints
+from secateur.errors import ConfigError, ModelError
+from secateur.graph import trace
+from secateur.methods.baselines.criteria import score
+from secateur.methods.kit import measured as module
+from secateur.methods.kit.measured import GroupTrials, Measured, marginal
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 10, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 5),
+    ).eval()  # fmt: skip
+
+
+def batches(count: int = 8, size: int = 8, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(size, 3, 8, 8, generator=generator), torch.zeros(size, dtype=torch.long))] * count
+
+
+@pytest.mark.parametrize(
+    ("removed", "errors", "wanted"),
+    [
+        ([0, 2, 4], [0.0, 2.0, 6.0], [1, 1, 2, 2, 4]),  # convex already; behind the last trial twice its slope
+        ([0, 1, 2], [0.0, 4.0, 4.0], [2, 2, 4]),  # the hull goes below the first
+        ([0, 1, 3], [0.0, 3.0, 1.5], [1, 1, 1]),  # errors that fall are noise: they are taken as level
+        ([0, 2], [0.0, 0.0], [0, 0, 0]),
+        ([0], [0.0], [0, 0, 0]),
+    ],
+)
+def test_worth_is_the_slope_of_the_lower_hull(removed: list[int], errors: list[float], wanted: list[float]) -> None:
+    found = marginal(removed, errors, len(wanted))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-8)
+    assert (np.diff(found) > 0).all()  # strictly, so that the order within a group stays
+
+
+def test_the_order_within_a_group_stays() -> None:
+    graph = trace(network(), IMAGE)
+    given = score("l1", graph)
+    found = Measured(batches(), Constraints(), 0)(graph, given)
+    for group in graph.groups:
+        assert np.argsort(found[group.name]).tolist() == np.argsort(np.asarray(given[group.name])).tolist()
+
+
+def test_a_trial_is_the_compensated_network_on_images_held_out() -> None:
+    model, shown = network(), batches()
+    graph = trace(model, IMAGE)
+    group = graph.groups[1]
+    order = np.arange(group.width)
+    removed, errors = GroupTrials(graph, shown, 0).errors(group, order, 1)
+    assert removed == [0, 1, 2, 4, 5, 7, 9]
+    images = torch.cat([x for x, _ in shown])
+    held = torch.arange(1, len(images) + 1) % 8 == 0
+    kept = np.ones(group.width, dtype=bool)
+    kept[5:] = False  # the five that score least
+    whole = model(images[held])
+    narrow = secateur.prune(
+        model, IMAGE, method=lambda g: {each.name: np.arange(each.width, 0.0, -1.0) for each in g.groups},
+        ratios={group.name: 0.5}, data=[(images[~held], torch.zeros(int((~held).sum())))], repair="compensation",
+    ).model  # fmt: skip
+    change = (narrow(images[held]) - whole).square().sum() / whole.square().sum()
+    assert errors[removed.index(5)] == pytest.approx(change.item(), rel=0.05)  # statistics see fewer positions
+
+
+def test_what_changes_nothing_goes_first() -> None:
+    """Half the first layer's channels are copies: their group loses half for nothing, the other one is dear."""
+    model = network()
+    with torch.no_grad():
+        for tensor in model[0].parameters():
+            tensor[4:] = tensor[:4]
+    result = secateur.prune(model, IMAGE, method="random", budget="flops=0.6", allocator="measured", data=batches())
+    lopsided = secateur.prune(model, IMAGE, method="random", budget="flops=0.6", allocator="uniform")
+    x = batches(seed=5)[0][0]
+    whole = model(x)
+    names = [group.name for group in result.graph.groups]
+    assert result.plan.widths[names[0]] < lopsided.plan.widths[names[0]]
+    assert result.plan.widths[names[1]] > lopsided.plan.widths[names[1]]
+    repaired = [
+        secateur.prune(
+            model, IMAGE, method="random", budget="flops=0.6", allocator=each, data=batches(), repair="compensation"
+        ).model(x)
+        for each in ("measured", "uniform")
+    ]
+    assert (repaired[0] - whole).norm() < (repaired[1] - whole).norm()
+
+
+def test_no_trial_is_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, made = trace(network(), IMAGE), []
+    once = GroupTrials.errors
+
+    def counted(self: GroupTrials, *arguments: Any) -> Any:
+        made.append(arguments[0].name)
+        return once(self, *arguments)
+
+    monkeypatch.setattr(GroupTrials, "errors", counted)
+    measured = Measured(batches(), Constraints(), 0)
+    first = measured(graph, score("l1", graph))
+    again = measured(graph, score("l1", graph))
+    assert len(made) == len(graph.groups)
+    assert all((first[name] == again[name]).all() for name in first)
+    measured(graph, score("random", graph))  # another order is another trial
+    assert len(made) > len(graph.groups)
+
+
+def test_no_trial_goes_below_what_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = trace(network(), IMAGE)
+    first, second = graph.groups[:2]
+    story = Measured(batches(), Constraints(ignore=(first.name,), max_ratio=0.5), 0)(graph, score("l1", graph))
+    curves = story.provenance["measured"]["groups"]
+    assert curves[first.name]["removed"] == [0]
+    assert max(curves[second.name]["removed"]) == 5
+    assert story.provenance["measured"]["images"] == 8
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_batches_may_be_of_any_size(size: int) -> None:
+    images = torch.cat([x for x, _ in batches(4)])
+    graph = trace(network(), IMAGE)
+    given = score("l1", graph)
+    whole = Measured([(images, torch.zeros(32))], Constraints(), 0)(graph, given)
+    parts = Measured([(x, torch.zeros(len(x))) for x in images.split(size)], Constraints(), 0)(graph, given)
+    for name, values in whole.items():
+        np.testing.assert_allclose(parts[name], values, rtol=1e-3)
+
+
+def test_layers_with_too_many_columns_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_COLUMNS", 30)
+    graph = trace(network(), IMAGE)
+    assert GroupTrials(graph, batches(), 0)._moments.layers == ("7",)
+    secateur.prune(network(), IMAGE, method="l1", budget="flops=0.5", allocator="measured", data=batches())
+
+
+class _Logarithm(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log(-x.square())
+
+
+def _not_finite() -> dict[str, Any]:
+    return {"model": nn.Sequential(network(), _Logarithm())}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"data": batches(1, 4)}, ConfigError, "one image in 8"),
+        ({"data": None}, ConfigError, "pass data="),
+        ({"data": iter(())}, ConfigError, "are empty"),
+        ({"normalise": "mean"}, ConfigError, "normalise='mean' is of no use"),
+        ({"ratios": {"0": 0.5}}, ConfigError, "ratios="),
+        ({"budget": None}, secateur.BudgetError, "needs a budget"),
+        ({"method": "cp"}, ConfigError, "finds its widths itself"),
+        ({"allocator": "measure"}, ConfigError, "did you mean 'measured'"),
+        (_not_finite(), ModelError, "not finite"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(given: dict[str, Any], error: type[Exception], said: str) -> None:
+    usual = {"method": "l1", "allocator": "measured", "budget": "flops=0.5", "data": batches()}
+    wanted = usual | given
+    with pytest.raises(error, match=said) as caught:
+        secateur.prune(wanted.pop("model", network()), IMAGE, **wanted)
+    assert "\n" not in str(caught.value)
+
+
+def test_targets_are_not_looked_at_and_data_are_reported_as_used() -> None:
+    def bare() -> Iterator[torch.Tensor]:
+        yield from (x for x, _ in batches())
+
+    with_labels = secateur.prune(network(), IMAGE, budget="flops=0.5", allocator="measured", data=batches())
+    without = secateur.prune(network(), IMAGE, budget="flops=0.5", allocator="measured", data=list(bare()))
+    assert with_labels.plan.widths == without.plan.widths
+    assert with_labels.plan.provenance["allocator"] == "measured"
+    assert not any("not looked at" in remark for remark in with_labels.remarks)
