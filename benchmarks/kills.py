@@ -23,10 +23,13 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from _forked import forked
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -73,22 +76,6 @@ def begun(recipe: Any, folder: Path, heard: Heard) -> None:
         runs.resume(folder, progress=progress)
     else:
         runs.start(recipe, folder, progress=progress)
-
-
-def forked(work: Callable[[], None]) -> int:
-    """Do it in a process of its own; its exit status, negative for a signal."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def undisturbed(recipe: Any, folder: Path, notes: Path) -> tuple[list[tuple[float, str]], float]:

@@ -11,17 +11,18 @@ import os
 import signal
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
 torch.set_num_threads(1)
 
+from _forked import forked  # noqa: E402
 from _small import CHAINS, outcome, recipe  # noqa: E402
 
 from secateur import cli, runs  # noqa: E402
@@ -53,22 +54,14 @@ def die_at(number: int) -> None:
 
 def command(arguments: list[str], number: int) -> int:
     """`secateur ARGUMENTS` in a child that dies at write `number` (0: never); its exit status."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            if number:
-                die_at(number)
-            sys.argv = ["secateur", *arguments]
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def work() -> None:
+        if number:
+            die_at(number)
+        sys.argv = ["secateur", *arguments]
+        cli.main()
+
+    return forked(work)
 
 
 def chain(folder: Path, file: Path, intervals: list[int]) -> list[int]:

@@ -17,6 +17,8 @@ from secateur.errors import SecateurError
 from secateur.runtime import describe_files, export_onnx, export_pt2, save_model
 from secateur.runtime import folder as runtime_folder
 
+#: What a network of digits runs with.
+DIGIT = torch.zeros(1, 1, 8, 8)
 FILES = ("plan.json", "model.safetensors", "model.pt2", "model.onnx", "verification.json")
 
 

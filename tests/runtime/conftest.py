@@ -11,7 +11,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _runs import Run, make_run
+import torch
+from _runs import DIGIT, Run, make_run
+
+import secateur
+from secateur.models import create
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +27,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def other_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Another network of the same shapes."""
     return make_run(tmp_path_factory.mktemp("runs") / "b", seed=2, onnx=False)
+
+
+@pytest.fixture(scope="module")
+def pruned() -> secateur.Result:
+    """The tiny network for digits, cut."""
+    torch.manual_seed(3)
+    result = secateur.prune(create("tiny", in_channels=1).eval(), DIGIT, budget="flops=0.6")
+    result.model.eval()
+    return result
 
 
 @pytest.fixture

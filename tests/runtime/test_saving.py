@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from _runs import assert_sentence
+from _runs import DIGIT, assert_sentence
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -20,19 +20,9 @@ from secateur.models import create
 from secateur.runtime import export_pt2, save_model
 from secateur.runtime.inputs import Signature
 
-X = torch.zeros(1, 1, 8, 8)
-
-
-@pytest.fixture(scope="module")
-def pruned() -> secateur.Result:
-    torch.manual_seed(3)
-    result = secateur.prune(create("tiny", in_channels=1).eval(), X, budget="flops=0.6")
-    result.model.eval()
-    return result
-
 
 def save(folder: Path, network: nn.Module, plan: Any, **more: Any) -> dict[str, str]:
-    given = {"reference": "zoo:tiny", "arguments": {"in_channels": 1}, "inputs": X, **more}
+    given = {"reference": "zoo:tiny", "arguments": {"in_channels": 1}, "inputs": DIGIT, **more}
     return save_model(folder, network, plan=plan, **given)
 
 
@@ -127,7 +117,7 @@ def test_what_could_not_be_read_again_is_refused_and_nothing_written(
         save(tmp_path / "a", network, pruned.plan)
     assert not (tmp_path / "a").exists()
     save(tmp_path / "b", network, pruned.plan, reference="net.py:f")  # whose code is not run: it is the user's word
-    export_pt2(network, X, tmp_path / "b" / "model.pt2")
+    export_pt2(network, DIGIT, tmp_path / "b" / "model.pt2")
     x = torch.randn(2, 1, 8, 8)
     assert torch.allclose(secateur.load(tmp_path / "b")(x), network(x), atol=1e-6)
 
@@ -141,7 +131,7 @@ def test_a_plan_of_another_network_is_refused(pruned: secateur.Result, tmp_path:
         case "other arguments":
             more = {"arguments": {}}
         case _:
-            plan = secateur.prune(create("tiny", in_channels=1), X, budget="flops=0.3").plan
+            plan = secateur.prune(create("tiny", in_channels=1), DIGIT, budget="flops=0.3").plan
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "plan.json").write_text("before")
     with pytest.raises(RunError, match="could not be loaded again") as caught:
@@ -154,7 +144,7 @@ def test_a_plan_of_another_network_is_refused(pruned: secateur.Result, tmp_path:
 def test_a_shorter_head_in_a_damaged_folder_is_still_found(pruned: secateur.Result, tmp_path: Path) -> None:
     """Lengthening a head does not make the weights of another run fit."""
     save(tmp_path / "a", pruned.model, pruned.plan)
-    other = secateur.prune(create("tiny", in_channels=1), X, budget="flops=0.3")
+    other = secateur.prune(create("tiny", in_channels=1), DIGIT, budget="flops=0.3")
     save(tmp_path / "b", other.model, other.plan)
     (tmp_path / "b" / "model.safetensors").replace(tmp_path / "a" / "model.safetensors")
     with pytest.raises(RunError, match="different runs"):

@@ -9,23 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from _runs import assert_sentence
+from _runs import DIGIT, assert_sentence
 from torch import nn
 
 import secateur
 from secateur.errors import SecateurError
-from secateur.models import create
 from secateur.runtime import save_model
-
-X = torch.zeros(1, 1, 8, 8)
-
-
-@pytest.fixture(scope="module")
-def pruned() -> secateur.Result:
-    torch.manual_seed(3)
-    result = secateur.prune(create("tiny", in_channels=1).eval(), X, budget="flops=0.6")
-    result.model.eval()
-    return result
 
 
 def first(network: nn.Module, kind: type[nn.Module]) -> Any:
@@ -117,7 +106,7 @@ ALIKE: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def save(folder: Path, network: nn.Module, plan: secateur.Plan) -> None:
-    save_model(folder, network, reference="zoo:tiny", arguments={"in_channels": 1}, inputs=X, plan=plan)
+    save_model(folder, network, reference="zoo:tiny", arguments={"in_channels": 1}, inputs=DIGIT, plan=plan)
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -10,18 +10,18 @@ import os
 import signal
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
 torch.set_num_threads(1)
 
+from _forked import forked  # noqa: E402
 from _toy import Narrower, ToyMethod, make_engine, short, toy_net  # noqa: E402
 
 from secateur.recipe import Distil, EngineConfig  # noqa: E402
@@ -111,22 +111,6 @@ def kill_at(where: str, number: int, how: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, name, dying)
-
-
-def forked(work: Callable[[], None]) -> int:
-    """Run in a child; its exit status, negative if a signal ended it."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def outcome(folder: Path) -> dict[str, Any]:
