@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur._alone import alone
+from secateur._defaults import own_defaults
 from secateur._hints import choose
 from secateur._settings import validated
 from secateur.allocate import ALLOCATORS, MEASURED, Constraints, allocate
@@ -36,6 +37,7 @@ Loss = Callable[[Any, Any], torch.Tensor]
 
 
 @alone
+@own_defaults
 def prune(
     model: nn.Module,
     example_inputs: Any,

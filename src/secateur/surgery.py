@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._defaults import own_defaults
 from secateur._hints import readable
 from secateur._summary import Summary
 from secateur.budget import KEYS
@@ -108,6 +109,7 @@ def formed_notes(plan: Plan) -> tuple[str, ...]:
     )
 
 
+@own_defaults
 def apply(
     model: nn.Module,
     example_inputs: Any,

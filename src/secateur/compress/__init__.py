@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from secateur._defaults import own_defaults
 from secateur._hints import install
 from secateur.budget import Budget
 from secateur.errors import ConfigError, InputError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Compressed", "Sensitivity", "Tried", "compress", "sensitivity"]
 
 
+@own_defaults
 def compress(
     model: nn.Module,
     train_loader: Any = None,
@@ -121,6 +123,7 @@ def compress(
     )  # fmt: skip
 
 
+@own_defaults
 def sensitivity(
     model: nn.Module,
     train_loader: Any,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur._defaults import own_defaults
 from secateur.errors import ConfigError, CutError, ModelError, PlanError
 from secateur.graph.capture import capture
 from secateur.graph.channels import Bools, Frozen, Group, Seen, Solution, solve
@@ -158,6 +159,7 @@ class Graph:
         """Cost of one forward pass of the example input, after `plan` (default: of the original)."""
         return self.costs.cost(self.widths(plan))
 
+    @own_defaults
     @torch.inference_mode(False)
     def cut(self, plan: Masks, *, inplace: bool = False) -> Cut:
         """The network with only the channels `plan` keeps.
@@ -183,6 +185,7 @@ class Graph:
         """Kept indices of every tensor that `plan` narrows."""
         return slices_of(self.recording, alive_slots(self.solution, plan.masks))
 
+    @own_defaults
     def verify(self, made: Cut, plan: Masks, *, seed: int = 0, dtype: torch.dtype | None = None) -> Verification:
         """Compare a cut with the masked original; see `secateur.graph.verify`."""
         pruned = [g for g in self.groups if g.name in plan.masks and not plan.masks[g.name].all()]
@@ -301,6 +304,7 @@ class Graph:
         return explain(self, name)
 
 
+@own_defaults
 @torch.inference_mode(False)
 def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", "head_dim"] = "heads") -> Graph:
     """Trace `model` once on `example_inputs` and return its `Graph`; the model itself is not touched.

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur._defaults import own_defaults
 from secateur._hints import choose
 from secateur._importing import imported
 from secateur.errors import ConfigError
@@ -61,6 +62,7 @@ _OWN = {row.name: row for row in METHODS}
 _REGISTERED: dict[str, MethodRow] = {}
 
 
+@own_defaults
 def create(name: str, model: nn.Module, example_inputs: Any, **options: Any) -> Method:
     """The method of this name at work on `model`, for a training loop of one's own.
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur._defaults import own_defaults
 from secateur._hints import choose
 from secateur._protocols import IntArray
 from secateur._settings import Section, validated
@@ -361,6 +362,7 @@ class Method(nn.Module):
         """All trained parameters for an optimiser of PyTorch's, those of `undecayed` without weight decay."""
         return without_decay(self.undecayed(), [{"params": [*self.parameters()], "weight_decay": weight_decay}])
 
+    @own_defaults
     @torch.no_grad()
     def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
         """A narrower network of the same class, cut and verified; `result` then holds plan, costs and proof.

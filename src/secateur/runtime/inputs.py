@@ -158,7 +158,7 @@ def with_batch(inputs: Any, size: int) -> Any:
         rows = tensor[torch.arange(size) % batch]
         if not rows.is_floating_point():
             return rows
-        return torch.randn(rows.shape, generator=generator).to(rows.device, rows.dtype)
+        return torch.randn(rows.shape, generator=generator, dtype=torch.float32).to(rows.device, rows.dtype)
 
     return map_tensors(inputs, resized)
 
@@ -171,7 +171,7 @@ def drawn(inputs: Any, count: int) -> list[Any]:
     def fresh(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
             return tensor
-        return torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.device, tensor.dtype)
 
     return [map_tensors(row, fresh) for _ in range(count)]
 
@@ -199,4 +199,4 @@ def _is_shape(value: Any) -> bool:
 def _fill(shape: Sequence[int], kind: torch.dtype, generator: torch.Generator) -> torch.Tensor:
     if not kind.is_floating_point:
         return torch.zeros(tuple(shape), dtype=kind)
-    return torch.randn(tuple(shape), generator=generator).to(kind)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(kind)

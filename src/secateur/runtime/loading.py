@@ -11,12 +11,14 @@ import os
 
 from torch import nn
 
+from secateur._defaults import own_defaults
 from secateur.errors import ConfigError, InputError, ModelError, PlanError
 from secateur.history import know
 from secateur.runtime.folder import PLAN, PT2, WEIGHTS, Folder, NotTrusted
 from secateur.runtime.hub import fetch, is_on_hub
 
 
+@own_defaults
 def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
     """The narrow network of a run folder, in evaluation mode; nothing in the folder is executed or unpickled.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from secateur._defaults import own_defaults
 from secateur._hints import choose
 from secateur._protocols import GraphLike
 from secateur.errors import ConfigError
@@ -70,6 +71,7 @@ CRITERIA: tuple[Criterion, ...] = (
 )  # fmt: skip
 
 
+@own_defaults
 def score(
     name: str,
     graph: GraphLike,

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._defaults import own_defaults
 from secateur.errors import ConfigError
 from secateur.graph.modules import as_call
 from secateur.statistics.gather import pair
 
 
+@own_defaults
 def accumulate_gradients(
     model: nn.Module, data: Iterable[Any], loss: Callable[[Any, Any], torch.Tensor]
 ) -> dict[str, torch.Tensor]:

@@ -257,7 +257,7 @@ class Functionality(Method):
         small = (self._shape[0], side, side)
         shape = small if side < min(self._shape[1:]) and self._fits(view, small) else self._shape
         device, dtype = self.device, next(self.model.parameters()).dtype
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float32)
         start = (0.1 * noise).to(device, dtype)
         rows = torch.zeros(len(view.index), start.numel(), dtype=dtype, device=device)
         if number % world() == rank():

@@ -94,7 +94,7 @@ class Sensitivities(Collector):
         lattice = Lattice(sizes, self._most, self._draw)
         self.positions[name] = lattice.total
         if name not in self.of:
-            self.of[name] = torch.zeros(len(self.tables[name]), device=x.device)
+            self.of[name] = torch.zeros(len(self.tables[name]), dtype=torch.float32, device=x.device)
         weight = layer.weight.detach().float()
         signs = [x.clamp(min=0)] + ([(-x).clamp(min=0)] if bool((x < 0).any()) else [])
         for units in self._units[name]:
