@@ -49,10 +49,10 @@ _SMALL = 1e-2
 class DistillationSettings(Section):
     """How long, and how fast."""
 
-    steps: int = Field(200, ge=1, description="steps of Adam")
-    batch: int = Field(32, ge=1, description="images in each, where inputs are one tensor; else batches as they come")
+    steps: int = Field(300, ge=1, description="steps of Adam")
+    batch: int = Field(8, ge=1, description="images in each, where inputs are one tensor; else batches as they come")
     rate: float = Field(
-        2e-3,
+        1e-3,
         gt=0,
         le=1,
         description="a step over the root mean square of the weights it moves; falls along a cosine after ten steps",
