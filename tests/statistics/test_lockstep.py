@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from secateur.statistics import lockstep
-from secateur.statistics.lockstep import crowded, together
+from secateur.statistics.lockstep import Made, crowded, together
 
 LAYERS = ["0", "2", "5"]
 
@@ -56,7 +56,7 @@ def test_one_by_one_is_the_same_as_side_by_side(anew: list[str], monkeypatch: py
     dense, model = chain().eval(), chain().eval()
     stops = []
     with torch.no_grad():
-        for stop in together((dense, model), shown(), LAYERS, {"5": 2}, anew):
+        for stop in together((dense, model), shown(), LAYERS, {"5": Made(2, "aten::convolution")}, anew):
             for number, batch in enumerate(stop.batches()):
                 args = shown()[number]
                 for each, net, held in zip(batch.inputs, (dense, model), batch.held, strict=True):

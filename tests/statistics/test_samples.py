@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -189,6 +190,53 @@ def test_shortcuts_that_are_there_before_their_branch() -> None:
         assert held is not None
         wanted = F.relu(net.stem(x)) if stop.layer == "one" else net.two(batch.inputs[0])
         torch.testing.assert_close(held, wanted)
+
+
+class Remembers(nn.Module):
+    """Does something in its first forward only, as detectors that make their anchors then."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.known: torch.Tensor | None = None
+        self.size: torch.Size | None = None
+        self.stem, self.one, self.two = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "anchors" and self.known is None:
+            self.known = torch.arange(4.0).reshape(1, 1, 1, 4).repeat(1, 1, 4, 1) * 0.1
+        if self.how == "size" and self.size != x.shape[2:]:
+            self.size, self.known = x.shape[2:], torch.linspace(0, 1, x.shape[3]) + 1
+        if self.how == "flag" and not hasattr(self, "begun"):
+            self.begun = bool((x.abs().sum() + 1).log() > -1)
+        x = self.stem(x) + (0 if self.known is None else self.known)
+        x = x + self.one(x).relu()
+        y = self.two(x)
+        added: torch.Tensor = x + y
+        return added
+
+
+@pytest.mark.parametrize("how", ["anchors", "size", "flag"])
+def test_what_a_network_does_only_once_moves_no_shortcut(how: str) -> None:
+    torch.manual_seed(0)
+    net, twin, x = Remembers(how).eval(), Remembers(how).eval(), torch.randn(3, 2, 4, 4)
+    twin.load_state_dict(net.state_dict())
+    found = shortcuts(net, x, ["stem", "one", "two"], {})
+    assert set(found) == {"two"}
+    for stop in together((net, twin), [x], ["two"], found):
+        (batch,) = stop.batches()
+        for held, read in zip(batch.held, batch.inputs, strict=True):
+            assert held is not None
+            torch.testing.assert_close(held, read)  # the shortcut is what `two` reads
+
+
+def test_a_result_that_another_operator_has_made_is_not_held() -> None:
+    net, x = Net().eval(), torch.randn(3, 2, 4, 4)
+    found = shortcuts(net, x, ["side"], {})
+    shifted = {name: replace(made, number=made.number + 1) for name, made in found.items()}
+    for stop in together((net,), [x], ["side"], shifted):
+        (batch,) = stop.batches()
+        assert batch.held == (None,)
 
 
 # ------------------------------------------------------------------------------------------------------- few samples

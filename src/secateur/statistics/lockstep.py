@@ -44,21 +44,29 @@ class Stop:
     batches: Callable[[], Iterator[Standing]]
 
 
+@dataclass(frozen=True)
+class Made:
+    """An operator of a pass: how many ran before it, and what it is called."""
+
+    number: int
+    name: str
+
+
 class _Left(BaseException):
     """A pass that nobody wants to go on with."""
 
 
 class _Counter(Mode):
-    """Numbers the operators of one pass and keeps the results of some."""
+    """Numbers the operators of one pass and keeps the results of some, unless another operator has their number."""
 
-    def __init__(self, wanted: Collection[int]) -> None:
+    def __init__(self, wanted: Collection[Made]) -> None:
         super().__init__()
-        self.wanted, self.number = wanted, 0
+        self.wanted, self.number = {made.number: made.name for made in wanted}, 0
         self.kept: dict[int, torch.Tensor] = {}
 
     def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self.number in self.wanted and isinstance(out, torch.Tensor):
+        if self.wanted.get(self.number) == func._schema.name and isinstance(out, torch.Tensor):
             self.kept[self.number] = out
         self.number += 1
         return out
@@ -67,7 +75,7 @@ class _Counter(Mode):
 class _Pass(threading.Thread):
     """One model on one batch; of all passes only one runs at any time."""
 
-    def __init__(self, model: nn.Module, inputs: Any, wanted: Collection[int]) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, wanted: Collection[Made]) -> None:
         super().__init__(daemon=True)
         self.model, self.inputs, self.counter = model, inputs, _Counter(wanted)
         self.layer: str | None = None  # where it stands
@@ -126,7 +134,7 @@ def together(
     models: Sequence[nn.Module],
     batches: Iterable[Any],
     layers: Collection[str],
-    held: Mapping[str, int] | None = None,
+    held: Mapping[str, Made] | None = None,
     anew: Sequence[str] = (),
 ) -> Iterator[Stop]:
     """Run models of one class over all batches of inputs, and stop at every call of `layers`, in order of execution.
@@ -134,37 +142,39 @@ def together(
     Between two stops the weights of layers that have not run may change. Models should evaluate: see `untouched`.
 
     Args:
-        layers: names of convolutions and linear layers. held: {layer: number of an operator before it} whose result is
+        layers: names of convolutions and linear layers. held: {layer: an operator before it} whose result is
             wanted at the layer's stop; see `secateur.statistics.shortcuts`. anew: the first of the layers, in their
             order, if each runs once: batches go there one by one from the beginning, see `crowded`.
     """
     wanted, shown = dict(held or {}), list(batches)
+    if wanted:  # what a network does in its first pass only, and remembers, is not to be counted
+        for model in models:
+            once(model, shown[0])
     for layer in anew:
-        yield Stop(layer, partial(_one_by_one, models, shown, layer, wanted.pop(layer, -1)))
+        yield Stop(layer, partial(_one_by_one, models, shown, layer, wanted.pop(layer, None)))
     rest = [layer for layer in layers if layer not in anew]
     if rest or not anew:
         yield from _side_by_side(models, shown, rest, wanted)
 
 
-def _one_by_one(models: Sequence[nn.Module], shown: Sequence[Any], layer: str, number: int) -> Iterator[Standing]:
+def _one_by_one(models: Sequence[nn.Module], shown: Sequence[Any], layer: str, made: Made | None) -> Iterator[Standing]:
     """Every batch in front of one layer, the others not begun."""
     with ExitStack() as stack:
         for model in models:
             stack.callback(_hooked(model, layer))
         for inputs in shown:
-            row = [_Pass(model, inputs, {number}) for model in models]
+            row = [_Pass(model, inputs, {made} if made else ()) for model in models]
             try:
                 for each in row:
                     each.advance()
-                seen = tuple(each.input for each in row if each.input is not None)
-                yield Standing(seen, tuple(each.counter.kept.get(number) for each in row))
+                yield _standing(row, made)
             finally:
                 for each in row:
                     each.close()
 
 
 def _side_by_side(
-    models: Sequence[nn.Module], shown: Sequence[Any], layers: Collection[str], wanted: dict[str, int]
+    models: Sequence[nn.Module], shown: Sequence[Any], layers: Collection[str], wanted: dict[str, Made]
 ) -> Iterator[Stop]:
     """All batches of all models, from one layer to the next."""
     with ExitStack() as stack:
@@ -180,17 +190,30 @@ def _side_by_side(
             layer = passes[0][0].layer if passes and passes[0] else None
             if layer is None:
                 return
-            number = wanted.pop(layer, -1)
-            yield Stop(layer, partial(_standing, passes, number))
-            if number not in wanted.values():
+            made = wanted.pop(layer, None)
+            yield Stop(layer, partial(_all_standing, passes, made))
+            if made is not None and made not in wanted.values():
                 for each in (one for row in passes for one in row):
-                    each.counter.kept.pop(number, None)
+                    each.counter.kept.pop(made.number, None)
 
 
-def _standing(passes: Sequence[Sequence[_Pass]], number: int) -> Iterator[Standing]:
-    for row in passes:
-        seen = tuple(each.input for each in row if each.input is not None)
-        yield Standing(seen, tuple(each.counter.kept.get(number) for each in row))
+def _all_standing(passes: Sequence[Sequence[_Pass]], made: Made | None) -> Iterator[Standing]:
+    return (_standing(row, made) for row in passes)
+
+
+def _standing(row: Sequence[_Pass], made: Made | None) -> Standing:
+    """What stands in front of a layer; a result that one of the models lacks is held of none."""
+    seen = tuple(each.input for each in row if each.input is not None)
+    held = [None if made is None else each.counter.kept.get(made.number) for each in row]
+    shapes = {None if tensor is None else tensor.shape for tensor in held}
+    return Standing(seen, tuple(held if len(shapes) == 1 else [None] * len(row)))
+
+
+@torch.no_grad()
+def once(model: nn.Module, inputs: Any) -> None:
+    """Run a model on one batch."""
+    args, keywords = as_call(inputs)
+    model(*args, **keywords)
 
 
 def _hooked(model: nn.Module, layer: str) -> Callable[[], None]:
@@ -261,20 +284,20 @@ class Operators(Mode):
     def __init__(self) -> None:
         super().__init__()
         self.number = 0
-        self.made: dict[int, int] = {}  # tensor -> the operator that wrote it last
+        self.made: dict[int, Made] = {}  # tensor -> the operator that wrote it last
         self.began: dict[str, int] = {}  # layer -> operators before it
-        self.sums: list[tuple[int, int, int]] = []  # two tensors, and the operator that made the second
+        self.sums: list[tuple[int, Made]] = []  # a tensor that something is added to, and what made that
         self._alive: list[Any] = []  # or identities would be used again
 
     def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func._schema.name in ("aten::add", "aten::add_") and (kwargs or {}).get("alpha", 1) == 1:
             terms = [t for t in tensors_in(args) if not isinstance(t, nn.Parameter)]
             if len(terms) == 2 and terms[0].shape == terms[1].shape:
-                for a, b in (terms, terms[::-1]):
-                    self.sums.append((id(a), id(b), self.made.get(id(b), -1)))
+                both = ((a, self.made.get(id(b))) for a, b in (terms, terms[::-1]))
+                self.sums += [(id(a), made) for a, made in both if made is not None]
         out = func(*args, **(kwargs or {}))
         if isinstance(out, torch.Tensor):
-            self.made[id(out)] = self.number
+            self.made[id(out)] = Made(self.number, func._schema.name)
         self._alive.append((out, args))
         self.number += 1
         return out

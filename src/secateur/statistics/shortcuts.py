@@ -11,20 +11,21 @@ import torch
 from torch import nn
 
 from secateur.graph.modules import as_call
-from secateur.statistics.lockstep import Operators
+from secateur.statistics.lockstep import Made, Operators, once
 
 
 @torch.no_grad()
 def shortcuts(
     model: nn.Module, inputs: Any, layers: Collection[str], norms: Mapping[str, str | None]
-) -> dict[str, int]:
-    """{layer: number of the operator whose result is added to what the layer makes}, for `lockstep.together`.
+) -> dict[str, Made]:
+    """{layer: the operator whose result is added to what the layer makes}, for `lockstep.together`.
 
     Only where that result is there before the layer runs: of two branches that are added, for the later one.
 
     Args:
         model: in evaluation mode. inputs: of one batch. norms: {layer: the norm that alone reads its output}.
     """
+    once(model, inputs)  # or what it does in its first pass only, and remembers, would be counted
     operators = Operators()
     outputs: dict[int, str] = {}  # a tensor, and the layer it comes from, directly or through its norm
     runs: dict[str, int] = dict.fromkeys(layers, 0)
@@ -46,9 +47,9 @@ def shortcuts(
         args, keywords = as_call(inputs)
         with operators:
             model(*args, **keywords)
-    found: dict[str, int] = {}
-    for term, _, operator in operators.sums:
+    found: dict[str, Made] = {}
+    for term, made in operators.sums:
         layer_name = outputs.get(term)
-        if layer_name is not None and runs[layer_name] == 1 and 0 <= operator < operators.began[layer_name]:
-            found.setdefault(layer_name, operator)
+        if layer_name is not None and runs[layer_name] == 1 and made.number < operators.began[layer_name]:
+            found.setdefault(layer_name, made)
     return found

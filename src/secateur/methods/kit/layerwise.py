@@ -32,7 +32,7 @@ from secateur.plan import Plan
 from secateur.repair.base import Case, Reader
 from secateur.repair.least_squares import fit, limited, patch_sums
 from secateur.statistics.gather import count
-from secateur.statistics.lockstep import Stop, crowded, together
+from secateur.statistics.lockstep import Made, Stop, crowded, together
 from secateur.statistics.samples import PatchSums, Sampler, readable
 from secateur.statistics.shortcuts import shortcuts
 
@@ -161,7 +161,7 @@ class Layerwise(Method):
         return self._together((work.case.dense, work.case.model), work, layers, held)
 
     def _together(
-        self, models: Sequence[nn.Module], work: Work, layers: Sequence[str], held: Mapping[str, int]
+        self, models: Sequence[nn.Module], work: Work, layers: Sequence[str], held: Mapping[str, Made]
     ) -> Iterable[Stop]:
         """`lockstep.together`, within `MEMORY`."""
         anew = crowded(models[0], work.shown, layers, MEMORY / len(models))
