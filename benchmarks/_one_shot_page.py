@@ -62,6 +62,7 @@ def _section(setup: str, result: dict[str, Any]) -> list[str]:
         title = "Without repair" if repair == "none" else f"With the repair `{repair}`"
         head = ["criterion", *(f"{100 * (1 - left):.0f}% removed" for left in budgets)]
         parts += [f"### {title}: top-1, %", table(head, lines)]
+    parts += _halves(result["rows"])
     if failed:
         parts += ["### Not possible", table(["method", "why"], sorted([f"`{name}`", error] for name, error in failed))]
     seconds = {(r["method"], r["left"]): r["score_s"] for r in result["rows"] if "score_s" in r}
@@ -69,6 +70,29 @@ def _section(setup: str, result: dict[str, Any]) -> list[str]:
     if half:
         parts += ["### Seconds to learn, score and plan, at half the FLOPs", table(["criterion", "s"], half)]
     return parts
+
+
+def _halves(rows: list[Row]) -> list[str]:
+    """What the allocator `measured` has seen, and what it and one threshold leave, where rows tell it."""
+    measured = next((row for row in rows if "half" in row), None)
+    if measured is None:
+        return []
+    base = measured["method"].partition("@")[0]
+    level = next((r for r in rows if r["method"] == base and r["left"] == measured["left"] and "kept" in r), None)
+    order = sorted(measured["half"], key=lambda name: -measured["half"][name])
+    lines = [
+        [f"`{name}`", f"{measured['half'][name]:.3f}", f"{100 * measured['kept'][name]:.0f}%"]
+        + ([f"{100 * level['kept'][name]:.0f}%"] if level else [])
+        for name in order
+    ]
+    head = ["group", "change of the answers", f"`{measured['method']}` keeps", *([f"`{base}` keeps"] if level else [])]
+    text = (
+        f"How much the answers change, as a share of their energy, when one group alone loses half its channels and "
+        f"what reads it is compensated, and what is kept at {100 * measured['left']:.0f}% of the FLOPs. Groups differ "
+        f"by a factor of {measured['half'][order[0]] / max(measured['half'][order[-1]], 1e-6):.0f}; one threshold over "
+        "norms of weights cannot know."
+    )
+    return ["### Why measuring helps", text, table(head, lines)]
 
 
 def averages(rows: list[Row]) -> dict[tuple[str, str, float], float]:
