@@ -19,7 +19,7 @@ from weakref import ref
 import torch
 from torch import nn
 
-from secateur.graph.calls import Mode
+from secateur.graph.calls import TRANSPARENT, Mode
 from secateur.graph.modules import as_call
 from secateur.graph.rules import tensors_in
 from secateur.statistics.gather import count
@@ -66,6 +66,8 @@ class _Counter(Mode):
 
     def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func._schema.name in TRANSPARENT:  # PyTorch puts some in or not, as results are kept elsewhere or not
+            return out
         if self.wanted.get(self.number) == func._schema.name and isinstance(out, torch.Tensor):
             self.kept[self.number] = out
         self.number += 1
@@ -296,8 +298,12 @@ class Operators(Mode):
                 both = ((a, self.made.get(id(b))) for a, b in (terms, terms[::-1]))
                 self.sums += [(id(a), made) for a, made in both if made is not None]
         out = func(*args, **(kwargs or {}))
+        self._alive.append((out, args))
+        if func._schema.name in TRANSPARENT:
+            source = self.made.get(id(args[0])) if args else None
+            self.made |= {} if source is None else {id(out): source}
+            return out
         if isinstance(out, torch.Tensor):
             self.made[id(out)] = Made(self.number, func._schema.name)
-        self._alive.append((out, args))
         self.number += 1
         return out
