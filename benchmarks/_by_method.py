@@ -95,6 +95,33 @@ def measured() -> Measured:
     return Measured(facts, compared, one_shot, networks)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """One comparison at half the FLOPs: by method, the mean accuracy in the end and straight after the cut."""
+
+    accuracies: dict[str, tuple[float, float]]
+    seeds: int
+    result: dict[str, Any]
+
+
+def among(method: str) -> Compared | None:
+    """The comparison that has this method; None where none has."""
+    for name in ("compare_short", "compare_new", "compare_manidp"):
+        result = _found(name)
+        rows = [row for row in result["rows"] if row["budget"] == HALF or row["label"] == "dense"] if result else []
+        if result is None or all(row["label"] != method for row in rows):
+            continue
+        every: dict[str, list[dict[str, float]]] = {}
+        for row in rows:
+            every.setdefault(row["label"], []).append(row["accuracy"])
+        means = {
+            label: (statistics.mean(a["final"] for a in told), statistics.mean(a["pruned"] for a in told))
+            for label, told in every.items()
+        }
+        return Compared(means, len(every[method]), result)
+    return None
+
+
 def _found(name: str) -> dict[str, Any] | None:
     path = _record.RESULTS / f"{name}.json"
     return _record.read(path) if path.exists() else None

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import _record
-from _markdown import circumstances, table
+from _markdown import circumstances, folded, table
 
 from secateur.compare.leaderboard import paired
 from secateur.report.board.pictures import curves, rivals
 from secateur.report.board.said import absent, ranking
-from secateur.report.board.tables import Table, budgets, mean_table, percents, run_table, time_table
+from secateur.report.board.tables import Table, budgets, mean_table, means_at, percents, run_table, time_table
 from secateur.report.page.fairness import fairness
 from secateur.report.page.rivals import key
 
 FIGURE = "compare.svg"
 COLOURS = "0a63b0 b84a00 007a5e 8a3ab9 a08000 c02050 3a7d9a 6b6b00 7a4a2a 566273".split()
 STYLE = """
-text{font:10.5px system-ui,sans-serif;fill:#566273} .name{fill:#1b2330} .grid{stroke:#dbe1e8}
+text{font:11.7px system-ui,sans-serif;fill:#566273} .name{fill:#1b2330} .grid{stroke:#dbe1e8}
 .run,.error{fill:none;stroke-width:1.6;stroke:var(--of)} .mark,.seed{fill:var(--of)} .error{opacity:.75}
 """
-ROW, COLUMNS, WIDTH = 18, 3, 380
+ROW, COLUMNS, WIDTH = 18, 2, 380
 
 FACTS = """\
 The recipe `recipes/cifar10-resnet8-short.yaml`: {model}, {images:,} training images of CIFAR-10 ({validation:.0%} of
@@ -32,6 +32,12 @@ papers' schedules, and some of them are made for far longer trainings. Every met
 default schedule was tuned in this setting, on some of these seeds and looking at test accuracy ([BWCP,
 measured](bwcp.md)), so nothing should be concluded from a small lead of it. How a comparison is made: [comparing
 methods](comparing.md)."""
+
+COLUMNS_SAID = """\
+*Final* is the test accuracy of the resulting network, *cut* that straight after the cut, before fine-tuning, and
+*dense* that of the network that was pruned, where the method began with a trained one: percent, mean and standard
+deviation over seeds. *Bound used*: the budget is kept, and used up to a hundredth. *Faster*: time of the dense network
+over that of the pruned one, batch 1."""
 
 #: Comparisons of one seed, of methods that came after the one above was made.
 LATER = ("compare_new", "compare_as_published", "compare_manidp")
@@ -79,27 +85,51 @@ def page(result: dict[str, Any]) -> str:
         tested=result["images"],
     )
     alone = {"device": result["machine"], "threads": result["threads"][0], "python": ", ".join(result["python"])}
-    parts = ["# Methods compared", facts]
-    parts += [circumstances({**result, **alone}), _calls(result)]
-    parts += ["## What is held equal", "\n".join(f"- {line}" for line in fairness(result))]
-    for budget in budgets(result):
-        parts += [f"## {budget}", _said(result, budget), _grid(_shown(mean_table(result, budget)))]
-    parts.append(
-        "*Final* is the test accuracy of the resulting network, *cut* that straight after the cut, before fine-tuning, "
-        "and *dense* that of the network that was pruned, where the method began with a trained one: percent, mean and "
-        "standard deviation over seeds. *Bound used*: the budget is kept, and used up to a hundredth. *Faster*: time "
-        "of the dense network over that of the pruned one."
-    )
+    every = budgets(result)
+    main = every[0]
+    parts = ["# Methods compared", facts, f"## {main}", _said(result, main), _grid(_decisive(mean_table(result, main)))]
+    parts += [COLUMNS_SAID, folded(f"All columns at {main}", _grid(_shown(mean_table(result, main))))]
+    if len(every) > 1:
+        parts += ["## Accuracy by budget", _by_budget(result, every)]
+    for budget in every[1:]:
+        parts.append(
+            folded(f"All columns at {budget}", _said(result, budget), _grid(_shown(mean_table(result, budget))))
+        )
     if _figure(result):
         parts += ["## Accuracy against FLOPs", f"![Accuracy against the MACs that remain](figures/{FIGURE})"]
-    parts += ["## Seconds", _grid(time_table(result))]
     parts += _later(recipe["train"]["epochs"] + recipe["finetune"]["epochs"])
     parts += _widths()
     missing = absent(result)
     if missing:
         parts += ["## Runs that failed or are missing", "\n".join(f"- {line}" for line in missing)]
-    parts += ["## Every run", _grid(run_table(result))]
+    parts += ["## How it was measured", circumstances({**result, **alone})]
+    parts.append(folded("What is held equal", "\n".join(f"- {line}" for line in fairness(result))))
+    parts.append(folded("The commands", _calls(result)))
+    parts.append(folded("Seconds of each method", _grid(time_table(result))))
+    parts.append(folded(f"All {len(result['rows'])} runs", _grid(run_table(result))))
     return "\n\n".join(parts) + "\n"
+
+
+def _decisive(given: Table) -> Table:
+    """The columns that are looked for: accuracy, and speed where it was measured."""
+    at = [k for k, name in enumerate(given.head) if name in ("method", "final") or name.startswith("faster")]
+    head, *rows = (tuple(row[k] for k in at) for row in (given.head, *given.rows))
+    return Table(head, tuple(rows))
+
+
+def _by_budget(result: dict[str, Any], every: list[str]) -> str:
+    """One line a method, its accuracies at all budgets side by side."""
+    found: dict[str, dict[str, str]] = {}
+    for budget in every:
+        for mean in means_at(result, budget):
+            final = mean["values"]["accuracy.final"]["mean"]
+            found.setdefault(mean["label"], {})[budget] = percents({"mean": final, "sd": None})
+    ordered = sorted(every, key=lambda budget: float(budget.rpartition("=")[2]), reverse=True)
+    seeds = {budget: max(len(m["seeds"]) for m in result["means"] if m["budget"] == budget) for budget in ordered}
+    few = [budget for budget in ordered if seeds[budget] == 1]
+    said = f"Final accuracy in percent. {' and '.join(few)}: one seed, which cannot rank methods.\n\n" if few else ""
+    rows = [[label, *(values.get(budget, "–") for budget in ordered)] for label, values in found.items()]
+    return said + table(["method", *ordered], rows)
 
 
 def _later(epochs: int) -> list[str]:
@@ -117,7 +147,7 @@ def _later(epochs: int) -> list[str]:
             ours = sum(row["seconds"][key] or 0 for key in ("acting", "prune", "train", "finetune"))
             lines.append([f"`{row['label']}`", cut, final, *shares, round(ours)])
         alone = {"device": result["machine"], "threads": result["threads"][0], "python": ", ".join(result["python"])}
-        head = ["method", "cut", "final", "MACs left", "parameters left", "prune and train, s"]
+        head = ["method", "cut", "final", "MACs left", "params left", "prune and train, s"]
         parts += [circumstances({**result, **alone}), table(head, lines)]
     return ["## Methods that came later", LATER_SAID.format(epochs=epochs), *parts, *_below()] if parts else []
 
@@ -158,7 +188,8 @@ def _widths() -> list[str]:
     about = WIDTHS.format(budget=result["budget"], seed=result["seed"], epochs=result["rows"][0]["epochs"])
     head = ["method", "channels kept, group by group", "cut", "final", "new network of these widths"]
     said = f"{'; '.join(told).capitalize()}." if told else ""
-    return ["## Widths or channels?", about, circumstances(result), table(head, lines), *([said] if said else [])]
+    shown = folded("Widths and accuracies, method by method", table(head, lines))
+    return ["## Widths or channels?", about, circumstances(result), *([said] if said else []), shown]
 
 
 def _grid(given: Table) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import _record
-from _markdown import Row, circumstances, percent, table
+from _markdown import Row, circumstances, folded, percent, table
 
 FILE, STAIRS_FILE = "latency_budget.json", "staircase.json"
 HEAD = """\
@@ -33,7 +33,8 @@ def pages(docs: Path) -> dict[Path, str]:
     parts += [circumstances(result), "## Predicted against measured", _errors(result["rows"])]
     parts += ["## MACs against time", *_sides(result)]
     for model in dict.fromkeys(row["model"] for row in result["rows"]):
-        parts += [f"## {model}", _all([row for row in result["rows"] if row["model"] == model])]
+        rows = [row for row in result["rows"] if row["model"] == model]
+        parts += [f"## {model}", folded(f"All {len(rows)} plans and runtimes", _all(rows))]
     parts += staircases()
     return {docs / "latency.md": "\n\n".join(parts) + "\n"}
 
@@ -133,4 +134,4 @@ def staircases() -> list[str]:
     lines: list[list[Any]] = [["**step**", *(f"**{row['step']}**" for row in rows)]]
     downwards = range(len(rows[0]["widths"]) - 1, -1, -1)
     lines += [[rows[0]["widths"][k], *(f"{row['us'][k]:.0f}" for row in rows)] for k in downwards]
-    return ["## A staircase", told, circumstances(result), table(head, lines)]
+    return ["## A staircase", told, circumstances(result), folded("All widths", table(head, lines))]

@@ -17,6 +17,11 @@ def table(head: list[str], rows: Iterable[Iterable[Any]], *, words: bool = False
     return "\n".join(lines)
 
 
+def folded(summary: str, *parts: str) -> str:
+    """Parts of a page that few need: one line that opens them, on the site and on GitHub."""
+    return "\n\n".join([f'<details markdown="1">\n<summary>{summary}</summary>', *parts, "</details>"])
+
+
 def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import _record
-from _markdown import Row, circumstances, table
+from _markdown import Row, circumstances, folded, table
 
 TITLES = {
     "cifar10": "## ResNet-20 on CIFAR-10",
@@ -60,15 +60,17 @@ def _section(setup: str, result: dict[str, Any]) -> list[str]:
         )
         lines = [[f"`{name}`", *(_percent(means.get((name, repair, left))) for left in budgets)] for name in order]
         title = "Without repair" if repair == "none" else f"With the repair `{repair}`"
-        head = ["criterion", *(f"{100 * (1 - left):.0f}% removed" for left in budgets)]
-        parts += [f"### {title}: top-1, %", table(head, lines)]
+        head = ["criterion", *(f"{100 * (1 - left):.0f}%" for left in budgets)]
+        parts += [f"### {title}: top-1 in percent, by FLOPs removed", table(head, lines)]
     parts += _halves(result["rows"])
     if failed:
         parts += ["### Not possible", table(["method", "why"], sorted([f"`{name}`", error] for name, error in failed))]
     seconds = {(r["method"], r["left"]): r["score_s"] for r in result["rows"] if "score_s" in r}
     half = [[f"`{name}`", time] for (name, left), time in sorted(seconds.items(), key=lambda i: i[1]) if left == 0.5]
     if half:
-        parts += ["### Seconds to learn, score and plan, at half the FLOPs", table(["criterion", "s"], half)]
+        parts.append(
+            folded("Seconds to gather statistics, score and plan, at half the FLOPs", table(["criterion", "s"], half))
+        )
     return parts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import _record
-from _markdown import Row, circumstances, percent, table
+from _markdown import Row, circumstances, folded, percent, table
 
 INTRODUCTION = """\
 YOLO11n, YOLOv8n, YOLO12n and RT-DETR-l of Ultralytics, built from their yaml with random weights (seed {seed}), at
@@ -35,7 +35,7 @@ def pages(docs: Path) -> dict[Path, str]:
         INTRODUCTION.format(**result),
         circumstances(result),
         _summary(rows, done, faults, result["share"]),
-        table(HEAD, [_line(row) for row in done]),
+        folded(f"All {len(done)} runs that succeeded", table(HEAD, [_line(row) for row in done])),
     ]
     if refused:
         said = ["## Those that cannot", "What each says, before or after it has looked at the network:"]

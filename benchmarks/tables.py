@@ -26,7 +26,7 @@ import _one_shot_page
 import _record
 import _speed_page
 import _yolo_page
-from _markdown import Row, circumstances, foot, percent, quantile, table
+from _markdown import Row, circumstances, folded, foot, percent, quantile, table
 
 from secateur.compare.paired import differences
 
@@ -212,9 +212,12 @@ def census(result: dict[str, Any]) -> str:
                 "## Summary",
                 table(SUMMARY, [_summary(name, members) for name, members in _sets(rows)]),
                 "## Shortfalls",
-                table(
-                    ["model", "class", "status", "reason"],
-                    [[row["name"], row["class"], row["status"], text] for row, text in shortfalls],
+                folded(
+                    f"All {len(shortfalls)} of them",
+                    table(
+                        ["model", "class", "status", "reason"],
+                        [[row["name"], row["class"], row["status"], text] for row, text in shortfalls],
+                    ),
                 )
                 if shortfalls
                 else "None.",
@@ -229,8 +232,12 @@ def census(result: dict[str, Any]) -> str:
                     [[r["name"], f"{r['params'] / 1e6:.1f} M", *(r.get(p, "-") for p in phases)] for r in slowest],
                 ),
                 "## Families",
-                table(
-                    ["family", *SUMMARY[1:]], [_summary(name, members) for name, members in sorted(families.items())]
+                folded(
+                    f"All {len(families)} families",
+                    table(
+                        ["family", *SUMMARY[1:]],
+                        [_summary(name, members) for name, members in sorted(families.items())],
+                    ),
                 ),
             ]
         )

@@ -6,13 +6,16 @@ twice, and the site shows one of the two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from _by_method import Measured
+from _by_method import Compared, Measured, among
 from _method_pages import has_figure
 from _one_shot_page import averages
+
+from secateur.methods import METHODS
 
 TEAL, AMBER, GREY = "#0d9488", "#d97706", "#8a8f98"
 #: Background of boxes, lines and letters, of those that go, by theme.
@@ -22,22 +25,25 @@ THEMES = {"light": ("#ffffff", "#30363d", "#c9ced6"), "dark": ("#23272f", "#d5d9
 def pictures(folder: Path, found: Measured) -> dict[Path, str]:
     """Every picture by path."""
     made = {folder / f"block-{theme}.svg": block(*colours) for theme, colours in THEMES.items()}
-    if found.one_shot is None:
-        return made
-    means = averages(found.one_shot["rows"])
-    for name in dict.fromkeys(row["method"] for row in found.one_shot["rows"]):
+    means = averages(found.one_shot["rows"]) if found.one_shot is not None else {}
+    for name in (row.name for row in METHODS):
         if has_figure(name, found):
             made[folder / "methods" / f"{name}.svg"] = _after_the_cut(name, means, found.dense)
+        elif compared := among(name):
+            made[folder / "methods" / f"{name}.svg"] = _among(name, compared)
     return made
 
 
-def _svg(width: int, height: int, parts: Iterable[str], title: str) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-    style = 'font-family="system-ui, sans-serif" font-size="13">'
+def _svg(width: int, height: int, parts: Iterable[str], title: str, *, size: int = 15) -> str:
+    """On a wide screen a third larger than drawn; a page that is narrower makes it smaller."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{4 * width // 3}" role="img" '
+    )
+    style = f'font-family="system-ui, sans-serif" font-size="{size}">'
     return f"{head}{style}\n<title>{escape(title)}</title>\n" + "\n".join(parts) + "\n</svg>\n"
 
 
-def _text(x: float, y: float, words: str, colour: str, *, anchor: str = "middle", size: int = 13) -> str:
+def _text(x: float, y: float, words: str, colour: str, *, anchor: str = "middle", size: int = 15) -> str:
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{colour}" font-size="{size}">{escape(words)}</text>'
 
 
@@ -111,7 +117,9 @@ def _arrows(ink: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ after the cut
 
-_WIDTH, _HEIGHT, _X0, _X1, _Y0, _Y1 = 560, 260, 52, 395, 16, 214
+#: Pictures of methods are as wide as a phone, so that their letters are not made smaller there.
+_WIDTH, _X0, _X1, _Y0, _Y1, _LINE = 360, 44, 350, 14, 190, 17
+_SIZE = 12
 
 
 def _after_the_cut(name: str, means: dict[tuple[str, str, float], float], dense: float) -> str:
@@ -119,37 +127,36 @@ def _after_the_cut(name: str, means: dict[tuple[str, str, float], float], dense:
     lefts = sorted({left for method, _, left in means if method == name}, reverse=True)
     repairs = {repair for method, repair, _ in means if method == name}
     best = max(repairs, key=lambda repair: sum(means.get((name, repair, left), 0.0) for left in lefts))
-    lines = [("random", "none", GREY, "3 3")] if name != "random" else []
+    lines = [(name, best, TEAL, "")] if best != "none" else []
+    lines.append((name, "none", TEAL, "3 3"))
     lines += [("random", best, GREY, "")] if best != "none" and name != "random" else []
-    lines += [(name, "none", TEAL, "3 3")] + ([(name, best, TEAL, "")] if best != "none" else [])
+    lines += [("random", "none", GREY, "3 3")] if name != "random" else []
     parts = []
     for tick in range(0, 101, 20):
         y = _y(tick / 100)
         parts += [
             _line([(_X0, y), (_X1, y)], GREY, width=0.4),
-            _text(_X0 - 8, y + 4, f"{tick}%", GREY, anchor="end", size=12),
+            _text(_X0 - 6, y + 4, f"{tick}%", GREY, anchor="end", size=_SIZE),
         ]
-    parts += [_text(_x(left, lefts), _Y1 + 18, f"{100 * (1 - left):.0f}%", GREY, size=12) for left in lefts]
-    parts.append(_text((_X0 + _X1) / 2, _HEIGHT - 8, "FLOPs removed", GREY, size=12))
+    parts += [_text(_x(left, lefts), _Y1 + 17, f"{100 * (1 - left):.0f}%", GREY, size=_SIZE) for left in lefts]
+    parts.append(_text((_X0 + _X1) / 2, _Y1 + 35, "FLOPs removed", GREY, size=_SIZE))
     parts.append(_line([(_X0, _y(dense)), (_X1, _y(dense))], GREY, dashes="8 4", width=1))
-    labels = [(_y(dense), "dense", GREY)]
+    keys = [("not pruned", GREY, "8 4")]
     for method, repair, colour, dashes in lines:
         points = [
             (_x(left, lefts), _y(means[method, repair, left])) for left in lefts if (method, repair, left) in means
         ]
         parts.append(_line(points, colour, dashes=dashes))
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in points]
-        labels.append((points[-1][1], method if repair == "none" else f"{method}, {repair}", colour))
-    return _svg(_WIDTH, _HEIGHT, parts + _apart(labels), f"Test accuracy of {name} straight after the cut")
-
-
-def _apart(labels: list[tuple[float, str, str]]) -> list[str]:
-    """The names at the ends of the lines, none over another."""
-    parts, low = [], float("-inf")
-    for y, words, colour in sorted(labels):
-        low = max(y + 4, low + 15)
-        parts.append(_text(_X1 + 10, low, words, colour, anchor="start", size=12))
-    return parts
+        keys.append((method if repair == "none" else f"{method}, then {repair}", colour, dashes))
+    for number, (words, colour, dashes) in enumerate(keys):
+        y = _Y1 + 58 + _LINE * number
+        parts += [
+            _line([(_X0, y - 4), (_X0 + 30, y - 4)], colour, dashes=dashes),
+            _text(_X0 + 38, y, words, colour, anchor="start", size=_SIZE),
+        ]
+    title = f"Test accuracy of {name} straight after the cut"
+    return _svg(_WIDTH, _Y1 + 58 + _LINE * len(keys), parts, title, size=_SIZE)
 
 
 def _x(left: float, lefts: Sequence[float]) -> float:
@@ -158,3 +165,36 @@ def _x(left: float, lefts: Sequence[float]) -> float:
 
 def _y(share: float) -> float:
     return _Y1 - (_Y1 - _Y0) * share
+
+
+# ------------------------------------------------------------------------------------------------ among the others
+
+_LEFT_OF, _RIGHT_OF, _ROW = 122, 306, 19
+
+
+def _among(name: str, compared: Compared) -> str:
+    """Accuracies in the end, and straight after the cut where they differ, the best above; this method in colour."""
+    most = max(0.1 * math.ceil(10 * max(final for final, _ in compared.accuracies.values())), 0.1)
+
+    def place(share: float) -> float:
+        return _LEFT_OF + (_RIGHT_OF - _LEFT_OF) * share / most
+
+    parts = []
+    rows = sorted(compared.accuracies.items(), key=lambda row: -row[1][0])
+    bottom = 16 + _ROW * len(rows)
+    for tick in range(0, round(100 * most) + 1, 20):
+        x = place(tick / 100)
+        parts += [
+            _line([(x, 4), (x, bottom - 4)], GREY, width=0.4),
+            _text(x, bottom + 12, f"{tick}%", GREY, size=_SIZE),
+        ]
+    for number, (method, (final, cut)) in enumerate(rows):
+        y, colour = 16 + _ROW * number, TEAL if method == name else GREY
+        parts.append(_line([(place(min(cut, final)), y), (place(max(cut, final)), y)], colour, width=1.5))
+        if abs(cut - final) > 1e-6:
+            parts.append(f'<circle cx="{place(cut):.1f}" cy="{y}" r="3.5" fill="none" stroke="{colour}"/>')
+        parts.append(f'<circle cx="{place(final):.1f}" cy="{y}" r="4" fill="{colour}"/>')
+        label = "not pruned" if method == "dense" else method
+        parts.append(_text(_LEFT_OF - 10, y + 4, label, colour, anchor="end", size=_SIZE))
+        parts.append(_text(_WIDTH - 4, y + 4, f"{100 * final:.1f}%", colour, anchor="end", size=_SIZE))
+    return _svg(_WIDTH, bottom + 20, parts, f"Test accuracy of {name} and others at half the FLOPs", size=_SIZE)

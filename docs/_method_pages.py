@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from _by_method import Facts, Measured, measured
+from _by_method import Facts, Measured, among, measured
 from _markdown import foot, percent
 from _method_notes import note
 
@@ -47,6 +47,13 @@ def _page(row: MethodRow, found: Measured, table: Table) -> str:
             "*Test accuracy of a ResNet-20 on CIFAR-10 straight after the cut, without training: dotted as it is cut, "
             "solid with the repair that helps most. [All criteria](../one_shot.md).*"
         )
+    elif compared := among(row.name):
+        seeds = f"mean of {compared.seeds} seeds" if compared.seeds > 1 else "one seed, which cannot rank methods"
+        parts.append(f"![Test accuracy among other methods](../figures/methods/{row.name}.svg)")
+        parts.append(
+            "*Test accuracy of a ResNet-8 on a part of CIFAR-10 at half the FLOPs, all with equal epochs: straight "
+            f"after the cut (ring) and in the end (dot); {seeds}. [Methods compared](../compare.md).*"
+        )
     parts += ["## In short", table(("", ""), _row(row, about.reads)), "## Using it", *_use(row)]
     parts += ["## Settings", _settings(row, table)]
     if sources := prose(details(_docstring(row))):
@@ -54,6 +61,8 @@ def _page(row: MethodRow, found: Measured, table: Table) -> str:
     parts += ["## Measured", *_results(row, facts, found, table)]
     used = ((facts.means, found.compared), (facts.top1, found.one_shot), (facts.networks, found.networks))
     dated = [result for figures, result in used if figures and result]
+    if not has_figure(row.name, found) and (drawn := among(row.name)) and drawn.result not in dated:
+        dated.append(drawn.result)
     return "\n\n".join([*parts, foot("docs/tables.py", dated)]) + "\n"
 
 
@@ -75,7 +84,7 @@ def _row(row: MethodRow, reads: Iterable[str]) -> list[tuple[str, str]]:
         ("reads", ", ".join(reads)),
         ("acts", row.acts),
         ("begins with", BEGINS[row.begins]),
-        ("removes", f"{row.granularity}s"),
+        ("removes", row.removes),
         ("fine-tuning after the cut", "yes" if row.finetunes else "none, as in its paper"),
         *([("result", RESULTS[row.result])] if row.result in RESULTS else []),
         ("fidelity", row.fidelity),

@@ -127,9 +127,13 @@ class _Labels(Treeprocessor):
                 parent[place] = frame
 
 
+#: Letters and digits that stand side by side on a phone, and what the space around a column takes of them.
+_PHONE, _SPACE = 55, 2
+
+
 def _label(table: Element, heads: list[str]) -> None:
-    table.set("class", "cards")
     rows = [row.findall("td") for row in table.iter("tr")]
+    table.set("class", "cards" if _room(rows, heads) > _PHONE else "cards fits")
     for column, (head, name) in enumerate(zip(table.iter("th"), heads, strict=True)):
         cells = [row[column] for row in rows if column < len(row)]
         said = ["".join(cell.itertext()).strip() for cell in cells]
@@ -140,6 +144,15 @@ def _label(table: Element, heads: list[str]) -> None:
                 cell.set("class", "none")  # on a phone, a line that says nothing
         for cell in (head, *cells) if words else ():
             cell.attrib.pop("style", None)  # a column of words begins at the left
+
+
+def _room(rows: list[list[Element]], heads: list[str]) -> int:
+    """How wide a table is in letters: a head breaks between words, a cell does not."""
+    room = 0
+    for column, head in enumerate(heads):
+        said = ["".join(row[column].itertext()).strip() for row in rows if column < len(row)]
+        room += max(map(len, [*said, *(head.split() or [""])])) + _SPACE
+    return room
 
 
 class Docstrings(griffe.Extension):

@@ -71,7 +71,7 @@ def every_method(_name: str) -> str:
                 str(row.year),
                 row.needs,
                 row.acts,
-                f"{row.granularity}s",
+                row.removes,
             )
             for row in METHODS
         ),

@@ -32,8 +32,17 @@ def test_the_page_has_the_figures_of_the_runs(tmp_path: Path, monkeypatch: pytes
     for row in document["rows"]:
         assert f"{100 * row['accuracy']['final']:.2f}" in page
         assert row["plan"].removeprefix("sha256:")[:10] in page
-    for part in ("## flops=0.8", "## flops=0.6", "secateur compare x", "`make compare`", "5 epochs in all"):
+    for part in (
+        "## flops=0.8",
+        "All columns at flops=0.6",
+        "| method | flops=0.8 | flops=0.6 |",
+        "secateur compare x",
+        "`make compare`",
+        "5 epochs in all",
+    ):
         assert part in page
+    assert page.count("<details") == page.count("</details>") == 6  # what decides is not folded away
+    assert page.index("| method | final |") < page.index("<details")
     figure = xml.dom.minidom.parseString(made[tmp_path / "figures" / "compare.svg"]).documentElement
     assert figure is not None
     names = [

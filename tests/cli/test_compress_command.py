@@ -93,3 +93,17 @@ def test_sensitivity_prints_a_table_and_ratios(folder: Path) -> None:
     assert "Accuracy with one group narrowed" in said
     assert "--ratio 0=0.5 --ratio 2=0.5" in said
     assert (folder / "s" / "sensitivity.json").is_file()
+
+
+def test_the_folder_of_a_pruned_network_is_searched_on(folder: Path) -> None:
+    data = NET.replace("(60, 1, 8, 8)", "(20, 3, 32, 32)").replace("arange(60)", "arange(20)")
+    (folder / "data.py").write_text(data, encoding="utf-8")
+    assert _run("prune", "zoo:tiny", "--budget", "flops=0.8", "--save", "small", "-q")[0] == 0
+    given = ["small", "--data", "data.py:train"]
+    code, said = _run("sensitivity", *given, "--shares", "0.5")
+    assert code == 0, said
+    code, said = _run("compress", *given, "--flops", "0.8", "--out", "c", *QUICK)
+    assert code == 0, said
+    whole, smaller = (secateur.load(name) for name in ("small", "c"))
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in whole.parameters())
+    assert "leave --model-arg out" in _run("sensitivity", *given, "--model-arg", "width=3")[1]

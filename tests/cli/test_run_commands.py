@@ -216,7 +216,11 @@ def test_report_is_written_anew(folder: Path) -> None:
 def test_verify_says_what_it_checked(folder: Path) -> None:
     said = succeed("verify", "done")
     assert said.startswith("The run in done is sound.\n")
-    assert "cut: exact True" in said
+    told = " ".join(said.split())
+    assert "cut gives what the original network gives (relative error" in told
+    assert "model.pt2 gives what the network gives (relative error" in told
+    assert "Not checked: accuracy and latency are measurements" in told
+    assert max(map(len, said.splitlines())) <= 80
     assert succeed("verify", "done", "-q") == ""
     assert json.loads(succeed("verify", "done", "--json"))["cut"]["exact"] is True
     weights = Path("done/model.safetensors")
@@ -278,7 +282,11 @@ def test_repairs_are_the_registry() -> None:
         assert row.name in said
         assert row.arxiv in said
         assert [s["name"] for s in listed["settings"]] == list(row.factory.Config.model_fields)
-        assert all(s["name"] in said for s in listed["settings"])
+        one = succeed("repairs", row.name)
+        assert max(map(len, one.splitlines())) <= 80
+        assert all(s["name"] in one for s in listed["settings"])
+        assert json.loads(succeed("repairs", row.name, "--json")) == listed
+    assert "did you mean 'batchnorm'" in refuse("repairs", "batchnorms")
     assert {alias: row["name"] for row in rows for alias in row["also"]} == dict(METHOD_OF)
 
 

@@ -22,6 +22,7 @@ from secateur import cli
 from secateur.graph import Cost
 from secateur.methods import METHODS
 from secateur.report.board.tables import mean_table
+from secateur.report.latency_tables import latency_tables
 from secateur.report.run_tables import headline_table
 from secateur.report.tables import _before_after, fitting, listing
 from secateur.training import make_progress
@@ -145,3 +146,23 @@ def test_a_comparison_shows_as_many_columns_as_fit(columns: int) -> None:
     more = [row[: shown + 1] for row in (table.head, *table.rows)]
     wide = listing(table.head[: shown + 1], more[1:], right=table.head[1:])
     assert max(map(len, printed(wide, 400))) >= columns  # with the edge that is stripped, one more would not fit
+
+
+def timed(low: float, high: float) -> dict[str, Any]:
+    times = {"median_ms": 123.456, "p10_ms": 101.234, "p90_ms": 934.56}
+    ratio = {"median": (low + high) / 2, "low": low, "high": high}
+    return {"runtime": "onnxruntime", "dense": times, "pruned": times, "ratio": ratio, "said": "so and so " * 20}
+
+
+def test_latencies_begin_with_how_much_faster(columns: int) -> None:
+    document = {
+        "model": "small", "against": "zoo:resnet56", "skipped": [], "batch_size": 1, "threads": 1, "repeats": 30,
+        "device": "cpu", "versions": {"torch": "2.13.0"}, "runtimes": [timed(1.5, 2.5), timed(0.94, 2.61)],
+    }  # fmt: skip
+    lines = printed(latency_tables(document), columns)
+    assert max(map(len, lines)) <= columns
+    head = next(line for line in lines if "runtime" in line)
+    assert head.index("faster") < head.index("against") < head.index("model")
+    assert sum("ONNX Runtime" in line and "2.00x (1.50 to 2.50)" in line for line in lines) == 1
+    assert sum("ONNX Runtime" in line and "not significant (0.94 to 2.61)" in line for line in lines) == 1
+    assert any("101 to 935" in line for line in lines) == (columns == 120)

@@ -152,12 +152,43 @@ def test_cells_of_wide_tables_say_their_column() -> None:
     import _site as site
     from markdown import markdown
 
-    wide = "| a | `b` | c |\n| --- | --- | --- |\n| 1 | 2 | 3 |\n"
+    wide = f"| a | `b` | c |\n| --- | --- | --- |\n| 1 | 2 | {'3' * 60} |\n"
     made = markdown(wide, extensions=["tables", site.Cards()])
     assert '<table class="cards">' in made
     assert '<td data-label="b">2</td>' in made
     assert made.startswith('<div class="wide"><table')  # which scrolls by itself
     assert "cards" not in markdown("|  |  |\n| --- | --- |\n| 1 | 2 |\n", extensions=["tables", site.Cards()])
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "fits"),
+    [
+        ("method | final", "l1 | 61.27 ± 0.83", True),
+        ("method | faster, ONNX Runtime, batch one, four threads, in turns | b", "l1 | 1.5 | 2", True),  # heads break
+        ("method | what it does", "l1 | the sum of the absolute values of the weights of a channel", False),
+        (" | ".join("abcdefgh"), " | ".join(["61.27 ± 0.83"] * 8), False),
+    ],
+)
+def test_a_table_that_a_phone_has_room_for_stays_one(head: str, row: str, fits: bool) -> None:
+    pytest.importorskip("griffe")
+    import _site as site
+    from markdown import markdown
+
+    rule = " | ".join(["---"] * len(head.split(" | ")))
+    made = markdown(f"| {head} |\n| {rule} |\n| {row} |\n", extensions=["tables", site.Cards()])
+    assert ('class="cards fits"' in made) == fits
+
+
+def test_what_is_folded_is_read_as_markdown() -> None:
+    pytest.importorskip("griffe")
+    import _site as site
+    from _markdown import folded, table
+    from markdown import markdown
+
+    text = folded("Few need it", table(["a", "b"], [["1", "`2`"]]))
+    made = markdown(text, extensions=["tables", "md_in_html", site.Cards()])
+    assert made.startswith("<details>\n<summary>Few need it</summary>")
+    assert '<td data-label="b" style="text-align: right;"><code>2</code></td>' in made
 
 
 def test_words_begin_at_the_left_and_dashes_are_hidden_on_a_phone() -> None:

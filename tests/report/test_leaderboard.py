@@ -125,7 +125,7 @@ def test_times_and_runs_are_listed() -> None:
     assert len(runs.rows) == 24
     assert next(row for row in runs.rows if row[0] == "bwcp") == (
         "bwcp", "0", "flops=0.5", "60.60", "1.60 (1.50 to 1.70)", "49.8%", "50.0%", "30.30", "–", "60.60",
-        "5.970M", "40k", "13", "2.000", "1.250", "1.5e-07", "023456789a",
+        "5.970M", "40K", "13", "2.000", "1.250", "1.5e-07", "023456789a",
     )  # fmt: skip
 
 

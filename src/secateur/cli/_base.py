@@ -162,7 +162,16 @@ Trust = Annotated[
 Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Save the smaller network's weights (safetensors).")]
 Attention = Annotated[str, typer.Option(metavar="WHAT", help="Prune whole heads, or head_dim of every head.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare with the masked original.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random weights, scores and verification.")]
+
+
+def _seed(text: str | int) -> int:
+    """A seed that PyTorch takes; the range would be twenty digits in the help."""
+    if not str(text).isdecimal() or not int(text) < 1 << 63:
+        raise typer.BadParameter(f"{text!r} is no seed: give a whole number from 0 to 9223372036854775807.")
+    return int(text)
+
+
+Seed = Annotated[int, typer.Option(metavar="N", parser=_seed, help="Seed of random weights, scores and verification.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 All = Annotated[bool, typer.Option("--all", help="Show tables in full, however long.")]
 Plugin = Annotated[

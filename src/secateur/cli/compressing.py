@@ -31,7 +31,7 @@ from secateur.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from secateur.compress.result import Compressed
-    from secateur.references import Loaded
+    from secateur.runtime.named import Named
 
 _REQUEST, _FORMAT = "request.json", "secateur.compress.request"
 #: Options that are arguments of `secateur.compress` as they are, and all that a search begins with.
@@ -197,7 +197,6 @@ def _searched(asked: dict[str, Any], folder: Path, say: Any, *, begun: bool) -> 
     from secateur.cli._choice import training_data
     from secateur.compress import compress as work
     from secateur.methods import plug_in
-    from secateur.references import keywords_of
     from secateur.runtime import save_model
 
     for each in asked["plugin"]:
@@ -223,7 +222,7 @@ def _searched(asked: dict[str, Any], folder: Path, say: Any, *, begun: bool) -> 
         **{key: asked[key] for key in _PASSED},
     )  # fmt: skip
     save_model(
-        folder, found.model, reference=loaded.reference, arguments=keywords_of(asked["model_arg"]),
+        folder, found.model, reference=loaded.origin, arguments=loaded.arguments,
         inputs=loaded.inputs, plan=found.plan,
     )  # fmt: skip
     return found
@@ -231,14 +230,10 @@ def _searched(asked: dict[str, Any], folder: Path, say: Any, *, begun: bool) -> 
 
 def _loaded(
     model: str, arguments: Sequence[str], size: str | None, shapes: Sequence[str], seed: int, weights: Path | None
-) -> Loaded:
-    from secateur.references import load
-    from secateur.runtime import read_weights
+) -> Named:
+    from secateur.runtime.named import Wish, network
 
-    loaded = load(model, arguments=arguments, input_size=size, input_shapes=shapes, seed=seed)
-    if weights is not None:
-        read_weights(loaded.model, weights)
-    return loaded
+    return network(model, Wish(arguments, size, shapes, weights, seed=seed))
 
 
 def _request(folder: Path) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli._base import AsJson, Quiet, emit, show, working
 from secateur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
 
@@ -140,18 +143,42 @@ def push(
         emit({"format": "secateur.push", "version": 1, "address": address}, as_json, lambda: address)
 
 
-def _checked(folder: Path, checked: Mapping[str, Any]) -> str:
-    """What was checked, a line each."""
-    lines = [f"{key.replace('_', ' ')}: {_said(value)}" for key, value in checked.items() if key not in _HEAD]
-    return "\n".join([f"The run in {folder} is sound.", *lines])
+def _checked(folder: Path, checked: Mapping[str, Any]) -> RenderableType:
+    """What was checked, a line each, and what was not."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, said in _told(checked):
+        table.add_row(what, Text(said))
+    left = [Text(f"Not checked: {sentence}", "dim") for sentence in checked["not_checked"]]
+    return Group(Text(f"The run in {folder} is sound.", "bold"), table, *left)
 
 
-_HEAD = ("format", "version", "folder")
+def _told(checked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from secateur._hints import readable
+
+    weights, plan = checked["weights"], checked["plan"]
+    yield "files", f"{checked['files']}, each as its recorded hash says"
+    yield "weights", f"{readable(weights['numbers'])} numbers in {weights['tensors']} tensors"
+    yield "plan", f"{plan['channels']} channels in {plan['groups']} groups, as in the weights"
+    for what, found in checked.items():
+        if what in ("weights", "plan") or not isinstance(found, Mapping):
+            continue
+        yield _NAMES.get(what, what), f"{_AGREES.get(what, 'gives what the network gives')}{_error(found)}"
 
 
-def _said(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_said, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _error(found: Mapping[str, Any]) -> str:
+    """The error of a comparison; nothing where there was none."""
+    proof = "" if found.get("exact", True) else ", with these channels removed and not masked"
+    batch = "" if found.get("dynamic_batch", True) else ", for one batch size"
+    if "max_relative_error" not in found:
+        return f"{proof}{batch}"
+    return f"{proof}{batch} (relative error {found['max_relative_error']:.1e}, at most {found['tolerance']:.0e})"
+
+
+_NAMES = {"pt2": "model.pt2", "onnx": "model.onnx"}
+_AGREES = {"cut": "gives what the original network gives"}

@@ -46,7 +46,7 @@ def models(as_json: AsJson = False, quiet: Quiet = False) -> None:
         for row in MODELS.values()
     ]
     cells = [(row.name, readable(row.params), readable(row.macs), row.summary) for row in MODELS.values()]
-    columns = ("model", "parameters", "MACs", "what it is")
+    columns = ("model", "params", "MACs", "what it is")
     emit({"models": rows}, as_json, lambda: report.listing(columns, cells, right=columns[1:3]))
 
 
@@ -88,29 +88,37 @@ def methods(
 
 
 def _methods_table(rows: Sequence[MethodRow]) -> RenderableType:
-    """Two lines a method: what it needs and when it acts, and below it the idea. How close each is to its paper is told
-    of one method at a time.
-    """
+    """How close each is to its paper is told of one method at a time."""
+    from rich.text import Text
+
+    lines = [(row.name, _needs(row), row.acts, _source(row)) for row in rows]
+    foot = Text("\nsecateur methods NAME: its paper, how close it is to it, and its settings.")
+    return _two_lines(("method", "needs", "acts", "paper (arXiv)"), lines, [row.summary for row in rows], foot)
+
+
+def _two_lines(
+    heads: Sequence[str], lines: Sequence[Sequence[str]], summaries: Sequence[str], foot: RenderableType
+) -> RenderableType:
+    """Two lines an entry: its columns, the name and where it is from among them, and below them the idea."""
     from rich import box
     from rich.console import Group
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    heads = ("method", "needs", "acts", "paper (arXiv)")
-    lines = [(row.name, _needs(row), row.acts, _source(row)) for row in rows]
     widths = [max(len(line[k]) for line in (heads, *lines)) for k in range(len(heads))]
+    styles = ("bold", *[""] * (len(heads) - 2), "dim")
     parts: list[RenderableType] = []
-    for row, line in zip(rows, lines, strict=True):
+    for line, summary in zip(lines, summaries, strict=True):
         entry = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for width, style in zip(widths, ("bold", "", "", "dim"), strict=True):
+        for width, style in zip(widths, styles, strict=True):
             entry.add_column(width=width, no_wrap=True, style=style)
         entry.add_row(*(Text(cell) for cell in line))
-        parts += [entry, Padding(Text(row.summary, "dim"), (0, 0, 0, 2))]
+        parts += [entry, Padding(Text(summary, "dim"), (0, 0, 0, 2))]
     top = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     for width, head in zip(widths, heads, strict=True):
         top.add_column(head, width=width, no_wrap=True)
-    return Group(top, *parts, Text("\nsecateur methods NAME: its paper, how close it is to it, and its settings."))
+    return Group(top, *parts, foot)
 
 
 def _source(row: MethodRow) -> str:
@@ -137,34 +145,52 @@ def _method_table(row: MethodRow, settings: list[dict[str, str]]) -> RenderableT
     from rich.console import Group
     from rich.text import Text
 
-    from secateur import report
-
     paper = ", ".join(filter(None, (row.paper, str(row.year or ""), f"arXiv {row.arxiv}" if row.arxiv else "")))
     lines = [
         Text.assemble((row.name, "bold"), f"  {row.summary}"),
         Text(f"Paper: {paper or 'none'}"),
-        Text(f"Acts {row.acts}; needs {_needs(row)}; removes whole {row.granularity}s."),
+        Text(f"Acts {row.acts}; needs {_needs(row)}; removes {row.removes}."),
         Text(f"Fidelity: {row.fidelity}"),
     ]
-    cells = [(s["name"], s["default"], s["allowed"], s["meaning"]) for s in settings]
-    table = report.listing(("setting", "default", "may be", "meaning"), cells)
-    return Group(*lines, table if settings else Text("It has no settings."))
+    return Group(*lines, *_settings_told(settings))
 
 
-def repairs(as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """List the repairs of the weights that remain after pruning.
+def _settings_told(settings: Sequence[dict[str, str]]) -> list[RenderableType]:
+    """Two lines a setting: its name and default, and below them what it means and may be."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if not settings:
+        return [Text("It has no settings.")]
+    parts: list[RenderableType] = [Text("Settings, with their defaults:")]
+    for setting in settings:
+        given = setting["default"].strip("'")
+        default = (" = ", given) if given else (" ", ("(must be given)", "dim"))
+        parts.append(Text.assemble("  ", (setting["name"], "bold"), *default))
+        parts.append(Padding(Text(f"{setting['meaning']} ({setting['allowed']})", "dim"), (0, 0, 0, 6)))
+    return parts
+
+
+def repairs(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One repair, with its settings.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the repairs of the weights that remain after pruning, or show one with its settings.
 
     Their names are what `--repair` and a recipe's repair take.
 
     \b
     Examples:
       secateur repairs
+      secateur repairs least_squares
       secateur repairs --json
     """
+    from secateur._hints import choose
     from secateur.repair import METHOD_OF, REPAIRS
 
-    if quiet and not as_json:
-        return show("\n".join(row.name for row in REPAIRS))
     keys = ("name", "summary", "paper", "year", "arxiv", "needs", "fidelity")
     rows = [
         {key: getattr(row, key) for key in keys}
@@ -172,21 +198,42 @@ def repairs(as_json: AsJson = False, quiet: Quiet = False) -> None:
         | {"settings": _settings(row.factory.Config)}
         for row in REPAIRS
     ]
+    if name is not None:
+        wanted = choose(METHOD_OF.get(name, name), [row.name for row in REPAIRS], "repair")
+        one = next(row for row in rows if row["name"] == wanted)
+        if quiet and not as_json:
+            return show("\n".join(s["name"] for s in one["settings"]))
+        return emit(one, as_json, lambda: _repair_table(one))
+    if quiet and not as_json:
+        return show("\n".join(row.name for row in REPAIRS))
     emit({"repairs": rows}, as_json, lambda: _repairs_table(rows))
 
 
 def _repairs_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    from rich.text import Text
+
+    lines = [
+        (", ".join([r["name"], *r["also"]]), _images(r["needs"]), f"{r['year']}, {r['arxiv']}".rstrip(", "))
+        for r in rows
+    ]
+    foot = Text("\nsecateur repairs NAME: its paper, how close it is to it, and its settings.")
+    return _two_lines(("repair", "needs", "paper (arXiv)"), lines, [r["summary"] for r in rows], foot)
+
+
+def _images(needs: str) -> str:
+    return "images" if needs == "calibration" else needs
+
+
+def _repair_table(row: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from secateur import report
-
-    cells = [
-        (", ".join([r["name"], *r["also"]]), r["summary"], f"{r['year']}, {r['arxiv']}".rstrip(", "), r["needs"])
-        for r in rows
-    ]
-    lines = []
-    for row in rows:
-        lines.append(Text.assemble((row["name"], "bold"), f": {row['fidelity']}."))
-        lines += [Text(f"  {s['name']} ({s['allowed']}; {s['default']}): {s['meaning']}") for s in row["settings"]]
-    return Group(report.listing(("repair", "what it does", "paper (arXiv)", "needs"), cells), *lines)
+    also = f" (also {', '.join(row['also'])})" if row["also"] else ""
+    source = f", arXiv {row['arxiv']}" if row["arxiv"] else ""
+    return Group(
+        Text.assemble((row["name"], "bold"), f"{also}  {row['summary']}"),
+        Text(f"Paper: {row['paper']}, {row['year']}{source}"),
+        Text(f"Needs {_images(row['needs'])}."),
+        Text(f"Fidelity: {row['fidelity']}"),
+        *_settings_told(row["settings"]),
+    )

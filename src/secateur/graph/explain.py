@@ -287,7 +287,7 @@ class _Explanation:
         for axis, reason in [*self.graph.recording.ledger.fixes, *self.graph._never]:
             if reason and bool(np.isin(component[axis], wanted).any()):
                 if reason.startswith("meets a size that is not prunable") and layer in reason:
-                    return "what meets it there is no channel of a layer (the network's input, for instance)"
+                    return "it is combined with a tensor without prunable channels (the network's input, for instance)"
                 return reason
         for frozen in self.graph.frozen:
             if any(

@@ -141,6 +141,11 @@ class MethodRow:
         """A budget in what it saves: FLOPs, or the share of weights that stay where all it does is set some to zero."""
         return "params=0.5" if self.granularity in ("kernel", "weight") else "flops=0.5"
 
+    @property
+    def removes(self) -> str:
+        """What is removed, in the plural."""
+        return f"{self.granularity}s".replace("channel or", "channels or").replace("stripe and", "stripes and")
+
 
 class Method(nn.Module):
     """One method at work on one model; a subclass overrides the hooks it has a use for.

@@ -104,11 +104,11 @@ class _Average:
 
 ROW = RepairRow(
     name="batchnorm",
-    summary="means and variances of batch norms, measured anew",
+    summary="means and variances of batch norms, measured again",
     paper="EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning",
     year=2020,
     arxiv="2007.02491",
     needs="calibration",
-    fidelity="the paper's adaptive batch normalisation, with a plain average over the images shown",
+    fidelity="the paper's adaptive batch normalisation, with a plain average over the calibration images",
     factory=BatchNorm,
 )

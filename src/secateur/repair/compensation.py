@@ -221,12 +221,12 @@ class Compensation(Repair):
 
 ROW = RepairRow(
     name="compensation",
-    summary="least squares from means and covariances of what layers read, in closed form",
+    summary="least squares from means and covariances of layers' inputs, in closed form",
     paper="Pruning with Compensation: Efficient Channel Pruning for Deep Convolutional Neural Networks",
     year=2021,
     arxiv="2108.13728",
     needs="calibration",
-    fidelity="formulas and variance rescaling as in the authors' code, which was read (of the paper, the abstract); "
-    "at most 256 positions of an image and a small ridge are ours; groups of a convolution are problems of their own",
+    fidelity="written from the abstract and the authors' code (formulas and variance rescaling); added here: at most "
+    "256 positions per image and a small ridge; each group of a grouped convolution is solved by itself",
     factory=Compensation,
 )

@@ -209,12 +209,12 @@ def _ordered(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
 
 ROW = RepairRow(
     name="distillation",
-    summary="surviving weights trained, without labels, towards what the whole network answers",
+    summary="remaining weights trained, without labels, towards the outputs of the unpruned network",
     paper="Distilling the Knowledge in a Neural Network",
     year=2015,
     arxiv="1503.02531",
     needs="calibration",
-    fidelity="squared errors of answers and of what inner layers read, on the images that repairs are shown, in place "
-    "of softened class scores on a training set",
+    fidelity="squared errors of outputs and of the inputs of inner layers, on the calibration images, in place of "
+    "softened class scores on a training set",
     factory=Distillation,
 )

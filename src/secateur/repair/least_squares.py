@@ -205,12 +205,12 @@ def _runs(model: nn.Module, inputs: torch.Tensor) -> bool:
 
 ROW = RepairRow(
     name="least_squares",
-    summary="layers that lose inputs, fitted to their former answers by least squares",
+    summary="layers that lose inputs, fitted to their former outputs by least squares",
     paper="Channel Pruning for Accelerating Very Deep Neural Networks",
     year=2017,
     arxiv="1707.06168",
     needs="calibration",
-    fidelity="the paper's full text was not obtained: reconstruction, sampling, bias and shortcut correction from the "
-    "official code and a re-implementation; the ridge pulls towards the old weights, which is our advice",
+    fidelity="written from the official code and a re-implementation, without the paper's text: reconstruction, "
+    "sampling, bias and shortcut correction; added here: a ridge that pulls towards the old weights",
     factory=LeastSquares,
 )

@@ -161,12 +161,12 @@ def _beside(values: torch.Tensor, output: torch.Tensor, linear: bool) -> torch.T
 
 ROW = RepairRow(
     name="variance",
-    summary="channels' means and variances matched to what they were, less where little is left of them",
+    summary="channels' means and variances matched to those before pruning, less where a channel has changed much",
     paper="Adaptive Signal Resuscitation: Channel-wise Post-Pruning Repair for Sparse Vision Networks",
     year=2026,
     arxiv="2605.21426",
     needs="calibration",
-    fidelity="of the paper the abstract was read: variance matching by channel is its own, the rule of shrinkage "
-    "(squared correlation) and the matched means are ours",
+    fidelity="written from the abstract: matching variances per channel is the paper's; the rule of shrinkage "
+    "(squared correlation) and matching of means are added here",
     factory=Variance,
 )

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from secateur.report.page.headline import RUNTIMES
-from secateur.report.tables import ROWS, listing
+from secateur.report.tables import ROWS, fitting, listing
 
 _Row = Mapping[str, Any]
 
@@ -22,8 +22,20 @@ def latency_tables(document: _Row, *, every: bool = False) -> RenderableType:
     networks = ("alone",) if document["against"] is None else ("dense", "pruned")
     names = {"alone": document["model"], "dense": document["against"], "pruned": document["model"]}
     short = {"alone": "time", "dense": "against", "pruned": "model"}
-    rows = [(_name(row), *(_spread(row[key]) for key in networks)) for row in document["runtimes"]]
-    heads = [f"{short[key]}, ms (10% to 90%)" for key in networks]
+    faster = ("faster (95% interval)",) if document["against"] is not None else ()
+    said = [(_name(row), *(_faster(row) for _ in faster)) for row in document["runtimes"]]
+    heads = (*faster, *(f"{short[key]}, ms" for key in networks))
+    rows = [
+        (*first, *(f"{row[key]['median_ms']:.3g}" for key in networks))
+        for first, row in zip(said, document["runtimes"], strict=True)
+    ]
+    wide = (*faster, *(f"{short[key]}, ms (10% to 90%)" for key in networks))
+    spread = [
+        (*first, *(_spread(row[key]) for key in networks))
+        for first, row in zip(said, document["runtimes"], strict=True)
+    ]
+    if spread and fitting([("runtime", *wide), *spread]) > len(wide):
+        heads, rows = wide, spread
     parts: list[RenderableType] = [Text(names[networks[-1]], "bold")]
     if document["against"] is not None:
         parts.append(Text(f"against {document['against']}", "bold"))
@@ -34,6 +46,15 @@ def latency_tables(document: _Row, *, every: bool = False) -> RenderableType:
     for row in document["runtimes"]:
         parts += _layers(row, networks, every=every)
     return Group(*parts, Text(_conditions(document), "dim"))
+
+
+def _faster(row: _Row) -> str:
+    """How many times faster; nothing but the interval where it contains 1."""
+    ratio = row["ratio"]
+    between = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
+    if ratio["low"] <= 1 <= ratio["high"]:
+        return f"not significant ({between})"
+    return f"{ratio['median']:.2f}x ({between})"
 
 
 def _layers(row: _Row, networks: Sequence[str], *, every: bool) -> Iterator[RenderableType]:
@@ -64,7 +85,7 @@ def _ms(value: float | None) -> str:
 
 
 def _spread(times: _Row) -> str:
-    return f"{times['median_ms']:.4g} ({times['p10_ms']:.4g} to {times['p90_ms']:.4g})"
+    return f"{times['median_ms']:.3g} ({times['p10_ms']:.3g} to {times['p90_ms']:.3g})"
 
 
 def _name(row: _Row) -> str:

@@ -262,9 +262,10 @@ ROW = MethodRow(
     labels=True,
     acts="after training",
     granularity="channel",
-    fidelity="the authors' scripts, networks and tables were read, not the body of the paper; the swarm is the "
-    "intended one and not the released one, and everything about budgets and groups is ours: eps found by halving, "
-    "candidates scaled to the budget, equal ones tried once; fewer particles, cycles and epochs by default",
+    fidelity="written from the authors' scripts, networks and tables, without the paper's text; the particle swarm "
+    "is the one they describe, not the one their release runs; added here: the budget (eps by bisection, candidates "
+    "scaled to it, equal ones evaluated once) and groups of coupled channels; fewer particles, cycles and epochs by "
+    "default",
     factory=Acp,
     settings=AcpSettings,
     chance="the filters that a candidate inherits are drawn by their numbers",

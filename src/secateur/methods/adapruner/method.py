@@ -228,9 +228,9 @@ ROW = MethodRow(
     labels=True,
     acts="after training",
     granularity="channel",
-    fidelity="only the abstract was read: mean scales of norms as importance of blocks, bisection and the choice among "
-    "criteria of inheritance are stated there; the map from importance to width, the criteria, how they are judged, "
-    "what a block is and all values are a reconstruction, unverified",
+    fidelity="written from the abstract alone: the importance of a block as the mean scale of its norms, bisection "
+    "and a choice among rules for inheriting weights are stated there; the map from importance to width, the rules, "
+    "how they are evaluated, what a block is and all constants are a reconstruction, unverified",
     factory=AdaPruner,
     settings=AdaPrunerSettings,
     variants=(

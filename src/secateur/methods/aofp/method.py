@@ -373,9 +373,9 @@ ROW = MethodRow(
     needs="training",
     acts="while training",
     granularity="channel",
-    fidelity="the authors' code was read whole, the body of the paper was not obtained: damage, halving, theta, "
-    "clocks and masks are theirs; groups read by several layers, the budget in place of their target, what follows "
-    "where training ends above it, and clocks that shrink with short trainings are ours",
+    fidelity="written from the authors' code, without the paper's text: damage, halving, theta, intervals and masks "
+    "are theirs; added here: groups that several layers read, a budget in place of their target, what follows where "
+    "training ends above it, and shorter intervals in short trainings",
     factory=AOFP,
     settings=AOFPSettings,
     acting_rate=0.1,

@@ -114,7 +114,7 @@ def _row(criterion: Criterion) -> MethodRow:
         arxiv=criterion.arxiv,
         needs="calibration" if criterion.needs_data else "nothing",
         labels=criterion.needs_data,
-        fidelity="the criterion only; the paper's own schedule of pruning and retraining is the recipe's business",
+        fidelity="the criterion only; the paper's schedule of pruning and retraining is left to the recipe",
         settings=settings,
         chance="every score is drawn" if criterion.name == "random" else "",
     )

@@ -69,7 +69,8 @@ ROW = MethodRow(
     needs="nothing",
     acts="before training",
     granularity="channel",
-    fidelity="the paper's comparison with equal epochs (its Scratch-E); channels are random ones of a fresh network",
+    fidelity="the paper's comparison with equal epochs (its Scratch-E); the channels of the new network are chosen "
+    "at random",
     factory=Scratch,
     settings=ScratchSettings,
     chance="widths are kept by chance",

@@ -320,8 +320,8 @@ ROW = MethodRow(
     needs="training",
     acts="while training",
     granularity="channel",
-    fidelity="equations read in the full text; steps and momentum of the whitening from the code it cites; sharpening "
-    "map and controller of the penalty are reconstructions",
+    fidelity="equations from the full text; iterations and momentum of the whitening from the code it cites; the "
+    "sharpening function and the controller of the penalty are reconstructions",
     factory=BWCP,
     settings=BWCPSettings,
     begins="new",

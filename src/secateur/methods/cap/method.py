@@ -313,9 +313,10 @@ ROW = MethodRow(
     labels=True,
     acts="after training",
     granularity="channel",
-    fidelity="abstract and both repositories of the authors were read (statistics, compensation, ranking, search), not "
-    "the body of the paper; groups of channels in place of a layer's inputs with summed gains, and the step that "
-    "follows from the budget, are ours; at most 256 positions of an image and 256 images to measure, for speed",
+    fidelity="written from the abstract and the authors' two repositories (statistics, compensation, ranking, "
+    "search), without the paper's text; added here: groups of coupled channels, with summed gains, in place of one "
+    "layer's inputs, and a step size from the budget; for speed, at most 256 positions per image and 256 images to "
+    "measure",
     factory=Cap,
     settings=CapSettings,
     finetunes=False,

@@ -276,9 +276,9 @@ ROW = MethodRow(
     acts="after training",
     asks="classes",
     granularity="channel",
-    fidelity="only title, abstract and index terms were read: trace ratio, submodularity, two greedy stages and few "
-    "samples are stated there; the iteration is the published theory of trace-ratio selection, while features, the "
-    "submodular function, the split into stages and all values are a reconstruction, unverified",
+    fidelity="written from title, abstract and index terms alone: trace ratio, submodularity, two greedy stages and "
+    "few samples are stated there; the iteration is the published theory of trace-ratio selection; features, the "
+    "submodular function, the split into stages and all constants are a reconstruction, unverified",
     factory=CATRO,
     settings=CATROSettings,
     variants=({"streams": True, "sweeps": 2, "refresh": None}, {"classes": [0, 1], "pool": 1}),

@@ -99,10 +99,10 @@ ROW = MethodRow(
     needs="calibration",
     acts="after training",
     granularity="channel",
-    fidelity="full texts were not obtained: sampling, selection, reconstruction, bias and shortcut handling from the "
-    "official code and a re-implementation; the ratios of VGG-16 recalled; the LASSO on second moments derived, "
-    "channels that several layers read and the pull towards old weights our advice; samplers, the filter-wise variant "
-    "and the factorisations of 3C are left out",
+    fidelity="written from the official code and a re-implementation, without the papers' text: sampling, selection, "
+    "reconstruction, bias and shortcut handling; VGG-16's ratios from memory; added here: the LASSO on second moments "
+    "(derived), channels that several layers read and a pull towards the old weights; left out: samplers, the "
+    "filter-wise variant and the factorisations of 3C",
     factory=CP,
     settings=CPSettings,
     variants=({"streams": True, "shortcuts": False},),

@@ -251,9 +251,10 @@ ROW = MethodRow(
     needs="nothing",
     acts="after training",
     granularity="channel",
-    fidelity="only title, abstract and index terms were read: the step order is stated there; the exact combination "
-    "and normalisation formulas are not known and are a reconstruction, unverified (L1, V divided by its set's mean, "
-    "minimum and maximum over the network, cost terms subtracted at 0.1 each, full coupled sums, one-shot)",
+    fidelity="written from title, abstract and index terms alone: the order of the steps is stated there; the "
+    "formulas for combining and normalising are not known and are a reconstruction, unverified (L1, V divided by its "
+    "set's mean, minimum and maximum over the network, cost terms subtracted at 0.1 each, full sums over coupled "
+    "channels, one-shot)",
     factory=CPMC,
     settings=CPMCSettings,
     variants=({"units": "inside", "combine": "ratio"},),

@@ -306,10 +306,10 @@ ROW = MethodRow(
     needs="training",
     acts="while training",
     granularity="channel",
-    fidelity="matrices, trim, multi-round, groups, vectors and hyper-parameters from the official code read; update "
-    "formula, chi, kept set and clustering in words from a public reading note of the CVPR paper, consistent with the "
-    "code; abstracts of both papers read, full paper text not available; the squeeze experiment's exact widths and "
-    "epochs are recalled only",
+    fidelity="matrices, trimming, several rounds, groups, vectors and hyper-parameters from the official code; "
+    "update formula, chi, which filters are kept and the clustering from a public reading note of the CVPR paper, "
+    "consistent with the code; of both papers only the abstracts were available; widths and epochs of the squeeze "
+    "experiment from memory",
     factory=CSGD,
     settings=CSGDSettings,
     finetunes=False,

@@ -263,8 +263,9 @@ ROW = MethodRow(
     acts="while training",
     asks="class scores",
     granularity="channel",
-    fidelity="gates, draws, votes, floor, regulariser and threshold from the official code read, the paper's body not; "
-    "where gates stand, the exact fold, the scale of gates and no vote for channels without gradient are our advice",
+    fidelity="written from the official code (gates, draws, votes, floor, regulariser, threshold), without the "
+    "paper's text; added here: where gates stand, folding them exactly into the weights, their scale, and no vote for "
+    "channels without gradient",
     factory=CWB,
     settings=CWBSettings,
     begins="new",

@@ -238,9 +238,9 @@ ROW = MethodRow(
     needs="calibration",
     acts="after training",
     granularity="channel",
-    fidelity="conference paper with supplement and official code were read; classifiers are learnt on the fixed "
-    "network, several channels join a round, and an exact fit goes before SGD, for speed; counts from a budget, or one "
-    "tolerance found from it, our advice",
+    fidelity="written from the conference paper, its supplement and the official code; for speed, classifiers are "
+    "trained on the fixed network, several channels are added per round and an exact fit precedes SGD; added here: "
+    "channel counts from a budget, or from one tolerance that meets it",
     factory=DCP,
     settings=DCPSettings,
     labels=True,

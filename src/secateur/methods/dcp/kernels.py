@@ -203,8 +203,8 @@ ROW = MethodRow(
     needs="calibration",
     acts="after training",
     granularity="kernel",
-    fidelity="only the abstract was read: by analogy with the channels of dcp, unverified; the same share of every "
-    "layer's kernels stays, and the network keeps its shape",
+    fidelity="written from the abstract alone, by analogy with the channels of dcp, unverified; every layer keeps "
+    "the same share of its kernels, and the network its shape",
     factory=DKP,
     settings=DKPSettings,
     labels=True,

@@ -396,9 +396,8 @@ ROW = MethodRow(
     acts="while training",
     asks="samples",
     granularity="channel",
-    fidelity="only the abstract and bibliographic data could be read; everything needed to make it a runnable method "
-    "is our completion, mathematically checked, but not a transcription of the authors' two criteria, schedule or "
-    "constants",
+    fidelity="written from the abstract and bibliographic data alone; everything else is a completion, checked "
+    "mathematically, and no transcription of the authors' two criteria, schedule or constants",
     factory=DCPCAC,
     settings=DCPCACSettings,
     begins="new",

@@ -340,8 +340,9 @@ ROW = MethodRow(
     acts="while training",
     asks="class scores",
     granularity="channel",
-    fidelity="abstract and official code read, the paper's body was not: score, propagation rules and schedule are the "
-    "code's; residual streams are pruned as a whole, and the channels per event follow from the budget",
+    fidelity="written from the abstract and the official code, without the paper's text: score, propagation rules "
+    "and schedule are the code's; residual streams are pruned as a whole, and the channels removed per step follow "
+    "from the budget",
     factory=FeatureRelevance,
     settings=FeatureRelevanceSettings,
     begins="new",

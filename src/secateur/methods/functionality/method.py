@@ -442,9 +442,9 @@ ROW = MethodRow(
     acts="after training",
     asks="scores",
     granularity="channel",
-    fidelity="only the abstracts were read: ascent and contribution as stated for a sister method, k-means and the "
-    "range of K recalled, unverified; silhouette, split, one ratio for all groups, the ascent's steps, and what "
-    "`wrt: weight` and `merge` compute, are our own",
+    fidelity="written from abstracts alone: gradient ascent and contribution as stated for a sister method; k-means "
+    "and the range of K from memory, unverified; added here: silhouette, split, one pruning ratio for all groups, the "
+    "steps of the ascent, and what `wrt: weight` and `merge` compute",
     factory=Functionality,
     settings=FunctionalitySettings,
     variants=(

@@ -365,8 +365,9 @@ ROW = MethodRow(
     needs="training",
     acts="while training",
     granularity="channel",
-    fidelity="the abstract, a figure's caption and a summary by others were read, and there is no official code: the "
-    "gate's formula is recalled, unverified; hinge, shutting, schedule and strength are a reconstruction",
+    fidelity="written from the abstract, a figure's caption and a summary by others, without official code: the "
+    "formula of the gates is from memory, unverified; hinge, closing of gates, schedule and penalty strength are a "
+    "reconstruction",
     factory=GDP,
     settings=GDPSettings,
     finetunes=False,

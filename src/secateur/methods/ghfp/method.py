@@ -260,9 +260,9 @@ ROW = MethodRow(
     needs="training",
     acts="while training",
     granularity="channel",
-    fidelity="SFP's code and that of the first author's later PGMPF were read, of GHFP, SRFP and ASFP the abstracts; "
-    "that PGMPF's schedule from soft to hard is GHFP's rule is an inference, the cubic share of hard filters with it; "
-    "one norm a group, counts from a budget and streams left whole are ours",
+    fidelity="SFP from its code; GHFP, SRFP and ASFP from their abstracts and the code of the first author's later "
+    "PGMPF: that its schedule from soft to hard is GHFP's, and the cubic share of hard filters, are inferences; added "
+    "here: one norm per group of coupled channels, filter counts from a budget, residual streams left whole",
     factory=GHFP,
     settings=GHFPSettings,
     finetunes=False,

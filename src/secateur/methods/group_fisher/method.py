@@ -334,9 +334,10 @@ ROW = MethodRow(
     acts="while training",
     asks="samples",
     granularity="channel",
-    fidelity="the paper's text without its appendix, the authors' detection code and two reimplementations were read; "
-    "grouping by the graph, several channels an event where training is short, the schedule and pruning at once are "
-    "ours; the authors' learning rate for classification is not known (0.004 at batch 256 in reimplementations)",
+    fidelity="written from the paper without its appendix, the authors' detection code and two reimplementations; "
+    "added here: groups from the traced graph, several channels per step in short trainings, the schedule, and "
+    "one-shot pruning; the authors' learning rate for classification is not known (0.004 at batch 256 in the "
+    "reimplementations)",
     factory=GroupFisher,
     settings=GroupFisherSettings,
     acting=0.25,

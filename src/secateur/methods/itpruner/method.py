@@ -214,10 +214,10 @@ ROW = MethodRow(
     needs="calibration",
     acts="after training",
     granularity="channel",
-    fidelity="abstract and authors' code were read and parts of the code run: dependence, importance, program and "
-    "filters are theirs. The published widths do not depend on the scores: alpha = 0, 1e-8 and random alpha of that "
-    "size give exactly the published VGG-16; the default solver, in which they count, its beta, and groups of channels "
-    "are ours",
+    fidelity="written from the abstract and the authors' code, parts of which were run: dependence, importance, "
+    "optimisation and filters are theirs. The published widths do not depend on the scores: alpha = 0, 1e-8 and "
+    "random alpha of that size give exactly the published VGG-16; added here: the default solver, in which scores "
+    "count, its beta, and groups of coupled channels",
     factory=ITPruner,
     settings=ITPrunerSettings,
     variants=(

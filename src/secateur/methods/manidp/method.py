@@ -397,8 +397,8 @@ ROW = MethodRow(
     acts="while training",
     asks="class scores",
     granularity="single image's channel",
-    fidelity="read against the authors' code (ResNets on CIFAR-10); the budget, gates in networks of other kinds, an "
-    "open start, cutting what never opens and where skipping pays are this library's",
+    fidelity="follows the authors' code (ResNets on CIFAR-10); added here: the budget, gates in other kinds of "
+    "networks, gates that begin open, removal of channels that never open, and skipping only where it pays",
     factory=ManiDP,
     settings=ManiDPSettings,
     finetunes=False,

@@ -281,9 +281,9 @@ ROW = MethodRow(
     labels=True,
     acts="while training",
     granularity="channel",
-    fidelity="the authors' training, searching and evaluating code was read, and its blocks were run; the paper's body "
-    "was not: its tables of latencies and 20,000 images are recalled only; groups as genes, masks in place of crops, "
-    "statistics by channel, the scale without norms and all small defaults are ours",
+    fidelity="written from the authors' code for training, search and evaluation, whose blocks were run, without the "
+    "paper's text: its latency tables and 20,000 images are from memory; added here: groups of coupled channels as "
+    "genes, masks in place of crops, statistics per channel, scaling where there are no norms, and small defaults",
     factory=MetaPruning,
     settings=MetaPruningSettings,
     begins="new",

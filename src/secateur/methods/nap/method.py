@@ -400,9 +400,9 @@ ROW = MethodRow(
     acts="while training",
     asks="loss",
     granularity="channel or weight",
-    fidelity="the full text could not be obtained: factors, single-weight and row scores from public code of the "
-    "family; column and joint formulas derived and numerically verified; structured score of the paper, schedule and "
-    "weight update recalled, unverified",
+    fidelity="the full text was not available: factors, single-weight and row scores from public code of related "
+    "methods; column and joint formulas derived and checked numerically; the paper's structured score, schedule and "
+    "weight update from memory, unverified",
     factory=NAP,
     settings=NAPSettings,
     variants=({"mode": "weight", "budget": "params=0.3"},),

@@ -325,9 +325,10 @@ ROW = MethodRow(
     needs="calibration",
     acts="after training",
     granularity="channel",
-    fidelity="the authors' code and the abstract were read, the theory's constants recalled, unverified (a budget "
-    "makes them irrelevant but for their ratio between layers); the union over layers in closed form, residual "
-    "streams whole, costs by the graph and draws until a width is reached are ours; one step of the paper's cascade",
+    fidelity="written from the authors' code and the abstract; constants of the theory from memory, unverified (with "
+    "a budget only their ratio between layers matters); added here: the union over layers in closed form, residual "
+    "streams left whole, costs from the traced graph, and draws until a width is reached; one step of the paper's "
+    "cascade",
     factory=PFP,
     settings=PFPSettings,
     variants=({"variant": "rand"}, {"units": "all", "kernel": "max"}),

@@ -246,9 +246,9 @@ ROW = MethodRow(
     needs="calibration",
     acts="after training",
     granularity="channel",
-    fidelity="only title and abstract were read (a data-driven optimisation finds the widths, one global knob, then "
-    "fine-tuning without penalty), and a third party's note (importance is variance after filtering); the objective, "
-    "its normalisation, the selection and the refit are a reconstruction, unverified",
+    fidelity="written from title and abstract (a data-driven optimisation finds the widths, one global parameter, "
+    "then fine-tuning without penalty) and a third party's note (importance is the variance after filtering); "
+    "objective, normalisation, selection and refit are a reconstruction, unverified",
     factory=PruneNet,
     settings=PruneNetSettings,
     variants=({"units": "all", "weights": "select", "after_norm": False, "rounds": 6}, {"mode": "score"}),

@@ -314,8 +314,9 @@ ROW = MethodRow(
     needs="training",
     acts="while training",
     granularity="stripe and channel",
-    fidelity="read against the authors' code (CIFAR-10); the paper's threshold of 0.05 and its ImageNet recipe are "
-    "recalled; budget, coupled channels, exact emptied branches and where the form pays are this library's",
+    fidelity="follows the authors' code (CIFAR-10); the paper's threshold of 0.05 and its ImageNet recipe from "
+    "memory; added here: the budget, coupled channels, exact results where branches become empty, and stripes only "
+    "where they pay",
     factory=SWP,
     settings=SWPSettings,
     begins="new",

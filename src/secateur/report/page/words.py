@@ -48,8 +48,8 @@ def count(number: float | None) -> str:
         return "not known"
     if abs(number) >= 1e15:
         return f"{number:.3g}"
-    for factor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= 0.99995 * factor:  # 999,999 is 1M, not 1000k
+    for factor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if abs(number) >= 0.99995 * factor:  # 999,999 is 1M, not 1000K
             return _digits(round(number / factor, 4)) + suffix
     return _digits(number)
 
