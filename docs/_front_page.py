@@ -52,6 +52,20 @@ def _one_shot(result: dict[str, Any]) -> tuple[str, str]:
     return f"{where} by `{best['method']}`{repair}", f"{100 * dense:.1f}% to {100 * best['top1']:.1f}%"
 
 
+def _pretrained(result: dict[str, Any]) -> tuple[str, str]:
+    dense = statistics.mean(result["dense"].values())
+    best = max((row for row in result["rows"] if "top1" in row), key=lambda row: row["top1"])
+    method, _, allocator = best["method"].partition("@")
+    chosen = f"`{method}`" + (f", [`{allocator}`](budgets.md)" if allocator else "")
+    mended = " and ".join(f"`{name}`" for name in best["repair"].split("+"))
+    what = (
+        f"EfficientNet-Lite0, {100 * (1 - best['left']):.0f}% of the FLOPs removed with "
+        f"{result['images']} photographs and [no labels](one_shot.md) by {chosen}, {mended}: "
+        f"{result['tested']} other photographs"
+    )
+    return what, f"{100 * dense:.1f}% to {100 * best['top1']:.1f}%"
+
+
 def _speed(result: dict[str, Any]) -> tuple[str, str]:
     times = [row["times_faster"] for row in result["rows"] if "times_faster" in row]
     what = f"Trace, score and cut beside [Torch-Pruning](graph_speed.md): median of {len(times)} networks, and range"
@@ -62,5 +76,6 @@ ROWS: dict[str, Callable[[dict[str, Any]], tuple[str, str]]] = {
     "census": _census,
     "latency_budget": _latency,
     "one_shot_cifar10": _one_shot,
+    "one_shot_efficientnet_lite0": _pretrained,
     "graph_speed": _speed,
 }
