@@ -61,7 +61,7 @@ def _pretrained(result: dict[str, Any]) -> tuple[str, str]:
     what = (
         f"EfficientNet-Lite0, {100 * (1 - best['left']):.0f}% of the FLOPs removed with "
         f"{result['images']} photographs and [no labels](one_shot.md) by {chosen}, {mended}: "
-        f"{result['tested']} other photographs"
+        f"{result['tested']} others, very probably training images of the network"
     )
     return what, f"{100 * dense:.1f}% to {100 * best['top1']:.1f}%"
 
