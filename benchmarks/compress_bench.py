@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import _record
+import _shim
 import one_shot
 import torch
 from torch import nn
@@ -227,6 +228,7 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     kept.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     torch.set_num_threads(1)
+    _shim.install()
     setup = SETUPS[arguments.setup](arguments)
     dense = headline(setup, setup.network)
     for seed in range(arguments.seeds):

@@ -48,7 +48,7 @@ def prune(
     task: str | Task | None = None,
     loss: Loss | None = None,
     repair: str | Repair | Iterable[str | Repair] = (),
-    allocator: str | None = None,
+    allocator: str | Measured | None = None,
     normalise: str | None = None,
     ratios: Mapping[str, float] | None = None,
     align: int | str = 1,
@@ -79,7 +79,8 @@ def prune(
         repair: names of `secateur repairs`, or such objects: what is done to the surviving weights.
         allocator: "global", "uniform", "per_cost" or "ratios" (with `ratios`: {layer pattern: share removed}, which
             alone asks for it, too); or "measured", for methods that only score: groups are narrowed one at a time,
-            and widths follow from how much that changes the network's answers to `data`. normalise: how scores become
+            and widths follow from how much that changes the network's answers to `data`; a
+            `secateur.methods.kit.measured.Measured` has data of its own, and remembers. normalise: how scores become
             comparable between groups; None: as the method has it.
         align: kept widths are multiples of this, or of what suits a processor: a name of
             `secateur.latency.PRESETS`, or "auto" for this one. ignore: patterns of layers whose outputs stay whole.
@@ -104,21 +105,23 @@ def prune(
     patterns = tuple([ignore] if isinstance(ignore, str) else ignore)
     constraints = Constraints(patterns, min_channels, max_ratio, align_of(align))
     bounds = None if budget is None else Budget.parse(budget)
-    allocator = allocator or ("ratios" if ratios else None)
-    _check_allocator(allocator, bounds, data, normalise=normalise, ratios=ratios)
     batches = None if data is None else Batches(data, example_inputs)
+    measured = allocator if isinstance(allocator, Measured) else None
+    allocator = MEASURED if isinstance(allocator, Measured) else allocator or ("ratios" if ratios else None)
+    _check_allocator(allocator, bounds, measured or data, normalise=normalise, ratios=ratios)
+    if measured is None and allocator == MEASURED:
+        measured = Measured(batches or (), seed)
     factory: Any = row.factory
     if isinstance(factory, type) and issubclass(factory, OneShot):
         graph = _traced(model, example_inputs, attention)
         constraints = price(graph, bounds, constraints, watch)
         gradients = _Gradients(row.name, batches, given or usual)
         score = factory.scorer(validated(row.config, settings, "method"), seed, gradients)
-        measured = Measured(batches, constraints, seed) if batches and allocator == MEASURED else None
 
         def planned(graph: Graph) -> Plan:
             scores = score(graph)
             if measured is not None:
-                values = measured(graph, scores)
+                values = measured(graph, scores, constraints)
                 plan = allocate(values, graph, bounds, constraints, allocator="per_cost", normalise="none")
                 plan.provenance["allocator"] = MEASURED
                 return plan
@@ -128,9 +131,9 @@ def prune(
             )  # fmt: skip
 
         found = _scored(row, graph, planned, batches, mending, seed=seed, verify=verify, inplace=inplace)
-        unused = None if allocator == MEASURED else data
+        unused = None if measured is not None else data
         return replace(found, remarks=(*_unasked(row, unused, mending, given), *found.remarks))
-    if allocator == MEASURED:
+    if measured is not None:
         raise ConfigError(
             f'The method {row.name!r} finds its widths itself, and allocator="measured" goes with methods that only '
             "score, such as l1: leave the allocator out, or choose such a method."

@@ -17,6 +17,7 @@ from secateur.compress.request import Request, repair_names
 from secateur.errors import ConfigError
 from secateur.methods import method as row_of
 from secateur.methods.baselines import OneShot
+from secateur.methods.kit.measured import Measured
 from secateur.prune import prune
 from secateur.surgery import Result
 from secateur.tasks import Task
@@ -51,9 +52,9 @@ class Candidate:
 
     def pruned(
         self, model: nn.Module, example_inputs: Any, budget: Budget, source: Source, task: Task | None, *,
-        options: Mapping[str, Any], seed: int, verify: bool = False,
+        options: Mapping[str, Any], seed: int, verify: bool = False, measured: Measured | None = None,
     ) -> Result:  # fmt: skip
-        """A copy of the network pruned so; SecateurError where that cannot be."""
+        """A copy of the network pruned so; SecateurError where that cannot be. measured: what is known of groups."""
         repair = repair_names(self.repair)
         learns = row_of(self.method).needs == "calibration" or bool(repair)
         assert source.shown is not None or not learns
@@ -65,7 +66,7 @@ class Candidate:
             data=list(source.shown()) if learns and source.shown is not None else None,
             loss=None if task is None else task.loss,
             repair=repair,
-            allocator=self.allocator or None,
+            allocator=measured if measured is not None and self.allocator == MEASURED else self.allocator or None,
             align=self.align,
             seed=seed,
             verify=verify,

@@ -29,7 +29,7 @@ from secateur.surgery import Result
 from secateur.tasks import Task
 
 RACE_SHARE, FRONT_SHARE = 0.25, 0.35  # of the time, after which a stage makes way for the next
-_MEASURING_SHARE = 0.1  # of the time, that measuring groups one by one may take
+_MEASURING_SHARE = 0.2  # of the time, that measuring groups one by one may take
 _TRAINING_SHARE = 0.65  # of the time is for all training
 _ROUNDS = 80  # at most, where time alone says how long to train
 _SHORT = 16  # a finalist is trained for a 16th of what there is

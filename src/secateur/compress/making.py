@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from secateur.compress.held_out import Source
 from secateur.compress.judging import Judge
 from secateur.compress.request import Request, scaled
 from secateur.errors import BudgetError, ModelError, SecateurError
+from secateur.methods.kit.measured import Measured
 from secateur.surgery import Result
 from secateur.tasks import Task
 from secateur.training.randomness import derive, preserved, seed_all
@@ -58,6 +59,7 @@ class Maker:
     def __post_init__(self) -> None:
         self.device = next((t.device for t in self.model.parameters()), torch.device("cpu"))
         self._made: dict[tuple[Candidate, float], Result] = {}
+        self._measured: Measured | None = None
 
     def made(self, candidate: Candidate, level: float, *, verify: bool = False) -> Result:
         """The network of a candidate at a level of the budget; made once, the same each time it is asked for."""
@@ -69,10 +71,18 @@ class Maker:
                 found = candidate.pruned(
                     self.model, self.example, budget, self.source, self.task if self.judge.labelled else None,
                     options=self.options, seed=self.request.seed, verify=verify,
+                    measured=self._known(),
                 )  # fmt: skip
             self._made[candidate, level] = found
             self._made = dict(list(self._made.items())[-_AT_HAND:])
         return found
+
+    def _known(self) -> Measured | None:
+        """What was measured of groups, for all candidates; None without data."""
+        shown = self.source.shown
+        if self._measured is None and shown is not None:
+            self._measured = Measured(_Anew(shown), self.request.seed)
+        return self._measured
 
     def tried(self, candidate: Candidate, level: float) -> Outcome:
         """What a candidate comes to; its own failure ends no other."""
@@ -86,6 +96,16 @@ class Maker:
             why = " ".join(str(error).split())[:500]
             return Outcome(None, why, isinstance(error, BudgetError), _since(began))
         return Outcome((figure, result.reached(self.request.key)), seconds=_since(began))
+
+
+class _Anew:
+    """Batches that begin anew each time they are gone through."""
+
+    def __init__(self, begin: Callable[[], Iterable[Any]]) -> None:
+        self._begin = begin
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._begin())
 
 
 def _since(began: float) -> float:

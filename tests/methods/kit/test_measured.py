@@ -53,7 +53,7 @@ def test_worth_is_the_slope_of_the_lower_hull(removed: list[int], errors: list[f
 def test_the_order_within_a_group_stays() -> None:
     graph = trace(network(), IMAGE)
     given = score("l1", graph)
-    found = Measured(batches(), Constraints(), 0)(graph, given)
+    found = Measured(batches())(graph, given, Constraints())
     for group in graph.groups:
         assert np.argsort(found[group.name]).tolist() == np.argsort(np.asarray(given[group.name])).tolist()
 
@@ -63,7 +63,7 @@ def test_a_trial_is_the_compensated_network_on_images_held_out() -> None:
     graph = trace(model, IMAGE)
     group = graph.groups[1]
     order = np.arange(group.width)
-    removed, errors = GroupTrials(graph, shown, 0).errors(group, order, 1)
+    removed, errors = GroupTrials(graph, shown, 0).errors(group, order)
     assert removed == [0, 1, 2, 4, 5, 7, 9]
     images = torch.cat([x for x, _ in shown])
     held = torch.arange(1, len(images) + 1) % 8 == 0
@@ -109,19 +109,20 @@ def test_no_trial_is_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         return once(self, *arguments)
 
     monkeypatch.setattr(GroupTrials, "errors", counted)
-    measured = Measured(batches(), Constraints(), 0)
-    first = measured(graph, score("l1", graph))
-    again = measured(graph, score("l1", graph))
+    measured = Measured(batches())
+    first = measured(graph, score("l1", graph), Constraints())
+    again = measured(graph, score("l1", graph), Constraints())
+    measured(graph, score("l1", graph), Constraints(align=4, max_ratio=0.5))
     assert len(made) == len(graph.groups)
     assert all((first[name] == again[name]).all() for name in first)
-    measured(graph, score("random", graph))  # another order is another trial
+    measured(graph, score("random", graph), Constraints())  # another order is another trial
     assert len(made) > len(graph.groups)
 
 
 def test_no_trial_goes_below_what_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = trace(network(), IMAGE)
     first, second = graph.groups[:2]
-    story = Measured(batches(), Constraints(ignore=(first.name,), max_ratio=0.5), 0)(graph, score("l1", graph))
+    story = Measured(batches())(graph, score("l1", graph), Constraints(ignore=(first.name,), max_ratio=0.5))
     curves = story.provenance["measured"]["groups"]
     assert curves[first.name]["removed"] == [0]
     assert max(curves[second.name]["removed"]) == 5
@@ -133,8 +134,8 @@ def test_batches_may_be_of_any_size(size: int) -> None:
     images = torch.cat([x for x, _ in batches(4)])
     graph = trace(network(), IMAGE)
     given = score("l1", graph)
-    whole = Measured([(images, torch.zeros(32))], Constraints(), 0)(graph, given)
-    parts = Measured([(x, torch.zeros(len(x))) for x in images.split(size)], Constraints(), 0)(graph, given)
+    whole = Measured([(images, torch.zeros(32))])(graph, given, Constraints())
+    parts = Measured([(x, torch.zeros(len(x))) for x in images.split(size)])(graph, given, Constraints())
     for name, values in whole.items():
         np.testing.assert_allclose(parts[name], values, rtol=1e-3)
 
@@ -186,3 +187,25 @@ def test_targets_are_not_looked_at_and_data_are_reported_as_used() -> None:
     assert with_labels.plan.widths == without.plan.widths
     assert with_labels.plan.provenance["allocator"] == "measured"
     assert not any("not looked at" in remark for remark in with_labels.remarks)
+
+
+def test_one_measuring_serves_several_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = network(), []
+    once = GroupTrials.errors
+
+    def counted(self: GroupTrials, *arguments: Any) -> Any:
+        made.append(arguments[0].name)
+        return once(self, *arguments)
+
+    monkeypatch.setattr(GroupTrials, "errors", counted)
+    measured = Measured(batches())
+    given: dict[str, Any] = {"method": "l1", "repair": "compensation", "data": batches()}
+    found = [
+        secateur.prune(model, IMAGE, budget=f"flops={left}", allocator=measured, **given).plan for left in (0.7, 0.4)
+    ]
+    assert len(made) == len(found[0].widths)
+    alone = secateur.prune(model, IMAGE, budget="flops=0.4", allocator="measured", **given).plan
+    assert alone.widths == found[1].widths
+    assert found[1].provenance["allocator"] == "measured"
+    without = secateur.prune(model, IMAGE, method="l1", budget="flops=0.4", allocator=measured)  # has data of its own
+    assert without.plan.widths == alone.widths

@@ -22,6 +22,7 @@ from torch import nn
 from secateur._progress import follow
 from secateur._protocols import FloatArray, IntArray
 from secateur.allocate import Constraints
+from secateur.batches import Batches
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph
 from secateur.graph.channels import Group, module_of
@@ -55,41 +56,45 @@ def passes(groups: int) -> int:
 
 
 class Measured:
-    """What makes scores comparable by measuring, on one set of images; no trial is made twice."""
+    """What makes scores of one network comparable by measuring, on one set of images; no trial is made twice."""
 
-    def __init__(self, batches: Iterable[tuple[Any, Any]], constraints: Constraints, seed: int) -> None:
+    def __init__(self, data: Iterable[Any], seed: int = 0) -> None:
         """Look at nothing yet.
 
-        batches: (inputs, target), targets are not looked at. constraints: of the plan; no trial goes below them.
-        seed: of the positions that statistics are made of.
+        data: batches in any form that `Batches` reads, targets are not looked at. seed: of the positions that
+        statistics are made of.
         """
-        self._batches, self._constraints, self._seed = batches, constraints, seed
+        self._data, self._seed = data, seed
         self._known: dict[tuple[Any, ...], tuple[list[int], list[float]]] = {}
         self.images = 0
 
-    def __call__(self, graph: Graph, scores: Mapping[str, Any]) -> Scores:
+    def __call__(self, graph: Graph, scores: Mapping[str, Any], constraints: Constraints) -> Scores:
         """Scores in the order of the given ones within each group, worth what the answers change by without them.
+
+        graph: of the same network every time. constraints: of the plan; groups that stay whole are not tried.
 
         Raises:
             ConfigError: fewer than eight images. ModelError: the network's answers are not finite.
         """
-        floors = self._constraints.floors(graph).tolist()
-        orders = [np.argsort(-_numbers(scores[group.name]), kind="stable") for group in graph.groups]
-        cases = [
-            (group, order, floor, (group.name, tuple(m.name for m in group.members), floor, order.tobytes()))
-            for group, order, floor in zip(graph.groups, orders, floors, strict=True)
-        ]
-        left = [case for case in cases if case[-1] not in self._known]
+        floors = dict(zip((group.name for group in graph.groups), constraints.floors(graph).tolist(), strict=True))
+        orders = {group.name: np.argsort(-_numbers(scores[group.name]), kind="stable") for group in graph.groups}
+        keys = {
+            group.name: (group.name, tuple(member.name for member in group.members), orders[group.name].tobytes())
+            for group in graph.groups
+        }
+        left = [g for g in graph.groups if floors[g.name] < g.width and keys[g.name] not in self._known]
         if left:
-            trials = GroupTrials(graph, self._batches, self._seed)
+            trials = GroupTrials(graph, Batches(self._data, graph.example_inputs), self._seed)
             self.images = trials.images
-            for group, order, floor, key in follow("groups", left, len(left)):
-                self._known[key] = trials.errors(group, order, floor)
+            for group in follow("groups", left, len(left)):
+                self._known[keys[group.name]] = trials.errors(group, orders[group.name])
         found, story = {}, {}
-        for group, order, _, key in cases:
-            removed, errors = self._known[key]
+        for group in graph.groups:
+            removed, errors = self._known.get(keys[group.name], ([0], [0.0]))
+            tried = sum(count <= group.width - floors[group.name] for count in removed)
+            removed, errors = removed[:tried], errors[:tried]
             found[group.name] = np.empty(group.width)
-            found[group.name][order[::-1]] = marginal(removed, errors, group.width)
+            found[group.name][orders[group.name][::-1]] = marginal(removed, errors, group.width)
             story[group.name] = {"removed": removed, "errors": [round(error, 6) for error in errors]}
         given = getattr(scores, "provenance", {})
         return Scores(found, {**given, "measured": {"images": self.images, "groups": story}})
@@ -147,10 +152,9 @@ class GroupTrials:
         if not all(bool(answer.isfinite().all()) for answer in self._whole):
             raise ModelError("The network's answers are not finite: give sound weights and images.")
 
-    def errors(self, group: Group, order: IntArray, floor: int) -> tuple[list[int], list[float]]:
+    def errors(self, group: Group, order: IntArray) -> tuple[list[int], list[float]]:
         """Channels removed, and e of each trial; both begin with 0."""
-        most = group.width - floor
-        counts = sorted({min(round(share * group.width), most) for share in SHARES} - {0})
+        counts = sorted({min(round(share * group.width), group.width - 1) for share in SHARES} - {0})
         return [0, *counts], [0.0, *(self._error(group, order, group.width - count) for count in counts)]
 
     @torch.no_grad()
