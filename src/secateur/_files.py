@@ -6,6 +6,7 @@ A writer that dies at any moment leaves the old file or the new one under its na
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -18,6 +19,12 @@ from typing import Any
 from secateur.errors import RunError, SecateurError
 
 _OBJECT = re.compile(r"\s*<[\w.]+ object at 0x[0-9a-fA-F]+>")
+#: What a disk or its rights refuse, whatever is to be read or written.
+_SYSTEM = frozenset(
+    getattr(errno, name)
+    for name in "EROFS EACCES EPERM ENAMETOOLONG ENOSPC EDQUOT ELOOP EMFILE ENFILE EIO ENOTDIR EISDIR EFBIG".split()
+    if hasattr(errno, name)
+)
 _MOST_BYTES = 1 << 28  # no document of ours comes near; a foreign file must not fill the memory
 
 
@@ -90,14 +97,13 @@ def read_json(
 def append_line(
     path: str | os.PathLike[str], row: Any, *, what: str = "The file", error: type[SecateurError] = RunError
 ) -> None:
-    """Add one line of strict JSON to a file, whole and durable; a file that is not there is made.
+    """Add one line of strict JSON to a file, whole and durable; a file that is not there is made, its folder is not.
 
     Raises:
         error: it cannot be written; `what` begins the sentence.
     """
     target = Path(path)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("ab") as file:
             file.write(_line(row).encode())
             file.flush()
@@ -150,6 +156,15 @@ def kind_of(path: str | os.PathLike[str]) -> int | None:
         return stat.S_IFMT(Path(path).stat().st_mode)
     except (OSError, ValueError):
         return None
+
+
+def by_system(problem: BaseException | None) -> bool:
+    """Whether a disk or its rights are behind a failure, rather than what was to be written."""
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in _SYSTEM:
+            return True
+        problem = problem.__cause__
+    return False
 
 
 def shown(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from secateur._files import by_system
 from secateur._progress import listening
 from secateur.errors import ConfigError, SecateurError
 
@@ -95,20 +95,12 @@ def _guarded(command: Callable[[], Any]) -> int:
         said = getattr(error, "format_message", error.__str__)().strip().rstrip(".")
         return _fail(f"{said}; see {path} --help.", 2)
     except OSError as error:
-        if error.errno not in _SYSTEM:
+        if not by_system(error):
             return _failed(error)
         where = f" at {str(error.filename)!r}" if error.filename is not None else ""
         return _fail(f"The system refuses ({error.strerror or error}){where}: give another place, or free this one.", 2)
     except Exception as error:
         return _failed(error)
-
-
-#: What a disk or its rights refuse, in whatever a command does; not of ours to mend.
-_SYSTEM = frozenset(
-    getattr(errno, name)
-    for name in "EROFS EACCES EPERM ENAMETOOLONG ENOSPC EDQUOT ELOOP EMFILE ENFILE EIO ENOTDIR EISDIR EFBIG".split()
-    if hasattr(errno, name)
-)
 
 
 def _failed(error: Exception) -> int:
@@ -124,7 +116,8 @@ def _failed(error: Exception) -> int:
 def _fail(sentence: str, code: int) -> int:
     if debugging():
         traceback.print_exc()
-    print("error:", " ".join(sentence.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # a log on a full disk; the exit code still tells
+        print("error:", " ".join(sentence.split()), file=sys.stderr, flush=True)
     return code
 
 

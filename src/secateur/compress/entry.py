@@ -35,24 +35,20 @@ def found(
     source = source_of(data, example_inputs, request.seed, held_out)
     record = Record(folder, request.seed)
     ground = Ground(inner, example_inputs, request, source, task, record, options=options, say=say)
-    with hands(ground.maker, workers, address, folder, say) as trying:
-        ranked = Race(ground, trying).run()
-    refining = Refining(ground)
-    choice = refining.finalists(ranked)
-    if request.max_drop is not None:
-        choice = refining.smallest(choice)
-    result, figure, rounds = refining.final(choice)
-    made = Story(ground, ranked, choice, result, figure, rounds).told()
-    if folder is not None:
-        kind = type(inner)
-        save_model(
-            folder,
-            made.model,
-            reference=f"{kind.__module__}:{kind.__qualname__}",
-            inputs=example_inputs,
-            plan=made.plan,
-        )
-        made.write(folder)
+    with record.at_work():
+        with hands(ground.maker, workers, address, folder, say) as trying:
+            ranked = Race(ground, trying).run()
+        refining = Refining(ground)
+        choice = refining.finalists(ranked)
+        if request.max_drop is not None:
+            choice = refining.smallest(choice)
+        result, figure, rounds = refining.final(choice)
+        made = Story(ground, ranked, choice, result, figure, rounds).told()
+        if folder is not None:
+            kind = type(inner)
+            reference = f"{kind.__module__}:{kind.__qualname__}"
+            save_model(folder, made.model, reference=reference, inputs=example_inputs, plan=made.plan)
+            made.write(folder)
     return made
 
 

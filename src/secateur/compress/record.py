@@ -10,16 +10,18 @@ from __future__ import annotations
 import io
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 import torch
+from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from secateur._files import said, write_bytes
+from secateur._files import by_system, said, write_bytes
 from secateur.errors import RunError
 from secateur.training.randomness import derive
 
@@ -50,6 +52,25 @@ class Record:
                 f"The search in {str(folder)!r} cannot be opened ({said(problem)}): give another folder."
             ) from problem
         self._began = time.monotonic() - float(self.decision("spent") or 0.0)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside, what a disk refuses ends in a sentence that says how to go on; what was written down stays."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except BrokenPipeError:  # who was told has left
+            raise
+        except (OSError, RunError, StorageInternalError, SQLAlchemyError) as problem:
+            if self._folder is None or (isinstance(problem, RunError) and not by_system(problem)):
+                raise
+            cause = problem.__cause__ if isinstance(problem, StorageInternalError) and problem.__cause__ else problem
+            why = said(getattr(cause, "orig", cause))  # of a database's error what the system said
+            raise RunError(
+                f"The search in {str(self._folder)!r} cannot go on ({why}): see to that, and ask for the same again, "
+                "which goes on from there."
+            ) from problem
 
     def _opened(self, name: str) -> Study:
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)

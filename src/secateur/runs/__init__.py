@@ -19,10 +19,10 @@ from secateur.data import digest_of
 from secateur.errors import RunError
 from secateur.recipe import Recipe
 from secateur.report.html import write_report
-from secateur.runs.changing import CHANGEABLE, change
+from secateur.runs.changing import CHANGEABLE, Change, changed
 from secateur.runs.documents import changes, describe_checks, describe_run, session
 from secateur.runs.exporting import try_exports
-from secateur.runs.folder import REPORT, RESULTS, VERIFICATION, Folder, locked, refuse
+from secateur.runs.folder import REPORT, RESULTS, VERIFICATION, Folder, locked, on_disk, refuse
 from secateur.runs.preparing import Prepared, prepare
 from secateur.runs.stages import Stages, file_names
 from secateur.runtime import push_to_hub
@@ -89,14 +89,13 @@ def resume(
         SecateurError: one sentence: this is no run, its recipe or its data have been changed, a file cannot be read.
     """
     run = Folder.open(folder)
-    if overrides:
-        change(run, overrides)
-    if run.finished:
+    change = changed(run, overrides)
+    if run.finished and change is None:
         return _outcome(folder, already=True)
-    prepared = _prepared(run.recipe, progress)
+    prepared = _prepared(run.recipe if change is None else change.recipe, progress)
     if opened is not None and rank() == 0:
         opened(prepared)
-    return _go(prepared, run, progress, command)
+    return _go(prepared, run, progress, command, change)
 
 
 def _prepared(recipe: Recipe, progress: Progress | None) -> Prepared:
@@ -107,8 +106,10 @@ def _prepared(recipe: Recipe, progress: Progress | None) -> Prepared:
         told.end_stage()  # a bar that an error or Ctrl-C has left
 
 
-def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: str) -> Outcome:
-    with locked(folder.path), ending(), ExitStack() as stack:
+def _go(
+    prepared: Prepared, folder: Folder, progress: Progress | None, command: str, change: Change | None = None
+) -> Outcome:
+    with locked(folder.path), ending(), on_disk(folder.path), ExitStack() as stack:
         recipe = prepared.recipe
         engine = Engine(
             prepared.data,
@@ -124,7 +125,10 @@ def _go(prepared: Prepared, folder: Folder, progress: Progress | None, command: 
         stack.callback(engine.close)
         if folder.main:  # another process would sweep away what this one is writing
             folder.sweep()
-        told = (*prepared.notes, *folder.keep_data(digest_of(prepared.data)), *folder.rewind(prepared.stages))
+        data = folder.keep_data(digest_of(prepared.data))
+        if change is not None:  # nothing is left that could refuse it
+            change.make(folder)
+        told = (*prepared.notes, *data, *folder.rewind(prepared.stages))
         for sentence in prepared.data.notes:
             engine.say(sentence, note=False)  # they are among the data in the results
         for sentence in told:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from secateur._settings import shown
 from secateur.errors import ConfigError
+from secateur.recipe import Recipe
 from secateur.runs.folder import Folder
 
 #: Keys of a recipe that a resume may change, each with all keys in it, and the first stage that is done again then.
@@ -21,14 +23,27 @@ CHANGEABLE: Mapping[str, str | None] = {
 _LATER = ("export", "latency", "report")  # in this order; each looks at what those before it left
 
 
-def change(run: Folder, overrides: Sequence[str]) -> None:
-    """Put overrides into the recipe of a run, and forget the stages that they concern.
+@dataclass(frozen=True)
+class Change:
+    """Another recipe for a run: what is said of it, and the stages that are done again."""
+
+    recipe: Recipe
+    said: str
+    forget: tuple[str, ...]
+
+    def make(self, run: Folder) -> None:
+        """Put it into a run that this process alone works on."""
+        run.change(self.recipe, self.said, self.forget)
+
+
+def changed(run: Folder, overrides: Sequence[str]) -> Change | None:
+    """What overrides change in a run, which is as it was; None: nothing.
 
     Args:
         overrides: such as "export.onnx=false".
 
     Raises:
-        ConfigError: one of them is of another key; nothing has been changed.
+        ConfigError: one of them is of another key.
     """
     before = run.recipe
     after = before.changed(overrides)
@@ -43,9 +58,10 @@ def change(run: Folder, overrides: Sequence[str]) -> None:
             )
         first = CHANGEABLE[section]
         forget |= set(_LATER[_LATER.index(first) :]) if first is not None else set()
-    if differing:
-        said = ", ".join(f"{key}={shown(new)}" for key, new in differing)
-        run.change(after, f"The recipe was changed when the run was continued: {said}.", sorted(forget))
+    if not differing:
+        return None
+    said = ", ".join(f"{key}={shown(new)}" for key, new in differing)
+    return Change(after, f"The recipe was changed when the run was continued: {said}.", tuple(sorted(forget)))
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._files import by_system, said
 from secateur._hints import choose
 from secateur.data import open_data
 from secateur.errors import ConfigError, RunError, SecateurError
@@ -72,6 +73,8 @@ def write_exports(
                     say(f"In {row.file} all channels are computed and masked, for batches of any size.", note=True)
             names += row.files
         except SecateurError as error:
+            if by_system(error) or not folder.is_dir():  # that is no matter of the format
+                raise
             for name in row.files:  # of an attempt before
                 (folder / name).unlink(missing_ok=True)
             values.setdefault("failed", {})[key] = str(error)
@@ -90,12 +93,15 @@ def try_exports(prepared: Prepared, say: Callable[..., None]) -> None:
     loaded = prepared.network()
     subject = Subject.of(loaded.model.eval(), loaded.inputs)
     tried = [*formats, *(EXPORTERS[row.format] for row in quantisers if EXPORTERS[row.format] not in formats)]
-    with tempfile.TemporaryDirectory() as place:
-        for row in tried:
-            reason = _refused(row, subject, Path(place))
-            if reason is not None:
-                said = f"{row.file} will not be written unless the narrow network differs: {reason} The run goes on."
-                say(said, note=False)
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            for row in tried:
+                reason = _refused(row, subject, Path(place))
+                if reason is not None:
+                    told = f"{row.file} will not be written unless the narrow network differs: {reason}"
+                    say(f"{told} The run goes on.", note=False)
+    except OSError as error:
+        say(f"Exports were not tried before training, for want of a folder to try them in: {said(error)}.", note=False)
 
 
 def _refused(row: Exporter, subject: Subject, folder: Path) -> str | None:
@@ -103,6 +109,8 @@ def _refused(row: Exporter, subject: Subject, folder: Path) -> str | None:
     try:
         export_subject(row.name, subject, folder / row.file)
     except SecateurError as error:
+        if by_system(error):
+            raise OSError(str(error).rstrip(".")) from error
         return str(error)
     return None
 

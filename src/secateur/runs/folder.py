@@ -16,7 +16,7 @@ from typing import Any
 
 from secateur import _files
 from secateur._distributed import rank
-from secateur.errors import RunError
+from secateur.errors import RunError, SecateurError
 from secateur.recipe import Recipe
 
 RECIPE, STATE, METRICS, LOCK = "recipe.yaml", "state.json", "metrics.jsonl", ".lock"
@@ -33,6 +33,7 @@ class Folder:
 
     def __init__(self, path: Path, state: dict[str, Any]) -> None:
         self.path, self._state = path, state
+        self._saved = False  # whether state.json must be there
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> Folder:
@@ -61,6 +62,7 @@ class Folder:
         state = _files.read_json(path / STATE, what="The run's state")
         _check(path, state)
         folder = cls(path, state)
+        folder._saved = True
         folder._write_recipe()
         return folder
 
@@ -170,8 +172,12 @@ class Folder:
                     left.unlink(missing_ok=True)
 
     def _save(self) -> None:
-        if self.main:
-            _files.write_json(self.path / STATE, self._state, what="The run's state")
+        if not self.main:
+            return
+        if self._saved and not (self.path / STATE).is_file():
+            raise RunError(_gone(self.path))
+        _files.write_json(self.path / STATE, self._state, what="The run's state")
+        self._saved = True
 
     def _write_recipe(self) -> None:
         """recipe.yaml is for people; a changed one must not mislead them."""
@@ -219,6 +225,31 @@ def _refuse(path: Path) -> None:
         raise RunError(
             f"{str(there_is)!r} is write-protected, so nothing can be written to {str(path)!r}: give another --out."
         )
+
+
+@contextlib.contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """What a disk refuses while a run is at work ends in a sentence that says how to go on."""
+    try:
+        yield
+    except BrokenPipeError:  # who was told has left
+        raise
+    except (OSError, SecateurError) as error:
+        if not (path / STATE).is_file():
+            raise RunError(_gone(path)) from error
+        if isinstance(error, SecateurError) and not _files.by_system(error):
+            raise
+        raise RunError(
+            f"{' '.join(str(error).split()).rstrip('.')}: see to that, and continue the run with secateur run --resume "
+            f"{path}."
+        ) from error
+
+
+def _gone(path: Path) -> str:
+    return (
+        f"The folder {str(path)!r} was moved or removed while the run was at work: put it back and continue it with "
+        "secateur run --resume, or begin another run."
+    )
 
 
 @contextlib.contextmanager

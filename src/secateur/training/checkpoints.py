@@ -70,7 +70,8 @@ class Store:
         temporary = self.folder / f".{name}.{secrets.token_hex(6)}.tmp"
         try:
             try:
-                temporary.mkdir(parents=True)
+                self.folder.mkdir(exist_ok=True)  # no folders above it: a run that was removed stays so
+                temporary.mkdir()
                 save_file(_apart(tensors), temporary / TENSORS)
                 _sync(temporary / TENSORS)
                 head = {"format": FORMAT, "version": VERSION, "stage": stage, "done": done}

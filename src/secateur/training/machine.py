@@ -16,6 +16,7 @@ import torch
 from torch import distributed, nn
 
 from secateur._distributed import rank, world
+from secateur._files import said
 from secateur.errors import ConfigError, RunError
 from secateur.graph.modules import map_tensors
 from secateur.recipe import EngineConfig, Training
@@ -76,6 +77,7 @@ class Machine:
         self.folder = Path(folder) if folder is not None else None
         self.store: Store | None = None
         if self.folder is not None:
+            _make(self.folder)
             self.store = Store(self.folder / "checkpoints", self.config.keep_checkpoints, self.say)
         self.metrics = Metrics(self.folder / "metrics.jsonl" if self.folder is not None and self.main else None)
         self._trackers = self._make_trackers(about or {})
@@ -203,6 +205,13 @@ class Machine:
         if self.folder is None:
             raise ConfigError("engine.trackers follow a run in a folder, and there is none: leave them out.")
         return Trackers(self.config.trackers, self.accelerator, self.folder, about, self.say) if self.main else None
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The folder {str(folder)!r} cannot be made: {said(error)}.") from error
 
 
 @contextmanager
