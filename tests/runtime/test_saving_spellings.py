@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import random
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,61 @@ def test_what_computes_the_same_is_saved(pruned: secateur.Result, tmp_path: Path
     save(tmp_path / "a", network, pruned.plan)
     assert network.training == training
     torch.testing.assert_close(secateur.load(tmp_path / "a")(x), pruned.model(x), rtol=1e-4, atol=1e-5)
+
+
+def drawing(network: nn.Module) -> nn.Module:
+    network.register_forward_hook(lambda module, inputs, output: output + random.random())
+    return network
+
+
+def locked(network: nn.Module) -> nn.Module:
+    network.lock = threading.Lock()  # type: ignore[assignment]
+    return network
+
+
+def on_another_device(network: nn.Module) -> nn.Module:
+    def refuse(module: nn.Module, inputs: Any) -> None:
+        if not inputs[0].is_cuda:
+            raise AssertionError("Torch not compiled with CUDA enabled")
+
+    network.register_forward_pre_hook(refuse)
+    return network
+
+
+def interrupting(network: nn.Module) -> nn.Module:
+    def stop(module: nn.Module, inputs: Any, output: Any) -> None:
+        raise StopIteration
+
+    first(network, nn.Linear).register_forward_hook(stop)
+    return network
+
+
+SILENT: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
+    "noise that no seed reaches": (drawing, "it answers the same inputs otherwise every time"),
+    "a lock among its attributes": (locked, "it cannot be copied"),
+    "code for a GPU alone": (on_another_device, "AssertionError: Torch not compiled with CUDA enabled"),
+    "a hook that ends the pass": (interrupting, "StopIteration"),
+}
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_what_cannot_be_compared_is_said(pruned: secateur.Result, tmp_path: Path, kind: str) -> None:
+    change, why = SILENT[kind]
+    with pytest.warns(UserWarning, match="was not compared, for") as warned:
+        header = save_model(
+            tmp_path / "a", change(copy.deepcopy(pruned.model)),
+            reference="zoo:tiny", arguments={"in_channels": 1}, inputs=DIGIT, plan=pruned.plan,
+        )  # fmt: skip
+    assert why in header["not_compared"]
+    assert header["not_compared"] in {str(each.message) for each in warned}
+    x = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(secateur.load(tmp_path / "a")(x), pruned.model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_compared_needs_no_word(pruned: secateur.Result, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(tmp_path / "a", copy.deepcopy(pruned.model), pruned.plan)
 
 
 def test_tensors_without_numbers_are_refused(pruned: secateur.Result, tmp_path: Path) -> None:

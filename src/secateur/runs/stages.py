@@ -275,7 +275,7 @@ class Stages:
         if not self.folder.main:
             return []
         loaded = self.prepared.network()
-        runtime.save_model(
+        header = runtime.save_model(
             self.folder.path,
             narrow,
             reference=loaded.origin,
@@ -284,6 +284,8 @@ class Stages:
             plan=Plan.load(self.folder.path / PLAN),
             metadata=self._metadata(),
         )
+        if "not_compared" in header:
+            self.engine.say(header["not_compared"])
         names = self._sparse()
         if not names:
             return [MODEL]

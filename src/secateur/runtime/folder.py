@@ -49,7 +49,8 @@ def save_model(
 ) -> dict[str, str]:
     """Write `plan.json` and `model.safetensors` into `folder`, which is made if need be; return the header.
 
-    Buffers that were added to the model, as profilers do, are left out; the header names them under "left_out".
+    Buffers that were added to the model, as profilers do, are left out; the header names them under "left_out". Where
+    the network could not be compared with what `load` will make, a warning and the header's "not_compared" say why.
 
     Args:
         model: the narrow network, in any precision; its heads may have been replaced by ones of another length.
@@ -92,7 +93,11 @@ def save_model(
         narrow, others = _own(narrow, None, {name for name, _ in fresh.named_buffers(remove_duplicate=False)})
         if others:
             content = described(narrow, extra + others)
-        check_again(content, fresh, narrow)
+        not_compared = check_again(content, fresh, narrow)
+        if not_compared:
+            more["not_compared"] = not_compared
+            content = described(narrow, extra + others)
+            warnings.warn(not_compared, stacklevel=2)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:

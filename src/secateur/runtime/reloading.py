@@ -8,13 +8,21 @@ import torch
 from torch import nn
 
 from secateur._files import said, shown
-from secateur.errors import RunError, SecateurError
+from secateur.errors import ModelError, RunError, SecateurError
 from secateur.graph.modules import as_call, clone_module, map_tensors, output_tensors
 from secateur.runtime.stored import Stored
 
 
-def check_again(content: Stored, fresh: nn.Module, narrow: nn.Module) -> None:
-    """RunError unless `load` will make the network of the folder again, and one that computes the same."""
+class _NotCompared(Exception):
+    """Why what a network answers cannot be compared."""
+
+
+def check_again(content: Stored, fresh: nn.Module, narrow: nn.Module) -> str:
+    """RunError unless `load` will make the network of the folder again, and one that computes the same.
+
+    Returns:
+        a sentence where what they compute could not be compared; else nothing.
+    """
     try:
         if (problem := content.misfit(fresh)) is not None:
             raise ValueError(problem.replace(" in the file", " here").replace("missing from the file", "missing here"))
@@ -27,23 +35,37 @@ def check_again(content: Stored, fresh: nn.Module, narrow: nn.Module) -> None:
             f"again ({said(error)}): save it before layers are fused, replaced or converted, and do that after "
             "loading; or export it with secateur.runtime.export_pt2, which needs no code."
         ) from error
-    wanted = _own_answers(narrow, inputs)
-    if wanted is not None and not _same(found, wanted):
+    try:
+        same = _same(found, _own_answers(narrow, inputs))
+    except _NotCompared as why:
+        return (
+            f"Names and shapes of the network's tensors are those of {shown(content.reference)} cut by this plan; "
+            f"whether it computes the same was not compared, for {why}."
+        )
+    if not same:
         raise RunError(
             f"The network computes something else than {shown(content.reference)} cut by this plan with the same "
             "weights, so it would be loaded as another: save it before its code, activations, hooks or settings of "
             "layers are changed, and do that after loading; or export it with secateur.runtime.export_pt2."
         )
+    return ""
 
 
-def _own_answers(narrow: nn.Module, inputs: Any) -> list[torch.Tensor] | None:
-    """What a copy of the network answers on the CPU; None where that cannot be had, or is never the same."""
+def _own_answers(narrow: nn.Module, inputs: Any) -> list[torch.Tensor]:
+    """What a copy of the network answers on the CPU; _NotCompared where that cannot be had, or is never the same."""
     try:
         twin = clone_module(narrow, lambda tensor: tensor.detach().to("cpu", copy=True).contiguous())
+    except ModelError as error:
+        raise _NotCompared(f"it cannot be copied ({said(error)})") from error
+    try:
         once, again = _answers(twin, inputs), _answers(twin, inputs)
-    except Exception:  # of a network that runs under autocast alone, or on a GPU, or of somebody's hook
-        return None
-    return once if _same(once, again) else None
+    except MemoryError:
+        raise
+    except Exception as error:  # its own code may raise anything: for a GPU or autocast alone, or in somebody's hook
+        raise _NotCompared(f"it does not run by itself on the CPU ({type(error).__name__}: {said(error)})") from error
+    if not _same(once, again):
+        raise _NotCompared("it answers the same inputs otherwise every time")
+    return once
 
 
 @torch.no_grad()
