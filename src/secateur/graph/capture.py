@@ -5,7 +5,7 @@ The model itself is never touched; the run happens on a copy that shares (or doe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from secateur.errors import InputError, ModelError, SecateurError
 from secateur.graph.code import STEADY, mentions, meta_differs, training_differs
 from secateur.graph.labels import Ids, Ledger
+from secateur.graph.leaving import left_outside
 from secateur.graph.modules import (
     Inputs,
     as_call,
@@ -81,8 +82,10 @@ def capture_once(
     label_parameters(twin, recording)
     recorder = Recorder(recording, meta)
     inputs: tuple[Any, Any] = map_tensors((args, kwargs), lambda t: _input(t, meta))
+    before = left_outside(twin)
     output = forward(twin, inputs[0], inputs[1], recorder)
     _fix_outputs(recording, output)
+    _fix_left(recording, twin, before)
     recording.gradients |= mentions(model, _GRADIENTS)
     if told is not None:
         _capture_training(twin, (told.args, told.kwargs), recording, meta)
@@ -139,6 +142,14 @@ def _fix_outputs(recording: Recording, output: Any, mode: str = "") -> None:
             recording.buffers[buffer].death = len(recording.calls)
 
 
+def _fix_left(recording: Recording, twin: nn.Module, before: Mapping[int, tuple[str, torch.Tensor]]) -> None:
+    """What the forward pass left outside all modules stays whole: a loss may read it there."""
+    for number, (where, tensor) in left_outside(twin).items():
+        if number not in before:
+            for axis in label_of(tensor):
+                recording.ledger.fix(axis, f"is kept outside the network, in {where}")
+
+
 def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: bool) -> None:
     """Run once more in training mode: what reaches an output there stays whole, and what only runs there is read.
 
@@ -171,7 +182,7 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
 def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: bool) -> None:
     extra = Recording(recording.ledger, places=recording.places, first_use=dict(recording.first_use), on_meta=meta)
     before, recording.ledger.training = len(recording.ledger.macs), True
-    known = _kept(twin)
+    known, left = _kept(twin), left_outside(twin)
     try:
         again = map_tensors(inputs, lambda t: _input(t, meta))
         with torch.random.fork_rng(devices=[]):  # dropout draws
@@ -180,6 +191,7 @@ def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: b
         del recording.ledger.macs[before:]
         recording.ledger.training = False
     _fix_outputs(recording, output, " in training mode")
+    _fix_left(recording, twin, left)
     for place, axis in _kept(twin).items():
         if place not in known:  # a loss may take it from there
             recording.ledger.fix(axis, f"is kept as {place[0]} in training mode")

@@ -62,6 +62,14 @@ def names_read(module: nn.Module) -> frozenset[str]:
     return _names_of_class(kind).union(*own)
 
 
+def globals_named(kind: type) -> Iterator[tuple[str, Any]]:
+    """What lies outside all modules and is named in code that a call of an instance may reach, as `room.name`."""
+    for function in _functions_of(kind):
+        for name in _mentioned(function.__code__):
+            if name in function.__globals__:
+                yield f"{function.__module__}.{name}", function.__globals__[name]
+
+
 def _own_functions(module: nn.Module) -> Iterator[types.FunctionType]:
     """Functions a module carries itself: hooks, a forward of its own, callables among its attributes."""
     held = [v for k, v in vars(module).items() if callable(v) and k != "_compiled_call_impl"]

@@ -1,12 +1,14 @@
-"""What a forward pass does past PyTorch's operators during a trace: values handed to NumPy or Python numbers, and
-tensors asked whether gradients are taken of them.
+"""What a forward pass does past PyTorch's operators during a trace: values handed to NumPy or Python numbers, tensors
+asked whether gradients are taken of them, and tensors left in variables of a class or of a Python module.
 
 No operator is called there, so no rule would see it. Only code that mentions such a thing is watched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,8 +16,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from secateur.graph.code import mentions
+from secateur.graph.code import globals_named, mentions
 from secateur.graph.labels import Ledger
+from secateur.graph.modules import modules_of
 from secateur.graph.rules import label_of
 
 #: Methods of a tensor that hand its values to what is no operator.
@@ -51,3 +54,43 @@ class _Leaving(TorchFunctionMode):
             for axis in label_of(args[0]):
                 self.ledger.fix(axis, f"its values leave PyTorch ({name} in {self.stack[-1] or 'the model'})")
         return out
+
+
+#: What is looked into; a class derived from them may do anything when it is asked.
+_CONTAINERS = frozenset({list, tuple, set, deque, dict, OrderedDict, defaultdict})
+_DEPTH, _ITEMS = 4, 10_000  # how deep, and into how many items
+
+
+def left_outside(model: nn.Module) -> dict[int, tuple[str, torch.Tensor]]:
+    """Tensors in variables of the modules' classes, and of Python modules that their code names, and where.
+
+    Containers and plain objects are looked into; whoever reads them there is not seen.
+    """
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for kind in dict.fromkeys(type(module) for _, module in modules_of(model)):
+        own = [k for k in kind.__mro__ if not f"{k.__module__}.".startswith(("torch.", "builtins."))]
+        places = [(f"{k.__qualname__}.{name}", value) for k in own for name, value in vars(k).items()]
+        for where, value in (*places, *globals_named(kind)):
+            for tensor in (*_held(value, _DEPTH), *_held_by(value)):
+                found.setdefault(id(tensor), (where, tensor))
+    return found
+
+
+def _held(value: Any, depth: int) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif type(value) in _CONTAINERS and depth and len(value) <= _ITEMS:
+        for item in tuple(value.values() if isinstance(value, dict) else value):
+            yield from _held(item, depth - 1)
+
+
+def _held_by(value: Any) -> Iterator[torch.Tensor]:
+    """What an object or a class that a variable names holds in turn."""
+    if isinstance(value, torch.Tensor | nn.Module | types.ModuleType | types.FunctionType):
+        return
+    try:
+        own = object.__getattribute__(value, "__dict__")  # past any __getattr__ of its own
+    except AttributeError:
+        return
+    for item in tuple(own.values()):
+        yield from _held(item, _DEPTH - 1)

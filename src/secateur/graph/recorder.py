@@ -16,6 +16,7 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, draws_random, on_one_device, schema_of
 from secateur.graph.forms import Form
+from secateur.graph.hooks import telling_hooks
 from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.leaving import watching
 from secateur.graph.modules import module_stack, modules_of, named_tensors, output_tensors, plain_kernels, to_meta
@@ -122,6 +123,7 @@ class Recorder(Mode):
         super().__init__()
         self.recording, self.meta = recording, meta
         self.stack: list[str] = [""]
+        self.outside = 0  # how many hooks of the program, none of the model's, are at work
         self.moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -144,7 +146,11 @@ class Recorder(Mode):
         op = Op(len(calls), name, self.stack[-1], bound, out, self.recording.ledger)
         self._note_uses(op)
         positions.before(op)
+        counted = len(self.recording.ledger.macs)
         labels = self._labels(op, is_pointwise)
+        if self.outside:
+            del self.recording.ledger.macs[counted:]
+            op.form = None
         if name in SOFTMAX and labels[0] and (mixed := labels[0][op.dim()]) is not None:
             self.recording.softmaxed.append(mixed)
         elif name == "aten::exp":  # a softmax written out
@@ -192,7 +198,8 @@ class Recorder(Mode):
         return labels
 
     def _freeze(self, op: Op) -> list[Label]:
-        self.recording.unsupported.append(Unsupported(op.name, op.module))
+        if not self.outside or any(axis is not None for t in op.tensors() for axis in label_of(t)):
+            self.recording.unsupported.append(Unsupported(op.name, op.module))
         return op.keep_all(f"operator {op.name} has no rule (in {op.module or 'the model'})")
 
     def _attach(
@@ -201,7 +208,7 @@ class Recorder(Mode):
         holder: Any = tensor
         source = args[alias] if alias is not None and alias < len(args) else None
         buffer = getattr(source, "_secateur_buffer", None) if isinstance(source, torch.Tensor) else None
-        if alias is None and not constant and tensor.numel():
+        if alias is None and not constant and tensor.numel() and not self.outside:
             buffer = len(self.recording.buffers)
             self.recording.buffers.append(Buffer(tuple(tensor.shape), label, index, index))
         holder._secateur_label, holder._secateur_constant, holder._secateur_buffer = label, constant, buffer
@@ -238,12 +245,16 @@ def forward(
     def asked() -> None:
         recorder.recording.gradients = True
 
+    def hooked(step: int) -> None:
+        recorder.outside += step
+
     watched = watching(model, recorder.recording.ledger, recorder.stack, asked)
     with (
         plain_kernels(),
         torch.set_grad_enabled(gradients),
         module_stack(model, recorder.stack, tap),
         watched,
+        telling_hooks(hooked),
         recorder,
     ):
         return model(*args, **kwargs)
