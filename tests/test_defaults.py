@@ -83,7 +83,10 @@ DEVICES: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "meta inside cpu": lambda: nested(default_device("cpu"), torch.device("meta")),
 }
 TYPES = {"double": torch.float64, "bfloat16": torch.bfloat16, "half": torch.float16}
-WITHIN = {**DEVICES, **{name: partial(default_type, kind) for name, kind in TYPES.items()}}
+WITHIN: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
+    **DEVICES,
+    **{name: partial(default_type, kind) for name, kind in TYPES.items()},
+}
 
 
 def same(found: nn.Module, wanted: nn.Module) -> bool:

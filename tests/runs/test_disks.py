@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,8 +193,9 @@ def test_a_folder_that_is_moved_goes_on_where_it_is(
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ENOENT])
 def test_exports_that_cannot_be_tried_beforehand_end_no_run(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(exporting.tempfile, "TemporaryDirectory", _raise(number))
-    exporting.try_exports(runs.prepare(recipe(*SHORT)), lambda sentence, note: said.append(sentence))
+    prepared = runs.prepare(recipe(*SHORT))
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", _raise(number))
+    exporting.try_exports(prepared, lambda sentence, note: said.append(sentence))
     assert len(said) == 1
     assert "Exports were not tried before training" in said[0]
 
