@@ -209,6 +209,10 @@ def test_prune_options_reach_the_library() -> None:
     assert kept["stem.0"] == (8, 8)
     assert document["plan"]["provenance"]["method"] == "l2"
     assert "not verified" in succeed("prune", "zoo:tiny", "--budget", "flops=0.7", "--no-verify").casefold()
+    document = json.loads(
+        succeed("prune", "zoo:tiny", "--budget", "flops=0.7", "--allocator", "measured", *DIGITS, "--json")
+    )
+    assert set(document["plan"]["provenance"]["measured"]["groups"]) == {"stem.0", "residual.0", "branch.0"}
 
 
 def test_files_come_back_as_the_same_network(folder: Path) -> None:
@@ -315,6 +319,7 @@ def test_timm_by_name() -> None:
 # ----------------------------------------------------------------------------------------------------------- refuse
 
 PRUNE = ("prune", "zoo:tiny", "--budget", "flops=0.5")
+DIGITS = ("--model-arg", "in_channels=1", "--input-size", "1x8x8", "--data", "digits", "--images", "64")
 REFUSED = {
     "unknown model": (("inspect", "zoo:resnet21"), "did you mean"),
     "model without a source": (("inspect", "resnet20"), "did you mean 'zoo:resnet20'"),
@@ -340,6 +345,11 @@ REFUSED = {
     "data of another size": ((*PRUNE, "--method", "cp", "--data", "digits"), "1x8x8"),
     "no such plug-in": ((*PRUNE, "--plugin", "nowhere.py"), "is not there"),
     "unknown allocator": ((*PRUNE, "--allocator", "globl"), "did you mean 'global'"),
+    "measuring without images": ((*PRUNE, "--allocator", "measured"), "--data KIND:PATH"),
+    "measuring and normalising": (
+        (*PRUNE, "--allocator", "measured", "--normalise", "mean", *DIGITS),
+        "normalise='mean' is of no use",
+    ),
     "unknown normalisation": ((*PRUNE, "--normalise", "median"), "median"),
     "unknown reduction": ((*PRUNE, "--set", "reduce=median"), "median"),
     "unknown attention": ((*PRUNE, "--attention", "tails"), "head_dim"),
