@@ -32,6 +32,7 @@ RACE_SHARE, FRONT_SHARE = 0.25, 0.35  # of the time, after which a stage makes w
 _MEASURING_SHARE = 0.2  # of the time, that measuring groups one by one may take
 _TRAINING_SHARE = 0.65  # of the time is for all training
 _ROUNDS = 80  # at most, where time alone says how long to train
+_TRAINED_PER_JUDGED = 4  # seconds of training in a round at least, for each of judging it, up to an epoch
 _SHORT = 16  # a finalist is trained for a 16th of what there is
 _QUARTER = 4  # or a quarter of the epochs that are asked for
 
@@ -69,9 +70,7 @@ class Ground:
             return False
         if self.request.seconds is None:
             return True
-        began = time.monotonic()
-        self.judge(self.model)
-        each = (time.monotonic() - began) / max(self.source.held_count, 1)
+        each = self.judging / max(self.source.held_count, 1)
         return passes(self.groups) * each < _MEASURING_SHARE * self.request.seconds
 
     def _look(self) -> None:
@@ -89,7 +88,9 @@ class Ground:
             "shares", lambda: shares_of(self.request.budget, graph.cost())
         )
         self.maker.shares = self.shares
+        began = time.monotonic()
         self.original: float = self.record.decide("original", lambda: self.judge(self.model))
+        self.judging: float = self.record.decide("judging", lambda: round(time.monotonic() - began, 4))  # seconds
         if not math.isfinite(self.original):
             raise ModelError(
                 "The original's answers on the held-out images are not finite: give sound weights and data."
@@ -112,8 +113,9 @@ class Ground:
         if self.request.seconds is not None:
             left = _TRAINING_SHARE * self.request.seconds
             step = self.tuner.seconds_of_step(clone(self.model))
-            steps = min(steps, max(int(left / step / _SHORT), 1))  # an epoch that takes too long: a part of one
-            rounds = min(rounds, int(left / (step * steps)))
+            least = min(math.ceil(_TRAINED_PER_JUDGED * self.judging / step), int(left / step / _QUARTER))
+            steps = min(steps, max(int(left / step / _SHORT), least, 1))  # an epoch that takes too long: a part of one
+            rounds = min(rounds, int(left / (step * steps + self.judging)))
         short = max(rounds // (_QUARTER if self.request.epochs else _SHORT), 1) if rounds else 0
         return {"rounds": rounds, "short": short, "steps": steps}
 
