@@ -129,13 +129,13 @@ def draw(setup: str, result: dict[str, Any], path: Path) -> None:
     means = averages(result["rows"])
     repairs = list(dict.fromkeys(row["repair"] for row in result["rows"]))
     names = sorted({name for name, _, _ in means}, key=lambda name: (_rank(means, name, repairs[0]), name))
-    columns = 2
-    lines = -(-len(repairs) // columns)
+    plt.rcParams["font.size"] = 11.5  # on a phone, where the picture has 360 points, letters stay readable
     figure, axes = plt.subplots(
-        lines, columns, figsize=(9, 3.6 * lines), sharex=True, sharey=True, layout="constrained"
-    )
+        len(repairs), figsize=(5, 2.6 * len(repairs) + 1.8), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     colours = plt.get_cmap("tab20")
-    for panel, repair in zip(axes.flat, repairs, strict=False):
+    for panel, repair in zip(axes.flat, repairs, strict=True):
         for number, name in enumerate(names):
             points = sorted(
                 (100 * (1 - left), 100 * v) for (n, r, left), v in means.items() if (n, r) == (name, repair)
@@ -144,13 +144,12 @@ def draw(setup: str, result: dict[str, Any], path: Path) -> None:
                 x, y = zip((0.0, 100 * statistics.mean(result["dense"].values())), *points, strict=True)
                 style: dict[str, Any] = {"color": "black", "linestyle": "--"} if name == "random" else {}
                 panel.plot(x, y, label=name, linewidth=1.3, **{"color": colours(number % 20), **style})
-        panel.set(title="no repair" if repair == "none" else repair, xlim=(0, None), ylim=(0, 100))
+        panel.set(title="no repair" if repair == "none" else repair.replace("_", " "), xlim=(0, None), ylim=(0, 100))
         panel.spines[["top", "right"]].set_visible(False)
-    for panel in axes.flat[len(repairs) :]:
-        panel.set_visible(False)
-    figure.supxlabel("FLOPs removed, %", fontsize=10)
-    figure.supylabel("top-1 straight after the cut, %", fontsize=10)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    axes.flat[-1].set_xlabel("FLOPs removed, %")
+    figure.supylabel("top-1 straight after the cut, %", fontsize=11.5)
+    handles = axes.flat[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", frameon=False, ncols=2, handlelength=1.4, columnspacing=1.2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

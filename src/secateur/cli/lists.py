@@ -178,7 +178,9 @@ def repairs(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the repairs of the weights that remain after pruning, or show one with its settings.
+    """List the repairs, or show one with its settings.
+
+    A repair adapts the remaining weights before the cut.
 
     Their names are what `--repair` and a recipe's repair take.
 
