@@ -19,6 +19,7 @@ from _board import board
 from _folder import documents, write
 
 from secateur import cli
+from secateur.cli.compressing import _wrapped
 from secateur.graph import Cost
 from secateur.methods import METHODS
 from secateur.report.board.tables import mean_table
@@ -166,3 +167,10 @@ def test_latencies_begin_with_how_much_faster(columns: int) -> None:
     assert sum("ONNX Runtime" in line and "2.00x (1.50 to 2.50)" in line for line in lines) == 1
     assert sum("ONNX Runtime" in line and "not significant (0.94 to 2.61)" in line for line in lines) == 1
     assert any("101 to 935" in line for line in lines) == (columns == 120)
+
+
+def test_what_compress_tells_breaks_between_words(columns: int) -> None:
+    said = "Chosen: fpgm, 84.2% straight after the cut, place 1; others: " + ", ".join(["least_squares (83.9%)"] * 9)
+    lines = printed(_wrapped(said), columns)
+    assert max(map(len, lines)) <= columns
+    assert " ".join(" ".join(lines).split()) == said

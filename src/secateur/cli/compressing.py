@@ -30,6 +30,8 @@ from secateur.cli._normalising import Mean, Normalising, Std
 from secateur.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from secateur.compress.result import Compressed
     from secateur.runtime.named import Named
 
@@ -181,7 +183,7 @@ def sensitivity(
         show(json.dumps({**found.document(), "ratios": ratios}, indent=2, allow_nan=False))
         return
     if not quiet:
-        show(str(found))
+        show(_wrapped(str(found)))
     if ratios is not None:
         show(shlex.join(part for name, share in ratios.items() if share for part in ("--ratio", f"{name}={share:g}")))
     if out is not None:
@@ -262,8 +264,15 @@ def _tell(found: Compressed, folder: Path, as_json: bool, quiet: bool) -> None:
     elif quiet:
         show(str(folder))
     else:
-        show(str(found))
+        show(_wrapped(str(found)))
         show(f"Network, report and record: {folder}", wrap=False)
+
+
+def _wrapped(said: str) -> RenderableType:
+    """Sentences and tables, with no word broken where the terminal is narrower."""
+    from rich.text import Text
+
+    return Text(said)
 
 
 @contextlib.contextmanager
