@@ -292,7 +292,7 @@ class Folder:
                 missing = str(error).rstrip(".")
             else:
                 warnings.warn(
-                    f"The network in {str(self.path)!r} is run from {PT2}, for inference only: {why}", stacklevel=3
+                    f"The network in {str(self.path)!r} is run from {PT2}, for inference only: {why}", stacklevel=4
                 )
                 return program
         raise RunError(

@@ -77,8 +77,8 @@ class Machine:
         self.folder = Path(folder) if folder is not None else None
         self.store: Store | None = None
         if self.folder is not None:
-            _make(self.folder)
             self.store = Store(self.folder / "checkpoints", self.config.keep_checkpoints, self.say)
+        self._there = self.folder is None or self.folder.exists()  # one that is removed later is not made again
         self.metrics = Metrics(self.folder / "metrics.jsonl" if self.folder is not None and self.main else None)
         self._trackers = self._make_trackers(about or {})
         self._began = time.monotonic()
@@ -159,8 +159,19 @@ class Machine:
             self.notes.append(sentence)
         self.progress.say(sentence)
 
+    def begin(self) -> None:
+        """Make the folder before its first file; one that was there from the start may be gone, and stays so."""
+        if self._there or not self.main or self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"The folder {str(self.folder)!r} cannot be made: {said(error)}.") from error
+        self._there = True
+
     def record(self, row: Mapping[str, Any]) -> None:
         """Keep one epoch's numbers."""
+        self.begin()
         self.metrics.append(row)
         if self._trackers is not None:
             self._trackers.add(row)
@@ -205,13 +216,6 @@ class Machine:
         if self.folder is None:
             raise ConfigError("engine.trackers follow a run in a folder, and there is none: leave them out.")
         return Trackers(self.config.trackers, self.accelerator, self.folder, about, self.say) if self.main else None
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"The folder {str(folder)!r} cannot be made: {said(error)}.") from error
 
 
 @contextmanager

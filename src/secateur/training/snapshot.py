@@ -60,6 +60,7 @@ class Snapshots:
             state["scaler"] = pack(scaler, "scaler", tensors)
             state["tally"] = stage.tally.values
             tensors["generators"] = generators
+        self.engine.begin()
         self.store.write(stage.name, stage.position.step, tensors, state, done=fitted is not None)
         self.store.tidy(stage.name, stage.best.checkpoint if stage.best is not None else None)
 
