@@ -124,6 +124,8 @@ def prune(
                 values = measured(graph, scores, constraints)
                 plan = allocate(values, graph, bounds, constraints, allocator="per_cost", normalise="none")
                 plan.provenance["allocator"] = MEASURED
+                if measured.notes:
+                    plan.provenance["notes"] = [*plan.provenance.get("notes", ()), *measured.notes]
                 return plan
             return allocate(
                 scores, graph, bounds, constraints,

@@ -30,7 +30,7 @@ from secateur.budget import KEYS, Budget
 from secateur.errors import BudgetError, ConfigError
 from secateur.plan import Plan, fingerprint
 
-__all__ = ["ALLOCATORS", "MEASURED", "NORMALISATIONS", "Constraints", "allocate"]
+__all__ = ["ALLOCATORS", "MEASURED", "NORMALISATIONS", "Constraints", "allocate", "fitting_scores"]
 
 #: Names of all allocators.
 ALLOCATORS: tuple[str, ...] = (*_BUDGETED, "ratios")
@@ -64,7 +64,7 @@ def allocate(
     """
     constraints = constraints or Constraints()
     choose(allocator, ALLOCATORS, "allocator")
-    values = _normalised(scores, graph, normalise)
+    values = fitting_scores(scores, graph, normalise)
     ranks = [np.argsort(-score, kind="stable") for score in values]
     parsed = None if budget is None else Budget.parse(budget)
     original = whole_cost(graph)
@@ -121,7 +121,7 @@ def _within(
     return straight(constraints.alignment(graph), floors, choose, lambda widths: float(used(bounds, widths[None])[0]))
 
 
-def _normalised(scores: Mapping[str, Array], graph: GraphLike, normalise: str) -> list[FloatArray]:
+def fitting_scores(scores: Mapping[str, Array], graph: GraphLike, normalise: str) -> list[FloatArray]:
     """Return the normalised scores in the order of the groups; ConfigError naming the group where they do not fit."""
     function = normalisation(normalise)
     names = {group.name for group in graph.groups}

@@ -100,15 +100,22 @@ def test_what_changes_nothing_goes_first() -> None:
     assert (repaired[0] - whole).norm() < (repaired[1] - whole).norm()
 
 
-def test_no_trial_is_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, made = trace(network(), IMAGE), []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The groups that are tried, in order."""
+    found: list[str] = []
     once = GroupTrials.errors
 
     def counted(self: GroupTrials, *arguments: Any) -> Any:
-        made.append(arguments[0].name)
+        found.append(arguments[0].name)
         return once(self, *arguments)
 
     monkeypatch.setattr(GroupTrials, "errors", counted)
+    return found
+
+
+def test_no_trial_is_made_twice(made: list[str]) -> None:
+    graph = trace(network(), IMAGE)
     measured = Measured(batches())
     first = measured(graph, score("l1", graph), Constraints())
     again = measured(graph, score("l1", graph), Constraints())
@@ -144,12 +151,18 @@ def test_layers_with_too_many_columns_are_left_as_they_are(monkeypatch: pytest.M
     monkeypatch.setattr(module, "_COLUMNS", 30)
     graph = trace(network(), IMAGE)
     assert GroupTrials(graph, batches(), 0)._moments.layers == ("7",)
-    secateur.prune(network(), IMAGE, method="l1", budget="flops=0.5", allocator="measured", data=batches())
+    result = secateur.prune(network(), IMAGE, method="l1", budget="flops=0.5", allocator="measured", data=batches())
+    assert any("without compensating 3" in note for note in result.plan.provenance["notes"])
 
 
 class _Logarithm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.log(-x.square())
+
+
+class _Class(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.argmax(1)
 
 
 def _not_finite() -> dict[str, Any]:
@@ -168,6 +181,10 @@ def _not_finite() -> dict[str, Any]:
         ({"method": "cp"}, ConfigError, "finds its widths itself"),
         ({"allocator": "measure"}, ConfigError, "did you mean 'measured'"),
         (_not_finite(), ModelError, "not finite"),
+        ({"model": nn.Sequential(network(), _Class())}, ModelError, "no floating-point numbers"),
+        ({"method": lambda graph: {}}, ConfigError, "are missing"),
+        ({"method": lambda graph: {g.name: np.ones(3) for g in graph.groups}}, ConfigError, "have shape"),
+        ({"method": lambda graph: {g.name: np.full(g.width, np.nan) for g in graph.groups}}, ConfigError, "NaN"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(given: dict[str, Any], error: type[Exception], said: str) -> None:
@@ -189,15 +206,8 @@ def test_targets_are_not_looked_at_and_data_are_reported_as_used() -> None:
     assert not any("not looked at" in remark for remark in with_labels.remarks)
 
 
-def test_one_measuring_serves_several_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, made = network(), []
-    once = GroupTrials.errors
-
-    def counted(self: GroupTrials, *arguments: Any) -> Any:
-        made.append(arguments[0].name)
-        return once(self, *arguments)
-
-    monkeypatch.setattr(GroupTrials, "errors", counted)
+def test_one_measuring_serves_several_budgets(made: list[str]) -> None:
+    model = network()
     measured = Measured(batches())
     given: dict[str, Any] = {"method": "l1", "repair": "compensation", "data": batches()}
     found = [
@@ -209,3 +219,5 @@ def test_one_measuring_serves_several_budgets(monkeypatch: pytest.MonkeyPatch) -
     assert found[1].provenance["allocator"] == "measured"
     without = secateur.prune(model, IMAGE, method="l1", budget="flops=0.4", allocator=measured)  # has data of its own
     assert without.plan.widths == alone.widths
+    with pytest.raises(ConfigError, match="knows one network"):
+        secateur.prune(network(seed=3), IMAGE, method="l1", budget="flops=0.4", allocator=measured)

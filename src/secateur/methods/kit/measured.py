@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur._hints import few
 from secateur._progress import follow
 from secateur._protocols import FloatArray, IntArray
-from secateur.allocate import Constraints
+from secateur.allocate import Constraints, fitting_scores
 from secateur.batches import Batches
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph
@@ -66,7 +67,9 @@ class Measured:
         """
         self._data, self._seed = data, seed
         self._known: dict[tuple[Any, ...], tuple[list[int], list[float]]] = {}
+        self._network: tuple[float, ...] = ()
         self.images = 0
+        self.notes: list[str] = []
 
     def __call__(self, graph: Graph, scores: Mapping[str, Any], constraints: Constraints) -> Scores:
         """Scores in the order of the given ones within each group, worth what the answers change by without them.
@@ -74,10 +77,16 @@ class Measured:
         graph: of the same network every time. constraints: of the plan; groups that stay whole are not tried.
 
         Raises:
-            ConfigError: fewer than eight images. ModelError: the network's answers are not finite.
+            ConfigError: scores do not fit the graph, fewer than eight images, or another network than before.
+            ModelError: the network's answers are not finite, or no numbers.
         """
+        network = tuple(float(tensor.detach().double().sum()) for tensor in graph.model.parameters())
+        if self._known and network != self._network:
+            raise ConfigError("A Measured knows one network, and this is another: make a Measured for each.")
+        self._network = network
         floors = dict(zip((group.name for group in graph.groups), constraints.floors(graph).tolist(), strict=True))
-        orders = {group.name: np.argsort(-_numbers(scores[group.name]), kind="stable") for group in graph.groups}
+        values = zip(graph.groups, fitting_scores(scores, graph, "none"), strict=True)
+        orders = {group.name: np.argsort(-score, kind="stable") for group, score in values}
         keys = {
             group.name: (group.name, tuple(member.name for member in group.members), orders[group.name].tobytes())
             for group in graph.groups
@@ -85,7 +94,7 @@ class Measured:
         left = [g for g in graph.groups if floors[g.name] < g.width and keys[g.name] not in self._known]
         if left:
             trials = GroupTrials(graph, Batches(self._data, graph.example_inputs), self._seed)
-            self.images = trials.images
+            self.images, self.notes = trials.images, trials.notes
             for group in follow("groups", left, len(left)):
                 self._known[keys[group.name]] = trials.errors(group, orders[group.name])
         found, story = {}, {}
@@ -98,10 +107,6 @@ class Measured:
             story[group.name] = {"removed": removed, "errors": [round(error, 6) for error in errors]}
         given = getattr(scores, "provenance", {})
         return Scores(found, {**given, "measured": {"images": self.images, "groups": story}})
-
-
-def _numbers(scores: Any) -> FloatArray:
-    return np.asarray(scores.detach().cpu() if isinstance(scores, torch.Tensor) else scores, dtype=np.float64)
 
 
 def marginal(removed: list[int], errors: list[float], width: int) -> FloatArray:
@@ -137,18 +142,19 @@ class GroupTrials:
         self._norms = norms_of(graph)
         modules = dict(self._model.named_modules())
         reading = dict.fromkeys(module_of(member.name) for group in graph.groups for member in group.consumers())
-        layers = [
-            name
-            for name in reading
-            if isinstance(layer := modules.get(name), LAYERS) and layer.weight[0].numel() <= _COLUMNS
-        ]
-        self._moments = Moments(layers, positions=_POSITIONS, seed=seed)
+        columns = {name: layer.weight[0].numel() for name in reading if isinstance(layer := modules.get(name), LAYERS)}
+        wide = [name for name, count in columns.items() if count > _COLUMNS]
+        said = f"Groups were measured without compensating {few(wide)}: more than {_COLUMNS:,} weights an output."
+        self.notes = [said] if wide else []
+        self._moments = Moments([name for name in columns if name not in wide], positions=_POSITIONS, seed=seed)
         device = next(self._model.parameters()).device
         self._held = HeldOut(_HELD, _no_loss)
         gather(self._model, self._held.rest(limited(batches, sys.maxsize, self._model), device), [self._moments])
         self._held.require()
         self.images = len(self._held)
         self._whole = self._answers(self._model)
+        if not self._whole:
+            raise ModelError("The network answers with no floating-point numbers, whose change could be measured.")
         if not all(bool(answer.isfinite().all()) for answer in self._whole):
             raise ModelError("The network's answers are not finite: give sound weights and images.")
 
@@ -168,7 +174,7 @@ class GroupTrials:
         case.clear()
         pairs = zip(self._answers(trial), self._whole, strict=True)
         errors = [relative_error(now, before) for now, before in pairs]
-        error = float(torch.stack(errors).mean()) if errors else 0.0
+        error = float(torch.stack(errors).mean())
         return error if np.isfinite(error) else _USELESS
 
     def _answers(self, model: nn.Module) -> list[torch.Tensor]:
