@@ -122,7 +122,16 @@ def _within(
 
 
 def fitting_scores(scores: Mapping[str, Array], graph: GraphLike, normalise: str) -> list[FloatArray]:
-    """Return the normalised scores in the order of the groups; ConfigError naming the group where they do not fit."""
+    """Return the normalised scores in the order of the groups.
+
+    Args:
+        scores: one number a channel, for every group by name, shape ``[width]``; larger means kept longer.
+        graph: the groups, with their names and widths.
+        normalise: a name in ``NORMALISATIONS``, or ``none``.
+
+    Raises:
+        ConfigError: naming the group whose scores are missing, of another width or no finite numbers.
+    """
     function = normalisation(normalise)
     names = {group.name for group in graph.groups}
     for name in scores:
