@@ -115,12 +115,22 @@ def test_a_target_is_asked_for_where_it_is_looked_at() -> None:
         ({"a": X}, {"a": X, "b": W}, "a batch has no 'b'"),
         ((X.to(torch.uint8), Y), X, "inputs are uint8 and the network takes float32: convert"),
         ({"image": X.double()}, X, "inputs are float64 and the network takes float32"),
+        ((X[:, :1], Y), X, "4x1x8x8 and the network takes 3 channels, 4x3x8x8: convert the images"),
+        (X.permute(0, 2, 3, 1), X, r"the network takes 3 channels, 4x3x8x8: permute\(0, 3, 1, 2\) as for training"),
+        ({"image": torch.cat([X, X[:, :1]], 1)}, X, "4x4x8x8 and the network takes 3 channels"),
         ((X, W.long()), (X, W), "inputs are int64 and the network takes float32"),
     ],
 )
 def test_what_cannot_be_a_batch(batch: Any, example: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         parts_of(batch, example)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 16, 3), (2, 5, 3), (2, 7)])
+def test_what_is_no_image_may_vary_in_its_second_dimension(shape: tuple[int, ...]) -> None:
+    value = torch.zeros(shape)
+    example = torch.zeros((1, 8, *shape[2:]))
+    assert parts_of((value, Y), example)[0] is value
 
 
 @pytest.mark.parametrize("given", [3, "train", {"x": X}, None])

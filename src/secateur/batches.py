@@ -24,6 +24,8 @@ _TARGETS = ("label", "labels", "target", "targets", "y", "mask")
 _UNCONVERTED = frozenset(
     {torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64, torch.bool, torch.float64}
 )
+#: Channels of pictures, at most; a second dimension beyond may be one of place.
+_CHANNELS = 4
 _COMPUTED = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -261,12 +263,28 @@ def _check_rows(inputs: Any, args: tuple[Any, ...], keywords: Mapping[str, Any])
                 f"A batch's inputs are {_shape(value)} and the network takes {_shape(example)}: a single sample is no "
                 "batch, so wrap the data in a DataLoader."
             )
+        if tensors and _of_other_channels(value, example):
+            hint = (
+                "permute(0, 3, 1, 2)"
+                if value.ndim == 4 and value.shape[3] == example.shape[1]
+                else "convert the images"
+            )
+            raise InputError(
+                f"A batch's inputs are {_shape(value)} and the network takes {example.shape[1]} channels, "
+                f"{_shape(example)}: {hint} as for training, or give example inputs like the data."
+            )
         if tensors and value.dtype in _UNCONVERTED and example.dtype in _COMPUTED:
             found, wanted = (str(tensor.dtype).removeprefix("torch.") for tensor in (value, example))
             raise InputError(
                 f"A batch's inputs are {found} and the network takes {wanted}: convert them as for training "
                 "(x.float() / 255, say), or give example inputs of the data's type."
             )
+
+
+def _of_other_channels(value: torch.Tensor, example: torch.Tensor) -> bool:
+    """Whether these are images of more or fewer channels; what is no image may vary in its second dimension."""
+    images = value.ndim == example.ndim == 4 and example.shape[1] <= _CHANNELS
+    return images and value.shape[1] != example.shape[1]
 
 
 def _check_numbers(inputs: Any, example: Any) -> None:
