@@ -34,6 +34,8 @@ _TRAINING_SHARE = 0.65  # of the time is for all training
 _ROUNDS = 80  # at most, where time alone says how long to train
 _TRAINED_PER_JUDGED = 4  # seconds of training in a round at least, for each of judging it, up to an epoch
 _SHORT = 16  # a finalist is trained for a 16th of what there is
+FINALISTS_LEAST = 3  # candidates that are trained for a short while, all of which must fit into
+_FINALISTS_TIME = 0.2  # of the time: otherwise the best straight after the cut is trained at once
 _QUARTER = 4  # or a quarter of the epochs that are asked for
 
 
@@ -106,18 +108,12 @@ class Ground:
         return {"weights": digest.hexdigest(), "images": images, "request": self.request.as_json()}
 
     def _schedule(self) -> dict[str, int]:
-        """Rounds of the final training and of a finalist's, and the steps of each; from the time of a few steps."""
         if self.source.round is None or self.request.epochs == 0:
-            return {"rounds": 0, "short": 0, "steps": 0}
-        steps, rounds = self.source.steps, self.request.epochs or _ROUNDS
-        if self.request.seconds is not None:
-            left = _TRAINING_SHARE * self.request.seconds
-            step = self.tuner.seconds_of_step(clone(self.model))
-            least = min(math.ceil(_TRAINED_PER_JUDGED * self.judging / step), int(left / step / _QUARTER))
-            steps = min(steps, max(int(left / step / _SHORT), least, 1))  # an epoch that takes too long: a part of one
-            rounds = min(rounds, int(left / (step * steps + self.judging)))
-        short = max(rounds // (_QUARTER if self.request.epochs else _SHORT), 1) if rounds else 0
-        return {"rounds": rounds, "short": short, "steps": steps}
+            return dict.fromkeys(("rounds", "steps", "short", "finalists"), 0)
+        if self.request.seconds is None:
+            return untimed(self.request.epochs or _ROUNDS, self.source.steps)
+        step = self.tuner.seconds_of_step(clone(self.model))
+        return timed(self.request.seconds, self.request.epochs, self.source.steps, step, self.judging)
 
     # ------------------------------------------------------------------------------------------------- for all stages
 
@@ -132,6 +128,31 @@ class Ground:
     def share_at(self, level: float) -> float:
         """What a level of the budget leaves of the cost that is told."""
         return 1 - level * (1 - self.shares[self.request.key])
+
+
+def untimed(rounds: int, steps: int) -> dict[str, int]:
+    """The schedule of so many rounds of so many steps: as `timed`, whatever it takes."""
+    return {"rounds": rounds, "steps": steps, "short": max(rounds // _QUARTER, 1), "finalists": 1}
+
+
+def timed(seconds: float, epochs: int | None, steps: int, step: float, judging: float) -> dict[str, int]:
+    """What fits into a search of so many seconds.
+
+    Args:
+        epochs: of the last training that are asked for; None: as the time allows. steps: of an epoch.
+        step, judging: seconds of a step of training, and of a look at the held-out images.
+
+    Returns:
+        rounds: of the last training; steps: of each, an epoch or a part of one; short: rounds of a finalist's training;
+        finalists: whether there are any, 0 where they would take the time from the last training.
+    """
+    left = _TRAINING_SHARE * seconds
+    least = min(math.ceil(_TRAINED_PER_JUDGED * judging / step), int(left / step / _QUARTER))
+    steps = min(steps, max(int(left / step / _SHORT), least, 1))
+    rounds = min(epochs or _ROUNDS, int(left / (step * steps + judging)))
+    short = max(rounds // (_QUARTER if epochs else _SHORT), 1) if rounds else 0
+    fits = FINALISTS_LEAST * short * (step * steps + judging) < _FINALISTS_TIME * seconds
+    return {"rounds": rounds, "steps": steps, "short": short, "finalists": int(short > 0 and fits)}
 
 
 def clone(model: nn.Module) -> nn.Module:

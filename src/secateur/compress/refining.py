@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -10,13 +11,13 @@ from dataclasses import dataclass, replace
 from optuna.trial import Trial, TrialState
 
 from secateur.compress.candidates import Candidate
-from secateur.compress.ground import Ground, clone, noted
+from secateur.compress.ground import FINALISTS_LEAST, Ground, clone, noted
 from secateur.compress.record import FINALISTS, SMALLEST
 from secateur.compress.training import OPTIMISERS, Diverged, Plan, Told
 from secateur.errors import BudgetError
 from secateur.surgery import Result
 
-_CANDIDATES, _TRAININGS = 3, 6  # among the finalists
+_TRAININGS = 6  # of finalists at most
 _FINALISTS_SHARE, _SMALLEST_SHARE = 0.5, 0.7  # of the time, after which they make way
 _LAST_SHARE = 0.95
 _STEPS, _CLOSE = 5, 0.04  # bisections at most, and levels that are close enough
@@ -48,9 +49,9 @@ class Refining:
         """Short trainings of the best candidates, ended early where halving says so; the best of them."""
         record, distils = self._record, self._ground.tuner.distils
         straight = Choice(ranked[0][0], 1.0, distil=distils[0], figure=ranked[0][1])
-        if not self._ground.schedule["short"]:
+        if not self._ground.schedule["finalists"]:
             return straight
-        names = [str(candidate) for candidate, _ in ranked[:_CANDIDATES]]
+        names = [str(candidate) for candidate, _ in ranked[:FINALISTS_LEAST]]
         known = dict(zip(names, ranked, strict=False))
         firsts = [{"candidate": n, "optimiser": straight.optimiser, "distil": straight.distil} for n in names]
         while record.decision("trained") is None:
@@ -59,7 +60,7 @@ class Refining:
                 record.decide("trained", lambda: len(done))  # noqa: B023  # called at once
                 break
             trial = record.begun(FINALISTS, firsts[len(done)] if len(done) < len(firsts) else None)
-            self._train(trial, known[trial.suggest_categorical("candidate", names)][0])
+            self._train(trial, *known[trial.suggest_categorical("candidate", names)])
         found = [
             Choice(
                 known[given["candidate"]][0],
@@ -74,8 +75,8 @@ class Refining:
         ]
         return max(found, key=lambda choice: choice.figure, default=straight)
 
-    def _train(self, trial: Trial, candidate: Candidate) -> None:
-        """One short training, which the study's pruner may end."""
+    def _train(self, trial: Trial, candidate: Candidate, untrained: float) -> None:
+        """One short training, which the study's pruner may end. untrained: the figure straight after the cut."""
         began = time.monotonic()
         optimiser = trial.suggest_categorical("optimiser", list(OPTIMISERS))
         distil = trial.suggest_categorical("distil", list(self._ground.tuner.distils))
@@ -91,14 +92,14 @@ class Refining:
             return state == TrialState.PRUNED
 
         choice = Choice(candidate, 1.0, optimiser, distil, f"finalists-{trial.number}")
-        figure = self._tuned(choice, trial, told)
+        figure = self._tuned(choice, trial, told, untrained)
         trial.set_user_attr("seconds", round(time.monotonic() - began, 3))
         if figure is None:
             self._record.ended(FINALISTS, trial, None)
         else:
             self._record.ended(FINALISTS, trial, [figure], state)
 
-    def _tuned(self, choice: Choice, trial: Trial, told: Told) -> float | None:
+    def _tuned(self, choice: Choice, trial: Trial, told: Told, untrained: float | None = None) -> float | None:
         """The figure of a network after a short training; None where it diverged. What is told stands in the trial."""
         ground = self._ground
         result = ground.made(choice.candidate, choice.level)
@@ -107,7 +108,7 @@ class Refining:
         trial.set_user_attr("rounds", short)
         plan = Plan(choice.optimiser, choice.distil, short, ground.schedule["steps"], ground.request.seed)
         try:
-            figure = ground.tuner.tune(clone(result.model), plan, choice.kept, told)
+            figure = ground.tuner.tune(clone(result.model), plan, choice.kept, told, figure=untrained)
         except Diverged as error:
             trial.set_user_attr("failed", str(error))
             return None
@@ -185,8 +186,10 @@ class Refining:
             return result, ground.judge(result.model), 0
         plan = Plan(choice.optimiser, choice.distil, rounds, ground.schedule["steps"], ground.request.seed)
         ground.say(f"training the best for {rounds} rounds")
+        known = choice.figure if math.isfinite(choice.figure) else None
+        late = functools.partial(ground.late, 1.0)
         try:
-            figure = ground.tuner.tune(result.model, plan, "final", self._told, late=lambda: ground.late(1.0))
+            figure = ground.tuner.tune(result.model, plan, "final", self._told, figure=known, late=late)
         except Diverged:
             figure = ground.judge(result.model)  # of its best round
         result.model.eval()

@@ -103,6 +103,8 @@ class Story:
         trainings = [each for each in tried if each.stage == FINALISTS]
         if len(trainings) > 1:
             lines.append(f"It did best in {len(trainings)} short trainings of the first candidates.")
+        elif self._rounds and not self._ground.schedule["finalists"]:
+            lines.append("Short trainings of several would have taken too much of the time, so the first was trained.")
         return lines
 
     def _trained(self) -> str:

@@ -64,13 +64,14 @@ class Tuner:
 
     def tune(
         self, model: nn.Module, plan: Plan, name: str, told: Told = lambda number, score: False, *,
-        late: Callable[[], bool] = lambda: False,
+        figure: float | None = None, late: Callable[[], bool] = lambda: False,
     ) -> float:  # fmt: skip
         """Train for the rounds of the plan; the network then has the weights of its best round, or of before.
 
         Args:
             name: of the checkpoint, from which it goes on where there is one.
             told: hears each round's number (from 1) and figure; True ends the training.
+            figure: the network's own before any training, where it is known.
             late: asked before each round; True ends the training.
 
         Returns:
@@ -80,7 +81,7 @@ class Tuner:
             Diverged: the loss is no number any more; what was best until then is kept.
         """
         if not plan.rounds:
-            return self._judge(model)
+            return self._judge(model) if figure is None else figure
         settings = Training(
             epochs=plan.rounds, warmup=_WARMUP * plan.rounds, weight_decay=1e-4, **OPTIMISERS[plan.optimiser]
         )
@@ -88,7 +89,8 @@ class Tuner:
         optimiser = make_optimiser(model, settings)
         state = self._record.kept(name)
         if state is None:
-            state = {"round": 0, "figure": self._judge(model), "best": _weights(model), "over": False}
+            figure = self._judge(model) if figure is None else figure
+            state = {"round": 0, "figure": figure, "best": _weights(model), "over": False}
         else:
             model.load_state_dict(state["now"])
             optimiser.load_state_dict(state["optimiser"])
@@ -110,8 +112,8 @@ class Tuner:
                 self._record.tick()
         finally:
             model.load_state_dict(state["best"])
-        figure: float = state["figure"]
-        return figure
+        best: float = state["figure"]
+        return best
 
     def seconds_of_step(self, model: nn.Module) -> float:
         """How long one step of training takes, by a few of them on `model`, which is spoilt by it."""
