@@ -145,6 +145,18 @@ def keep_lines(
         write_text(path, text, what=what, error=error)
 
 
+def make_folder(path: str | os.PathLike[str], *, error: type[SecateurError] = RunError) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Raises:
+        error: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as problem:
+        raise error(f"The folder {str(path)!r} cannot be made: {said(problem)}.") from problem
+
+
 def parse_json(text: str) -> Any:
     """Parse strict JSON; ValueError or RecursionError for anything else."""
     return json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant, parse_float=_finite_float)

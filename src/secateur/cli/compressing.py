@@ -195,7 +195,7 @@ def sensitivity(
 
 def _searched(asked: dict[str, Any], folder: Path, say: Any, *, begun: bool) -> Compressed:
     """The search of these options, which are written into the folder when it begins."""
-    from secateur._files import write_json
+    from secateur._files import make_folder, write_json
     from secateur.cli._choice import training_data
     from secateur.compress import compress as work
     from secateur.methods import plug_in
@@ -214,7 +214,7 @@ def _searched(asked: dict[str, Any], folder: Path, say: Any, *, begun: bool) -> 
     else:
         data = training_data(asked["data"], loaded, asked["seed"], normalising)
     if begun:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         plain = {**asked, "weights": None if weights is None else str(weights.absolute())}
         write_json(folder / _REQUEST, {"format": _FORMAT, "version": 1, "asked": plain}, what="The request")
     found = work(

@@ -16,7 +16,7 @@ from typing import Any
 from secateur import _files
 from secateur._settings import shown, validated
 from secateur.compare.cells import DECIDED, Cell, Settings
-from secateur.errors import RunError
+from secateur.errors import RunError, SecateurError
 from secateur.recipe import Recipe
 from secateur.runs.documents import now
 from secateur.runs.folder import LOCK, RESULTS, STATE, Folder, locked
@@ -41,7 +41,7 @@ class Comparison:
         """
         wanted = common(recipe)
         if not (path / FILE).is_file():
-            if path.exists() and (not path.is_dir() or any(p.name != LOCK for p in path.iterdir())):
+            if _taken(path):
                 raise RunError(f"{str(path)!r} is there and is no comparison: give another --out.")
             plain = {name: dict(given) for name, given in settings.items()}
             head = {"format": _FORMAT, "version": _VERSION}
@@ -136,7 +136,7 @@ class Comparison:
         self._write(LATENCIES, cell, {"plan": self.results(cell)["plan"], **measured})
 
     def _write(self, room: str, cell: Cell, document: Mapping[str, Any]) -> None:
-        (self.path / room).mkdir(exist_ok=True)
+        _files.make_folder(self.path / room)
         _files.write_json(self.path / room / f"{cell.name}.json", dict(document), what="The comparison")
 
     # ------------------------------------------------------------------------------------------------- going on with it
@@ -167,13 +167,43 @@ class Comparison:
 
 @contextlib.contextmanager
 def working(path: Path) -> Iterator[None]:
-    """Make the folder, and keep a second process from working on the same comparison."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"The folder {str(path)!r} cannot be made: {_files.said(error)}.") from error
-    with locked(path):
+    """Make the folder, and keep a second process from working on the same comparison.
+
+    What a disk refuses meanwhile ends in a sentence that says how to go on.
+    """
+    _files.make_folder(path)
+    with locked(path, "comparison"), _on_disk(path):
         yield
+
+
+@contextlib.contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # who was told has left
+        raise
+    except (OSError, SecateurError) as error:
+        if not path.is_dir():
+            raise RunError(
+                f"The folder {str(path)!r} was moved or removed while the comparison was at work: put it back and "
+                "ask for the same again, or give another --out."
+            ) from error
+        if not _files.by_system(error):
+            raise
+        raise RunError(
+            f"The comparison in {str(path)!r} cannot go on ({_files.said(error)}): see to that, and ask for the same "
+            "again, which goes on from there."
+        ) from error
+
+
+def _taken(path: Path) -> bool:
+    """Whether something is in the way of a new comparison."""
+    try:
+        return path.exists() and (not path.is_dir() or any(p.name != LOCK for p in path.iterdir()))
+    except OSError as error:
+        raise RunError(
+            f"The folder {str(path)!r} cannot be read ({_files.said(error)}): give another --out."
+        ) from error
 
 
 def common(recipe: Recipe) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur._files import write_bytes, write_json
+from secateur._files import make_folder, write_bytes, write_json
 from secateur._summary import Summary
 from secateur.allocate.patterns import matched, parse_patterns
 from secateur.compress.held_out import Source
@@ -75,7 +75,7 @@ class Sensitivity:
     def write(self, folder: str | Path) -> None:
         """sensitivity.json into a folder, which is made, and sensitivity.svg where matplotlib is installed."""
         place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
+        make_folder(place)
         write_json(place / "sensitivity.json", self.document(), what="The sensitivities")
         picture = self.picture()
         if picture is not None:

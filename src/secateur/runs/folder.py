@@ -43,10 +43,7 @@ class Folder:
         """
         text = recipe.to_yaml()
         state = {"format": _FORMAT, "version": _VERSION, "recipe": text, "sessions": [], "stages": {}}
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"The folder {str(path)!r} cannot be made: {_files.said(error)}.") from error
+        _files.make_folder(path)
         folder = cls(path, state)
         folder._save()
         folder._write_recipe()
@@ -253,7 +250,7 @@ def _gone(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, what: str = "run") -> Iterator[None]:
     """Keep a second process from working on the same run; the system opens the lock when the holder dies."""
     try:
         import fcntl
@@ -267,14 +264,16 @@ def locked(path: Path) -> Iterator[None]:
         opened = (path / LOCK).open("wb")
     except OSError as error:
         raise RunError(
-            f"The run {str(path)!r} cannot be written to ({_files.said(error)}): copy it to where it can be, and "
+            f"The {what} {str(path)!r} cannot be written to ({_files.said(error)}): copy it to where it can be, and "
             "resume it there."
         ) from error
     with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunError(f"Another process is working on the run {str(path)!r}: wait for it, or stop it.") from error
+            raise RunError(
+                f"Another process is working on the {what} {str(path)!r}: wait for it, or stop it."
+            ) from error
         yield
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from secateur import references
-from secateur._files import kind_of, read_json, said, shown
+from secateur._files import kind_of, make_folder, read_json, said, shown
 from secateur.errors import RunError, SecateurError
 from secateur.graph.modules import clone_module, unwrap
 from secateur.history import earlier, is_apart, whole
@@ -98,10 +98,7 @@ def save_model(
             more["not_compared"] = not_compared
             content = described(narrow, extra + others)
             warnings.warn(not_compared, stacklevel=2)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"The folder {str(folder)!r} cannot be made: {said(error)}.") from error
+    make_folder(place)
     plan.save(place / PLAN)
     stored.write(content)
     return dict(content.header)

@@ -16,7 +16,7 @@ import torch
 from torch import distributed, nn
 
 from secateur._distributed import rank, world
-from secateur._files import said
+from secateur._files import make_folder
 from secateur.errors import ConfigError, RunError
 from secateur.graph.modules import map_tensors
 from secateur.recipe import EngineConfig, Training
@@ -163,10 +163,7 @@ class Machine:
         """Make the folder before its first file; one that was there from the start may be gone, and stays so."""
         if self._there or not self.main or self.folder is None:
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"The folder {str(self.folder)!r} cannot be made: {said(error)}.") from error
+        make_folder(self.folder)
         self._there = True
 
     def record(self, row: Mapping[str, Any]) -> None:
