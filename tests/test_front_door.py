@@ -177,12 +177,22 @@ def test_batches_for_two_inputs(inputs: Any, data: Any) -> None:
     assert found.plan == wanted.plan
 
 
+@pytest.mark.parametrize("named", ["l2", "fpgm", secateur.methods.method("random")], ids=str)
+def test_the_former_name_of_method(named: Any) -> None:
+    with pytest.warns(FutureWarning, match="criterion= is now called method=") as told:
+        found = secateur.prune(network(), IMAGES[:2], budget="flops=0.6", criterion=named)
+    assert told[0].filename == __file__
+    wanted = secateur.prune(network(), IMAGES[:2], budget="flops=0.6", method=named)
+    assert found.plan == wanted.plan
+
+
 # ---------------------------------------------------------------------------------------------------------- wrong calls
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown method": ({"method": "l11"}, "did you mean 'l1'"),
     "a method of no kind": ({"method": 3}, "is no method"),
-    "the old name": ({"criterion": "l1"}, "method='l1'"),
+    "both names of the method": ({"criterion": "l2", "method": "fpgm"}, "method='l2', and not method='fpgm' as well"),
+    "an unknown method by the former name": ({"criterion": "l11"}, "did you mean 'l1'"),
     "no budget": ({"budget": None}, "budget"),
     "no budget for a method": ({"budget": None, "method": "cp", "data": PAIRS}, "needs a budget|finds its widths"),
     "ratios for a method": ({"method": "cp", "data": PAIRS, "ratios": {"0": 0.5}}, "takes no ratios"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -94,7 +95,7 @@ def prune(
     Raises:
         SecateurError: one sentence that names the cause and the remedy; `model` is then as it was.
     """
-    row = _row(method, settings)
+    row = _row(_renamed(method, settings), settings)
     wanted = create(task) if task is not None else None
     if wanted is not None:
         row.check_task(wanted, example_inputs)
@@ -198,10 +199,20 @@ def _loss_of(task: Task) -> Loss:
     return loss
 
 
+def _renamed(given: Any, settings: dict[str, Any]) -> Any:
+    """The method, also where it comes under its former name, which is taken out of `settings`; that is told."""
+    if "criterion" not in settings:
+        return given
+    former = settings.pop("criterion")
+    told = f"criterion= is now called method=: write method={former!r}"
+    if given != "l1":
+        raise ConfigError(f"{told}, and not method={given!r} as well.")
+    warnings.warn(f"{told}.", FutureWarning, stacklevel=5)
+    return former
+
+
 def _row(given: Any, settings: Mapping[str, Any]) -> MethodRow:
     """The row of what was given as `method`; ConfigError where that is no method for one call."""
-    if "criterion" in settings:
-        raise ConfigError(f"criterion= is now called method=: write method={settings['criterion']!r}.")
     row = method(given) if isinstance(given, str) else row_of(given)
     taken = row.config.model_fields.keys() & inspect.signature(prune).parameters
     if taken:
