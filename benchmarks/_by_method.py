@@ -122,6 +122,11 @@ def among(method: str) -> Compared | None:
     return None
 
 
+def kernels() -> dict[str, Any] | None:
+    """Accuracies of DKP, which no comparison of channels has, and of other choices of kernels."""
+    return _found("dkp_kernels")
+
+
 def _found(name: str) -> dict[str, Any] | None:
     path = _record.RESULTS / f"{name}.json"
     return _record.read(path) if path.exists() else None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from _by_method import HALF, Facts, Measured, measured
-from _markdown import circumstances, percent, table
+from _markdown import circumstances, folded, percent, table
 
 from secateur.methods import METHODS, MethodRow
 
@@ -19,10 +19,11 @@ KEEPS_PARAMETERS = 0.65
 BROKEN = 0.5
 
 INTRODUCTION = """\
-No method is the best one. What decides is what you have: images, labels, time to train. This page puts our own
-measurements beside each other; all of its figures and judgements are computed from the result files, and change with
-them. It holds for two small networks on CIFAR-10 and short trainings. Before a long one, run your own comparison on a
-shortened recipe: `secateur compare recipe.yaml --methods l1,bwcp,scratch --seeds 3` ([comparing
+No method is best for all. It depends on what you have: images, labels, time to train. Look up your case in the first
+table. If you would rather not choose, [`compress`](compress.md) tries several and takes the best.
+
+All figures here are ours, of two small networks on CIFAR-10 and short trainings. Before a long training of your own,
+compare on a shortened recipe: `secateur compare recipe.yaml --methods l1,bwcp,scratch --seeds 3` ([comparing
 methods](comparing.md))."""
 
 LEGEND = """\
@@ -55,8 +56,8 @@ def pages(docs: Path) -> dict[Path, str]:
     legend = LEGEND.format(dense=100 * found.dense, error=100 * found.error, images=images, epochs=f"{epochs:.0f}")
     parts = ["# Choosing a method", INTRODUCTION]
     parts += ["## By what you have", table(["you have", "take", "why"], _situations(found), words=True)]
-    parts += ["## By method", legend, table(HEAD, [_row(row, found) for row in METHODS])]
-    parts += ["## Poor choices", POOR, table(["method", "a poor choice where"], _poor_rows(found), words=True)]
+    parts += ["## By method", legend, *_by_method(found)]
+    parts += ["## Poor choices", POOR, folded("Where each method is a poor choice", _poor_table(found))]
     parts += ["## What no table says", ADVICE.format(epochs=epochs)]
     parts += [f"Straight after the cut: {circumstances(found.one_shot)}"]
     return {docs / "choosing.md": "\n\n".join(parts) + "\n"}
@@ -135,7 +136,20 @@ def _first(ranked: list[tuple[MethodRow, float, float]]) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ by method
 
-HEAD = "method,needs,acts,cut,repaired,plan (s),trained,parameters,run (s)".split(",")
+HEAD = "method,cut,repaired,trained,parameters,plan (s),run (s),needs,acts".split(",")
+
+
+def _by_method(found: Measured) -> list[str]:
+    """A row for every method that was measured, those that end best when trained above; the names of the others."""
+    known = [row for row in METHODS if found.of(row.name).top1 or found.of(row.name).final() is not None]
+    others = [_link(row.name) for row in METHODS if row not in known]
+    rows = [_row(row, found) for row in sorted(known, key=lambda row: _order(found.of(row.name)))]
+    said = [f"Not in these measurements: {', '.join(others)}."] if others else []
+    return [table(HEAD, rows), *said]
+
+
+def _order(facts: Facts) -> tuple[float, float]:
+    return -(facts.final() or 0.0), -max(facts.top1.values(), default=0.0)
 
 
 def _row(row: MethodRow, found: Measured) -> list[str]:
@@ -145,14 +159,14 @@ def _row(row: MethodRow, found: Measured) -> list[str]:
     share, total = facts.value("params.share"), facts.value("seconds.total")
     return [
         _link(row.name),
-        row.needs,
-        row.acts,
         _p(facts.top1.get("none")),
         "–" if mended is None else f"{_p(mended[1])} `{mended[0]}`",
-        "–" if facts.score_s is None else f"{facts.score_s:.1f}",
         "–" if final is None else f"{100 * final:.1f}{_apart(facts)}",
         "–" if share is None else percent(share, 1),
+        "–" if facts.score_s is None else f"{facts.score_s:.1f}",
         "–" if total is None else f"{total:.0f}",
+        row.needs,
+        row.acts,
     ]
 
 
@@ -169,8 +183,9 @@ left at half the FLOPs; less than {BROKEN:.0%} of the dense accuracy straight af
 than random channels (`{YARDSTICK}`)."""
 
 
-def _poor_rows(found: Measured) -> list[list[str]]:
-    return [[_link(row.name), "; ".join(poor(row, found)) or "nothing measured speaks against it"] for row in METHODS]
+def _poor_table(found: Measured) -> str:
+    rows = [[_link(row.name), "; ".join(poor(row, found)) or "nothing measured speaks against it"] for row in METHODS]
+    return table(["method", "a poor choice where"], rows, words=True)
 
 
 def poor(row: MethodRow, found: Measured) -> Iterable[str]:

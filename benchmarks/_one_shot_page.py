@@ -54,14 +54,16 @@ def _section(setup: str, result: dict[str, Any]) -> list[str]:
     failed = {(r["method"], r["error"]) for r in result["rows"] if "error" in r}
     budgets = sorted({row["left"] for row in result["rows"]}, reverse=True)
     means = averages(result["rows"])
+    best = _best_repair(means)
     for repair in dict.fromkeys(row["repair"] for row in result["rows"]):
         order = sorted(
             {method for method, mended, _ in means if mended == repair}, key=lambda m: (_rank(means, m, repair), m)
         )
         lines = [[f"`{name}`", *(_percent(means.get((name, repair, left))) for left in budgets)] for name in order]
-        title = "Without repair" if repair == "none" else f"With the repair `{repair}`"
-        head = ["criterion", *(f"{100 * (1 - left):.0f}%" for left in budgets)]
-        parts += [f"### {title}: top-1 in percent, by FLOPs removed", table(head, lines)]
+        title = "Without repair" if repair == "none" else f"With the repair {repair}"
+        title += ": top-1 in percent, by FLOPs removed"
+        rows = table(["criterion", *(f"{100 * (1 - left):.0f}%" for left in budgets)], lines)
+        parts += [f"### {title}", rows] if repair in ("none", best) else [folded(title, rows)]
     parts += _halves(result["rows"])
     if failed:
         parts += ["### Not possible", table(["method", "why"], sorted([f"`{name}`", error] for name, error in failed))]
@@ -72,6 +74,14 @@ def _section(setup: str, result: dict[str, Any]) -> list[str]:
             folded("Seconds to gather statistics, score and plan, at half the FLOPs", table(["criterion", "s"], half))
         )
     return parts
+
+
+def _best_repair(means: Mapping[tuple[str, str, float], float]) -> str:
+    """The repair with the highest mean top-1 over methods and budgets."""
+    found: dict[str, list[float]] = {}
+    for (_, repair, _), top1 in means.items():
+        found.setdefault(repair, []).append(top1)
+    return max(found, key=lambda repair: statistics.mean(found[repair]), default="none")
 
 
 def _halves(rows: list[Row]) -> list[str]:

@@ -7,11 +7,13 @@ twice, and the site shows one of the two.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from _by_method import Compared, Measured, among
+from _by_method import Compared, Measured, among, kernels
 from _method_pages import has_figure
 from _one_shot_page import averages
 
@@ -31,6 +33,8 @@ def pictures(folder: Path, found: Measured) -> dict[Path, str]:
             made[folder / "methods" / f"{name}.svg"] = _after_the_cut(name, means, found.dense)
         elif compared := among(name):
             made[folder / "methods" / f"{name}.svg"] = _among(name, compared)
+        elif name == "dkp" and (result := kernels()):
+            made[folder / "methods" / f"{name}.svg"] = _kernels(result)
     return made
 
 
@@ -122,7 +126,11 @@ _WIDTH, _X0, _X1, _Y0, _Y1, _LINE = 360, 44, 350, 14, 190, 17
 _SIZE = 12
 
 
-def _after_the_cut(name: str, means: dict[tuple[str, str, float], float], dense: float) -> str:
+#: Of a line of a chart: what it is, its colour and dashes, and the accuracy at each share left.
+Curve = tuple[str, str, str, Mapping[float, float]]
+
+
+def _after_the_cut(name: str, means: Mapping[tuple[str, str, float], float], dense: float) -> str:
     """Accuracy over FLOPs removed: the method alone and with its best repair, random channels, the whole network."""
     lefts = sorted({left for method, _, left in means if method == name}, reverse=True)
     repairs = {repair for method, repair, _ in means if method == name}
@@ -131,6 +139,29 @@ def _after_the_cut(name: str, means: dict[tuple[str, str, float], float], dense:
     lines.append((name, "none", TEAL, "3 3"))
     lines += [("random", best, GREY, "")] if best != "none" and name != "random" else []
     lines += [("random", "none", GREY, "3 3")] if name != "random" else []
+    curves: list[Curve] = []
+    for method, repair, colour, dashes in lines:
+        reached = {left: means[method, repair, left] for left in lefts if (method, repair, left) in means}
+        curves.append((method if repair == "none" else f"{method}, then {repair}", colour, dashes, reached))
+    return _chart(lefts, dense, curves, "FLOPs removed", f"Test accuracy of {name} straight after the cut")
+
+
+def _kernels(result: dict[str, Any]) -> str:
+    """Accuracy over kernels removed: by DKP, by the L1 norm, at random, and of the whole network."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["kernels"], {}).setdefault(row["left"], []).append(row["top1"])
+    looks = {"dkp": (TEAL, ""), "L1 norm": (AMBER, "6 3"), "random": (GREY, "3 3")}
+    curves: list[Curve] = [
+        (name, *look, {left: statistics.mean(values) for left, values in found[name].items()})
+        for name, look in looks.items()
+    ]
+    lefts = sorted(found["dkp"], reverse=True)
+    return _chart(lefts, result["dense"], curves, "kernels removed", "Test accuracy of dkp, nothing trained on")
+
+
+def _chart(lefts: Sequence[float], dense: float, curves: Sequence[Curve], axis: str, title: str) -> str:
+    """Accuracy over what is removed, with the whole network's, and what each line is below."""
     parts = []
     for tick in range(0, 101, 20):
         y = _y(tick / 100)
@@ -139,23 +170,19 @@ def _after_the_cut(name: str, means: dict[tuple[str, str, float], float], dense:
             _text(_X0 - 6, y + 4, f"{tick}%", GREY, anchor="end", size=_SIZE),
         ]
     parts += [_text(_x(left, lefts), _Y1 + 17, f"{100 * (1 - left):.0f}%", GREY, size=_SIZE) for left in lefts]
-    parts.append(_text((_X0 + _X1) / 2, _Y1 + 35, "FLOPs removed", GREY, size=_SIZE))
+    parts.append(_text((_X0 + _X1) / 2, _Y1 + 35, axis, GREY, size=_SIZE))
     parts.append(_line([(_X0, _y(dense)), (_X1, _y(dense))], GREY, dashes="8 4", width=1))
-    keys = [("not pruned", GREY, "8 4")]
-    for method, repair, colour, dashes in lines:
-        points = [
-            (_x(left, lefts), _y(means[method, repair, left])) for left in lefts if (method, repair, left) in means
-        ]
+    keys = [("not pruned", GREY, "8 4"), *(curve[:3] for curve in curves)]
+    for _, colour, dashes, reached in curves:
+        points = [(_x(left, lefts), _y(reached[left])) for left in lefts if left in reached]
         parts.append(_line(points, colour, dashes=dashes))
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in points]
-        keys.append((method if repair == "none" else f"{method}, then {repair}", colour, dashes))
     for number, (words, colour, dashes) in enumerate(keys):
         y = _Y1 + 58 + _LINE * number
         parts += [
             _line([(_X0, y - 4), (_X0 + 30, y - 4)], colour, dashes=dashes),
             _text(_X0 + 38, y, words, colour, anchor="start", size=_SIZE),
         ]
-    title = f"Test accuracy of {name} straight after the cut"
     return _svg(_WIDTH, _Y1 + 58 + _LINE * len(keys), parts, title, size=_SIZE)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from _by_method import Facts, Measured, among, measured
+from _by_method import Facts, Measured, among, kernels, measured
 from _markdown import foot, percent
 from _method_notes import note
 
@@ -41,19 +43,7 @@ def _page(row: MethodRow, found: Measured, table: Table) -> str:
     about = note(row)
     facts = found.of(row.name)
     parts = [f"# {about.title}", f"`{row.name}`: {row.summary}.", about.idea, "## Algorithm", about.algorithm]
-    if has_figure(row.name, found):
-        parts.append(f"![Test accuracy straight after the cut](../figures/methods/{row.name}.svg)")
-        parts.append(
-            "*Test accuracy of a ResNet-20 on CIFAR-10 straight after the cut, without training: dotted as it is cut, "
-            "solid with the repair that helps most. [All criteria](../one_shot.md).*"
-        )
-    elif compared := among(row.name):
-        seeds = f"mean of {compared.seeds} seeds" if compared.seeds > 1 else "one seed, which cannot rank methods"
-        parts.append(f"![Test accuracy among other methods](../figures/methods/{row.name}.svg)")
-        parts.append(
-            "*Test accuracy of a ResNet-8 on a part of CIFAR-10 at half the FLOPs, all with equal epochs: straight "
-            f"after the cut (ring) and in the end (dot); {seeds}. [Methods compared](../compare.md).*"
-        )
+    parts += _figure(row.name, found)
     parts += ["## In short", table(("", ""), _row(row, about.reads)), "## Using it", *_use(row)]
     parts += ["## Settings", _settings(row, table)]
     if sources := prose(details(_docstring(row))):
@@ -63,7 +53,36 @@ def _page(row: MethodRow, found: Measured, table: Table) -> str:
     dated = [result for figures, result in used if figures and result]
     if not has_figure(row.name, found) and (drawn := among(row.name)) and drawn.result not in dated:
         dated.append(drawn.result)
+    if row.name == "dkp" and (result := kernels()):
+        dated.append(result)
     return "\n\n".join([*parts, foot("docs/tables.py", dated)]) + "\n"
+
+
+def _figure(name: str, found: Measured) -> list[str]:
+    """The method's picture and what it shows: straight after the cut, among others, or of kernels."""
+    picture = f"../figures/methods/{name}.svg"
+    if has_figure(name, found):
+        said = (
+            "Test accuracy of a ResNet-20 on CIFAR-10 straight after the cut, without training: dotted as it is cut, "
+            "solid with the repair that helps most. [All criteria](../one_shot.md)."
+        )
+        return [f"![Test accuracy straight after the cut]({picture})", f"*{said}*"]
+    if compared := among(name):
+        seeds = f"mean of {compared.seeds} seeds" if compared.seeds > 1 else "one seed, which cannot rank methods"
+        said = (
+            "Test accuracy of a ResNet-8 on a part of CIFAR-10 at half the FLOPs, all with equal epochs: straight "
+            f"after the cut (ring) and in the end (dot); {seeds}. [Methods compared](../compare.md)."
+        )
+        return [f"![Test accuracy among other methods]({picture})", f"*{said}*"]
+    if name == "dkp" and (result := kernels()):
+        said = (
+            f"Test accuracy of a ResNet-8 on the digits of scikit-learn, nothing trained after the choice (mean of "
+            f"{result['seeds']} networks, {result['tested']} test images): kernels chosen and fitted by `dkp` from "
+            f"{result['images']} images, and as many of every layer by the L1 norm and at random, not fitted. Measured "
+            f"with `{result['command']}`."
+        )
+        return [f"![Test accuracy by kernels removed]({picture})", f"*{said}*"]
+    return []
 
 
 def has_figure(name: str, found: Measured) -> bool:
@@ -236,6 +255,11 @@ def _results(row: MethodRow, facts: Facts, found: Measured, table: Table) -> lis
     if facts.networks:
         parts.append("On other networks, far too briefly for accuracies ([all](../networks.md)):")
         parts.append(table(("network", "MACs left", "parameters left", "proof", "run, s"), _networks(facts)))
+    if row.name == "dkp" and (result := kernels()):
+        parts += [
+            f"On the digits, by kernels removed (see above; not pruned {_p(result['dense'])}):",
+            table(*_by_kernels(result)),
+        ]
     if facts.step:
         parts.append(f"A training step takes {facts.step} times a plain one ([costs](../speed.md)).")
     if facts.passes is not None:
@@ -256,6 +280,18 @@ def _compared(facts: Facts) -> list[tuple[str, ...]]:
         took = f"{seconds['mean']:.0f}" if seconds else "–"
         rows.append((f"`{budget}`", *shown, left, took, str(len(mean["seeds"]))))
     return rows
+
+
+def _by_kernels(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Mean accuracies, a line for each choice of kernels."""
+    lefts = sorted({row["left"] for row in result["rows"]}, reverse=True)
+    names = list(dict.fromkeys(row["kernels"] for row in result["rows"]))
+
+    def mean(name: str, left: float) -> str:
+        return _p(statistics.mean(r["top1"] for r in result["rows"] if (r["kernels"], r["left"]) == (name, left)))
+
+    head = ["kernels by", *(f"{100 * (1 - left):.0f}%" for left in lefts)]
+    return head, [[name, *(mean(name, left) for left in lefts)] for name in names]
 
 
 def _networks(facts: Facts) -> list[tuple[str, ...]]:

@@ -50,25 +50,14 @@ def keys(name: str) -> str:
     return table(("key", "may be", "default", "meaning"), rows)
 
 
-def methods(_name: str) -> str:
-    """One row a method."""
-    rows = []
-    for row in METHODS:
-        link = f" ([{row.arxiv}](https://arxiv.org/abs/{row.arxiv}))" if row.arxiv else ""
-        paper = f"{row.paper}, {row.year}{link}"
-        rows.append((f"`{row.name}`", row.summary, paper, row.needs, row.acts, row.fidelity))
-    return table(("method", "idea", "paper", "needs", "acts", "fidelity"), rows)
-
-
 def every_method(_name: str) -> str:
     """One row a method: what helps to pick one."""
     return table(
-        ("method", "paper", "year", "needs", "acts", "removes"),
+        ("method", "paper", "needs", "acts", "removes"),
         (
             (
                 f"[`{row.name}`](methods/{row.name}.md)",
-                _paper(row),
-                str(row.year),
+                f"{_paper(row)}, {row.year}",
                 row.needs,
                 row.acts,
                 row.removes,
@@ -186,7 +175,6 @@ def numbers(_name: str) -> str:
 
 
 TABLES: Mapping[str, Callable[[str], str]] = {
-    "methods": methods,
     "every method": every_method,
     "fidelity": fidelity,
     "tasks": tasks,

@@ -19,6 +19,7 @@ from _board import board
 from _folder import documents, write
 
 from secateur import cli
+from secateur.cli._base import tell
 from secateur.cli.compressing import _wrapped
 from secateur.graph import Cost
 from secateur.methods import METHODS
@@ -174,3 +175,30 @@ def test_what_compress_tells_breaks_between_words(columns: int) -> None:
     lines = printed(_wrapped(said), columns)
     assert max(map(len, lines)) <= columns
     assert " ".join(" ".join(lines).split()) == said
+
+
+SENTENCES = (
+    "error: The run in 'runs/a' is not finished (it has no results.json): continue it with `secateur run --resume a`.",
+    "[0:10; 3 left] l1, seed 0, flops=0.5: failed: torchmetrics cannot be imported (torchvision::nms is missing)",
+    "warning: The method mine of mine.py cannot be loaded (No module named 'a_library_that_is_not_there').",
+)
+
+
+@pytest.mark.parametrize("said", SENTENCES)
+def test_sentences_break_between_words_in_a_terminal_alone(
+    said: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        monkeypatch.setattr(sys, "stderr", stream)
+        tell(said)
+    lines = terminal.getvalue().splitlines()
+    fits(lines, columns)
+    assert " ".join(lines) == said
+    assert pipe.getvalue() == f"{said}\n"
+
+
+def test_a_path_longer_than_the_terminal_is_not_broken(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    tell(f"error: There is no folder {'/a-b' * 40}: give another.")
+    assert terminal.getvalue().splitlines()[1].startswith("/a-b" * 40)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -117,7 +118,7 @@ def _fail(sentence: str, code: int) -> int:
     if debugging():
         traceback.print_exc()
     with contextlib.suppress(OSError):  # a log on a full disk; the exit code still tells
-        print("error:", " ".join(sentence.split()), file=sys.stderr, flush=True)
+        tell(f"error: {sentence}")
     return code
 
 
@@ -196,7 +197,7 @@ def working(what: str, silent: bool, *, still: bool = False) -> Iterator[Callabl
     console = Console(stderr=True)
     shown = console.is_terminal and not silent
     if shown and still:
-        print(f"{what} ...", file=sys.stderr)
+        tell(f"{what} ...")
     busy = console.status(f"{what} ...") if shown and not still else contextlib.nullcontext()
     with warnings.catch_warnings(), busy, contextlib.redirect_stdout(sys.stderr):
         if not debugging():
@@ -230,6 +231,17 @@ def show(what: RenderableType, *, wrap: bool = True) -> None:
         raise  # the reader has left; nothing to say
     except OSError as error:
         raise ConfigError(f"The output cannot be written: {error}.") from error
+
+
+def tell(sentence: str) -> None:
+    """A sentence on stderr: one line of a file or a pipe, broken between words where a terminal is narrower."""
+    said = " ".join(sentence.split())
+    if sys.stderr is not None and sys.stderr.isatty():
+        from rich.console import Console
+
+        width = Console(stderr=True).width
+        said = textwrap.fill(said, width, break_long_words=False, break_on_hyphens=False)
+    print(said, file=sys.stderr, flush=True)
 
 
 def free(path: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli._base import AsJson, Interrupted, Plugin, Quiet, plugged, show, working
+from secateur.cli._base import AsJson, Interrupted, Plugin, Quiet, plugged, show, tell, working
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
 def _line(event: Mapping[str, Any]) -> None:
     left = f"; {event['left']} left" if event["state"] in ("finished", "failed") else ""
     minutes, rest = divmod(round(event["seconds"]), 60)
-    print(f"[{minutes:d}:{rest:02d}{left}] {event['text']}", file=sys.stderr, flush=True)
+    tell(f"[{minutes:d}:{rest:02d}{left}] {event['text']}")
 
 
 def _json_line(event: Mapping[str, Any]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli._base import AsJson, Plugin, Quiet, emit, show
+from secateur.cli._base import AsJson, Plugin, Quiet, emit, show, tell
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -81,7 +80,7 @@ def methods(
             return show("\n".join(s["name"] for s in settings))
         return emit(_method(row) | {"settings": settings}, as_json, lambda: _method_table(row, settings))
     for sentence in unloadable().values():
-        print("warning:", sentence, file=sys.stderr)
+        tell(f"warning: {sentence}")
     if quiet and not as_json:
         return show("\n".join(row.name for row in known()))
     emit([_method(row) for row in known()], as_json, lambda: _methods_table(known()))

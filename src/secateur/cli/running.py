@@ -142,7 +142,9 @@ def _tell(outcome: Outcome, as_json: bool, quiet: bool) -> None:
         show(json.dumps(outcome.results, indent=2, allow_nan=False, ensure_ascii=False))
         return
     if outcome.already:
-        show(f"The run in {outcome.folder} is finished; nothing was left to do.")
+        from rich.text import Text
+
+        show(Text(f"The run in {outcome.folder} is finished; nothing was left to do."))
     if quiet:
         show(str(outcome.report))
         return
