@@ -20,9 +20,15 @@ class Summary:
     foot: tuple[str, ...] = ()
     more: str = ""  # what tells the rest, where rows are left out
 
+    def shown(self) -> tuple[Sequence[tuple[str, ...]], list[str]]:
+        """The rows that are shown, and a line about those that are not."""
+        if len(self.rows) <= ROWS:
+            return self.rows, []
+        return self.rows[: ROWS - 1], [f"and {len(self.rows) - ROWS + 1} more{self.more}"]
+
     def text(self) -> str:
         """As text of fixed width."""
-        shown, left = self._shown()
+        shown, left = self.shown()
         table = [self.columns, *shown]
         widths = [max(len(row[k]) for row in table) for k in range(len(self.columns))]
         lines = [
@@ -35,17 +41,12 @@ class Summary:
 
     def html(self) -> str:
         """As a fragment of HTML."""
-        shown, left = self._shown()
+        shown, left = self.shown()
         head = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in shown)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if shown else ""
         above, below = (_paragraphs(lines) for lines in (self.head, [*left, *self.foot]))
         return f"<div>{above}{table}{below}</div>"
-
-    def _shown(self) -> tuple[Sequence[tuple[str, ...]], list[str]]:
-        if len(self.rows) <= ROWS:
-            return self.rows, []
-        return self.rows[: ROWS - 1], [f"and {len(self.rows) - ROWS + 1} more{self.more}"]
 
 
 def _paragraphs(lines: Sequence[str]) -> str:

@@ -19,14 +19,14 @@ from _board import board
 from _folder import documents, write
 
 from secateur import cli
+from secateur._summary import Summary
 from secateur.cli._base import tell
-from secateur.cli.compressing import _wrapped
 from secateur.graph import Cost
 from secateur.methods import METHODS
 from secateur.report.board.tables import mean_table
 from secateur.report.latency_tables import latency_tables
 from secateur.report.run_tables import headline_table
-from secateur.report.tables import _before_after, fitting, listing
+from secateur.report.tables import _before_after, fitting, listing, summed_up
 from secateur.training import make_progress
 from secateur.training.progress import describe
 
@@ -170,11 +170,26 @@ def test_latencies_begin_with_how_much_faster(columns: int) -> None:
     assert any("101 to 935" in line for line in lines) == (columns == 120)
 
 
-def test_what_compress_tells_breaks_between_words(columns: int) -> None:
+TRIED = ("tried", "accuracy", "flops left", "stage", "rounds", "seconds")
+NAMES = {
+    "short": "fpgm with least_squares, global",
+    "usual": "fpgm with least_squares, global, sgd 0.01, taught",
+    "long": "group_fisher with least_squares and distillation, measured, align 8, sgd 0.01, taught",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_what_compress_tells_breaks_between_words_and_no_row_in_two(name: str, columns: int) -> None:
     said = "Chosen: fpgm, 84.2% straight after the cut, place 1; others: " + ", ".join(["least_squares (83.9%)"] * 9)
-    lines = printed(_wrapped(said), columns)
-    assert max(map(len, lines)) <= columns
-    assert " ".join(" ".join(lines).split()) == said
+    rows = [(name, "84.2%", "50.0%", "finalists", "12", "345"), ("l1, global", "8.1%", "49.9%", "race", "0", "4")]
+    lines = printed(summed_up(Summary((said,), TRIED, tuple(rows), ("Verified.",))), columns)
+    fits(lines, columns)
+    text = " ".join(" ".join(lines).split())
+    assert said in text
+    assert text.endswith("Verified.")
+    row = next(line for line in lines if "84.2%" in line and "50.0%" in line)  # the figures that decide, in one line
+    assert ("345" in row) == (columns == 120 and name != NAMES["long"])
+    assert set(name.replace(",", " ").split()) <= set(text.replace(",", " ").split())  # no word is broken
 
 
 SENTENCES = (

@@ -30,8 +30,6 @@ from secateur.cli._normalising import Mean, Normalising, Std
 from secateur.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from secateur.compress.result import Compressed
     from secateur.runtime.named import Named
 
@@ -168,6 +166,7 @@ def sensitivity(
     """
     from secateur.cli._choice import training_data
     from secateur.compress import sensitivity as work
+    from secateur.report.tables import summed_up
 
     with working("Measuring", as_json or quiet) as say:
         loaded = _loaded(model, model_arg, input_size, input_shape, seed, weights)
@@ -183,7 +182,7 @@ def sensitivity(
         show(json.dumps({**found.document(), "ratios": ratios}, indent=2, allow_nan=False))
         return
     if not quiet:
-        show(_wrapped(str(found)))
+        show(summed_up(found._summary()))
     if ratios is not None:
         show(shlex.join(part for name, share in ratios.items() if share for part in ("--ratio", f"{name}={share:g}")))
     if out is not None:
@@ -264,15 +263,10 @@ def _tell(found: Compressed, folder: Path, as_json: bool, quiet: bool) -> None:
     elif quiet:
         show(str(folder))
     else:
-        show(_wrapped(str(found)))
+        from secateur.report.tables import summed_up
+
+        show(summed_up(found._summary()))
         show(f"Network, report and record: {folder}", wrap=False)
-
-
-def _wrapped(said: str) -> RenderableType:
-    """Sentences and tables, with no word broken where the terminal is narrower."""
-    from rich.text import Text
-
-    return Text(said)
 
 
 @contextlib.contextmanager

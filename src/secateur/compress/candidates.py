@@ -56,7 +56,8 @@ class Candidate:
     ) -> Result:  # fmt: skip
         """A copy of the network pruned so; SecateurError where that cannot be. measured: what is known of groups."""
         repair = repair_names(self.repair)
-        learns = row_of(self.method).needs == "calibration" or bool(repair)
+        row = row_of(self.method)
+        learns = row.needs == "calibration" or bool(repair)
         assert source.shown is not None or not learns
         return prune(
             model,
@@ -64,7 +65,7 @@ class Candidate:
             method=self.method,
             budget=budget,
             data=list(source.shown()) if learns and source.shown is not None else None,
-            loss=None if task is None else task.loss,
+            loss=task.loss if task is not None and row.labels else None,
             repair=repair,
             allocator=measured if measured is not None and self.allocator == MEASURED else self.allocator or None,
             align=self.align,

@@ -99,17 +99,17 @@ class Compressed(Result):
         rows = [
             (
                 each.what,
-                each.stage,
                 "failed" if each.figure is None else shown(each.figure, self.scale),
                 share(each.cost),
+                each.stage,
                 str(each.rounds),
                 f"{each.seconds:.0f}",
             )
             for each in ranked[:_SHOWN]
         ]
         whole = super()._summary()
-        columns = ("tried", "stage", self.unit, f"{self.key} left", "rounds", "seconds")
-        return Summary((*self.said, *whole.head), columns, tuple(rows), whole.foot, ": result.tried has them all")
+        columns = ("tried", self.unit, f"{self.key} left", "stage", "rounds", "seconds")
+        return Summary((*whole.head, *self.said), columns, tuple(rows), whole.foot, ": result.tried has them all")
 
 
 def share(cost: float | None) -> str:

@@ -44,11 +44,11 @@ class Story:
         last = Tried("final", 0, str(self._choice.candidate), self._figure, left, self._rounds, 0.0)
         measured = self._measured()
         said = [
-            *self._why(tried),
-            self._trained(),
             self._before_after(),
             *self._drop(),
             *self._timed(measured),
+            *self._why(tried),
+            self._trained(),
             self._judge.note,
             self._left_out(),
             self._unmeasured(),
@@ -93,13 +93,16 @@ class Story:
         failed = sum(1 for each in race if each.failed)
         where = f"{held:,} held-out training images" if held else "noise"
         more = f"; {failed} failed, each with its reason in the list." if failed else "."
-        lines = [f"{len(race)} candidates were compared straight after the cut on {where}{more}"]
+        many = "1 candidate was" if len(race) == 1 else f"{len(race)} candidates were"
+        lines = [f"{many} compared straight after the cut on {where}{more}"]
         figures = {str(candidate): figure for candidate, figure in self._ranked}
         own = str(self._choice.candidate)
         others = [f"{name} ({tell(figure)})" for name, figure in figures.items() if name != own][:2]
         beside = f"; others: {', '.join(others)}" if others else ""
         place = list(figures).index(own) + 1
-        lines.append(f"Chosen: {own}, {tell(figures[own])} straight after the cut, place {place}{beside}.")
+        lines.append(
+            f"Chosen: {own}, {tell(figures[own])} straight after the cut, place {place} of {len(figures)}{beside}."
+        )
         trainings = [each for each in tried if each.stage == FINALISTS]
         if len(trainings) > 1:
             lines.append(f"It did best in {len(trainings)} short trainings of the first candidates.")

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur._hints import readable
+from secateur._summary import Summary
 from secateur.budget import Budget
 from secateur.errors import BudgetError
 from secateur.graph import Graph, Verification
@@ -100,6 +101,16 @@ def fitting(rows: Sequence[Sequence[str]], columns: int | None = None) -> int:
     while shown < len(widths) and sum(widths[: shown + 1]) + 3 * shown <= left:
         shown += 1
     return max(2, shown)
+
+
+def summed_up(found: Summary) -> RenderableType:
+    """A summary for a terminal: no word is broken, and of the table as many columns as fit, but three at least."""
+    rows, left = found.shown()
+    parts: list[RenderableType] = [Text(line) for line in found.head]
+    if rows:
+        shown = max(3, fitting([found.columns, *rows]))
+        parts.append(listing(found.columns[:shown], [row[:shown] for row in rows], right=found.columns[1:]))
+    return Group(*parts, *(Text(line) for line in (*left, *found.foot)))
 
 
 def _table(first: str, *others: str) -> Table:
