@@ -29,6 +29,10 @@ PRETRAINED = """\
 ImageNet weights; {images} photographs of as many classes calibrate, {tested} of other classes are tested; {dense}. They
 are very probably training images of the network, so that drops tell something and accuracies do not. A figure is known
 to about {error:.0f} points, a difference of two networks on the same images better than that."""
+ORDERS = """\
+ Nor can norms tell which channels of a group go. `cap@measured` lets those go without which the layers that read the
+group lose least, once the others have taken over by the same least squares that follow; FPGM looks at the filters that
+make a channel, and one that is far from all others may make what the others can rebuild."""
 TEXTS = {"cifar10": CIFAR, "photographs": PHOTOGRAPHS}
 
 
@@ -85,26 +89,30 @@ def _best_repair(means: Mapping[tuple[str, str, float], float]) -> str:
 
 
 def _halves(rows: list[Row]) -> list[str]:
-    """What the allocator `measured` has seen, and what it and one threshold leave, where rows tell it."""
-    measured = next((row for row in rows if "half" in row), None)
-    if measured is None:
+    """What the allocator `measured` has seen with each order of channels, and what it and one threshold leave."""
+    measured = {row["method"]: row for row in rows if "half" in row}
+    if not measured:
         return []
-    base = measured["method"].partition("@")[0]
-    level = next((r for r in rows if r["method"] == base and r["left"] == measured["left"] and "kept" in r), None)
-    order = sorted(measured["half"], key=lambda name: -measured["half"][name])
+    best = max(measured, key=lambda name: max(r.get("top1", 0.0) for r in rows if r["method"] == name))
+    about = measured[best]
+    names = [best, *(name for name in measured if name != best)]
+    level = next((r for r in rows if "@" not in r["method"] and r["left"] == about["left"] and "kept" in r), None)
+    groups = sorted(about["half"], key=lambda name: -about["half"][name])
     lines = [
-        [f"`{name}`", f"{measured['half'][name]:.3f}", f"{100 * measured['kept'][name]:.0f}%"]
-        + ([f"{100 * level['kept'][name]:.0f}%"] if level else [])
-        for name in order
+        [f"`{group}`"]
+        + [f"{measured[name]['half'][group]:.3f}" for name in names]
+        + [f"{100 * row['kept'][group]:.0f}%" for row in (about, level) if row]
+        for group in groups
     ]
-    head = ["group", "change of the answers", f"`{measured['method']}` keeps", *([f"`{base}` keeps"] if level else [])]
+    head = ["group", *(f"change with `{name}`" for name in names)]
+    head += [f"`{row['method']}` keeps" for row in (about, level) if row]
+    factor = about["half"][groups[0]] / max(about["half"][groups[-1]], 1e-6)
     text = (
         f"How much the answers change, as a share of their energy, when one group alone loses half its channels and "
-        f"what reads it is compensated, and what is kept at {100 * measured['left']:.0f}% of the FLOPs. Groups differ "
-        f"by a factor of {measured['half'][order[0]] / max(measured['half'][order[-1]], 1e-6):.0f}; one threshold over "
-        "norms of weights cannot know."
+        f"what reads it is compensated, and what is kept at {100 * about['left']:.0f}% of the FLOPs. Groups differ "
+        f"by a factor of {factor:.0f}; one threshold over norms of weights cannot know."
     )
-    return ["### Why measuring helps", text, table(head, lines)]
+    return ["### Why measuring helps", text + (ORDERS if "cap@measured" in measured else ""), table(head, lines)]
 
 
 def averages(rows: list[Row]) -> dict[tuple[str, str, float], float]:

@@ -35,9 +35,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import secateur
+from secateur.allocate import MEASURED
 from secateur.errors import SecateurError
 from secateur.methods import METHODS, Method, MethodRow, method
+from secateur.methods.kit.measured import Measured
 from secateur.recipe import Recipe
 from secateur.repair import REPAIRS, Repair, repairs
 from secateur.runs import prepare
@@ -184,17 +185,12 @@ def measure(setup: Setup, name: str, left: float, mending: list[str]) -> Iterato
     about: dict[str, Any] = {"setup": setup.name, "method": name, "left": left}
     began = time.perf_counter()
     try:
-        pruner = row.factory(setup.network(), setup.inputs, budget=f"flops={left}")
+        chosen = Measured(setup.calibration) if allocator == MEASURED else allocator or None
+        pruner = row.factory(setup.network(), setup.inputs, budget=f"flops={left}", allocator=chosen)
         pruner.eval()
-        if allocator:
-            plan = secateur.prune(
-                setup.network(), setup.inputs,
-                method=base, allocator=allocator, budget=f"flops={left}", data=setup.calibration, verify=False,
-            ).plan  # fmt: skip
-        else:
-            if row.needs != "nothing":
-                pruner.collect(setup.calibration, F.cross_entropy)
-            plan = pruner.plan()
+        if row.needs != "nothing":
+            pruner.collect(setup.calibration, F.cross_entropy)
+        plan = pruner.plan()
     except SecateurError as error:
         yield from ({**about, "repair": repair, "error": str(error)} for repair in mending)
         return

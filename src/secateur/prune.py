@@ -79,8 +79,8 @@ def prune(
             that cannot serve it are refused. loss: loss(output, target) in its place; neither: cross entropy.
         repair: names of `secateur repairs`, or such objects: what is done to the surviving weights.
         allocator: "global", "uniform", "per_cost" or "ratios" (with `ratios`: {layer pattern: share removed}, which
-            alone asks for it, too); or "measured", for methods that only score: groups are narrowed one at a time,
-            and widths follow from how much that changes the network's answers to `data`; a
+            alone asks for it, too); or "measured", for cap and methods that only score: groups are narrowed one at a
+            time, and widths follow from how much that changes the network's answers to `data`; a
             `secateur.methods.kit.measured.Measured` has data of its own, and remembers. normalise: how scores become
             comparable between groups; None: as the method has it.
         align: kept widths are multiples of this, or of what suits a processor: a name of
@@ -122,12 +122,7 @@ def prune(
         def planned(graph: Graph) -> Plan:
             scores = score(graph)
             if measured is not None:
-                values = measured(graph, scores, constraints)
-                plan = allocate(values, graph, bounds, constraints, allocator="per_cost", normalise="none")
-                plan.provenance["allocator"] = MEASURED
-                if measured.notes:
-                    plan.provenance["notes"] = [*plan.provenance.get("notes", ()), *measured.notes]
-                return plan
+                return measured.plan(graph, scores, bounds, constraints)
             return allocate(
                 scores, graph, bounds, constraints,
                 allocator=allocator or "global", normalise=normalise or "mean", ratios=ratios,
@@ -136,17 +131,12 @@ def prune(
         found = _scored(row, graph, planned, batches, mending, seed=seed, verify=verify, inplace=inplace)
         unused = None if measured is not None else data
         return replace(found, remarks=(*_unasked(row, unused, mending, given), *found.remarks))
-    if measured is not None:
-        raise ConfigError(
-            f'The method {row.name!r} finds its widths itself, and allocator="measured" goes with methods that only '
-            "score, such as l1: leave the allocator out, or choose such a method."
-        )
     if ratios or allocator == "ratios" or bounds is None:
         raise ConfigError(
             f'The method {row.name!r} finds its widths from a budget, such as budget="flops=0.5", and takes no ratios: '
             "give a budget, or use ratios with a method that only scores, such as l1."
         )
-    chosen = {"allocator": allocator} if allocator is not None else {}
+    chosen: dict[str, Any] = {"allocator": measured or allocator} if allocator is not None else {}
     made = factory(
         model, example_inputs,
         budget=bounds, constraints=constraints, normalise=normalise, attention=attention, seed=seed, watch=watch,

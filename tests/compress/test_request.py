@@ -80,11 +80,13 @@ def test_levels_lie_between_the_whole_network_and_the_budget() -> None:
 
 def test_what_takes_the_place_of_training_is_tried_where_nothing_is_trained() -> None:
     without, trained = (request(bounds={"flops": 0.5}, epochs=epochs) for epochs in (0, 2))
-    first = [str(each) for each in Space(without, data=True, labels=True).starts()]
-    assert first[:3] == [
-        "fpgm with least_squares, global", "fpgm with least_squares, measured",
-        "fpgm with least_squares and distillation, measured",
-    ]  # fmt: skip
+    for labels in (True, False):  # what is measured needs none
+        first = [str(each) for each in Space(without, data=True, labels=labels).starts()]
+        assert first[:5] == [
+            "fpgm with least_squares, global",
+            "cap with least_squares, measured", "cap with least_squares and distillation, measured",
+            "fpgm with least_squares, measured", "fpgm with least_squares and distillation, measured",
+        ]  # fmt: skip
     assert not any("distillation" in repair for repair in trained.repairs)
     assert request(bounds={"flops": 0.5}, epochs=0, repairs=["none"]).repairs == ("none",)
 
@@ -94,6 +96,10 @@ def test_groups_are_measured_only_where_there_are_images_and_time(data: bool, me
     usual = Space(request(bounds={"flops": 0.5}), data=data, labels=data, measuring=measuring)
     assert "measured" not in usual.allocators
     assert {each.allocator for each in usual.all()} <= {"", "global", "uniform", "per_cost"}
+    assert "cap" not in usual.methods  # whose own search takes long
+    named = request(bounds={"flops": 0.5}, methods=["cap", "l1"])
+    if data:
+        assert "cap" in Space(named, data=data, labels=data, measuring=measuring).methods
     alone = request(bounds={"flops": 0.5}, allocators=["measured"])
     with pytest.raises(ConfigError, match="needs images and time"):
         Space(alone, data=data, labels=data, measuring=measuring)

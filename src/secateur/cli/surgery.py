@@ -113,8 +113,8 @@ def prune(
     allocator: Annotated[
         str | None,
         typer.Option(
-            help="global, uniform, per_cost, ratios, or measured (on --data, for methods that only score). Default: "
-            "the method's own, or ratios with --ratio."
+            help="global, uniform, per_cost, ratios, or measured (on --data, for cap and methods that only score). "
+            "Default: the method's own, or ratios with --ratio."
         ),
     ] = None,
     ratio: Annotated[

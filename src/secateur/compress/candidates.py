@@ -13,7 +13,7 @@ from torch import nn
 from secateur.allocate import MEASURED
 from secateur.budget import Budget
 from secateur.compress.held_out import Source
-from secateur.compress.request import Request, repair_names
+from secateur.compress.request import MEASURED_ONLY, METHODS, Request, repair_names
 from secateur.errors import ConfigError
 from secateur.methods import method as row_of
 from secateur.methods.baselines import OneShot
@@ -24,8 +24,9 @@ from secateur.tasks import Task
 
 #: Where a race begins: (method, repairs, allocator) that did well; the sampler goes on from what these reach.
 _STARTS = (
-    ("fpgm", "least_squares", "global"), ("fpgm", "least_squares", MEASURED),
-    ("fpgm", "least_squares+distillation", MEASURED), ("cp", "none", ""),
+    ("fpgm", "least_squares", "global"),
+    ("cap", "least_squares", MEASURED), ("cap", "least_squares+distillation", MEASURED),
+    ("fpgm", "least_squares", MEASURED), ("fpgm", "least_squares+distillation", MEASURED), ("cp", "none", ""),
     ("lamp", "least_squares", "global"), ("l1", "least_squares", "uniform"), ("taylor", "batchnorm", "global"),
     ("fpgm", "batchnorm", "per_cost"), ("l1", "none", "global"),
 )  # fmt: skip
@@ -80,16 +81,17 @@ class Space:
 
     def __init__(self, request: Request, *, data: bool, labels: bool, measuring: bool = True) -> None:
         """ConfigError where nothing is left. measuring: whether there are images and time to measure groups on."""
-        rows = [row_of(name) for name in request.methods]
-        fitting = [r.name for r in rows if r.needs == "nothing" or (data and (labels or not r.labels))]
+        self.repairs = request.repairs if data else ("none",)
+        self.allocators = tuple(each for each in request.allocators if each != MEASURED or (data and measuring))
+        rows = [row_of(name) for name in request.methods if request.methods != METHODS or self._quick(name)]
+        known = {r.name for r in rows if labels or not r.labels or (r.name in MEASURED_ONLY and self._quick(r.name))}
+        fitting = [r.name for r in rows if r.needs == "nothing" or (data and r.name in known)]
         if not fitting:
             raise ConfigError(
                 f"None of the methods {', '.join(request.methods)} can work "
                 f"{'without labels' if data else 'without data'}: name one that needs none, such as l1."
             )
         self.methods = tuple(fitting)
-        self.repairs = request.repairs if data else ("none",)
-        self.allocators = tuple(each for each in request.allocators if each != MEASURED or (data and measuring))
         if not self.allocators:
             raise ConfigError(
                 f"allocators={list(request.allocators)!r} needs images and time to measure on, and there are too few: "
@@ -146,6 +148,12 @@ class Space:
         return values
 
     def _spread(self, name: str) -> tuple[str, ...]:
-        """Allocators to try with a method: of one that only scores any, of others their own."""
+        """Allocators to try with a method: of one that only scores any, of others their own, or measured widths."""
         factory: Any = row_of(name).factory
-        return self.allocators if isinstance(factory, type) and issubclass(factory, OneShot) else ("",)
+        if isinstance(factory, type) and issubclass(factory, OneShot):
+            return self.allocators
+        return (MEASURED,) if name in MEASURED_ONLY and self._quick(name) else ("",)
+
+    def _quick(self, name: str) -> bool:
+        """Whether it does not search for widths where measuring them is meant to take the place of that."""
+        return name not in MEASURED_ONLY or MEASURED in self.allocators

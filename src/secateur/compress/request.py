@@ -24,7 +24,9 @@ _EPOCHS = 10  # where nothing says how long to train
 _FIRST = 0.5  # share that is tried first where only a drop is given
 
 #: Methods of the race, where nobody names others: quick ones that did well on held-out networks.
-METHODS = ("fpgm", "lamp", "cp", "l1", "taylor", "bn_scale")
+METHODS = ("fpgm", "cap", "lamp", "cp", "l1", "taylor", "bn_scale")
+#: Those of them that are quick where widths are measured, and not where they search for widths themselves.
+MEASURED_ONLY = ("cap",)
 REPAIRS = ("least_squares", "batchnorm", "compensation", "least_squares+batchnorm", "variance", "none")
 #: Where nothing is trained afterwards, what takes the place of training is tried, too.
 UNTRAINED = (*REPAIRS, "least_squares+distillation")

@@ -22,7 +22,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from secateur.allocate.ties import undecided
 from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
 from secateur.forms import LayerForm
-from secateur.graph import SizeConflict, trace
+from secateur.graph import Graph, SizeConflict, trace
 from secateur.graph.modules import clone_module, map_tensors
 from secateur.latency import Watcher, price
 from secateur.methods.hands import Loss as Loss
@@ -64,6 +64,16 @@ Begins = Literal["weights", "new", "narrow"]
 Outcome = Literal["ordinary", "forms", "per input"]
 #: Told that tensors got narrower: indices kept along every dimension (None: all), by name in the method's state_dict.
 Follower = Callable[[Mapping[str, tuple[IntArray | None, ...]]], None]
+
+
+class Allocator(Protocol):
+    """What makes a plan of scores in a way of its own, such as `secateur.methods.kit.measured.Measured`."""
+
+    name: ClassVar[str]
+
+    def plan(self, graph: Graph, scores: Mapping[str, Any], budget: Budget, constraints: Constraints) -> Plan:
+        """The plan within the budget; see `secateur.allocate.allocate`."""
+
 
 #: Steps a method plans for when nobody says how many there will be.
 STEPS = 10_000
@@ -175,7 +185,7 @@ class Method(nn.Module):
         steps: int | None = None,
         seed: int = 0,
         constraints: Constraints | None = None,
-        allocator: str | None = None,
+        allocator: str | Allocator | None = None,
         normalise: str | None = None,
         attention: Literal["heads", "head_dim"] = "heads",
         watch: Watcher | None = None,
@@ -188,6 +198,7 @@ class Method(nn.Module):
             budget: what may remain, such as "flops=0.5" or "latency=0.6@onnxruntime".
             steps: optimiser steps there will be with the method at work. seed: of everything random.
             constraints: what no plan may do. allocator, normalise: from scores to plan; None: as the method has it.
+                An `Allocator` serves methods whose plan follows from their scores alone.
             attention: prune whole "heads" or the features of every head. settings: the method's own.
             watch: told (done, total, runtime) while layer shapes are measured for a latency budget.
 
@@ -199,9 +210,7 @@ class Method(nn.Module):
         self.budget = Budget.parse(budget)
         self.steps = _steps(steps)
         self.seed, self.constraints = seed, constraints or Constraints()
-        self.allocator = choose(
-            allocator or self.usual_allocator(), [a for a in ALLOCATORS if a != "ratios"], "allocator"
-        )
+        self.allocator, self._own_allocator = self._chosen(allocator)
         self.normalise = choose(normalise or self.comparable, NORMALISATIONS, "normalisation")
         self.example_inputs = example_inputs
         self.graph = trace(model, example_inputs, attention=attention)
@@ -348,6 +357,11 @@ class Method(nn.Module):
         return cls.search is not Method.search
 
     @classmethod
+    def follows_scores(cls) -> bool:
+        """Whether its widths are an allocator's, which goes by its scores."""
+        return cls.plan is Method.plan
+
+    @classmethod
     def looks(cls) -> bool:
         """Whether it learns from batches before the cut: there is a `collect`, or a `search`."""
         return cls.collect is not Method.collect or cls.searches()
@@ -439,16 +453,34 @@ class Method(nn.Module):
         """The share of the planned steps that has been taken, from 0 to 1."""
         return min(self.step / self.steps, 1.0)
 
+    def _chosen(self, allocator: str | Allocator | None) -> tuple[str, Allocator | None]:
+        """The allocator's name, and the object where it is none of the usual ones."""
+        if allocator is None or isinstance(allocator, str) or not hasattr(allocator, "plan"):
+            names = [name for name in ALLOCATORS if name != "ratios"]
+            return choose(allocator or self.usual_allocator(), names, "allocator"), None
+        if not self.follows_scores():
+            raise ConfigError(
+                f"The method {self.name!r} finds its widths itself, and the allocator {allocator.name!r} goes with "
+                "methods whose widths follow from scores, such as cap or l1: leave the allocator out, or choose such a "
+                "method."
+            )
+        return allocator.name, allocator
+
     def _allocate(self, scores: Mapping[str, Any]) -> Plan:
-        plan = allocate(
-            scores, self.graph, self.budget, self.constraints, allocator=self.allocator, normalise=self.normalise
-        )
+        if self._own_allocator is not None:
+            plan = self._own_allocator.plan(self.graph, scores, self.budget, self.constraints)
+        else:
+            plan = allocate(
+                scores, self.graph, self.budget, self.constraints, allocator=self.allocator, normalise=self.normalise
+            )
         plan.provenance |= {"undecided": said} if (said := undecided(scores, plan.masks)) else {}
         return plan
 
     def _check_reach(self) -> None:
         """BudgetError where not even the narrowest network meets the budget."""
-        self._allocate({group.name: np.ones(group.width) for group in self.graph.groups})
+        even = {group.name: np.ones(group.width) for group in self.graph.groups}
+        plain = self.allocator if self._own_allocator is None else "per_cost"
+        allocate(even, self.graph, self.budget, self.constraints, allocator=plain, normalise=self.normalise)
 
     def _settle(self) -> None:
         """Find sizes written in the model's code now, with trial cuts, and not after hours of training."""

@@ -179,6 +179,7 @@ def _not_finite() -> dict[str, Any]:
         ({"ratios": {"0": 0.5}}, ConfigError, "ratios="),
         ({"budget": None}, secateur.BudgetError, "needs a budget"),
         ({"method": "cp"}, ConfigError, "finds its widths itself"),
+        ({"method": "pfp"}, ConfigError, "finds its widths itself"),
         ({"allocator": "measure"}, ConfigError, "did you mean 'measured'"),
         (_not_finite(), ModelError, "not finite"),
         ({"model": nn.Sequential(network(), _Class())}, ModelError, "no floating-point numbers"),
@@ -221,3 +222,44 @@ def test_one_measuring_serves_several_budgets(made: list[str]) -> None:
     assert without.plan.widths == alone.widths
     with pytest.raises(ConfigError, match="knows one network"):
         secateur.prune(network(seed=3), IMAGE, method="l1", budget="flops=0.4", allocator=measured)
+
+
+def _greedy(x: torch.Tensor, weight: torch.Tensor) -> list[int]:
+    """Channels of x [images, channels] in the order in which least squares rebuild x @ weight.T best, by trying all."""
+    x = x.double() - x.double().mean(0)
+    wanted, chosen = x @ weight.double().T, list[int]()
+    while len(chosen) < x.shape[1]:
+        left = {}
+        for channel in set(range(x.shape[1])) - set(chosen):
+            seen = x[:, [*chosen, channel]]
+            left[channel] = float((wanted - seen @ torch.linalg.lstsq(seen, wanted).solution).square().sum())
+        chosen.append(min(left, key=lambda channel: left[channel]))
+    return chosen
+
+
+def test_cap_orders_channels_by_what_the_others_rebuild_and_measuring_gives_widths() -> None:
+    model, shown = network(), batches(1, 160)
+    bare = [x for x, _ in shown]  # no labels: there is no search by accuracy
+    result = secateur.prune(model, IMAGE, method="cap", budget="flops=0.6", allocator="measured", data=bare)
+    group = result.graph.groups[1]
+    stay = torch.arange(1, 161) % 8 != 0
+    order = _greedy(nn.Sequential(*list(model)[:7])(bare[0][stay]).detach(), model[7].weight.detach())
+    kept = result.plan.widths[group.name]
+    assert 1 < kept < group.width
+    assert sorted(np.flatnonzero(result.plan.masks[group.name])) == sorted(order[:kept])
+    assert result.plan.provenance["allocator"] == "measured"
+    assert result.plan.provenance["method"] == "cap"
+    assert "search" not in result.plan.provenance
+    assert result.reached("flops") <= 0.6
+
+
+def test_one_measuring_serves_several_budgets_of_a_method_that_collects(made: list[str]) -> None:
+    model, measured = network(), Measured(batches())
+    plans = [
+        secateur.prune(model, IMAGE, method="cap", budget=f"flops={left}", allocator=measured, data=batches()).plan
+        for left in (0.7, 0.4)
+    ]
+    assert len(made) == len(plans[0].widths)
+    assert sum(plans[1].widths.values()) < sum(plans[0].widths.values())
+    for name, mask in plans[1].masks.items():
+        assert not (mask & ~plans[0].masks[name]).any()  # one order: the narrow network's channels are the wide one's

@@ -6,6 +6,7 @@ For each group alone, with the channels that score least removed and the layers 
 
 at a few k. The j-th channel to go is worth the slope of the lower convex hull of e_g there, so that an allocator that
 divides by cost lowers the sum of all e_g, as far as errors of groups add up. Within a group the order stays as scored.
+Where this is CaP's, by what the others can reconstruct, orders and trials are of one mind: both count on compensation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ from torch import nn
 from secateur._hints import few
 from secateur._progress import follow
 from secateur._protocols import FloatArray, IntArray
-from secateur.allocate import Constraints, fitting_scores
+from secateur.allocate import MEASURED, Constraints, allocate, fitting_scores
 from secateur.batches import Batches
+from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph
 from secateur.graph.channels import Group, module_of
@@ -59,6 +61,8 @@ def passes(groups: int) -> int:
 class Measured:
     """What makes scores of one network comparable by measuring, on one set of images; no trial is made twice."""
 
+    name: ClassVar[str] = MEASURED
+
     def __init__(self, data: Iterable[Any], seed: int = 0) -> None:
         """Look at nothing yet.
 
@@ -70,6 +74,17 @@ class Measured:
         self._network: tuple[float, ...] = ()
         self.images = 0
         self.notes: list[str] = []
+
+    def plan(
+        self, graph: Graph, scores: Mapping[str, Any], budget: Budget | None, constraints: Constraints
+    ) -> Plan:  # fmt: skip
+        """The widths that change the answers least within a budget; see `allocate`, and below for the rest."""
+        worth = self(graph, scores, constraints)
+        plan = allocate(worth, graph, budget, constraints, allocator="per_cost", normalise="none")
+        plan.provenance["allocator"] = MEASURED
+        if self.notes:
+            plan.provenance["notes"] = [*plan.provenance.get("notes", ()), *self.notes]
+        return plan
 
     def __call__(self, graph: Graph, scores: Mapping[str, Any], constraints: Constraints) -> Scores:
         """Scores in the order of the given ones within each group, worth what the answers change by without them.
