@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.allocate import Constraints
+from secateur.allocate import Constraints, allocate
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import trace
 from secateur.methods.baselines.criteria import score
@@ -247,6 +247,10 @@ def test_cap_orders_channels_by_what_the_others_rebuild_and_measuring_gives_widt
     kept = result.plan.widths[group.name]
     assert 1 < kept < group.width
     assert sorted(np.flatnonzero(result.plan.masks[group.name])) == sorted(order[:kept])
+    curves = result.plan.provenance["measured"]["groups"]
+    worth = {g.name: marginal(**curves[g.name], width=g.width)[::-1] for g in result.graph.groups}
+    again = allocate(worth, result.graph, "flops=0.6", allocator="per_cost", normalise="none")
+    assert result.plan.widths == again.widths
     assert result.plan.provenance["allocator"] == "measured"
     assert result.plan.provenance["method"] == "cap"
     assert "search" not in result.plan.provenance
