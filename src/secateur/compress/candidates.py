@@ -98,7 +98,7 @@ class Space:
                 "name one that needs none, such as global."
             )
         self.aligns = request.aligns
-        self.left_out = tuple(name for name in request.methods if name not in fitting)
+        self.left_out = tuple(r.name for r in rows if r.name not in fitting)
 
     def starts(self) -> list[Candidate]:
         """Those that are tried first: each method at least once."""
