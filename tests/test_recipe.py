@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from secateur import _yaml
 from secateur._settings import Section, settings, validated
-from secateur.allocate import ALLOCATORS, NORMALISATIONS
+from secateur.allocate import ALLOCATORS, MEASURED, NORMALISATIONS
 from secateur.errors import ConfigError, SecateurError
 from secateur.recipe import Distil, LatencyConfig, Recipe, Runtime, Training
 from secateur.runtime.engines import ENGINES
@@ -105,7 +105,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def test_choices_are_those_of_the_allocators() -> None:
     fields = Recipe.model_fields
-    for name, wanted in (("allocator", set(ALLOCATORS) - {"ratios"}), ("normalise", set(NORMALISATIONS))):
+    for name, wanted in (("allocator", {*ALLOCATORS, MEASURED} - {"ratios"}), ("normalise", set(NORMALISATIONS))):
         choices, null = get_args(fields[name].annotation)
         assert set(get_args(choices)) == wanted
         assert null is type(None)

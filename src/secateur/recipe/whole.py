@@ -54,9 +54,10 @@ class Recipe(Section):
         "latency=0.6@onnxruntime."
     )
     constraints: ConstraintsConfig = Field(default=ConstraintsConfig(), description="What no plan may do.")
-    allocator: Literal["global", "uniform", "per_cost"] | None = Field(
+    allocator: Literal["global", "uniform", "per_cost", "measured"] | None = Field(
         default=None,
-        description="How scores become widths, for methods that give scores; null: as the method has it, often global.",
+        description="How scores become widths, for methods that give scores; measured: on calibration images, after "
+        "training; null: as the method has it, often global.",
     )
     normalise: Literal["none", "mean", "max", "sum", "standard", "gauss", "lamp"] | None = Field(
         default=None, description="How the scores of different groups become comparable; null: as the method has it."

@@ -11,8 +11,10 @@ import torch
 
 from secateur.batches import rows_of
 from secateur.graph.modules import map_tensors
+from secateur.recipe import Recipe
 from secateur.tasks import Task
 from secateur.training.interface import Split
+from secateur.training.randomness import derive
 
 
 class Calibration:
@@ -31,6 +33,12 @@ class Calibration:
             left = self.images - number * self.size
             inputs, targets = map_tensors(rows_of(tuple(batch), 0, left), lambda tensor: tensor.to(self.device))
             yield inputs, targets
+
+
+def calibration(recipe: Recipe, split: Split, device: torch.device) -> Calibration:
+    """The images of a recipe that nothing is trained on in its stage of pruning."""
+    config, seed = recipe.data, derive(recipe.seed, "calibration")
+    return Calibration(split, config.calibration_images, config.batch_size, seed, device)
 
 
 def single_images(split: Split, most: int = 16) -> list[Any]:

@@ -18,7 +18,7 @@ from torch import nn
 from secateur._files import said
 from secateur._hints import install
 from secateur._settings import validated
-from secateur.allocate import Constraints
+from secateur.allocate import MEASURED, Constraints
 from secateur.allocate.presets import align_of
 from secateur.data import Data, open_data
 from secateur.errors import ConfigError, InputError, ModelError
@@ -26,9 +26,11 @@ from secateur.graph import Cost
 from secateur.graph.modules import as_call
 from secateur.latency import Watcher
 from secateur.methods import Method, MethodRow, method, plug_in
+from secateur.methods.kit.measured import Measured
 from secateur.models import MODELS
 from secateur.recipe import TRAINING, Recipe, Training
 from secateur.repair import repairs
+from secateur.runs.calibration import calibration
 from secateur.runs.trials import held_out
 from secateur.runtime import EXPORTERS, QUANTISERS
 from secateur.runtime.engines import ENGINES
@@ -90,7 +92,7 @@ class Prepared:
 
     def method(self, loaded: Named, watch: Watcher | None = None) -> Method:
         """The method at work on such a network; `watch` is told of layer shapes that are measured."""
-        return _method(self.recipe, self.row, loaded, self.steps, watch)
+        return _method(self.recipe, self.row, self.data, loaded, self.steps, watch)
 
 
 def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
@@ -129,7 +131,7 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
             learning_rate(stage, 0, max(engine.steps_per_epoch, 1))  # refuses a schedule that is too short
     steps = engine.steps(recipe.train) if recipe.train is not None and row.acts == "while training" else None
     name = type(loaded.model).__name__
-    made = _method(recipe, row, loaded, steps, watch)
+    made = _method(recipe, row, data, loaded, steps, watch)
     made.check_repairs(asked)
     if made.searches():
         held_out(data)
@@ -155,6 +157,12 @@ def _check_stages(recipe: Recipe, row: MethodRow) -> None:
         raise ConfigError(
             f"longer gives the dense network the epochs of finetune, but {without}: leave it out"
             + (", or compare with dense by secateur compare." if row.acts != "after training" else ".")
+        )
+    if recipe.allocator == MEASURED and (row.acts != "after training" or recipe.normalise is not None):
+        unfit = f"normalise is {recipe.normalise}" if row.acts == "after training" else when
+        raise ConfigError(
+            f"allocator is measured, which makes the scores of a trained network comparable itself, but {unfit}: leave "
+            "one of them out."
         )
     distilled = recipe.finetune is not None and recipe.finetune.distill.weight > 0
     if distilled and row.acts == "while training" and not _begins_trained(recipe):
@@ -229,7 +237,12 @@ def network_of(recipe: Recipe, arguments: Mapping[str, Any], data: Data) -> Name
     return network(config.reference, wish)
 
 
-def _method(recipe: Recipe, row: MethodRow, loaded: Named, steps: int | None, watch: Watcher | None) -> Method:
+def _method(
+    recipe: Recipe, row: MethodRow, data: Data, loaded: Named, steps: int | None, watch: Watcher | None
+) -> Method:
+    allocator: Any = recipe.allocator
+    if allocator == MEASURED:
+        allocator = Measured(calibration(recipe, data.train, torch.device("cpu")), recipe.seed)
     made = row.factory(
         loaded.model,
         loaded.inputs,
@@ -237,7 +250,7 @@ def _method(recipe: Recipe, row: MethodRow, loaded: Named, steps: int | None, wa
         steps=steps,
         seed=recipe.seed,
         constraints=Constraints(**{**recipe.constraints.model_dump(), "align": align_of(recipe.constraints.align)}),
-        allocator=recipe.allocator,
+        allocator=allocator,
         normalise=recipe.normalise,
         watch=watch,
         **recipe.method.settings,

@@ -25,7 +25,7 @@ from secateur.methods.kit.sparse import keep_zeros
 from secateur.plan import Plan
 from secateur.recipe import Training
 from secateur.repair import Repair, repairs
-from secateur.runs.calibration import Calibration, Classes, single_images
+from secateur.runs.calibration import Calibration, Classes, calibration, single_images
 from secateur.runs.documents import describe_cut
 from secateur.runs.exporting import write_exports
 from secateur.runs.folder import CHECKPOINTS, LATENCY, MODEL, PLAN, SEARCH, Folder
@@ -208,8 +208,7 @@ class Stages:
         method.collect(shown, task.loss)
 
     def _calibration(self) -> Calibration:
-        config, seed = self.recipe.data, derive(self.recipe.seed, "calibration")
-        return Calibration(self.data.train, config.calibration_images, config.batch_size, seed, self.engine.device)
+        return calibration(self.recipe, self.data.train, self.engine.device)
 
     def _repairs(self) -> list[Repair]:
         return repairs([each.model_dump() for each in self.recipe.repair])
