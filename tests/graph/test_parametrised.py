@@ -80,3 +80,35 @@ def folded(wrap: Callable[..., nn.Module], fold: Callable[[nn.Module], object]) 
     model = net(wrap)
     fold(model[2])
     return model
+
+
+class WithIdentity(nn.Module):
+    """A residual connection inside the weight; the side of the square is an attribute of the parametrisation."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        return w + torch.eye(self.side)[:, :, None, None]
+
+
+class Hollow(nn.Module):
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        return w * (1 - torch.eye(len(w)))[..., None, None]
+
+
+class Fading(nn.Module):
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        return w / torch.arange(1, w.shape[-1] + 1)
+
+
+@pytest.mark.parametrize("made", [lambda: WithIdentity(16), Hollow, Fading])
+def test_a_weight_computed_with_constants_made_in_code_is_pruned(made: Callable[[], nn.Module]) -> None:
+    result = secateur.prune(net(by(made())).eval(), IMAGE, budget="flops=0.6")
+    layer = result.model[2]  # type: ignore[index]
+    rows, columns = layer.weight.shape[:2]
+    assert (layer.out_channels, layer.in_channels) == (rows, columns)
+    assert result.model[0].out_channels == columns < 16  # type: ignore[index]
+    assert result.verification is not None
+    assert result.verification.passed

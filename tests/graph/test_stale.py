@@ -80,3 +80,51 @@ def test_timm_builds_a_working_classifier_for_a_pruned_network(name: str) -> Non
     assert result.model.num_features < model.num_features
     result.model.reset_classifier(7)  # type: ignore[operator]
     assert result.model(image).shape == (1, 7)
+
+
+def in_groups(owner: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.stack(x.chunk(owner.parts, 1)).softmax(0).flatten(0, 1)
+
+
+class Hidden(nn.Module):
+    """The number of parts equals the width of one, and the code that reads it is found while running only."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(4, 3)
+        self.how, self.parts = how, 4
+        self.ways = {"a function in a dict": in_groups}
+        if how == "a part that knows its owner":
+            self.part = Part(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.b(self.a(x).relu()).relu().mean((2, 3))
+        parts = self.part(x) if self.how == "a part that knows its owner" else self._apart(x)
+        return self.fc(parts.view(4, -1, parts.shape[1]).sum(0))
+
+    def _apart(self, x: torch.Tensor) -> torch.Tensor:
+        way = self.ways.get(self.how)
+        return way(self, x) if way is not None else getattr(self, "by_" + self.how)(x)
+
+    def by_name(self, x: torch.Tensor) -> torch.Tensor:
+        return in_groups(self, x)
+
+
+class Part(nn.Module):
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__()
+        self.owner = (owner,)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return in_groups(self.owner[0], x)
+
+
+@pytest.mark.parametrize("how", ["name", "a function in a dict", "a part that knows its owner"])
+def test_a_number_that_is_read_in_a_hidden_way_is_left_alone(how: str) -> None:
+    torch.manual_seed(0)
+    model = Hidden(how).eval()
+    result = secateur.prune(model, IMAGE, method="random", allocator="ratios", ratios={"*": 0.5})
+    assert result.model.b.out_channels == 8  # type: ignore[union-attr]
+    assert result.model.parts == 4
+    with torch.no_grad():
+        assert result.model(IMAGE).shape == model(IMAGE).shape

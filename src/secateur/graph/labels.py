@@ -145,9 +145,13 @@ class Ledger:
     def _product_slots(self, axes: list[Ids], where: str) -> Ids:
         key = tuple(a.tobytes() for a in axes)
         if key not in self._merged:
-            sizes = tuple(len(a) for a in axes)
-            slots = self.fresh(math.prod(sizes)).reshape(sizes)
-            self.products.append(Product(slots, tuple(axes), where))
+            sizes, periods = tuple(len(a) for a in axes), tuple(_period(a) for a in axes)
+            if periods == sizes:
+                slots = self.fresh(math.prod(sizes)).reshape(sizes)
+                self.products.append(Product(slots, tuple(axes), where))
+            else:
+                few = self._product_slots([a[:n] for a, n in zip(axes, periods, strict=True)], where)
+                slots = np.tile(few, _times(sizes, periods))
             self._merged[key] = slots
             self._factored[slots.tobytes(), sizes] = tuple(axes)
         return self._merged[key]
@@ -173,8 +177,13 @@ class Ledger:
     def _factors(self, slots: Ids, where: str) -> tuple[Ids, ...]:
         key = (slots.tobytes(), slots.shape)
         if key not in self._factored:
-            axes = tuple(self.fresh(n) for n in slots.shape)
-            self.products.append(Product(slots, axes, where))
+            periods = tuple(_period(np.moveaxis(slots, k, 0)) for k in range(slots.ndim))
+            if periods == slots.shape:
+                axes = tuple(self.fresh(n) for n in slots.shape)
+                self.products.append(Product(slots, axes, where))
+            else:  # heads along the batch: the same ones for every sample
+                few = self._factors(np.ascontiguousarray(slots[tuple(map(slice, periods))]), where)
+                axes = tuple(np.tile(a, n) for a, n in zip(few, _times(slots.shape, periods), strict=True))
             self._factored[key] = axes
             self._merged[tuple(a.tobytes() for a in axes)] = slots
         return self._factored[key]
@@ -205,6 +214,21 @@ class Ledger:
         if merged is None:
             return [None] * len(out)
         return self.split(merged, out, where) if len(out) > 1 else [merged]
+
+
+def _period(slots: Ids) -> int:
+    """After how many rows the rows of `slots` come again, from first to last; how many there are if they do not."""
+    count, first = len(slots), slots.reshape(len(slots), -1)[:, 0]
+    for period in np.flatnonzero(first == first[0])[1:].tolist():
+        if count % period == 0 and bool(
+            (slots == np.tile(slots[:period], (count // period,) + (1,) * (slots.ndim - 1))).all()
+        ):
+            return int(period)
+    return count
+
+
+def _times(sizes: Sequence[int], periods: Sequence[int]) -> tuple[int, ...]:
+    return tuple(n // p for n, p in zip(sizes, periods, strict=True))
 
 
 def _segments(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[int, int, int, int]]:

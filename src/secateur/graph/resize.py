@@ -16,7 +16,7 @@ from secateur.graph.modules import modules_of
 from secateur.graph.recorder import Recording
 from secateur.graph.shape_run import Disagreement, check_sizes
 from secateur.graph.sizes import Path, Repair, SizeConflict, Sizes, get_number, numbers_of, put_number
-from secateur.graph.standard import standard_repairs
+from secateur.graph.standard import late_repairs, standard_repairs
 
 #: Pairs of attributes of one module that are tried together.
 _COMBINED = 12
@@ -38,6 +38,10 @@ def repair_sizes(model: nn.Module, inputs: object, sizes: Sizes, about: Collecti
         repair.apply(modules[repair.module])
     search = _Search(model, inputs, sizes, modules, about)
     done += search.run()
+    late = late_repairs(model)
+    for repair in late:
+        repair.apply(modules[repair.module])
+    done += late
     for module, training in modes:
         if module.training != training:
             module.training = training

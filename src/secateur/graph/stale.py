@@ -13,6 +13,7 @@ from torch import nn
 
 from secateur.graph.code import names_read
 from secateur.graph.modules import as_call, map_tensors, modules_of, output_tensors, plain_kernels, to_meta
+from secateur.graph.shape_run import check_sizes
 from secateur.graph.sizes import Repair, Sizes, numbers_of
 
 _OF_CLASSIFIER = (
@@ -40,7 +41,7 @@ def stale_sizes(
     """What of a cut network's attributes can safely follow, and what else still equals an old width.
 
     A number follows if every width of that size in its module became one and the same (or timm's convention tells which
-    is meant), and no forward of its module or of one around it reads it.
+    is meant), no forward of its module or of one around it names it, and a forward pass does without it.
 
     model: narrowed, in evaluation mode. inputs: for it, as for `trace`. repaired: (module, attribute) that are right.
     """
@@ -63,7 +64,30 @@ def stale_sizes(
                 repairs.append(Repair(name, attribute, path, number, *new))
             else:
                 stale.append(Stale(name, attribute, number))
-    return [r for r in repairs if r.old != r.new], list(dict.fromkeys(stale))
+    repairs = [r for r in repairs if r.old != r.new]
+    missed = _missed(model, inputs, sizes, repairs)
+    stale += [Stale(r.module, r.attribute, r.old) for r in missed]
+    return [r for r in repairs if r not in missed], list(dict.fromkeys(stale))
+
+
+def _missed(model: nn.Module, inputs: object, sizes: Sizes, repairs: list[Repair]) -> list[Repair]:
+    """Those of attributes that code reads in a way that is not written down: without them a forward pass fails."""
+    if not repairs or not _fails_without(model, inputs, sizes, repairs):
+        return []
+    return [repair for repair in repairs if _fails_without(model, inputs, sizes, [repair])]
+
+
+def _fails_without(model: nn.Module, inputs: object, sizes: Sizes, repairs: list[Repair]) -> bool:
+    modules = dict(modules_of(model))
+    held = {repair.module: dict(vars(modules[repair.module])) for repair in repairs}
+    try:
+        for repair in repairs:
+            del vars(modules[repair.module])[repair.attribute]
+        return bool(check_sizes(model, inputs, sizes))
+    finally:
+        for name, before in held.items():
+            vars(modules[name]).clear()
+            vars(modules[name]).update(before)
 
 
 def _is_read(attribute: str, name: str, modules: dict[str, nn.Module]) -> bool:

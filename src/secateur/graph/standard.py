@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from secateur.graph.calls import Mode, on_one_device
 from secateur.graph.modules import modules_of
 from secateur.graph.recorder import Call
 from secateur.graph.sizes import Path, Repair, Sizes, get_number
@@ -50,9 +52,39 @@ def standard_repairs(model: nn.Module, sizes: Sizes) -> list[Repair]:
         if isinstance(module, nn.MultiheadAttention):
             for attribute, new in _heads(sizes, name, module):
                 want(name, attribute, new)
-        for attribute, new, path in _own_sizes(module):
+        for attribute, new, path in _shown(module):
             want(name, attribute, new, path)
     return list(found.values())
+
+
+def late_repairs(model: nn.Module) -> list[Repair]:
+    """Sizes of layers whose tensors could not be computed before the numbers in their code had been repaired."""
+    return [
+        Repair(name, attribute, path, old, new)
+        for name, module in modules_of(model)
+        if is_parametrized(module)
+        for attribute, new, path in _shown(module)
+        if isinstance(old := get_number(module, attribute, path), int) and old != new
+    ]
+
+
+class _OneDevice(Mode):
+    """Constants that the code of a parametrisation makes join the tensors they meet."""
+
+    def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = on_one_device(args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _shown(module: nn.Module) -> list[tuple[str, int, Path]]:
+    """The sizes of `_own_sizes`; none where code of the model computes a tensor, and still for a width that is gone."""
+    if not is_parametrized(module):
+        return list(_own_sizes(module))
+    try:
+        with torch.no_grad(), _OneDevice():
+            return list(_own_sizes(module))
+    except Exception:  # whatever that code raises: the shape run meets it too, and repairs or reports it
+        return []
 
 
 def _want_conv(want: Any, call: Call, module: nn.modules.conv._ConvNd, sizes: Sizes) -> None:
