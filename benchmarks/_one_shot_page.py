@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import _record
+from _charts import GREY, prepare
 from _markdown import Row, circumstances, folded, table
 
 TITLES = {
@@ -138,12 +139,7 @@ def _percent(top1: float | None) -> str:
 
 def draw(setup: str, result: dict[str, Any], path: Path) -> None:
     """One panel a repair, one line a criterion; the same order of colours in all."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "secateur"
+    plt = prepare()
     means = averages(result["rows"])
     repairs = list(dict.fromkeys(row["repair"] for row in result["rows"]))
     names = sorted({name for name, _, _ in means}, key=lambda name: (_rank(means, name, repairs[0]), name))
@@ -160,7 +156,7 @@ def draw(setup: str, result: dict[str, Any], path: Path) -> None:
             )
             if points:
                 x, y = zip((0.0, 100 * statistics.mean(result["dense"].values())), *points, strict=True)
-                style: dict[str, Any] = {"color": "black", "linestyle": "--"} if name == "random" else {}
+                style: dict[str, Any] = {"color": GREY, "linestyle": "--"} if name == "random" else {}
                 panel.plot(x, y, label=name, linewidth=1.3, **{"color": colours(number % 20), **style})
         panel.set(title="no repair" if repair == "none" else repair.replace("_", " "), xlim=(0, None), ylim=(0, 100))
         panel.spines[["top", "right"]].set_visible(False)

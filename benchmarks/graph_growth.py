@@ -19,6 +19,7 @@ from typing import Any
 import _record
 import numpy as np
 import torch
+from _charts import prepare
 from torch import nn
 
 DEPTHS = (50, 100, 200, 400)
@@ -92,17 +93,12 @@ def fit(depths: list[int], seconds: list[float]) -> dict[str, float]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "secateur"  # the same figures give the same file
+    plt = prepare()
     depths = [row["depth"] for row in result["rows"]]
     figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
     for key, label, colour in (
-        ("total_s", "trace, group, L1, cut", "#1b6e3c"),
-        ("trace_s", "trace and group", "#7a9e2f"),
+        ("total_s", "trace, group, L1, cut", "#0d9488"),
+        ("trace_s", "trace and group", "#d97706"),
     ):
         line = result["fits"][key]
         ends = np.array([0.0, max(depths)])

@@ -76,8 +76,9 @@ def _figure(name: str, found: Measured) -> list[str]:
         return [f"![Test accuracy among other methods]({picture})", f"*{said}*"]
     if name == "dkp" and (result := kernels()):
         said = (
-            f"Test accuracy of a ResNet-8 on the digits of scikit-learn, nothing trained after the choice (mean of "
-            f"{result['seeds']} networks, {result['tested']} test images): kernels chosen and fitted by `dkp` from "
+            f"Test accuracy of a ResNet-8 on the digits of scikit-learn, nothing trained after the choice "
+            f"({'one network' if result['seeds'] == 1 else 'mean of ' + str(result['seeds']) + ' networks'}, "
+            f"{result['tested']} test images): kernels chosen and fitted by `dkp` from "
             f"{result['images']} images, and as many of every layer by the L1 norm and at random, not fitted. Measured "
             f"with `{result['command']}`."
         )

@@ -226,8 +226,18 @@ def test_the_dense_network_that_was_trained_as_long_is_what_counts(tmp_path: Pat
     page = report(tmp_path, content)
     assert "accuracy 90.7%, and 92.5% of the dense network trained as long (significant)" in page.text()
     assert "92.5% → 90.7% accuracy, the dense network trained as long −1.77 points" in page.text()
-    assert "Accuracy, dense trained as long 91.24%" in page.text("result")
+    assert "Accuracy, dense trained as long 92.50%" in page.text("result")
     assert "longer training" not in page.text("result")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("bwcp", "BWCP"), ("l1", "L1"), ("taylor", "taylor"), ("group_fisher", "group_fisher"), ("Mine", "Mine")],
+)
+def test_the_title_names_the_method(name: str, shown: str, tmp_path: Path) -> None:
+    content = documents()
+    content["results"]["method"]["name"] = name
+    assert f"pruned with {shown}" in report(tmp_path, content).text()
 
 
 def test_a_dense_network_that_was_trained_for_less_is_told(tmp_path: Path) -> None:

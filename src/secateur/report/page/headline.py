@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from secateur.budget import KEYS, Budget
 from secateur.errors import BudgetError
@@ -66,6 +66,11 @@ class Headline:
     notes: tuple[str, ...]
 
 
+def _named(method: str) -> str:
+    """A method in a title: short names are abbreviations, but for a few words."""
+    return method.upper() if method.islower() and len(method) <= 6 and method not in ("random", "taylor") else method
+
+
 def headline(run: Run) -> Headline:
     """The opening of a run's report."""
     results = run.results
@@ -73,7 +78,7 @@ def headline(run: Run) -> Headline:
     method = words.shortened(results.method.name, 40) if results.method else None
     said = [*_remaining(results), _quality_said(results), _speed_said(run)]
     return Headline(
-        f"{model} on {data}" + (f", pruned with {method.upper() if method.islower() else method}" if method else ""),
+        f"{model} on {data}" + (f", pruned with {_named(method)}" if method else ""),
         f"{model} on {data}: {'; '.join(part for part in said if part)}.",
         (*_quality_rows(results), *_cost_rows(results), *_file_rows(results), *_latency_rows(run)),
         tuple(n for n in (_chance(results), _longer(results), _collapse(results), *_budget(results)) if n),
@@ -173,12 +178,15 @@ def _quality_rows(results: Results) -> list[Row]:
     ]
     if found.final is not None and found.final not in (found.finetuned, found.pruned):
         named.append((f"{task.title} in the end", found.final, False))
-    rows = [] if found.longer is None else [_quality_row(results, f"{task.title}, dense trained as long", found.longer)]
+    rows = []
     for what, value, always in named:
         if value is None and not always:
             continue
         shown = "not fine-tuned" if found.final is not None and what.endswith("fine-tuning") else ""
         rows.append(_quality_row(results, what, value, shown))
+    if found.longer is not None:  # of the dense network, so it stands in its column
+        row = _quality_row(results, f"{task.title}, dense trained as long", found.longer)
+        rows.append(replace(row, before=row.after, after="–", exact=(row.exact[1], "")))
     return rows
 
 
