@@ -212,6 +212,8 @@ class Graph:
         calls = concerned(self.recording, dict(self.model.named_modules()), at)
         # a plan says what was done
         choice = self._choose(calls, conflict.detail) if conflict.done is None else conflict.done
+        if isinstance(choice, SizeConflict):
+            return self.settle(choice)
         found = (
             None if choice is None else next(islice(self._remedies(calls, conflict.detail), choice.number, None), None)
         )
@@ -227,13 +229,14 @@ class Graph:
     def _remedies(self, calls: list[int], conflict: str) -> Iterator[Remedy]:
         return remedies(self.recording, self.solution, calls, conflict)
 
-    def _choose(self, calls: list[int], conflict: str) -> Done | None:
+    def _choose(self, calls: list[int], conflict: str) -> Done | SizeConflict | None:
         """The first remedy that helps and takes little from what can go; else the one of those that leaves most.
 
-        One of which nothing is known, as every cut met another size before this one, is taken if none else helps.
+        One of which nothing is known, as every cut met another size before this one, is taken if none else helps; where
+        it would leave more, that other size comes first.
         """
         best, least, seen = None, float("inf"), set[tuple[float, ...]]()
-        unknown, unknown_least = None, float("inf")
+        unknown, unknown_least, other = None, float("inf"), None
         enough = self._floor(self.solution) + _SPARED * self.costs.cost(self.widths()).macs
         for number, remedy in enumerate(self._remedies(calls, conflict)):
             without: list[int] = []
@@ -245,19 +248,19 @@ class Graph:
                 if floor >= least or known or not tried.spares(self.solution, solution):
                     break
                 seen.add(alike)
-                failed, reached = self._conflict(solution, list(tried.of), once=bool(tried.fixes))
+                failed, reached, before = self._conflict(solution, list(tried.of), once=bool(tried.fixes))
                 helps = failed is None or (bool(tried.fixes) and failed != calls[0])
                 if helps and reached:
                     best, least = Done(number, tuple(without)), floor
                 elif helps and floor < unknown_least:
-                    unknown, unknown_least = Done(number, tuple(without)), floor
+                    unknown, unknown_least, other = Done(number, tuple(without)), floor, before
                 if helps or failed is None or failed == calls[0]:
                     break
                 without.append(failed)  # there the size is another matter
             # what is frozen later is more
             if least <= enough or (best is not None and best.number == number and remedy.fixes):
                 break
-        return best or unknown
+        return other if other is not None and unknown_least < least else best or unknown
 
     def _solved(self, remedy: Remedy) -> Solution:
         never, together = [*self._never, *remedy.fixes], [*self._together, *remedy.ties]
@@ -268,12 +271,15 @@ class Graph:
         costs = CostModel(self.recording, solution, {})
         return float(costs.evaluate(np.ones(len(solution.groups)))["macs"])
 
-    def _conflict(self, solution: Solution, calls: list[int], *, once: bool) -> tuple[int | None, bool]:
-        """Which of these calls meets a conflict in cuts to several widths, and whether a cut came to the first at all.
+    def _conflict(
+        self, solution: Solution, calls: list[int], *, once: bool
+    ) -> tuple[int | None, bool, SizeConflict | None]:
+        """Which of these calls meets a conflict in cuts to several widths, whether a cut came to the first at all, and
+        what was met before it.
 
         once: one cut that comes so far is enough.
         """
-        reached = False
+        reached, before = False, None
         for seed in range(_TRIALS):
             masks = trial_masks(solution, self.recording, calls, seed)
             try:
@@ -281,13 +287,14 @@ class Graph:
                 check(self.model, self.example_inputs, self.recording, solution, alive, calls)
             except SizeConflict as other:
                 if other.call in calls:
-                    return other.call, True
+                    return other.call, True, before
                 if other.call < calls[0]:
+                    before = other
                     continue
             reached = True
             if once:
                 break
-        return None, reached
+        return None, reached, before
 
     def __str__(self) -> str:
         """The groups and costs at a glance."""
