@@ -54,6 +54,23 @@ def test_it_hurts_less_on_images_it_has_not_seen(network: Network) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("first", ["compensation", "least_squares"])
+@pytest.mark.parametrize(("bias", "norm"), [(False, True), (True, True), (True, False)])
+def test_what_a_repair_before_it_has_added_is_not_added_twice(first: str, bias: bool, norm: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.Sigmoid(), nn.Conv2d(12, 12, 3, bias=bias), *([nn.BatchNorm2d(12)] if norm else []),
+        nn.Sigmoid(), nn.Conv2d(12, 4, 1),
+    ).eval()  # fmt: skip
+    images = torch.randn(64, 3, 8, 8)
+    alone, after = (
+        secateur.prune(model, images[:1], method="l1", budget="flops=0.4", repair=each, data=[images]).model
+        for each in (["least_squares"], [first, "least_squares"])
+    )
+    once, twice = (each[2].bias if bias else each[3].running_mean for each in (alone, after))
+    assert (once - twice).norm() < 0.1 * once.norm()
+
+
 def test_layers_that_read_in_groups_are_left() -> None:
     network = next(n for n in NETWORKS if n.name == "shuffle")
     model = seen(network)

@@ -115,6 +115,17 @@ class Case:
         norm.running_mean -= amount.to(norm.running_mean)
         return True
 
+    def added(self, reader: Reader) -> torch.Tensor:
+        """What repairs have added so far to what a layer makes, [outputs], in the place that `add_constant` takes."""
+        layer, before = (model.get_submodule(reader.name) for model in (self.model, self.dense))
+        now: Any = layer.bias
+        was: Any = before.bias
+        if now is None:
+            norm, origin = (model.get_submodule(reader.norm or "") for model in (self.model, self.dense))
+            now, was = origin.running_mean, norm.running_mean
+        found: torch.Tensor = now - was
+        return found
+
 
 def norms_of(graph: Graph) -> dict[str, str]:
     """The norm that alone reads what a layer makes, by the layer."""

@@ -149,7 +149,7 @@ def _write(
         )
     layer.weight.copy_(full.view(layer.weight.shape))
     if place:
-        case.add_constant(reader, added - _added_before(case, reader, layer, dense).to(added))
+        case.add_constant(reader, added - case.added(reader).to(added))
 
 
 def affected(case: Case) -> tuple[Reader, ...]:
@@ -166,17 +166,6 @@ def affected(case: Case) -> tuple[Reader, ...]:
         found.append(Reader(name, inputs, case.norms.get(name)))
     first = case.graph.recording.first_use
     return tuple(sorted(found, key=lambda reader: first.get(f"{reader.name}.weight", 0)))
-
-
-def _added_before(case: Case, reader: Reader, layer: Any, dense: Any) -> torch.Tensor:
-    """What was already added to a layer's outputs, compared with the network before the cut."""
-    now, was = layer.bias, dense.bias
-    if now is None:  # it is in what the norm takes away
-        norm: Any = case.model.get_submodule(reader.norm or "")
-        origin: Any = case.dense.get_submodule(reader.norm or "")
-        now, was = origin.running_mean, norm.running_mean
-    added: torch.Tensor = now - was
-    return added
 
 
 def has_place(model: nn.Module, name: str, norm: str | None) -> bool:

@@ -88,6 +88,8 @@ class LeastSquares(Repair):
         moments = patch_sums(case.dense, case.model, stop, sampler, reader.norm, inputs)
         constant = fit(layer, moments, inputs[None], ridge=self.settings.ridge, constant=has_constant)
         if has_constant:
+            if layer.bias is None:  # a bias is part of what was fitted, and what a norm takes away is not
+                constant = constant - case.added(reader).to(constant)
             case.add_constant(reader, constant)
 
 
