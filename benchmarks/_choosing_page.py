@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from _by_method import HALF, Facts, Measured, measured
+from _by_method import HALF, Facts, Measured, kernels, measured
 from _markdown import circumstances, folded, percent, table
 
 from secateur.methods import METHODS, MethodRow
@@ -56,7 +56,7 @@ def pages(docs: Path) -> dict[Path, str]:
     legend = LEGEND.format(dense=100 * found.dense, error=100 * found.error, images=images, epochs=f"{epochs:.0f}")
     parts = ["# Choosing a method", INTRODUCTION]
     parts += ["## By what you have", table(["you have", "take", "why"], _situations(found), words=True)]
-    parts += ["## By method", legend, *_by_method(found)]
+    parts += ["## By method", legend, *by_method(found)]
     parts += ["## Poor choices", POOR, folded("Where each method is a poor choice", _poor_table(found))]
     parts += ["## What no table says", ADVICE.format(epochs=epochs)]
     parts += [f"Straight after the cut: {circumstances(found.one_shot)}"]
@@ -139,7 +139,7 @@ def _first(ranked: list[tuple[MethodRow, float, float]]) -> list[str]:
 HEAD = "method,cut,repaired,trained,parameters,plan (s),run (s),needs,acts".split(",")
 
 
-def _by_method(found: Measured) -> list[str]:
+def by_method(found: Measured) -> list[str]:
     """A row for every method that was measured, those that end best when trained above; the names of the others."""
     known = [row for row in METHODS if found.of(row.name).top1 or found.of(row.name).final() is not None]
     others = [_link(row.name) for row in METHODS if row not in known]
@@ -221,7 +221,7 @@ def poor(row: MethodRow, found: Measured) -> Iterable[str]:
     if total and usual and total > SLOW_RUN * usual:
         yield f"time is short: {total / usual:.1f} times the seconds of `{PLAIN}`"
     yield from _on_networks(facts, plain)
-    if not (facts.top1 or facts.means or facts.networks):
+    if not (facts.top1 or facts.means or facts.networks or (row.name == "dkp" and kernels())):
         yield "figures are wanted: none have been measured yet"
 
 

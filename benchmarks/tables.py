@@ -252,9 +252,9 @@ def graph_speed(speed: dict[str, Any] | None, growth: dict[str, Any] | None) -> 
         rows = [
             [
                 row["name"],
+                f"{row['times_faster']:.1f}" if "times_faster" in row else "-",
                 row.get("secateur_s", row.get("secateur_error", "-")),
                 row.get("torch_pruning_s", row.get("torch_pruning_error", "-")),
-                f"{row['times_faster']:.1f}" if "times_faster" in row else "-",
                 percent(row["secateur_macs_after"], row["macs"]) if "secateur_macs_after" in row else "-",
                 percent(row["torch_pruning_macs_after"], row["macs"]) if "torch_pruning_macs_after" in row else "-",
             ]
@@ -264,7 +264,7 @@ def graph_speed(speed: dict[str, Any] | None, growth: dict[str, Any] | None) -> 
             "## Trace, group, L1 and cut to half",
             SPEED.format(**speed, size=speed["image"][-1]),
             circumstances(speed),
-            table(["network", "secateur", "Torch-Pruning", "times faster", "MACs left", "MACs left (TP)"], rows),
+            table(["network", "times faster", "secateur", "Torch-Pruning", "MACs left", "MACs left (TP)"], rows),
         ]
     if growth:
         parts += [

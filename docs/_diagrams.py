@@ -34,7 +34,7 @@ def pictures(folder: Path, found: Measured) -> dict[Path, str]:
         elif compared := among(name):
             made[folder / "methods" / f"{name}.svg"] = _among(name, compared)
         elif name == "dkp" and (result := kernels()):
-            made[folder / "methods" / f"{name}.svg"] = _kernels(result)
+            made[folder / "methods" / f"{name}.svg"] = kernels_chart(result)
     return made
 
 
@@ -146,7 +146,7 @@ def _after_the_cut(name: str, means: Mapping[tuple[str, str, float], float], den
     return _chart(lefts, dense, curves, "FLOPs removed", f"Test accuracy of {name} straight after the cut")
 
 
-def _kernels(result: dict[str, Any]) -> str:
+def kernels_chart(result: dict[str, Any]) -> str:
     """Accuracy over kernels removed: by DKP, by the L1 norm, at random, and of the whole network."""
     found: dict[str, dict[float, list[float]]] = {}
     for row in result["rows"]:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from _blocks import DOCS, alike
 
-from secateur.methods import method
+from secateur.methods import METHODS, method
 
 sys.path.insert(0, str(DOCS))
-from _by_method import Facts, Measured
-from _choosing_page import poor
+from _by_method import Facts, Measured, measured
+from _choosing_page import by_method, poor
+from _diagrams import kernels_chart
 from _method_notes import note
 from _method_pages import details, prose
 
@@ -249,3 +250,26 @@ def test_shown_output_may_differ_by_a_few_percent() -> None:
     assert alike("after: 96.4% with 381,856 MACs", "after: 95.0% with 382,000 MACs")
     assert not alike("after: 96.4%", "after: 80.0%")
     assert not alike("after: 96.4%", "before: 96.4%")
+
+
+def test_every_method_has_a_row_or_is_named_as_not_measured() -> None:
+    table, *others = by_method(measured())
+    head, _, *rows = table.splitlines()
+    assert head.startswith("| method | cut | repaired | trained |")  # what decides is not off a narrow screen
+    text = "\n".join([*rows, *others])
+    assert all(text.count(f"[`{row.name}`]") == 1 for row in METHODS)
+    assert not any(row.count("–") > 4 for row in rows)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_kernels_are_drawn_as_means_over_networks(seeds: int) -> None:
+    names = ("dkp", "L1 norm", "random")
+    rows = [
+        {"seed": seed, "left": left, "kernels": name, "top1": 0.5 + 0.1 * (seed % 2)}
+        for seed in range(seeds)
+        for left in (0.5, 0.1)
+        for name in names
+    ]
+    chart = kernels_chart({"dense": 0.99, "rows": rows})
+    assert all(f">{name}<" in chart for name in (*names, "not pruned", "50%", "90%"))
+    assert chart.count("<circle") == 2 * len(names)

@@ -226,7 +226,7 @@ def test_the_dense_network_that_was_trained_as_long_is_what_counts(tmp_path: Pat
     page = report(tmp_path, content)
     assert "accuracy 90.7%, and 92.5% of the dense network trained as long (significant)" in page.text()
     assert "92.5% → 90.7% accuracy, the dense network trained as long −1.77 points" in page.text()
-    assert "Accuracy, dense trained as long 92.50%" in page.text("result")
+    assert "Dense network trained as long 92.50%" in page.text("result")
     assert "longer training" not in page.text("result")
 
 

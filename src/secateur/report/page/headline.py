@@ -185,7 +185,7 @@ def _quality_rows(results: Results) -> list[Row]:
         shown = "not fine-tuned" if found.final is not None and what.endswith("fine-tuning") else ""
         rows.append(_quality_row(results, what, value, shown))
     if found.longer is not None:  # of the dense network, so it stands in its column
-        row = _quality_row(results, f"{task.title}, dense trained as long", found.longer)
+        row = _quality_row(results, "Dense network trained as long", found.longer)
         rows.append(replace(row, before=row.after, after="–", exact=(row.exact[1], "")))
     return rows
 
