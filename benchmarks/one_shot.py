@@ -2,6 +2,8 @@
 
     secateur run recipes/cifar10-resnet20-hour.yaml --out runs/hour      # the network that is pruned
     python benchmarks/one_shot.py      # ResNet-20 on CIFAR-10
+    python benchmarks/one_shot.py --setup resnet20 --run runs/leaderboard/resnet20/runs/l1-0-flops=0.5 --left 0.5,0.35,0.3 \\
+        --methods fpgm,cap@measured --repairs least_squares,least_squares+distillation
     python benchmarks/one_shot.py --setup photographs --weights mobilenet_v2-b0353104.pth --photographs FOLDER
 
     python benchmarks/one_shot.py --setup efficientnet_lite0 --weights efficientnet-lite0-57934424.pth \\
@@ -80,7 +82,7 @@ def cifar10(arguments: argparse.Namespace) -> Iterator[Setup]:
         if seen < arguments.test:
             test.append((x[: arguments.test - seen], y[: arguments.test - seen]))
             seen += len(test[-1][0])
-    yield Setup("cifar10", network, torch.zeros(1, *prepared.data.input_size), calibration, test)
+    yield Setup(arguments.setup, network, torch.zeros(1, *prepared.data.input_size), calibration, test)
 
 
 def _pictures(folder: Path, mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,7 +157,8 @@ def pretrained(arguments: argparse.Namespace) -> Iterator[Setup]:
 
 
 SETUPS = {
-    "cifar10": cifar10, "photographs": photographs, "mobilenet_v2": pretrained, "efficientnet_lite0": pretrained,
+    "cifar10": cifar10, "resnet20": cifar10, "photographs": photographs, "mobilenet_v2": pretrained,
+    "efficientnet_lite0": pretrained,
 }  # fmt: skip
 
 
