@@ -2,8 +2,8 @@
 
     secateur run recipes/cifar10-resnet20-hour.yaml --out runs/hour      # the network that is pruned
     python benchmarks/one_shot.py      # ResNet-20 on CIFAR-10
-    python benchmarks/one_shot.py --setup resnet20 --run runs/leaderboard/resnet20/runs/l1-0-flops=0.5 --left 0.5,0.35,0.3 \\
-        --methods fpgm,cap@measured --repairs least_squares,least_squares+distillation
+    python benchmarks/one_shot.py --setup resnet20 --run runs/leaderboard/resnet20/runs/l1-0-flops=0.5 \\
+        --left 0.5,0.35,0.3 --methods fpgm,cap@measured --repairs least_squares,least_squares+distillation
     python benchmarks/one_shot.py --setup photographs --weights mobilenet_v2-b0353104.pth --photographs FOLDER
 
     python benchmarks/one_shot.py --setup efficientnet_lite0 --weights efficientnet-lite0-57934424.pth \\
