@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from structures._case import Net, case, conv
 
@@ -187,6 +188,24 @@ for _kind in (nn.LSTM, nn.GRU, nn.RNN):
         case(
             f"{_kind.__name__}, {_layers} layers, bidirectional={_both}", "stem:8 rnn:6", shape=(2, 3, 8), macs=False
         )(lambda k=_kind, n=_layers, both=_both: recurrent(k, num_layers=n, bidirectional=both))  # fmt: skip
+
+
+def packed(kind: type[nn.RNNBase], *, first: bool) -> nn.Module:
+    """Sequences of unequal lengths, packed for a recurrent layer."""
+
+    def run(m: Net, x: torch.Tensor) -> torch.Tensor:
+        steps = m.stem(x).relu().permute(0, 2, 1) if first else m.stem(x).relu().permute(2, 0, 1)
+        row = pack_padded_sequence(steps, torch.tensor([6, 4]), batch_first=first)
+        outs, _ = pad_packed_sequence(m.rnn(row)[0], batch_first=first)
+        return m.fc(outs.mean(1 if first else 0))
+
+    return Net(run, stem=nn.Conv1d(3, 8, 3), rnn=kind(8, 6, batch_first=first), fc=nn.Linear(6, 5))
+
+
+for _kind, _first in ((nn.LSTM, True), (nn.GRU, True), (nn.RNN, False)):
+    case(f"{_kind.__name__} on packed sequences", "stem:8 rnn:6", shape=(2, 3, 8), macs=False)(
+        lambda k=_kind, first=_first: packed(k, first=first)
+    )
 
 
 @case("embedding", "emb:8 fc1:6", inputs=lambda: torch.tensor([[1, 2, 3], [4, 5, 9]]))

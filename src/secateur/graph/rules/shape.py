@@ -139,6 +139,15 @@ def select(op: Op) -> Labels:
     return [tuple(label)] * len(op.outputs())
 
 
+@rule("_pack_padded_sequence")
+def pack(op: Op) -> Labels:
+    """Steps of all sequences in one row, as many as are not padding; channels keep their place."""
+    label = op.label("input")
+    for axis in label[:2]:
+        op.fix(axis, "counted by the lengths of sequences")
+    return [(None, *label[2:]), (None,)]
+
+
 @rule("split", "chunk", "split_copy", "unsafe_split", "unsafe_chunk")
 def split(op: Op) -> Labels:
     """Equal parts must stay equal: they are tied position by position."""
