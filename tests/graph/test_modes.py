@@ -12,7 +12,7 @@ from torch import nn
 
 import secateur
 from secateur.errors import InputError
-from secateur.graph.code import names_read, training_differs
+from secateur.graph.code import Code, names_read
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -311,11 +311,12 @@ class Asks(nn.Module):
 
 def test_whether_code_does_more_in_training_is_read_from_it() -> None:
     steady = [nn.Dropout(), nn.BatchNorm2d(3), nn.LSTM(3, 3), Told(), Helped(), nn.Sequential(nn.Conv2d(3, 3, 1))]
-    assert not any(training_differs(module) for module in steady)
-    assert all(training_differs(module) for module in [Asks(), Decode(), Switched(), nn.Sequential(Decode())])
+    changing = [Asks(), Decode(), Switched(), nn.Sequential(Decode())]
+    assert not any(Code(module.modules()).training_differs() for module in steady)
+    assert all(Code(module.modules()).training_differs() for module in changing)
     hooked = nn.Conv2d(3, 3, 1)
     hooked.register_forward_hook(lambda m, _, y: (y, y) if m.training else y)
-    assert training_differs(nn.Sequential(hooked))
+    assert Code(nn.Sequential(hooked).modules()).training_differs()
 
 
 def test_names_that_a_forward_reads() -> None:

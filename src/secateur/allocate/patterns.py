@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -40,17 +40,22 @@ class Pattern:
 
 def known_names(graph: GraphLike) -> list[str]:
     """Return what patterns can match: the names of all modules, parameters and buffers (some belong to the root)."""
-    modules = [name for name, _ in graph.model.named_modules() if name]
-    return list(dict.fromkeys([*modules, *graph.tensors()]))
+    return list(dict.fromkeys(_names(graph)))
+
+
+def _names(graph: GraphLike) -> Iterator[str]:
+    """Yield the same one by one, some twice: most patterns match early."""
+    yield from (name for name, _ in graph.model.named_modules() if name)
+    yield from graph.tensors()
 
 
 def parse_patterns(graph: GraphLike, texts: Iterable[str], option: str) -> list[Pattern]:
     """Read patterns; ConfigError with the `option` and the nearest names for one that matches nothing."""
     patterns = [Pattern.parse(text) for text in texts]
-    names = known_names(graph) if patterns else []
     for pattern in patterns:
-        if not any(pattern.matches(name) for name in names):
-            raise ConfigError(f"{option} pattern {pattern.text!r} matches no module: {_suggestion(pattern, names)}")
+        if not any(map(pattern.matches, _names(graph))):
+            close = _suggestion(pattern, known_names(graph))
+            raise ConfigError(f"{option} pattern {pattern.text!r} matches no module: {close}")
     return patterns
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,12 +45,6 @@ def _is_composite(func: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
-@lru_cache(maxsize=4096)
-def draws_random(func: Any) -> bool:
-    """Whether an operator draws from a random number generator."""
-    return torch.Tag.nondeterministic_seeded in func.tags
-
-
 # Whether a reshape copies depends on strides, so copies are labelled but not counted as calls, and both views are one.
 TRANSPARENT = frozenset({"aten::clone", "aten::contiguous", "aten::alias", "aten::detach", "aten::lift_fresh"})
 
@@ -64,11 +58,28 @@ DATA_DEPENDENT = frozenset(
 )
 
 
+class Schema(NamedTuple):
+    """What an operator says of itself.
+
+    name: with variants that do the same under one. own: as it is spelt. defaults: of all arguments, in order. aliases:
+    which argument each output shares its storage with. pointwise: whether it is tagged so. random: whether it draws
+    random numbers.
+    """
+
+    name: str
+    own: str
+    names: tuple[str, ...]
+    defaults: dict[str, Any]
+    aliases: tuple[int | None, ...]
+    pointwise: bool
+    random: bool
+
+
 @lru_cache(maxsize=4096)
-def schema_of(func: Any) -> tuple[str, tuple[tuple[str, Any], ...], tuple[int | None, ...], bool]:
-    """Name, (argument, default) pairs, which argument each output aliases, and whether it is tagged pointwise."""
+def schema_of(func: Any) -> Schema:
+    """The schema of an operator, read once; operators hash slowly, so ask once a call."""
     schema = func._schema
-    names = tuple((a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments)
+    defaults = {a.name: a.default_value if a.has_default_value() else None for a in schema.arguments}
     owner: dict[str, int] = {}
     for position, argument in enumerate(schema.arguments):
         if argument.alias_info is not None:
@@ -80,20 +91,14 @@ def schema_of(func: Any) -> tuple[str, tuple[tuple[str, Any], ...], tuple[int | 
         aliases.append(next((owner[m] for m in marks if m in owner), None))
     if schema.name in ("aten::_unsafe_view", "aten::_reshape_alias"):
         aliases = [0]
-    return SAME_AS.get(schema.name, schema.name), names, tuple(aliases), torch.Tag.pointwise in func.tags
+    tags, name = func.tags, SAME_AS.get(schema.name, schema.name)
+    pointwise, random = torch.Tag.pointwise in tags, torch.Tag.nondeterministic_seeded in tags
+    return Schema(name, schema.name, tuple(defaults), defaults, tuple(aliases), pointwise, random)
 
 
-@lru_cache(maxsize=4096)
-def _arguments_of(func: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The names of an operator's arguments, and the defaults of all."""
-    names = schema_of(func)[1]
-    return tuple(name for name, _ in names), dict(names)
-
-
-def bind(func: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind(schema: Schema, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, in the order of the schema."""
-    names, defaults = _arguments_of(func)
-    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+    return {**schema.defaults, **dict(zip(schema.names, args, strict=False)), **kwargs}
 
 
 def depends_on_data(name: str, bound: Mapping[str, Any]) -> bool:
@@ -113,8 +118,8 @@ def map_args(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> An
 
 def on_one_device(args: Any, kwargs: Any, move: Callable[[torch.Tensor], torch.Tensor] = to_meta) -> tuple[Any, Any]:
     """Constants a model made on the CPU join the meta device when they meet it."""
-    on_meta = {t.is_meta for t in tensors_in((args, tuple(kwargs.values())) if kwargs else args)}
-    if len(on_meta) < 2:
+    places = [t.is_meta for t in tensors_in((args, tuple(kwargs.values())) if kwargs else args)]
+    if False not in places or True not in places:
         return args, kwargs
 
     def carry(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from secateur.errors import InputError, ModelError, SecateurError
-from secateur.graph.code import STEADY, mentions, meta_differs, training_differs
+from secateur.graph.code import STEADY, Code
 from secateur.graph.labels import Ids, Ledger
-from secateur.graph.leaving import left_outside
+from secateur.graph.leaving import Outside
 from secateur.graph.modules import (
     Inputs,
     as_call,
@@ -43,9 +43,10 @@ def capture(model: nn.Module, example_inputs: Any) -> Recording:
     args, kwargs = as_call(example_inputs)
     told = example_inputs.training if isinstance(example_inputs, Inputs) else None
     try:
-        recording = None if meta_differs(model) else capture_once(model, args, kwargs, meta=True, told=told)
+        code = Code(module for _, module in modules_of(model))
+        recording = None if code.meta_differs() else capture_once(model, args, kwargs, code=code, meta=True, told=told)
         if recording is None or (told is not None and recording.training_error):
-            recording = capture_once(model, args, kwargs, meta=False, told=told)
+            recording = capture_once(model, args, kwargs, code=code, meta=False, told=told)
         if told is not None and recording.training_error:
             raise InputError(
                 f"The forward pass in training mode failed on the inputs given for it: {recording.training_error}. "
@@ -71,34 +72,38 @@ def capture_once(
     meta: bool,
     training: bool = True,
     told: Inputs | None = None,
+    code: Code | None = None,
 ) -> Recording:
     """Record one forward pass in evaluation mode and, with `training`, what another one in training mode adds.
 
-    told: what that one is called with, where it is something else.
+    told: what that one is called with, where it is something else. code: that of the model's modules, if it was read.
     """
+    whole = modules_of(model)
+    code = Code(module for _, module in whole) if code is None else code
     twin = clone_module(model, to_meta if meta else _alias)
-    to_evaluation(twin)
+    modules = to_evaluation(twin)
     recording = Recording(Ledger(), on_meta=meta)
-    label_parameters(twin, recording)
+    label_parameters(modules, recording)
     recorder = Recorder(recording, meta)
     inputs: tuple[Any, Any] = map_tensors((args, kwargs), lambda t: _input(t, meta))
-    before = left_outside(twin)
+    outside = Outside(modules)
+    before = outside.tensors()
     output = forward(twin, inputs[0], inputs[1], recorder)
     _fix_outputs(recording, output)
-    _fix_left(recording, twin, before)
-    recording.gradients |= mentions(model, _GRADIENTS)
+    _fix_left(recording, outside.now(modules_of(twin)), before)
+    recording.gradients |= code.mentions(_GRADIENTS)
     if told is not None:
         _capture_training(twin, (told.args, told.kwargs), recording, meta)
-    elif training and (recording.gradients or training_differs(model) or _never_used(twin, recording)):
+    elif training and (recording.gradients or code.training_differs() or _never_used(twin, recording)):
         _capture_training(twin, (args, kwargs), recording, meta)
-    recording.compiled = compiled_in_place(model)
+    recording.compiled = compiled_in_place(whole)
     if recording.softmaxed:
         recording.scales = list(_scales(model, recording))
     return recording
 
 
 def _never_used(twin: nn.Module, recording: Recording) -> bool:
-    return any(name not in recording.first_use for name, _ in twin.named_parameters())
+    return any(n not in recording.first_use for n, t in named_tensors(twin).items() if isinstance(t, nn.Parameter))
 
 
 def _scales(model: nn.Module, recording: Recording) -> Iterator[Ids]:
@@ -142,9 +147,9 @@ def _fix_outputs(recording: Recording, output: Any, mode: str = "") -> None:
             recording.buffers[buffer].death = len(recording.calls)
 
 
-def _fix_left(recording: Recording, twin: nn.Module, before: Mapping[int, tuple[str, torch.Tensor]]) -> None:
+def _fix_left(recording: Recording, outside: Outside, before: Mapping[int, tuple[str, torch.Tensor]]) -> None:
     """What the forward pass left outside all modules stays whole: a loss may read it there."""
-    for number, (where, tensor) in left_outside(twin).items():
+    for number, (where, tensor) in outside.tensors().items():
         if number not in before:
             for axis in label_of(tensor):
                 recording.ledger.fix(axis, f"is kept outside the network, in {where}")
@@ -182,7 +187,8 @@ def _capture_training(twin: nn.Module, inputs: Any, recording: Recording, meta: 
 def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: bool) -> None:
     extra = Recording(recording.ledger, places=recording.places, first_use=dict(recording.first_use), on_meta=meta)
     before, recording.ledger.training = len(recording.ledger.macs), True
-    known, left = _kept(twin), left_outside(twin)
+    known, outside = _kept(twin), Outside(modules_of(twin))
+    left = outside.tensors()
     try:
         again = map_tensors(inputs, lambda t: _input(t, meta))
         with torch.random.fork_rng(devices=[]):  # dropout draws
@@ -191,7 +197,7 @@ def _run_in_training(twin: nn.Module, inputs: Any, recording: Recording, meta: b
         del recording.ledger.macs[before:]
         recording.ledger.training = False
     _fix_outputs(recording, output, " in training mode")
-    _fix_left(recording, twin, left)
+    _fix_left(recording, outside.now(modules_of(twin)), left)
     for place, axis in _kept(twin).items():
         if place not in known:  # a loss may take it from there
             recording.ledger.fix(axis, f"is kept as {place[0]} in training mode")

@@ -112,6 +112,7 @@ class Solution:
     list_frozen: Callable[[], tuple[Frozen, ...]] = tuple
     _rank: Ids | None = None  # channel -> its rank by group, then position
     _order: dict[int, tuple[Ids, Ids]] = field(default_factory=dict)  # place -> indices by rank, and these ranks
+    _alike: dict[bytes, tuple[Ids, Ids]] = field(default_factory=dict)  # the same by the channels of a place
 
     def members(self, number: int) -> Iterable[Member]:
         """The members of group `number`."""
@@ -119,26 +120,31 @@ class Solution:
         assert self._rank is not None
         first, matrix = int(self._rank[channels[0]]), self.multiplicity
         row = slice(matrix.indptr[channels[0]], matrix.indptr[channels[0] + 1])
-        columns, counts = matrix.indices[row], matrix.data[row]
+        columns, counts = matrix.indices[row].tolist(), matrix.data[row].tolist()
         found = sorted(
-            (self.places[c].first_use, c, n) for c, n in zip(columns, counts, strict=True) if c < len(self.places)
+            [(self.places[c].first_use, c, n) for c, n in zip(columns, counts, strict=True) if c < len(self.places)]
         )
         for _, place, count in found:  # the first axes are those of the places, in order
-            indices, ranks = self._ordered(int(place))
-            start = int(np.searchsorted(ranks, first))
             p = self.places[place]
+            indices, ranks = self._ordered(place)
+            start = int(ranks.searchsorted(first))
             yield Member(p.name, p.dim, p.role, indices[start : start + width * count].reshape(width, count))
 
     def _ordered(self, place: int) -> tuple[Ids, Ids]:
         """The prunable indices of a place by group, then channel, then index; and the ranks of their channels."""
-        if place not in self._order:
+        found = self._order.get(place)
+        if found is not None:
+            return found
+        channel = self.places[place].channel
+        key = channel.tobytes()  # bias, norm and statistics of a layer have the channels of its weight
+        if key not in self._alike:
             assert self._rank is not None
-            channel = self.places[place].channel
-            inside = np.flatnonzero(channel >= 0)
+            inside = (channel >= 0).nonzero()[0]
             ranks = self._rank[channel[inside]]
-            order = np.argsort(ranks, kind="stable")
-            self._order[place] = (inside[order], ranks[order])
-        return self._order[place]
+            order = ranks.argsort(kind="stable")
+            self._alike[key] = (inside[order], ranks[order])
+        found = self._order[place] = self._alike[key]
+        return found
 
     def seen(self, number: int, taps: Iterable[Tap]) -> Iterable[Seen]:
         """The taps in which every channel of group `number` shows, equally often."""

@@ -11,8 +11,9 @@ import functools
 import inspect
 import textwrap
 import types
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import nn
@@ -22,6 +23,8 @@ from torch.nn.modules.dropout import _DropoutNd
 #: PyTorch's own layers that know the mode and have one structure in both.
 STEADY = (_NormBase, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.RReLU)
 _FOREIGN = ("torch.", "numpy.", "math.")  # code that is not followed
+#: What nobody can call, though most attributes of modules are of it.
+_DATA = frozenset({bool, int, float, str, type(None), list, tuple, dict, set, OrderedDict})
 #: Functions that are told the mode and return the same shape in both; and all whose name begins with "drop".
 _TOLD = (
     "batch_norm", "instance_norm", "alpha_dropout", "feature_alpha_dropout", "rrelu", "stochastic_depth",
@@ -31,48 +34,54 @@ _TOLD = (
 _SHY = frozenset({"is_meta", "is_cpu", "dirac_", "orthogonal_", "sparse_"})
 
 
-def training_differs(model: nn.Module) -> bool:
-    """Whether the forward pass may do something else in training mode, dropout and batch statistics aside."""
-    seen: set[type] = set()
-    for module in model.modules():
-        if any(_asks_for_training(function) for function in _own_functions(module)):
-            return True
-        kind: Any = type(module)
-        if kind not in seen and not isinstance(module, STEADY):
-            seen.add(kind)
-            if _class_asks_for_training(kind):
-                return True
-    return False
+class Code:
+    """The code of some modules: their classes, and the functions that single ones carry themselves.
 
+    Read in one pass, for the questions below; it is that of the moment.
+    """
 
-def meta_differs(model: nn.Module) -> bool:
-    """Whether the forward pass may do something else on tensors without storage: it asks for them, or what it calls."""
-    return mentions(model, _SHY)
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.kinds: dict[Any, None] = {}
+        self.own: list[types.FunctionType] = []
+        for module in modules:
+            self.kinds[type(module)] = None
+            self.own += _own_functions(module)
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Every name in code that calls of these modules themselves may reach, their parts' code left out."""
+        own = (_mentioned(function.__code__) for function in self.own)
+        return frozenset().union(*map(_names_of_class, self.kinds), *own)
 
-def mentions(model: nn.Module, names: frozenset[str]) -> bool:
-    """Whether the code of a forward pass holds one of these names."""
-    return any(not names.isdisjoint(names_read(module)) for module in model.modules())
+    def mentions(self, names: frozenset[str]) -> bool:
+        """Whether it holds one of these names."""
+        return not names.isdisjoint(self.names)
+
+    def training_differs(self) -> bool:
+        """Whether the forward pass may do something else in training mode, dropout and batch statistics aside."""
+        return any(map(_asks_for_training, self.own)) or any(
+            _class_asks_for_training(kind) for kind in self.kinds if not issubclass(kind, STEADY)
+        )
+
+    def meta_differs(self) -> bool:
+        """Whether the forward pass may do something else on tensors without storage: it asks, or what it calls."""
+        return self.mentions(_SHY)
 
 
 def names_read(module: nn.Module) -> frozenset[str]:
     """Every name in code that a call of `module` itself may reach, its parts' code left out."""
-    own = (_mentioned(function.__code__) for function in _own_functions(module))
-    kind: Any = type(module)
-    return _names_of_class(kind).union(*own)
+    return Code([module]).names
 
 
-def globals_named(kind: type) -> Iterator[tuple[str, Any]]:
-    """What lies outside all modules and is named in code that a call of an instance may reach, as `room.name`."""
-    for function in _functions_of(kind):
-        for name in _mentioned(function.__code__):
-            if name in function.__globals__:
-                yield f"{function.__module__}.{name}", function.__globals__[name]
+def globals_named(kind: type) -> list[tuple[str, dict[str, Any], str]]:
+    """Names outside all modules in code that a call of an instance may reach: the room, its variables, the name."""
+    functions = _functions_of(kind)
+    return [(f.__module__, f.__globals__, name) for f in functions for name in _mentioned(f.__code__)]
 
 
 def _own_functions(module: nn.Module) -> Iterator[types.FunctionType]:
     """Functions a module carries itself: hooks, a forward of its own, callables among its attributes."""
-    held = [v for k, v in vars(module).items() if callable(v) and k != "_compiled_call_impl"]
+    held = [v for k, v in vars(module).items() if type(v) not in _DATA and callable(v) and k != "_compiled_call_impl"]
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     for value in (*held, *hooks):
         function = _function_in(value)

@@ -17,23 +17,29 @@ def components(size: int, ties: list[tuple[Ids, Ids]], links: Collection[int] = 
     Ties number `links` are to an axis nothing else had touched: it points there, which leaves few edges to search.
     """
     parent = np.arange(size, dtype=np.int64)
-    for k in links:
-        parent[ties[k][1]] = ties[k][0]
+    if links:
+        ends, starts = _joined([ties[k] for k in links])
+        parent[starts] = ends
     for _ in range(_JUMPS):
         further = parent[parent]
         if np.array_equal(further, parent):
-            edges = [(parent[a], parent[b]) for k, (a, b) in enumerate(ties) if k not in links]
-            return _connected(size, edges)[parent] if edges else parent
+            left = [pair for k, pair in enumerate(ties) if k not in links]
+            if not left:
+                return parent
+            rows, columns = _joined(left)
+            return _connected(size, parent[rows], parent[columns])[parent]
         parent = further
-    return _connected(size, ties)  # pointers in a circle: search all edges
+    return _connected(size, *_joined(ties))  # pointers in a circle: search all edges
 
 
 _JUMPS = 64  # pointers reach their end in at most the logarithm of their longest chain
 
 
-def _connected(size: int, ties: list[tuple[Ids, Ids]]) -> Ids:
-    rows = np.concatenate([a for a, _ in ties])
-    cols = np.concatenate([b for _, b in ties])
-    edges = sp.coo_matrix((np.ones(len(rows), np.int8), (rows, cols)), shape=(size, size))
+def _joined(ties: list[tuple[Ids, Ids]]) -> tuple[Ids, Ids]:
+    return np.concatenate([a for a, _ in ties]), np.concatenate([b for _, b in ties])
+
+
+def _connected(size: int, rows: Ids, columns: Ids) -> Ids:
+    edges = sp.coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
     _, component = connected_components(edges, directed=False)
     return component.astype(np.int64)

@@ -144,7 +144,7 @@ def _label_term(
 def _place_term(recording: Recording, at: dict[int, int], name: str, elements: int) -> tuple[int, list[int]]:
     label = recording.places[name]
     axes = [a for a in label if a is not None]
-    labelled = int(np.prod([len(a) for a in axes], dtype=np.int64))
+    labelled = math.prod([len(a) for a in axes])
     return elements // max(labelled, 1), [at[id(a)] for a in axes if len(a)]
 
 

@@ -47,20 +47,23 @@ def alive_slots(solution: Solution, masks: Mapping[str, Bools]) -> Bools:
 def slices_of(recording: Recording, alive: Bools) -> Slices:
     """Kept indices of every parameter and buffer that loses any."""
     result: Slices = {}
+    done: dict[bytes, Ids | None] = {}
+
+    def kept(axis: Axis) -> Ids | None:
+        if axis is None:
+            return None
+        keep = alive[axis]
+        key = keep.tobytes()  # tensors of one layer keep the same, and so do layers that are coupled
+        if key not in done:
+            done[key] = None if bool(keep.all()) else keep.nonzero()[0]
+        return done[key]
+
     for name, label in recording.places.items():
-        if name not in recording.first_use:
-            continue
-        kept = tuple(_kept(axis, alive) for axis in label)
-        if any(k is not None for k in kept):
-            result[name] = kept
+        if name in recording.first_use:
+            own = tuple([kept(axis) for axis in label])
+            if any(k is not None for k in own):
+                result[name] = own
     return result
-
-
-def _kept(axis: Axis, alive: Bools) -> Ids | None:
-    if axis is None:
-        return None
-    keep = alive[axis]
-    return None if bool(keep.all()) else np.flatnonzero(keep)
 
 
 def take(tensor: torch.Tensor, kept: tuple[Ids | None, ...]) -> torch.Tensor:
@@ -109,14 +112,15 @@ def _taken(tensor: torch.Tensor, kept: tuple[Ids | None, ...] | None) -> torch.T
 
 def _tried(
     model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
     inputs: object,
     recording: Recording,
     solution: Solution,
     alive: Bools,
     about: Collection[int] = (),
-) -> tuple[nn.Module, Sizes, list[Repair]]:
-    """A narrow copy without values, the sizes it was held against, and what was set on it so that it runs."""
-    slices, tensors = slices_of(recording, alive), named_tensors(model)
+) -> tuple[nn.Module, Sizes, list[Repair], Slices]:
+    """A narrow copy without values, the sizes it was held against, what was set so that it runs, and what it kept."""
+    slices = slices_of(recording, alive)
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
     idle = {id(t) for name, t in tensors.items() if name not in recording.first_use}
 
@@ -134,7 +138,7 @@ def _tried(
     else:
         twin = clone_module(model, lambda t: _taken(t, by_id.get(id(t))))  # a forward may write to its buffers
     sizes = Sizes(recording, solution, alive)
-    return twin, sizes, repair_sizes(twin, inputs, sizes, about)
+    return twin, sizes, repair_sizes(twin, inputs, sizes, about), slices
 
 
 def check(
@@ -149,7 +153,7 @@ def check(
 
     about: the calls that are of interest, if not all are.
     """
-    _tried(model, inputs, recording, solution, alive, about)
+    _tried(model, named_tensors(model), inputs, recording, solution, alive, about)
 
 
 def cut(
@@ -159,11 +163,10 @@ def cut(
 
     Raises `SizeConflict` when a size in the model's code cannot follow; the model is then untouched.
     """
-    twin, sizes, repairs = _tried(model, inputs, recording, solution, alive)
+    tensors = named_tensors(model)
+    twin, sizes, repairs, slices = _tried(model, tensors, inputs, recording, solution, alive)
     followed, stale = stale_sizes(twin, inputs, sizes, {(r.module, r.attribute) for r in repairs})
     repairs += followed
-    slices = slices_of(recording, alive)
-    tensors = named_tensors(model)
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
 
     if inplace:

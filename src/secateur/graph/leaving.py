@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,9 +16,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from secateur.graph.code import globals_named, mentions
+from secateur.graph.code import Code, globals_named
 from secateur.graph.labels import Ledger
-from secateur.graph.modules import modules_of
 from secateur.graph.rules import label_of
 
 #: Methods of a tensor that hand its values to what is no operator.
@@ -29,13 +28,14 @@ _IS_ASKED: Any = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined
 
 
 def watching(
-    model: nn.Module, ledger: Ledger, stack: Sequence[str], asked: Callable[[], None]
+    modules: Iterable[tuple[str, nn.Module]], ledger: Ledger, stack: Sequence[str], asked: Callable[[], None]
 ) -> AbstractContextManager[Any]:
-    """Watch a forward pass of `model`.
+    """Watch a forward pass of a network of these modules.
 
     stack: its last is the module that is executing. asked: called when a tensor is asked for `requires_grad`.
     """
-    return _Leaving(ledger, stack, asked) if mentions(model, _MENTIONED) else nullcontext()
+    code = Code(module for _, module in modules)
+    return _Leaving(ledger, stack, asked) if code.mentions(_MENTIONED) else nullcontext()
 
 
 class _Leaving(TorchFunctionMode):
@@ -61,19 +61,39 @@ _CONTAINERS = frozenset({list, tuple, set, deque, dict, OrderedDict, defaultdict
 _DEPTH, _ITEMS = 4, 10_000  # how deep, and into how many items
 
 
-def left_outside(model: nn.Module) -> dict[int, tuple[str, torch.Tensor]]:
-    """Tensors in variables of the modules' classes, and of Python modules that their code names, and where.
+class Outside:
+    """Where a forward pass may leave tensors: variables of modules' classes, and of Python modules their code names.
 
-    Containers and plain objects are looked into; whoever reads them there is not seen.
+    Code does not change while it runs; what the variables hold is asked anew every time.
     """
-    found: dict[int, tuple[str, torch.Tensor]] = {}
-    for kind in dict.fromkeys(type(module) for _, module in modules_of(model)):
-        own = [k for k in kind.__mro__ if not f"{k.__module__}.".startswith(("torch.", "builtins."))]
-        places = [(f"{k.__qualname__}.{name}", value) for k in own for name, value in vars(k).items()]
-        for where, value in (*places, *globals_named(kind)):
-            for tensor in (*_held(value, _DEPTH), *_held_by(value)):
-                found.setdefault(id(tensor), (where, tensor))
-    return found
+
+    def __init__(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
+        self._of = dict.fromkeys(type(module) for _, module in modules)  # in their order
+        self._kinds = [
+            (
+                [k for k in kind.__mro__ if not f"{k.__module__}.".startswith(("torch.", "builtins."))],
+                globals_named(kind),
+            )
+            for kind in self._of
+        ]
+
+    def now(self, modules: list[tuple[str, nn.Module]]) -> Outside:
+        """The same; another one where there are modules of other classes by now."""
+        return self if {type(module) for _, module in modules} == self._of.keys() else Outside(modules)
+
+    def tensors(self) -> dict[int, tuple[str, torch.Tensor]]:
+        """Those that lie there now, and where.
+
+        Containers and plain objects are looked into; whoever reads them there is not seen.
+        """
+        found: dict[int, tuple[str, torch.Tensor]] = {}
+        for own, named in self._kinds:
+            places = [(f"{k.__qualname__}.{name}", value) for k in own for name, value in vars(k).items()]
+            others = [(f"{room}.{name}", held[name]) for room, held, name in named if name in held]
+            for where, value in (*places, *others):
+                for tensor in (*_held(value, _DEPTH), *_held_by(value)):
+                    found.setdefault(id(tensor), (where, tensor))
+        return found
 
 
 def _held(value: Any, depth: int) -> Iterator[torch.Tensor]:

@@ -46,34 +46,52 @@ def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
             found.append((name, module))
             prefix = f"{name}." if name else ""
             for local, child in module._modules.items():
-                if child is not None:
+                if child is None:
+                    continue
+                if child._modules or type(child).named_modules is not nn.Module.named_modules:
                     visit(prefix + local, child)
+                elif child not in seen:  # most modules have no parts: one call less for each
+                    seen.add(child)
+                    found.append((prefix + local, child))
 
     visit("", model)
     return found
 
 
-def to_evaluation(model: nn.Module) -> None:
-    """`model.eval()`, where there is anything to do: PyTorch sets the mode of each module anew, whatever it is."""
-    for _, module in modules_of(model):
-        own: tuple[Any, Any] = module.train, module.eval
-        if module.training or tuple(getattr(f, "__func__", f) for f in own) != (nn.Module.train, nn.Module.eval):
+def to_evaluation(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """`model.eval()`, where there is anything to do: PyTorch sets the mode of each module anew, whatever it is.
+
+    Returns all modules by name.
+    """
+    modules = modules_of(model)
+    for _, module in modules:
+        kind, own = type(module), vars(module)
+        switches = (
+            kind.train is not nn.Module.train or kind.eval is not nn.Module.eval or "train" in own or "eval" in own
+        )
+        if module.training or switches:
             model.eval()
-            return
+            return modules_of(model)  # a module of its own `eval` may do what it likes
+    return modules
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name; a tensor with several names appears under the first."""
+    return tensors_of(modules_of(model))
+
+
+def tensors_of(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]:
+    """The same, where the modules are known."""
     found: dict[str, torch.Tensor] = {}
-    modules = [(f"{name}." if name else "", module) for name, module in modules_of(model)]
+    held: list[tuple[str, Any]] = [(name, module._parameters) for name, module in modules if module._parameters]
+    held += [(name, module._buffers) for name, module in modules if module._buffers]
     seen: set[int] = set()
-    for kind in ("_parameters", "_buffers"):
-        for prefix, module in modules:
-            own: dict[str, torch.Tensor | None] = getattr(module, kind)
-            for local, tensor in own.items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    found[prefix + local] = tensor
+    for name, own in held:
+        prefix = f"{name}." if name else ""
+        for local, tensor in own.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[prefix + local] = tensor
     return found
 
 
@@ -82,28 +100,29 @@ def own_ancestor(model: nn.Module) -> str | None:
     above: set[int] = set()
     done: set[int] = set()
 
-    def search(module: nn.Module, name: str) -> str | None:
+    def search(module: nn.Module) -> list[str] | None:
         if id(module) in above:
-            return name
+            return []
         if id(module) in done:
             return None
         above.add(id(module))
         for local, child in module._modules.items():
-            found = search(child, f"{name}.{local}" if name else local) if child is not None else None
+            found = search(child) if child is not None else None
             if found is not None:
-                return found
+                return [local, *found]
         above.discard(id(module))
         done.add(id(module))
         return None
 
-    return search(model, "")
+    path = search(model)
+    return None if path is None else ".".join(path)
 
 
-def compiled_in_place(model: nn.Module) -> list[str]:
+def compiled_in_place(modules: list[tuple[str, nn.Module]]) -> list[str]:
     """Modules on which `compile()` was called, or whose forward was replaced by a compiled one, by name."""
     return [
         name
-        for name, module in modules_of(model)
+        for name, module in modules
         if type(module).__name__ != "OptimizedModule"  # a wrapper: its copy is compiled again
         and (
             module.__dict__.get(_COMPILED) is not None
@@ -114,17 +133,18 @@ def compiled_in_place(model: nn.Module) -> list[str]:
 
 def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     """A deep copy of `model` whose tensors are `convert(tensor)` instead of copies; ties between names survive."""
-    memo: dict[int, Any] = {}
+    copier = _Copier()
+    memo = copier.memo
     for _, module in modules_of(model):
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *_loose_tensors(module)):
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *copier.loose_tensors(module)):
             if tensor is None or id(tensor) in memo:
                 continue
             fresh = convert(tensor)
-            if fresh is not tensor and isinstance(tensor, nn.Parameter) and not isinstance(fresh, nn.Parameter):
+            if fresh is not tensor and _is_parameter(tensor) and not _is_parameter(fresh):
                 fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
             memo[id(tensor)] = fresh
     try:
-        twin: nn.Module = _clone(model, memo)
+        twin: nn.Module = copier.copy(model)
         return twin
     except Exception as error:
         if any(_is_exported(module) for module in model.modules()):
@@ -135,6 +155,11 @@ def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tenso
             f"The model cannot be copied ({type(error).__name__}: {' '.join(str(error).split())[:200]}); give its "
             "class a __deepcopy__ or remove the attribute that cannot be copied."
         ) from error
+
+
+def _is_parameter(tensor: torch.Tensor) -> bool:
+    """`isinstance` of the class of parameters, which takes its time to say that a plain tensor is none."""
+    return type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter)
 
 
 def _is_exported(module: nn.Module) -> bool:
@@ -149,45 +174,79 @@ _HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if type(val
 _COMPILED = "_compiled_call_impl"  # of `module.compile()`: bound to the module it was made for, as PyTorch's own copies
 
 
-def _clone(value: Any, memo: dict[int, Any]) -> Any:
-    """`copy.deepcopy`, with a short way for ordinary modules and containers (it is most of the time of a cut)."""
-    kind: Any = type(value)
-    if kind in _PLAIN:
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
-    if kind is FunctionType and hasattr(value, "_torchdynamo_orig_callable"):
-        # a compiled method is that of the module it was made for
-        return copy.deepcopy(value._torchdynamo_orig_callable, memo)
-    if kind in _CONTAINERS:
-        fresh: Any = kind()
-        memo[id(value)] = fresh
+class _Copier:
+    """`copy.deepcopy`, with a short way for ordinary modules and containers (it is much of the time of a cut)."""
+
+    def __init__(self) -> None:
+        self.memo: dict[int, Any] = {}
+        self._beside: dict[int, list[tuple[str, Any]]] = {}
+
+    def copy(self, value: Any) -> Any:
+        """A deep copy; of what is in the memo, that."""
+        kind: Any = type(value)
+        if kind in _PLAIN:
+            return value
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        if kind is FunctionType and hasattr(value, "_torchdynamo_orig_callable"):
+            # a compiled method is that of the module it was made for
+            return copy.deepcopy(value._torchdynamo_orig_callable, self.memo)
+        if kind in _CONTAINERS:
+            return self._container(value, kind)
+        if kind is tuple and _PLAIN.issuperset(map(type, value)):
+            return value
+        if isinstance(value, nn.Module) and _is_ordinary(kind):
+            return self._module(value, kind)
+        return copy.deepcopy(value, self.memo)
+
+    def _container(self, value: Any, kind: Any) -> Any:
+        fresh = self.memo[id(value)] = kind()
         if not value:
             pass
         elif kind is list:
-            fresh.extend([_clone(item, memo) for item in value])
+            fresh.extend([self.copy(item) for item in value])
         elif kind is set:
-            fresh.update([_clone(item, memo) for item in value])
+            fresh.update([self.copy(item) for item in value])
         else:
             for key, item in value.items():
-                known = memo.get(id(item))
-                fresh[key] = _clone(item, memo) if known is None else known
+                known = self.memo.get(id(item))
+                fresh[key] = self.copy(item) if known is None else known
         return fresh
-    if kind is tuple and all(type(item) in _PLAIN for item in value):
-        return value
-    if isinstance(value, nn.Module) and _is_ordinary(kind):
-        fresh = kind.__new__(kind)
-        memo[id(value)] = fresh
+
+    def _module(self, module: nn.Module, kind: Any) -> nn.Module:
+        fresh: nn.Module = kind.__new__(kind)
+        self.memo[id(module)] = fresh
         own = fresh.__dict__
-        for key, item in value.__dict__.items():
-            if type(item) in _PLAIN:
-                own[key] = item
-            elif key in _HOOKS and not item:
-                own[key] = type(item)()
-            elif key != _COMPILED:
-                own[key] = _clone(item, memo)
+        own.update(module.__dict__)  # plain values, and the order of all
+        own.pop(_COMPILED, None)
+        for name, value in self.beside(module):
+            if name in _HOOKS and not value:
+                own[name] = type(value)()
+            elif name != _COMPILED:
+                own[name] = self.copy(value)
         return fresh
-    return copy.deepcopy(value, memo)
+
+    def beside(self, module: nn.Module) -> list[tuple[str, Any]]:
+        """Attributes of a module that are no plain values."""
+        found = self._beside.get(id(module))
+        if found is None:
+            found = self._beside[id(module)] = [
+                (name, value)
+                for name, value in module.__dict__.items()
+                if type(value) not in _PLAIN and not (type(value) is tuple and _PLAIN.issuperset(map(type, value)))
+            ]
+        return found
+
+    def loose_tensors(self, module: nn.Module) -> list[torch.Tensor]:
+        """Tensors a module holds as plain attributes, in a list or a dict at most."""
+        found: list[torch.Tensor] = []
+        for name, value in self.beside(module):
+            kind = type(value)
+            if kind in _NO_TENSORS or name in _OWN:
+                continue
+            items = value if isinstance(value, list | tuple) else value.values() if kind is dict else (value,)
+            found += [item for item in items if isinstance(item, torch.Tensor)]
+        return found
 
 
 @lru_cache(maxsize=4096)
@@ -198,18 +257,6 @@ def _is_ordinary(kind: Any) -> bool:
     owners = {next(c for c in kind.__mro__ if name in c.__dict__) for name in hooks if hasattr(kind, name)}
     standard = all(c in plain or c.__module__.startswith("torch.nn.modules.") for c in owners)
     return standard and not hasattr(kind, "__deepcopy__") and not hasattr(kind, "__slots__")
-
-
-def _loose_tensors(module: nn.Module) -> list[torch.Tensor]:
-    """Tensors a module holds as plain attributes, in a list or a dict at most."""
-    found: list[torch.Tensor] = []
-    for name, value in module.__dict__.items():
-        kind = type(value)
-        if kind in _PLAIN or kind in _NO_TENSORS or name in _OWN:
-            continue
-        items = value if isinstance(value, list | tuple) else value.values() if kind is dict else (value,)
-        found += [item for item in items if isinstance(item, torch.Tensor)]
-    return found
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -276,7 +323,8 @@ def module_stack(
             for hooks, hook in ((module._forward_pre_hooks, enter), (module._forward_hooks, leave)):
                 ordered: Any = hooks
                 ordered[key] = hook
-                ordered.move_to_end(key, last=False)
+                if len(ordered) > 1:
+                    ordered.move_to_end(key, last=False)
         yield
     finally:
         for _, module in modules:

@@ -84,9 +84,9 @@ class _Calibrate(Mode):
         self.generator = generator
 
     def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
-        name, names, _, _ = schema_of(func)
-        if "batch_norm" in name:
-            bound = {n: (args[k] if k < len(args) else None) for k, (n, _) in enumerate(names)}
+        schema = schema_of(func)
+        if "batch_norm" in schema.name:
+            bound = dict(zip(schema.names, args, strict=False))
             x, mean, var = (bound.get(n) for n in ("input", "running_mean", "running_var"))
             if x is not None and mean is not None and var is not None:
                 dims = [d for d in range(x.dim()) if d != 1]

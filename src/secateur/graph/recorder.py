@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError
-from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, draws_random, on_one_device, schema_of
+from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, on_one_device, schema_of
 from secateur.graph.forms import Form
 from secateur.graph.hooks import telling_hooks
 from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.leaving import watching
-from secateur.graph.modules import module_stack, modules_of, named_tensors, output_tensors, plain_kernels, to_meta
+from secateur.graph.modules import module_stack, modules_of, output_tensors, plain_kernels, tensors_of, to_meta
 from secateur.graph.rules import RULES, Expect, Op, is_constant, is_fixed, label_of, positions
 from secateur.graph.rules.pointwise import pointwise
 from secateur.graph.shapes import run_on_meta
@@ -116,6 +116,16 @@ def find_rule(name: str, is_pointwise: bool) -> Callable[[Op], Any] | None:
     return pointwise if is_pointwise else None
 
 
+def _fits(label: Label, shape: Sequence[int]) -> bool:
+    """Whether a label has an entry for every dimension, of its length."""
+    if len(label) != len(shape):
+        return False
+    for axis, size in zip(label, shape, strict=True):  # noqa: SIM110 - `all` of a generator takes twice as long
+        if axis is not None and len(axis) != size:
+            return False
+    return True
+
+
 class Recorder(Mode):
     """The dispatch mode that labels tensors as they flow."""
 
@@ -133,21 +143,22 @@ class Recorder(Mode):
 
     def execute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operator; verification overrides this."""
-        return run_on_meta(func._schema.name, func, args, kwargs) if self.meta else func(*args, **kwargs)
+        return run_on_meta(schema_of(func).own, func, args, kwargs) if self.meta else func(*args, **kwargs)
 
     def record(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Execute one call, apply its rule, label its outputs, note its buffers."""
-        name, _, aliases, is_pointwise = schema_of(func)
-        if draws_random(func):
+        schema = schema_of(func)
+        name, aliases = schema.name, schema.aliases
+        if schema.random:
             self.recording.random.setdefault(name.removeprefix("aten::"), self.stack[-1])
         out = self.execute(func, args, kwargs)
-        bound = bind(func, args, kwargs)
+        bound = bind(schema, args, kwargs)
         calls = self.recording.calls
         op = Op(len(calls), name, self.stack[-1], bound, out, self.recording.ledger)
         self._note_uses(op)
         positions.before(op)
         counted = len(self.recording.ledger.macs)
-        labels = self._labels(op, is_pointwise)
+        labels = self._labels(op, schema.pointwise)
         if self.outside:
             del self.recording.ledger.macs[counted:]
             op.form = None
@@ -156,8 +167,8 @@ class Recorder(Mode):
         elif name == "aten::exp":  # a softmax written out
             self.recording.softmaxed += [axis for axis in labels[0] if axis is not None]
         outs = op.outputs()
-        constant = all(is_constant(t) for t in op.tensors())
-        fixed = constant and all(is_fixed(t) for t in op.tensors())
+        constant = all(map(is_constant, op.tensors()))
+        fixed = constant and all(map(is_fixed, op.tensors()))
         for k, tensor in enumerate(outs):
             label = labels[k] if k < len(labels) else (None,) * tensor.dim()
             vars(tensor)["_secateur_fixed"] = fixed
@@ -171,8 +182,8 @@ class Recorder(Mode):
 
     @staticmethod
     def _call(op: Op, outs: list[torch.Tensor], labels: list[Label]) -> Call:
-        shapes = tuple(tuple(t.shape) for t in outs)
-        strides = tuple(t.stride() for t in outs)
+        shapes = tuple([tuple(t.shape) for t in outs])
+        strides = tuple([t.stride() for t in outs])
         seen = (shapes, tuple(labels), tuple(op.expects), op.mixes, op.weight, strides)
         repeats = int(op.args.get("groups") or 1) if op.weight is not None else 1
         return Call(op.name, op.module, *seen, op.form, repeats=repeats)
@@ -190,11 +201,9 @@ class Recorder(Mode):
             ) from error
         labels = result if isinstance(result, list) else [result]
         for label, out in zip(labels, op.outputs(), strict=False):
-            shape = tuple(out.shape)
-            sizes = tuple([n if axis is None else len(axis) for axis, n in zip(label, shape, strict=False)])
-            if len(label) != len(shape) or sizes != shape:
-                sizes_told = [None if axis is None else len(axis) for axis in label]
-                raise RuleError(f"The rule of {op.name} labels {sizes_told} for a tensor of shape {shape}.")
+            if not _fits(label, out.shape):
+                sizes = [None if axis is None else len(axis) for axis in label]
+                raise RuleError(f"The rule of {op.name} labels {sizes} for a tensor of shape {tuple(out.shape)}.")
         return labels
 
     def _freeze(self, op: Op) -> list[Label]:
@@ -248,7 +257,7 @@ def forward(
     def hooked(step: int) -> None:
         recorder.outside += step
 
-    watched = watching(model, recorder.recording.ledger, recorder.stack, asked)
+    watched = watching(modules_of(model), recorder.recording.ledger, recorder.stack, asked)
     with (
         plain_kernels(),
         torch.set_grad_enabled(gradients),
@@ -260,16 +269,16 @@ def forward(
         return model(*args, **kwargs)
 
 
-def label_parameters(model: nn.Module, recording: Recording) -> None:
+def label_parameters(modules: list[tuple[str, nn.Module]], recording: Recording) -> None:
     """Fresh ids for every dimension of every parameter and buffer, except the kernel positions of convolutions."""
     kernels = {
         id(tensor)
-        for _, module in modules_of(model)
+        for _, module in modules
         if isinstance(module, nn.modules.conv._ConvNd)
         for tensor in (module.parameters() if module._modules else module._parameters.values())
         if tensor is not None and tensor.dim() >= 3
     }
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in tensors_of(modules).items():
         channels = 2 if id(tensor) in kernels else tensor.dim()
         label: list[Axis] = [
             recording.ledger.parameter(n) if d < channels else None for d, n in enumerate(tensor.shape)

@@ -18,7 +18,7 @@ from secateur.graph.components import components
 from secateur.graph.cut import Slices
 from secateur.graph.grouped import ties_of, whole_by_slices
 from secateur.graph.labels import Label, Ledger
-from secateur.graph.modules import clone_module, map_tensors, output_tensors
+from secateur.graph.modules import clone_module, map_tensors, modules_of, output_tensors
 from secateur.graph.randomise import run, same_draws
 from secateur.graph.recorder import Call, Recorder, Recording, forward, label_parameters
 from secateur.graph.rules import is_constant, label_of, tensors_in
@@ -45,8 +45,9 @@ class _Scalars(Mode):
         self.calls: Scalars = []
 
     def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if schema_of(func)[0] not in TRANSPARENT:
-            self.calls.append((schema_of(func)[0], _numbers(args)))
+        name = schema_of(func).name
+        if name not in TRANSPARENT:
+            self.calls.append((name, _numbers(args)))
         return func(*args, **(kwargs or {}))
 
 
@@ -71,13 +72,13 @@ class _Removing(Recorder):
     def execute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One call; where it mixes channels, on the survivors."""
         at = len(self.recording.calls)
-        if schema_of(func)[0] in TRANSPARENT or at >= len(self.plan):
+        if schema_of(func).name in TRANSPARENT or at >= len(self.plan):
             return func(*args, **kwargs)
         call = self.plan[at]
         args = self._scalars(call, at, args)
         if not call.mixes:
             return self._cleared(func(*args, **kwargs), call)
-        names = [n for n, _ in schema_of(func)[1]]
+        names = schema_of(func).names
         args = list(args)
         for expect in call.expects:
             self._adjust(args, names, expect)
@@ -108,7 +109,7 @@ class _Removing(Recorder):
         queue = iter(new)
         return tuple(_like(next(queue), a) if _is_number(a) else a for a in args)
 
-    def _adjust(self, args: list[Any], names: list[str], expect: Any) -> None:
+    def _adjust(self, args: list[Any], names: tuple[str, ...], expect: Any) -> None:
         value = expect.sign * int(self.alive[expect.axis].sum())
         k = names.index(expect.arg)
         if k >= len(args):
@@ -166,7 +167,7 @@ def run_removing(
     alive = _alive_from_slices(recording, slices)
     again = Recording(Ledger(), on_meta=False)
     twin = clone_module(wide, lambda t: t.detach() if isinstance(t, nn.Parameter) else t.detach().clone())
-    label_parameters(twin, again)
+    label_parameters(modules_of(twin), again)
     removing = _Removing(again, recording.calls, alive, scalars, finite)
     fresh = map_tensors(inputs, _variable)
     try:

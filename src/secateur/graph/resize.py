@@ -31,9 +31,9 @@ def repair_sizes(model: nn.Module, inputs: object, sizes: Sizes, about: Collecti
 
     Raises `SizeConflict` naming the first call that no attribute explains.
     """
-    modes = [(m, m.training) for _, m in modules_of(model)]
-    done = standard_repairs(model, sizes)
     modules = dict(modules_of(model))
+    modes = [(module, module.training) for module in modules.values()]
+    done = standard_repairs(modules, sizes)
     for repair in done:
         repair.apply(modules[repair.module])
     search = _Search(model, inputs, sizes, modules, about)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, map_args, on_one_device, schema_of
-from secateur.graph.modules import as_call, map_tensors, modules_of, plain_kernels, to_evaluation, to_meta
+from secateur.graph.modules import as_call, map_tensors, plain_kernels, to_evaluation, to_meta
 from secateur.graph.recorder import Call
 from secateur.graph.rules import tensors_in
 from secateur.graph.shapes import run_on_meta
@@ -32,13 +32,15 @@ class _Checker(Mode):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.sizes, self.at = sizes, 0
+        self.calls, self.meta = sizes.recording.calls, sizes.recording.on_meta
         self.found: list[Disagreement] = []
 
     def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
-        calls, meta = self.sizes.recording.calls, self.sizes.recording.on_meta
+        calls, meta = self.calls, self.meta
         if meta:
             args, kwargs = on_one_device(args, kwargs)
-        name = schema_of(func)[0]
+        schema = schema_of(func)
+        name = schema.name
         if name in TRANSPARENT:
             return func(*args, **kwargs)
         if self.at >= len(calls):
@@ -47,20 +49,21 @@ class _Checker(Mode):
         if call.name != name:
             raise _Diverged(self.at, f"{name} {OTHERWISE} {call.name}")
         promised = self.sizes.shapes(call)
-        bound = bind(func, args, kwargs)
-        if not meta and depends_on_data(name, bound):  # the values are not comparable; go on as the original did
-            self.at += 1
-            return self._narrow(call)
-        self._check_arguments(call, bound)
+        if call.expects or not meta:
+            bound = bind(schema, args, kwargs)
+            if not meta and depends_on_data(name, bound):  # the values are not comparable; go on as the original did
+                self.at += 1
+                return self._narrow(call)
+            self._check_arguments(call, bound)
         try:
-            out = run_on_meta(func._schema.name, func, args, kwargs) if meta else func(*args, **kwargs)
+            out = run_on_meta(schema.own, func, args, kwargs) if meta else func(*args, **kwargs)
         except Exception as error:
             if not meta or len(promised) != 1:
                 raise
             self.found.append(Disagreement(self.at, " ".join(str(error).split())[:200]))
             out = torch.empty(promised[0], device="meta", dtype=_dtype(args))
-        got = [tuple(t.shape) for t in tensors_in(out)]
-        if list(promised) != got:
+        got = tuple([tuple(t.shape) for t in tensors_in(out)])
+        if promised != got:
             out = self._check_shapes(out, self.sizes.fitting(call, promised, got))
         self.at += 1
         if self.found:
@@ -125,9 +128,9 @@ def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagree
     """What is wrong with the first call of the narrowed model that does not get the sizes the plan promises."""
     meta = sizes.recording.on_meta
     args, kwargs = map_tensors(as_call(inputs), to_meta if meta else lambda t: t.detach().clone())
-    to_evaluation(model)
+    modules = to_evaluation(model)
     checker = _Checker(sizes)
-    kept = [(holder, dict(holder)) for _, module in modules_of(model) for holder in (vars(module), module._buffers)]
+    kept = [(holder, dict(holder)) for _, module in modules for holder in (vars(module), module._buffers)]
     try:
         with plain_kernels(), checker:
             model(*args, **kwargs)

@@ -80,16 +80,20 @@ class Sizes:
 
     def shapes(self, call: Call) -> tuple[tuple[int, ...], ...]:
         """Output shapes of a call after the cut."""
-        return tuple(
-            [
-                tuple([n if a is None else self.count(a, n) for a, n in zip(label, shape, strict=True)])
-                if len(label) == len(shape)
-                else shape
-                for label, shape in zip(call.labels, call.shapes, strict=False)
-            ]
-        )
+        known = self._count
+        found: list[tuple[Any, ...]] = []
+        for label, shape in zip(call.labels, call.shapes, strict=False):
+            if len(label) == len(shape):
+                # counts are mostly known, and are looked up without a call
+                sizes = [n if a is None else known.get(id(a)) for a, n in zip(label, shape, strict=True)]
+                if None in sizes:
+                    sizes = [self.count(a, n) for a, n in zip(label, shape, strict=True)]
+                found.append(tuple(sizes))
+            else:
+                found.append(shape)
+        return tuple(found)
 
-    def fitting(self, call: Call, promised: Shapes, got: list[tuple[int, ...]]) -> Shapes:
+    def fitting(self, call: Call, promised: Shapes, got: Shapes) -> Shapes:
         """`promised`, except for dimensions that meet nothing: what code makes and does not use has the size it has."""
         return tuple(
             tuple(
@@ -158,8 +162,11 @@ def get_number(module: nn.Module, attribute: str, path: Path) -> Any:
 
 
 def put_number(module: nn.Module, attribute: str, path: Path, new: int) -> None:
+    kind = type(module)
     if path:
         setattr(module, attribute, _replaced(getattr(module, attribute), path, new))
+    elif attribute in vars(module) and kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, attribute):
+        vars(module)[attribute] = new  # past a search for parameters of that name
     else:
         setattr(module, attribute, new)
 

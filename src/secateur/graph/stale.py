@@ -6,8 +6,10 @@ such a number meant, it follows the cut; else it is listed.
 
 from __future__ import annotations
 
+from bisect import insort
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
 
@@ -47,6 +49,7 @@ def stale_sizes(
     """
     widths = _widths(sizes)
     modules = dict(modules_of(model))
+    read: dict[str, frozenset[str]] = {}  # by module, names in its code
     repairs, stale = [], []
     for name, module in modules.items():
         changed = {old: new for old, new in widths.get(name, {}).items() if new != {old}}
@@ -60,7 +63,7 @@ def stale_sizes(
             if attribute in _OF_CLASSIFIER and hasattr(module, "get_classifier"):
                 told = _told_by_timm(module, inputs if not name else None, changed, sizes) if told is None else told
                 new = told.get(attribute, new)
-            if path == () and len(new) == 1 and not _is_read(attribute, name, modules):
+            if path == () and len(new) == 1 and not _is_read(attribute, name, modules, read):
                 repairs.append(Repair(name, attribute, path, number, *new))
             else:
                 stale.append(Stale(name, attribute, number))
@@ -90,31 +93,39 @@ def _fails_without(model: nn.Module, inputs: object, sizes: Sizes, repairs: list
             vars(modules[name]).update(before)
 
 
-def _is_read(attribute: str, name: str, modules: dict[str, nn.Module]) -> bool:
-    while attribute not in names_read(modules[name]):
-        if not name:
-            return False
+def _is_read(attribute: str, name: str, modules: dict[str, nn.Module], read: dict[str, frozenset[str]]) -> bool:
+    while True:
+        if name not in read:
+            read[name] = names_read(modules[name])
+        if attribute in read[name] or not name:
+            return attribute in read[name]
         name = name.rpartition(".")[0]
-    return True
 
 
 def _widths(sizes: Sizes) -> dict[str, dict[int, set[int]]]:
     """For every module the widths in it (and below) before the cut, and what became of each."""
     own: dict[str, dict[int, set[int]]] = {}
+    seen: dict[str, set[int]] = {}  # by module, the axes that were looked at: those of its calls are mostly the same
     for call in sizes.recording.calls:
-        for axis in [*(call.weight or ()), *(axis for label in call.labels for axis in label)]:
-            if axis is not None and len(axis) > 1:
+        done = seen.setdefault(call.module, set())
+        for axis in chain(call.weight or (), *call.labels):
+            if axis is not None and id(axis) not in done and len(axis) > 1:
+                done.add(id(axis))
                 own.setdefault(call.module, {}).setdefault(len(axis), set()).add(sizes.count(axis, 0))
-    found: dict[str, dict[int, set[int]]] = {}
-    for module, widths in own.items():
-        name = module
-        while True:
-            for old, new in widths.items():
-                found.setdefault(name, {}).setdefault(old, set()).update(new)
-            if not name:
-                break
-            name = name.rpartition(".")[0]
-    return found
+    waiting = sorted(own, key=_depth)
+    while waiting[-1:] > [""]:  # what is in a module is in the one around it: the deepest first
+        name = waiting.pop()
+        around = name.rpartition(".")[0]
+        if around not in own:
+            own[around] = {}
+            insort(waiting, around, key=_depth)
+        for old, new in own[name].items():
+            own[around].setdefault(old, set()).update(new)
+    return own
+
+
+def _depth(name: str) -> int:
+    return name.count(".") + 1 if name else 0
 
 
 def _told_by_timm(module: nn.Module, inputs: object, changed: dict[int, set[int]], sizes: Sizes) -> dict[str, set[int]]:

@@ -15,9 +15,8 @@ from secateur.graph.recorder import Call
 from secateur.graph.sizes import Path, Repair, Sizes, get_number
 
 
-def standard_repairs(model: nn.Module, sizes: Sizes) -> list[Repair]:
-    """Attributes of PyTorch's own layers, read off the calls that ran in them."""
-    modules = dict(modules_of(model))
+def standard_repairs(modules: dict[str, nn.Module], sizes: Sizes) -> list[Repair]:
+    """Attributes of PyTorch's own layers among these, read off the calls that ran in them."""
     found: dict[tuple[str, str, Path], Repair] = {}
 
     def want(name: str, attribute: str, new: int, path: Path = ()) -> None:

@@ -175,10 +175,11 @@ class Graph:
                     f"The plan's group {name!r} does not fit this network; make the plan again from its graph."
                 )
         alive = alive_slots(self.solution, plan.masks)
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()} if inplace else {}
+        tensors = self.tensors() if inplace else {}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         made = cut(self.model, self.example_inputs, self.recording, self.solution, alive, inplace=inplace)
         if inplace:
-            follow_in_place(self.tensors(), shapes, made.slices)
+            follow_in_place(tensors, shapes, made.slices)
         return made
 
     def slices(self, plan: Masks) -> dict[str, tuple[Ids | None, ...]]:
@@ -340,11 +341,12 @@ def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", 
     if not any(isinstance(t, nn.Parameter) for t in tensors.values()):
         raise ModelError(f"{type(inner).__name__} has no parameters, so there is nothing to prune.")
     for name, tensor in tensors.items():
-        if tensor.device.type == "meta":
+        if tensor.is_meta:
             raise ModelError(
                 f"{name} is on the meta device and has no values; load the weights (model.to_empty) first."
             )
-        if isinstance(tensor, nn.parameter.UninitializedParameter):
+        # whose class takes its time to say that a tensor is none of it
+        if type(tensor) not in (nn.Parameter, torch.Tensor) and isinstance(tensor, nn.parameter.UninitializedParameter):
             raise ModelError(f"{name} is not initialised yet; run the model once before pruning it.")
     if attention not in ("heads", "head_dim"):
         raise ConfigError(f"attention={attention!r} is unknown; choose 'heads' or 'head_dim'.")

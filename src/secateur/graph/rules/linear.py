@@ -73,8 +73,8 @@ def _tie_whole_groups(
         op.ledger.fix(cols, "")
     stored = rows.reshape(groups, a if transposed else b)
     out = np.repeat(stored[:, 0], b) if transposed else rows
-    for k in range(1, stored.shape[1]):
-        op.ledger.tie(stored[:, 0], stored[:, k])
+    if stored.shape[1] > 1:  # every column to the first
+        op.ledger.tie(np.repeat(stored[:, 0], stored.shape[1] - 1), stored[:, 1:].ravel())
     op.join(source, np.repeat(stored[:, 0], a) if not transposed else rows)
     op.expect("groups", np.ascontiguousarray(stored[:, 0]))
     if transposed:
@@ -89,8 +89,7 @@ def _tie_positions(op: Op, source: Axis, rows: Axis, cols: Axis, groups: int, tr
     first = len(op.ledger.ties)
     if rows is not None:
         grid = rows.reshape(groups, -1)
-        for k in range(1, groups):
-            op.ledger.tie(grid[0], grid[k])
+        op.ledger.tie(np.tile(grid[0], groups - 1), grid[1:].ravel())
     op.join(source, rows if transposed else into)
     if not transposed and rows is not None and cols is not None and source is not None:
         call, last = (-1 if op.ledger.training else op.index), len(op.ledger.ties)

@@ -53,8 +53,8 @@ def count_of(tensor: torch.Tensor) -> Count | None:
 
 def is_made(tensor: torch.Tensor) -> bool:
     """Whether a tensor was made in forward of sizes and numbers alone: no parameter, buffer or input had a part."""
-    made: bool = getattr(tensor, "_secateur_made", is_constant(tensor) and not hasattr(tensor, "_secateur_name"))
-    return made
+    made: bool | None = getattr(tensor, "_secateur_made", None)
+    return made if made is not None else is_constant(tensor) and not hasattr(tensor, "_secateur_name")
 
 
 def keep(op: Op, axis: Axis, where: str = "") -> None:
@@ -70,10 +70,7 @@ def keep_random(op: Op, axis: Axis) -> None:
 
 def before(op: Op) -> None:
     """Keep the axis of every count in the hands of an operator that uses its values."""
-    for tensor in op.tensors():
-        if count_of(tensor) is not None:
-            break
-    else:
+    if all(count is None for count in map(count_of, op.tensors())):
         return
     short = _short(op)
     if short in CARRIERS:
@@ -99,12 +96,12 @@ def spoil(op: Op, tensor: torch.Tensor) -> None:
 
 def after(op: Op) -> None:
     """Note whether the outputs still count, and whether they were made of sizes alone."""
-    tensors = op.tensors()
-    made = _short(op) in SHAPED or all(is_made(t) for t in tensors)
+    tensors, short = op.tensors(), _short(op)
+    made = short in SHAPED or all(map(is_made, tensors))
     for out in op.outputs():
         holder: Any = out
         holder._secateur_made = made
-    count = count_of(tensors[0]) if tensors and _short(op) in CARRIERS else None
+    count = count_of(tensors[0]) if tensors and short in CARRIERS else None
     if count is not None:
         if sum(axis is count.axis for axis in label_of(op.out)) == 1:
             op.out._secateur_count = count

@@ -66,8 +66,8 @@ def is_constant(value: torch.Tensor) -> bool:
 
 def is_fixed(value: torch.Tensor) -> bool:
     """Whether a tensor is a constant in which no parameter had a part: masking channels leaves its values alone."""
-    fixed: bool = getattr(value, "_secateur_fixed", is_constant(value) and not isinstance(value, nn.Parameter))
-    return fixed
+    fixed: bool | None = getattr(value, "_secateur_fixed", None)
+    return fixed if fixed is not None else is_constant(value) and not isinstance(value, nn.Parameter)
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
@@ -77,14 +77,17 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     if isinstance(value, _LISTS):
         for item in value:
+            if type(item) in _NUMBERS:  # most items are, and this is asked soonest
+                continue
             if isinstance(item, torch.Tensor):
                 found.append(item)
-            elif isinstance(item, _LISTS):
+            elif isinstance(item, _LISTS) and not _NUMBERS.issuperset(map(type, item)):
                 found += tensors_in(item)
     return found
 
 
 _LISTS = (list, tuple)
+_NUMBERS = frozenset({int, float, bool, type(None), str, torch.dtype, torch.device})
 
 
 @dataclass

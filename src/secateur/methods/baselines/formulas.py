@@ -11,6 +11,7 @@ is scored by its one-dimensional parameters.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -201,7 +202,7 @@ def _along(tensor: torch.Tensor, dim: int, terms: _Terms, factor: torch.Tensor |
         if tensor.ndim == 1 or (tensor.numel() and tensor.numel() == tensor.shape[dim]):
             return terms(_product(tensor.reshape(-1), None if factor is None else factor.reshape(-1)))
         # [before, size, after]: no copy for dense tensors, whichever the dimension
-        shape = (int(np.prod(tensor.shape[:dim])), tensor.shape[dim], int(np.prod(tensor.shape[dim + 1 :])))
+        shape = (math.prod(tensor.shape[:dim]), tensor.shape[dim], math.prod(tensor.shape[dim + 1 :]))
         table = tensor.reshape(shape)
         factors = None if factor is None else factor.reshape(shape)
         result = torch.zeros(shape[1], dtype=torch.float64)

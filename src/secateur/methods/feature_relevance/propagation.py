@@ -139,7 +139,7 @@ class Tape(Mode):
         found = [n for n in map(self.number, read) if n is not None]
         if not found:
             return func(*args, **kwargs)
-        name = schema_of(func)[0].removeprefix("aten::")
+        name = schema_of(func).name.removeprefix("aten::")
         if name in LIKES or name in MAKERS:  # takes the shape, no value
             return func(*args, **kwargs)
         inputs = list(dict.fromkeys(found))
