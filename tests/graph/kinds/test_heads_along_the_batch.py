@@ -62,7 +62,7 @@ class Cross(nn.Module):
 
     def __init__(self, **options: object) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(C, HEADS, batch_first=True, **options)  # type: ignore[arg-type]
+        self.attention = nn.MultiheadAttention(C, HEADS, batch_first=True, **options)
         self.context = nn.Conv2d(C, self.attention.kdim, 2, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
