@@ -455,16 +455,17 @@ class Method(nn.Module):
 
     def _chosen(self, allocator: str | Allocator | None) -> tuple[str, Allocator | None]:
         """The allocator's name, and the object where it is none of the usual ones."""
-        if allocator is None or isinstance(allocator, str) or not hasattr(allocator, "plan"):
+        given: Any = allocator
+        if not hasattr(given, "plan"):
             names = [name for name in ALLOCATORS if name != "ratios"]
-            return choose(allocator or self.usual_allocator(), names, "allocator"), None
+            return choose(given or self.usual_allocator(), names, "allocator"), None
         if not self.follows_scores():
             raise ConfigError(
-                f"The method {self.name!r} finds its widths itself, and the allocator {allocator.name!r} goes with "
+                f"The method {self.name!r} finds its widths itself, and the allocator {given.name!r} goes with "
                 "methods whose widths follow from scores, such as cap or l1: leave the allocator out, or choose such a "
                 "method."
             )
-        return allocator.name, allocator
+        return given.name, given
 
     def _allocate(self, scores: Mapping[str, Any]) -> Plan:
         if self._own_allocator is not None:
