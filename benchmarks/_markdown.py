@@ -28,9 +28,12 @@ def percent(part: float, whole: float) -> str:
 
 def circumstances(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
+    load = result.get("load") or 0.0
+    busy = load > result["threads"] * result.get("jobs", 1) + 1
+    shared = f" Other work shared the cores (a load of {load:.0f}): seconds are longer than alone." if busy else ""
     return (
         f"Measured {result['date'][:10]} with `{result['command']}`: {versions}, Python {result['python']}, "
-        f"{result['device']}, {result['threads']} thread{'s' * (result['threads'] != 1)}."
+        f"{result['device']}, {result['threads']} thread{'s' * (result['threads'] != 1)}.{shared}"
     )
 
 

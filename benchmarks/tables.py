@@ -185,8 +185,8 @@ def _reason(row: Row, whole_share: float, bar_s: float) -> str:
     return "; ".join(parts)
 
 
-def census(result: dict[str, Any]) -> str:
-    """docs/census.md."""
+def census(result: dict[str, Any], before: dict[str, Any] | None = None) -> str:
+    """docs/census.md. before: an earlier census, whose networks are compared."""
     rows, bar_s, whole_share = result["rows"], result["bar_s"], result["whole_share"]
     families: dict[str, list[Row]] = {}
     for row in rows:
@@ -211,6 +211,7 @@ def census(result: dict[str, Any]) -> str:
                 _bars(rows, bar_s, whole_share),
                 "## Summary",
                 table(SUMMARY, [_summary(name, members) for name, members in _sets(rows)]),
+                *(_changes(rows, before) if before else ()),
                 "## Shortfalls",
                 folded(
                     f"All {len(shortfalls)} of them",
@@ -243,6 +244,34 @@ def census(result: dict[str, Any]) -> str:
         )
         + "\n"
     )
+
+
+def _changes(rows: list[Row], before: dict[str, Any]) -> list[str]:
+    """What became of the networks of an earlier census: those whose prunable share or status is another one."""
+    earlier = {row["name"]: row for row in before["rows"]}
+    both = [(earlier[row["name"]], row) for row in rows if row["name"] in earlier]
+
+    def told(row: Row) -> tuple[str, str]:
+        return f"{100 * row['prunable_macs']:.1f}%" if "prunable_macs" in row else "-", row["status"]
+
+    lines = [
+        [
+            new["name"],
+            told(old)[0],
+            told(new)[0],
+            *(percent(r["macs_after"], new["macs"]) for r in (old, new)),
+            new["status"],
+        ]
+        for old, new in both
+        if told(old) != told(new)
+    ]
+    lost = sum(new.get("prunable_macs", 0.0) < old["prunable_macs"] - 5e-4 for old, new in both)
+    text = (
+        f"Against the census of {before['date'][:10]} (commit `{before['commit']}`): of {len(both)} networks in both, "
+        f"{len(both) - len(lines)} have the same share of prunable MACs and the same status; in {lost} the share fell."
+    )
+    head = ["model", "MACs prunable before", "now", "MACs left of half the channels before", "now", "status"]
+    return ["## Changes", text, table(head, lines)]
 
 
 def graph_speed(speed: dict[str, Any] | None, growth: dict[str, Any] | None) -> str:
@@ -393,12 +422,12 @@ def _exponent(rows: list[Row]) -> float:
 def pages() -> dict[Path, str]:
     found = {
         name: _record.read(path)
-        for name in ("census", "graph_speed", "graph_growth", "bwcp_step", "bwcp_quality")
+        for name in ("census", "census_before", "graph_speed", "graph_growth", "bwcp_step", "bwcp_quality")
         if (path := _record.RESULTS / f"{name}.json").exists()
     }
     made = {}
     if "census" in found:
-        made[DOCS / "census.md"] = census(found["census"])
+        made[DOCS / "census.md"] = census(found["census"], found.get("census_before"))
     if "graph_speed" in found or "graph_growth" in found:
         made[DOCS / "graph_speed.md"] = graph_speed(found.get("graph_speed"), found.get("graph_growth"))
     if "bwcp_step" in found or "bwcp_quality" in found:

@@ -302,5 +302,5 @@ def test_tables_in_the_documentation_are_what_the_code_says(monkeypatch: pytest.
     import tables
 
     page = (ROOT / "docs" / "recipes.md").read_text()
-    assert page.count("<!-- table ") == 11
+    assert page.count("<!-- table ") == 10
     assert tables.filled(page) == page
