@@ -49,7 +49,8 @@ class Refining:
         """Short trainings of the best candidates, ended early where halving says so; the best of them."""
         record, distils = self._record, self._ground.tuner.distils
         straight = Choice(ranked[0][0], 1.0, distil=distils[0], figure=ranked[0][1])
-        if not self._ground.schedule["finalists"]:
+        schedule = self._ground.schedule
+        if not schedule.get("finalists", schedule["short"]):  # searches of before had them in any case
             return straight
         names = [str(candidate) for candidate, _ in ranked[:FINALISTS_LEAST]]
         known = dict(zip(names, ranked, strict=False))

@@ -106,7 +106,7 @@ class Story:
         trainings = [each for each in tried if each.stage == FINALISTS]
         if len(trainings) > 1:
             lines.append(f"It did best in {len(trainings)} short trainings of the first candidates.")
-        elif self._rounds and not self._ground.schedule["finalists"]:
+        elif self._rounds and self._ground.schedule.get("finalists") == 0:
             lines.append("Short trainings of several would have taken too much of the time, so the first was trained.")
         return lines
 
