@@ -32,7 +32,7 @@ from secateur._defaults import own_defaults
 from secateur._hints import choose
 from secateur._protocols import IntArray
 from secateur._settings import Section, validated
-from secateur.allocate import ALLOCATORS, NORMALISATIONS, Constraints, allocate
+from secateur.allocate import ALLOCATORS, MEASURED, NORMALISATIONS, Constraints, allocate
 from secateur.allocate.ties import undecided
 from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
@@ -456,6 +456,11 @@ class Method(nn.Module):
     def _chosen(self, allocator: str | Allocator | None) -> tuple[str, Allocator | None]:
         """The allocator's name, and the object where it is none of the usual ones."""
         given: Any = allocator
+        if given == MEASURED:
+            raise ConfigError(
+                'allocator="measured" looks at images: give a secateur.methods.kit.measured.Measured(batches) in its '
+                "place, or use secateur.prune(..., data=batches) or a recipe."
+            )
         if not hasattr(given, "plan"):
             names = [name for name in ALLOCATORS if name != "ratios"]
             return choose(given or self.usual_allocator(), names, "allocator"), None
