@@ -273,7 +273,7 @@ def test_where_a_method_is_made_for_a_loop_the_images_come_with_the_allocator() 
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.randn(2, 3, 8, 8)
     with pytest.raises(ConfigError, match=r"looks at images: give a secateur.methods.kit.measured.Measured\(batches\)"):
         secateur.methods.create("l1", model, x, budget="flops=0.5", allocator="measured")
-    made = secateur.methods.create("l1", model, x, budget="flops=0.5", allocator=Measured([x] * 8))
+    made: Any = secateur.methods.create("l1", model, x, budget="flops=0.5", allocator=Measured([x] * 8))
     made.finish()
     assert made.result is not None
     assert made.result.plan.provenance["allocator"] == "measured"
