@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from secateur.compress.candidates import Candidate
 from secateur.compress.ground import FINALISTS_LEAST, Ground, clone, noted
@@ -16,6 +18,7 @@ from secateur.compress.record import FINALISTS, SMALLEST
 from secateur.compress.training import OPTIMISERS, Diverged, Plan, Told
 from secateur.errors import BudgetError
 from secateur.surgery import Result
+from secateur.training.randomness import derive
 
 _TRAININGS = 6  # of finalists at most
 _FINALISTS_SHARE, _SMALLEST_SHARE = 0.5, 0.7  # of the time, after which they make way
@@ -54,13 +57,17 @@ class Refining:
             return straight
         names = [str(candidate) for candidate, _ in ranked[:FINALISTS_LEAST]]
         known = dict(zip(names, ranked, strict=False))
-        firsts = [{"candidate": n, "optimiser": straight.optimiser, "distil": straight.distil} for n in names]
+        ways = [
+            {"candidate": name, "optimiser": optimiser, "distil": distil}
+            for optimiser, distil, name in itertools.product(OPTIMISERS, distils, names)
+        ]
+        most = min(_TRAININGS, len(ways))
         while record.decision("trained") is None:
             done = record.trials(FINALISTS)
-            if len(done) >= _TRAININGS or (done and self._ground.late(_FINALISTS_SHARE)):
+            if len(done) >= most or (done and self._ground.late(_FINALISTS_SHARE)):
                 record.decide("trained", lambda: len(done))  # noqa: B023  # called at once
                 break
-            trial = record.begun(FINALISTS, firsts[len(done)] if len(done) < len(firsts) else None)
+            trial = record.begun(FINALISTS, ways[len(done)] if len(done) < len(names) else self._proposed(ways, done))
             self._train(trial, *known[trial.suggest_categorical("candidate", names)])
         found = [
             Choice(
@@ -75,6 +82,17 @@ class Refining:
             for given in (t.params,)
         ]
         return max(found, key=lambda choice: choice.figure, default=straight)
+
+    def _proposed(self, ways: Sequence[dict[str, Any]], done: Sequence[FrozenTrial]) -> dict[str, Any]:
+        """What the sampler proposes of these ways to train; where that was tried already, one that was not."""
+        values = {key: list(dict.fromkeys(way[key] for way in ways)) for key in ways[0]}
+        number = len(done)
+        chosen = self._record.imagined(
+            FINALISTS, number, done, lambda trial: {k: trial.suggest_categorical(k, v) for k, v in values.items()}
+        )
+        tried = [trial.params for trial in done]
+        left = [way for way in ways if way not in tried]
+        return chosen if chosen in left else left[derive(self._ground.request.seed, "training", number) % len(left)]
 
     def _train(self, trial: Trial, candidate: Candidate, untrained: float) -> None:
         """One short training, which the study's pruner may end. untrained: the figure straight after the cut."""
