@@ -22,7 +22,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,14 +32,15 @@ from secateur._defaults import own_defaults
 from secateur._hints import choose
 from secateur._protocols import IntArray
 from secateur._settings import Section, validated
-from secateur.allocate import ALLOCATORS, MEASURED, NORMALISATIONS, Constraints, allocate
+from secateur.allocate import NORMALISATIONS, Constraints, allocate
 from secateur.allocate.ties import undecided
 from secateur.budget import Budget
 from secateur.errors import ConfigError, ModelError
 from secateur.forms import LayerForm
-from secateur.graph import Graph, SizeConflict, trace
+from secateur.graph import SizeConflict, trace
 from secateur.graph.modules import clone_module, map_tensors
 from secateur.latency import Watcher, price
+from secateur.methods.allocators import Allocator, allocator_of
 from secateur.methods.hands import Loss as Loss
 from secateur.methods.hands import (
     counting,
@@ -64,16 +65,6 @@ Begins = Literal["weights", "new", "narrow"]
 Outcome = Literal["ordinary", "forms", "per input"]
 #: Told that tensors got narrower: indices kept along every dimension (None: all), by name in the method's state_dict.
 Follower = Callable[[Mapping[str, tuple[IntArray | None, ...]]], None]
-
-
-class Allocator(Protocol):
-    """What makes a plan of scores in a way of its own, such as `secateur.methods.kit.measured.Measured`."""
-
-    name: ClassVar[str]
-
-    def plan(self, graph: Graph, scores: Mapping[str, Any], budget: Budget, constraints: Constraints) -> Plan:
-        """The plan within the budget; see `secateur.allocate.allocate`."""
-
 
 #: Steps a method plans for when nobody says how many there will be.
 STEPS = 10_000
@@ -210,7 +201,9 @@ class Method(nn.Module):
         self.budget = Budget.parse(budget)
         self.steps = _steps(steps)
         self.seed, self.constraints = seed, constraints or Constraints()
-        self.allocator, self._own_allocator = self._chosen(allocator)
+        self.allocator, self._own_allocator = allocator_of(
+            allocator or self.usual_allocator(), self.name, follows=self.follows_scores()
+        )
         self.normalise = choose(normalise or self.comparable, NORMALISATIONS, "normalisation")
         self.example_inputs = example_inputs
         self.graph = trace(model, example_inputs, attention=attention)
@@ -452,25 +445,6 @@ class Method(nn.Module):
     def progress(self) -> float:
         """The share of the planned steps that has been taken, from 0 to 1."""
         return min(self.step / self.steps, 1.0)
-
-    def _chosen(self, allocator: str | Allocator | None) -> tuple[str, Allocator | None]:
-        """The allocator's name, and the object where it is none of the usual ones."""
-        given: Any = allocator
-        if given == MEASURED:
-            raise ConfigError(
-                'allocator="measured" looks at images: give a secateur.methods.kit.measured.Measured(batches) in its '
-                "place, or use secateur.prune(..., data=batches) or a recipe."
-            )
-        if not hasattr(given, "plan"):
-            names = [name for name in ALLOCATORS if name != "ratios"]
-            return choose(given or self.usual_allocator(), names, "allocator"), None
-        if not self.follows_scores():
-            raise ConfigError(
-                f"The method {self.name!r} finds its widths itself, and the allocator {given.name!r} goes with "
-                "methods whose widths follow from scores, such as cap or l1: leave the allocator out, or choose such a "
-                "method."
-            )
-        return given.name, given
 
     def _allocate(self, scores: Mapping[str, Any]) -> Plan:
         if self._own_allocator is not None:
