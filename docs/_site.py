@@ -90,6 +90,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown
 
 
+_TEXT = re.compile(r'(<div class="language-text)( highlight"><pre><span></span><code>)(.*?)(?=</code>)', re.DOTALL)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Text in columns keeps them; other text, such as a command, wraps on a narrow screen as programs do."""
+    return _TEXT.sub(lambda it: it[0] if re.search(r"\S {3,}\S", it[3]) else f"{it[1]} lines{it[2]}{it[3]}", html)
+
+
 def shown(notebook: dict[str, Any]) -> str:
     """A notebook as Markdown: its text, its programs, and what they printed or drew."""
     parts = []

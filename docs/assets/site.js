@@ -47,7 +47,7 @@ document.addEventListener("DOMContentLoaded", () => {
   for (let number = 0; number < texts.snapshotLength; number++) {
     const text = texts.snapshotItem(number);
     const pieces = text.data.split(/(?<!\S)(-\S{1,23}|\S{25,}|\([A-Z]+-[A-Z]+\))(?!\S)/);
-    if (pieces.length < 2 || text.parentElement.closest(".katex")) continue;
+    if (pieces.length < 2 || text.parentElement.closest(".katex, .language-text:not(.lines) pre")) continue;
     text.replaceWith(
       ...pieces.flatMap((piece, place) => {
         if (place % 2 === 0) return [piece];

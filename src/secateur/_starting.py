@@ -5,10 +5,12 @@ Imported first of all, as most of the first seconds go by in imports; of no effe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -25,6 +27,21 @@ def is_command(arguments: list[str], original: list[str]) -> bool:
         return True
     place = original.index("-m") + 1 if "-m" in original else len(original)
     return original[place : place + 1] == ["secateur"]
+
+
+#: What a command that is at work says of being interrupted: what is kept, and how to continue.
+_advice: Callable[[], str] | None = None
+
+
+@contextlib.contextmanager
+def advising(advice: Callable[[], str]) -> Iterator[None]:
+    """Within, a Ctrl-C that cannot become an exception, as in a callback of an exporter, is told in these words."""
+    global _advice
+    before, _advice = _advice, advice
+    try:
+        yield
+    finally:
+        _advice = before
 
 
 def begin() -> None:
@@ -50,7 +67,8 @@ def end() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"error: interrupted\n")
+    said = "interrupted" if _advice is None else _advice()
+    os.write(2, f"error: {said}\n".encode())
     os._exit(INTERRUPTED)
 
 

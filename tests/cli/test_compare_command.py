@@ -93,7 +93,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(runs.stages.Stages, "_prune", interrupted)
     found = run("c.yaml", "--no-dense", "--methods", "l1", "--out", "a b", "-q")
     assert found.exit_code == 130
-    said = "error: Interrupted: the same command goes on from here, secateur compare c.yaml --out 'a b'.\n"
+    said = "error: Interrupted: the same command continues from here, secateur compare c.yaml --out 'a b'.\n"
     assert found.stderr == said
     monkeypatch.setattr("secateur.compare.prepare", interrupted)
     found = run("c.yaml", "--no-dense", "--methods", "l1", "--out", "other", "-q")

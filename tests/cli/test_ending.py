@@ -44,6 +44,44 @@ def test_ctrl_c_while_importing(module: str) -> None:
     assert rest == ["error: interrupted"]
 
 
+SWALLOWED = """
+import sys
+sys.argv = sys.orig_argv = ["secateur"]
+from pathlib import Path
+from secateur.cli._base import interruptible, resuming
+class Callback:
+    def __del__(self):
+        raise KeyboardInterrupt
+with interruptible(resuming("run", Path(sys.argv[0]).parent / "a b", "state.json")):
+    callback = Callback()
+    del callback
+    print("not reached")
+"""
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_ctrl_c_in_a_callback_says_how_to_continue(tmp_path: Path, begun: bool) -> None:
+    (tmp_path / "a b").mkdir()
+    if begun:
+        (tmp_path / "a b" / "state.json").write_text("{}")
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, cwd=tmp_path, check=False)
+    how = "Interrupted: continue with secateur run --resume 'a b'."
+    assert done.stderr == f"error: {how if begun else 'Interrupted before anything was written.'}\n"
+    assert (done.returncode, done.stdout) == (130, "")
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_an_interrupted_export_says_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secateur.runtime.export_folder", interrupted)
+    found = CliRunner().invoke(cli.app, ["export", str(tmp_path), "--format", form])
+    assert found.exit_code == 130
+    said = "error: Interrupted: the run and its network are kept; the same command begins the export again."
+    assert found.stderr.splitlines()[-1] == said
+
+
 @pytest.mark.long
 def test_many_ctrl_c_in_a_row(tmp_path: Path) -> None:
     process = subprocess.Popen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 import textwrap
 import traceback
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from secateur import _starting
 from secateur._files import by_system
 from secateur._progress import listening
 from secateur.errors import ConfigError, SecateurError
@@ -32,6 +34,30 @@ class Interrupted(SecateurError):
     """Ctrl-C, where there is something to say about going on."""
 
     exit_code = 130
+
+
+@contextlib.contextmanager
+def interruptible(advice: Callable[[], str]) -> Iterator[None]:
+    """Within, Ctrl-C ends the command with what `advice` says: what is kept, and how to continue."""
+    try:
+        with _starting.advising(advice):
+            yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(advice()) from error
+
+
+def resuming(command: str, folder: Path, begun: str) -> Callable[[], str]:
+    """Advice to continue with `command --resume`, where the file `begun` shows that something is there."""
+
+    def advice() -> str:
+        if not (folder / begun).is_file():
+            return NOTHING_WRITTEN
+        return f"Interrupted: continue with secateur {command} --resume {shlex.quote(str(folder))}."
+
+    return advice
+
+
+NOTHING_WRITTEN = "Interrupted before anything was written."
 
 
 class Described(TyperCommand):

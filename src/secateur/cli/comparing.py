@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli._base import AsJson, Interrupted, Plugin, Quiet, plugged, show, tell, working
+from secateur.cli._base import NOTHING_WRITTEN, AsJson, Plugin, Quiet, interruptible, plugged, show, tell, working
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def compare(
 
     read = Recipe.read(recipe, [*overrides, *plugged(plugin)])
     bars = not (as_json or quiet) and sys.stderr.isatty()
-    with _interruptible(out), working("Comparing", silent=True):
+    with interruptible(_advice(out)), working("Comparing", silent=True):
         outcome = work(
             read,
             out,
@@ -181,12 +180,10 @@ def _tell(outcome: Outcome, as_json: bool, quiet: bool) -> None:
     show(f"Leaderboard: {outcome.report}", wrap=False)
 
 
-@contextlib.contextmanager
-def _interruptible(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if (folder / "comparison.json").is_file():
-            again = shlex.join(["secateur", *sys.argv[1:]])
-            raise Interrupted(f"Interrupted: the same command goes on from here, {again}.") from error
-        raise Interrupted("Interrupted before anything was written.") from error
+def _advice(folder: Path) -> Callable[[], str]:
+    def advice() -> str:
+        if not (folder / "comparison.json").is_file():
+            return NOTHING_WRITTEN
+        return f"Interrupted: the same command continues from here, {shlex.join(['secateur', *sys.argv[1:]])}."
+
+    return advice

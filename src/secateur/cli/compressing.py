@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,6 @@ from secateur.cli._base import (
     AsJson,
     InputShape,
     InputSize,
-    Interrupted,
     Model,
     ModelArg,
     Plugin,
@@ -23,6 +21,8 @@ from secateur.cli._base import (
     Seed,
     Weights,
     free,
+    interruptible,
+    resuming,
     show,
     working,
 )
@@ -123,7 +123,7 @@ def compress(
         folder = out if out is not None else free(Path("runs") / "compress")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{str(folder)!r} is there already: give another --out, or continue it with --resume.")
-    with _interruptible(folder), working("Compressing", as_json or quiet) as say:
+    with interruptible(resuming("compress", folder, _REQUEST)), working("Compressing", as_json or quiet) as say:
         found = _searched(asked, folder, say, begun=resume is None)
     _tell(found, folder, as_json, quiet)
 
@@ -267,15 +267,3 @@ def _tell(found: Compressed, folder: Path, as_json: bool, quiet: bool) -> None:
 
         show(summed_up(found._summary()))
         show(f"Network, report and record: {folder}", wrap=False)
-
-
-@contextlib.contextmanager
-def _interruptible(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if (folder / _REQUEST).is_file():
-            raise Interrupted(
-                f"Interrupted: continue with secateur compress --resume {shlex.quote(str(folder))}."
-            ) from error
-        raise Interrupted("Interrupted before anything was written.") from error

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli._base import AsJson, Quiet, emit, show, working
+from secateur.cli._base import AsJson, Quiet, emit, interruptible, show, working
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_EXPORT_INTERRUPTED = "Interrupted: the run and its network are kept; the same command begins the export again."
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
 
 
@@ -103,7 +104,7 @@ def export(
 
     if out is not None:
         check_target(out, "--out")
-    with working("Exporting", quiet or as_json):
+    with interruptible(lambda: _EXPORT_INTERRUPTED), working("Exporting", quiet or as_json):
         if int8:
             from secateur.runs.exporting import export_int8
 

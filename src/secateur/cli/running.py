@@ -7,13 +7,13 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli._base import AsJson, Interrupted, Plugin, Quiet, free, plugged, show, working
+from secateur.cli._base import AsJson, Plugin, Quiet, free, interruptible, plugged, resuming, show, working
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _work(what: Callable[..., Outcome], folder: Path, as_json: bool, quiet: bool
                 show(plan_table(prepared, folder))
 
     progress = make_progress(quiet=quiet, json=as_json and not quiet, stream=sys.stderr)
-    with _interruptible(folder), working("Running", silent=True):
+    with interruptible(resuming("run", folder, "state.json")), working("Running", silent=True):
         outcome = what(progress=progress, command=shlex.join(["secateur", *sys.argv[1:]]), opened=opened)
     if outcome.results:  # the first of several processes
         _tell(outcome, as_json, quiet)
@@ -150,18 +150,6 @@ def _tell(outcome: Outcome, as_json: bool, quiet: bool) -> None:
         return
     show(headline_table(outcome.folder))
     show(f"Report: {outcome.report}", wrap=False)
-
-
-@contextlib.contextmanager
-def _interruptible(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if (folder / "state.json").is_file():
-            raise Interrupted(
-                f"Interrupted: continue with secateur run --resume {shlex.quote(str(folder))}."
-            ) from error
-        raise Interrupted("Interrupted before anything was written.") from error
 
 
 def _short_forms(overrides: list[str], device: str | None, repair: list[str], track: list[str]) -> list[str]:
