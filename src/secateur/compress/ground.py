@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur.allocate import Constraints
 from secateur.compress.candidates import Candidate, Space
-from secateur.compress.held_out import Source
+from secateur.compress.held_out import SHOWN, Source
 from secateur.compress.judging import Judge
 from secateur.compress.making import Maker
 from secateur.compress.record import Record
@@ -29,10 +29,13 @@ from secateur.surgery import Result
 from secateur.tasks import Task
 
 RACE_SHARE, FRONT_SHARE = 0.25, 0.35  # of the time, after which a stage makes way for the next
-_MEASURING_SHARE = 0.2  # of the time, that measuring groups one by one may take
+_MEASURING_SHARE = 0.1  # of the time, that measuring groups one by one may take
+_UNTRAINED = 2  # times as much of it where no training follows
+_REPAIR_SHARE, _PASSES = 0.06, 4  # of the time, for one repair; how often it goes through its images, about
+_SHOWN_LEAST = 64  # images for repairs, however short the time is
 _TRAINING_SHARE = 0.65  # of the time is for all training
 _ROUNDS = 80  # at most, where time alone says how long to train
-_TRAINED_PER_JUDGED = 4  # seconds of training in a round at least, for each of judging it, up to an epoch
+_TRAINED_PER_JUDGED = 8  # seconds of training in a round at least, for each of judging it, up to an epoch
 _SHORT = 16  # a finalist is trained for a 16th of what there is
 FINALISTS_LEAST = 3  # candidates that are trained for a short while, all of which must fit into
 _FINALISTS_TIME = 0.2  # of the time: otherwise the best straight after the cut is trained at once
@@ -62,6 +65,7 @@ class Ground:
                 f"flops=0.5, or more labelled images. {self.judge.note}"
             )
         self._look()
+        self.maker.source = source.showing(record.decide("shown", self._shown))
         measuring = record.decide("measuring", self._measuring)
         data, labels = source.shown is not None, self.judge.labelled
         self.space = Space(request, data=data, labels=labels, measuring=measuring)
@@ -72,8 +76,20 @@ class Ground:
             return False
         if self.request.seconds is None:
             return True
-        each = self.judging / max(self.source.held_count, 1)
-        return passes(self.groups) * each < _MEASURING_SHARE * self.request.seconds
+        share = _MEASURING_SHARE * (_UNTRAINED if self.request.epochs == 0 else 1)
+        return passes(self.groups) * self._each < share * self.request.seconds
+
+    def _shown(self) -> int:
+        """Images that methods and repairs see: fewer where a repair would take the time from training."""
+        if self.request.seconds is None or self.request.epochs == 0:
+            return SHOWN
+        fitting = _REPAIR_SHARE * self.request.seconds / (_PASSES * max(self._each, 1e-6))
+        return min(max(int(fitting), _SHOWN_LEAST), SHOWN)
+
+    @property
+    def _each(self) -> float:
+        """Seconds for an image forward."""
+        return self.judging / max(self.source.held_count, 1)
 
     def _look(self) -> None:
         """What the original costs and achieves, and how long its training takes."""
@@ -117,9 +133,9 @@ class Ground:
 
     # ------------------------------------------------------------------------------------------------- for all stages
 
-    def late(self, share: float) -> bool:
-        """Whether more than this share of the time is over."""
-        return self.request.seconds is not None and self.record.spent() > share * self.request.seconds
+    def late(self, share: float, coming: float = 0.0) -> bool:
+        """Whether more than this share of the time is over, or will be after what takes so many seconds."""
+        return self.request.seconds is not None and self.record.spent() + coming > share * self.request.seconds
 
     def made(self, candidate: Candidate, level: float, *, verify: bool = False) -> Result:
         """The network of a candidate at a level of the budget; made once, the same each time it is asked for."""

@@ -27,7 +27,7 @@ _SHARE, _LEAST, _MOST = (
     500,
     5000,
 )  # held out: a tenth, but some hundreds where there are as many, and no more than that
-_SHOWN = 1024  # images that methods and repairs learn from
+SHOWN = 1024  # images that methods and repairs learn from, at most
 _WHOLE = 20  # batches of a list from which on whole ones are held out
 _NOISE, _NOISE_BATCHES = 16, 4
 
@@ -47,6 +47,21 @@ class Source:
     shown: Callable[[], Iterable[Pair]] | None
     round: Callable[[int], Iterable[Pair]] | None
     notes: tuple[str, ...] = ()
+
+    def showing(self, images: int) -> Source:
+        """The same images, of which methods and repairs see the first batches with about so many."""
+        shown = self.shown
+        return self if shown is None or images >= SHOWN else replace(self, shown=lambda: _first(shown(), images))
+
+
+def _first(batches: Iterable[Pair], images: int) -> Iterator[Pair]:
+    """Batches until there are so many images."""
+    seen = 0
+    for inputs, target in batches:
+        yield inputs, target
+        seen += rows_of(inputs)
+        if seen >= images:
+            return
 
 
 def held_of(count: int) -> int:
@@ -126,7 +141,7 @@ def _of_loader(loader: DataLoader[Any], example: Any, seed: int) -> Source:
         held_count=count,
         steps=-(-len(rest) // size) if size else len(rest),
         held=lambda: batches(held),
-        shown=lambda: batches(rest[:_SHOWN] if size else rest[: _SHOWN // 32]),
+        shown=lambda: batches(rest[:SHOWN] if size else rest[: SHOWN // 32]),
         round=lambda number: batches(rest, number),
         notes=() if known else (f"The {type(sampler).__name__} of the DataLoader is not used: images come evenly.",),
     )
@@ -140,7 +155,7 @@ def _of_split(split: Split, seed: int) -> Source:
     size = min(64, max(len(rest) // 2, 1))
 
     def shown() -> Iterator[Pair]:
-        return itertools.islice(rest.batches(size), -(-_SHOWN // size))
+        return itertools.islice(rest.batches(size), -(-SHOWN // size))
 
     return Source(
         count=len(rest),
@@ -165,7 +180,7 @@ def _given(data: Any, held_out: Any, example: Any, seed: int) -> Source:
         held_count=sum(rows_of(inputs) for inputs in held.inputs()),
         steps=len(sizes),
         held=lambda: held,
-        shown=lambda: itertools.islice(learnt, -(-_SHOWN // first)),
+        shown=lambda: itertools.islice(learnt, -(-SHOWN // first)),
         round=lambda number: learnt,
         notes=("held_out is compared on as it was given: see to it that none of its images is among the others.",),
     )
@@ -188,7 +203,7 @@ def _of_batches(batches: list[Pair], seed: int) -> Source:
             [_rows(b, m if out else ~m) for b, m in parts if bool((m if out else ~m).any())] for out in (True, False)
         )
     heights = [rows_of(inputs) for inputs, _ in rest]
-    few = next((k for k in range(1, len(rest) + 1) if sum(heights[:k]) >= _SHOWN), len(rest))
+    few = next((k for k in range(1, len(rest) + 1) if sum(heights[:k]) >= SHOWN), len(rest))
 
     def shuffled(number: int) -> Iterable[Pair]:
         return [rest[k] for k in permutation(len(rest), seed=seed, purpose="round", epoch=number)]

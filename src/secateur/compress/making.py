@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from secateur.surgery import Result
 from secateur.tasks import Task
 from secateur.training.randomness import derive, preserved, seed_all
 
-_AT_HAND = 3  # networks that are kept at hand
+_AT_HAND = 4  # networks that are kept at hand: the best three, and one that is being made
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,13 @@ class Maker:
     def __post_init__(self) -> None:
         self.device = next((t.device for t in self.model.parameters()), torch.device("cpu"))
         self._made: dict[tuple[Candidate, float], Result] = {}
+        self._figures: dict[tuple[Candidate, float], float] = {}
         self._measured: Measured | None = None
 
     def made(self, candidate: Candidate, level: float, *, verify: bool = False) -> Result:
         """The network of a candidate at a level of the budget; made once, the same each time it is asked for."""
         found = self._made.get((candidate, level))
-        if found is None or (verify and found.verification is None):
+        if found is None:
             budget = self.request.budget if level == 1 else scaled(self.request.budget, self.shares, level)
             with preserved(self.device):
                 seed_all(derive(self.request.seed, str(candidate)))
@@ -73,9 +74,18 @@ class Maker:
                     options=self.options, seed=self.request.seed, verify=verify,
                     measured=self._known(),
                 )  # fmt: skip
+            self._keep((candidate, level), found)
+        elif verify and found.verification is None:
+            found = replace(found, verification=found.graph.verify(found.cut, found.plan, seed=self.request.seed))
             self._made[candidate, level] = found
-            self._made = dict(list(self._made.items())[-_AT_HAND:])
         return found
+
+    def _keep(self, key: tuple[Candidate, float], found: Result) -> None:
+        """Keep a network at hand in place of the worst: the best ones are asked for again."""
+        self._made[key] = found
+        if len(self._made) > _AT_HAND:
+            others = [each for each in self._made if each != key]
+            del self._made[min(others, key=lambda each: self._figures.get(each, -math.inf))]
 
     def _known(self) -> Measured | None:
         """What was measured of groups, for all candidates; None without data."""
@@ -92,6 +102,7 @@ class Maker:
             figure = self.judge(result.model)
             if not math.isfinite(figure):
                 raise ModelError("Its answers are not finite.")
+            self._figures[candidate, level] = figure
         except (SecateurError, RuntimeError) as error:
             why = " ".join(str(error).split())[:500]
             return Outcome(None, why, isinstance(error, BudgetError), _since(began))

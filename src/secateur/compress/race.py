@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from secateur.compress.candidates import Candidate
 from secateur.compress.ground import FRONT_SHARE, RACE_SHARE, Ground, candidate_of, noted
@@ -35,7 +35,7 @@ class Race:
             done = record.trials(RACE)
             good = any(trial.state == TrialState.COMPLETE for trial in done)
             begun = record.trials(RACE, TrialState.RUNNING)
-            if len(done) >= most or (good and not begun and self._ground.late(RACE_SHARE)):
+            if len(done) >= most or (good and not begun and self._ground.late(RACE_SHARE, _last(done))):
                 record.decide("raced", lambda: len(done))  # noqa: B023  # called at once
                 break
             end = min(most, len(done) + self._hands.count, (len(done) // _TOGETHER + 1) * _TOGETHER)
@@ -70,8 +70,8 @@ class Race:
     def _front(self, best: Candidate) -> None:
         """The best candidate at other levels of the budget."""
         record, space = self._record, self._ground.space
-        levels = record.decide("levels", lambda: [] if self._ground.late(FRONT_SHARE) else list(_LEVELS))
         first = record.decision("raced")
+        levels = record.decide("levels", lambda: [] if self._no_time(first, best) else list(_LEVELS))
         while (done := len(record.trials(RACE)) - first) < len(levels):
             batch: list[tuple[Trial, Candidate, float]] = []
             for k in range(done, min(done + self._hands.count, len(levels))):
@@ -80,6 +80,11 @@ class Race:
                 noted(trial, candidate, level)
                 batch.append((trial, candidate, level))
             self._try(batch)
+
+    def _no_time(self, raced: int, best: Candidate) -> bool:
+        """Whether as many networks again of the best candidate as there are levels would take too long."""
+        each = next(_last([t]) for t in self._record.trials(RACE)[:raced] if candidate_of(t) == best)
+        return self._ground.late(FRONT_SHARE, each * len(_LEVELS))
 
     def _try(self, batch: Sequence[tuple[Trial, Candidate, float]]) -> None:
         """Candidates straight after the cut; what they come to is written down in the order of their numbers."""
@@ -106,3 +111,8 @@ class Race:
         return (
             BudgetError(refused[0]) if refused else ModelError(f"No candidate came to anything: {failed[0]['failed']}")
         )
+
+
+def _last(trials: Sequence[FrozenTrial]) -> float:
+    """Seconds that the last of these trials took, which the next may take as well."""
+    return float(trials[-1].user_attrs.get("seconds", 0.0)) if trials else 0.0
