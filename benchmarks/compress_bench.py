@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -166,12 +167,16 @@ def single(setup: Setup, method: str, budget: str, seconds: float, seed: int) ->
         seed=seed,
     )  # fmt: skip
     tuner = Tuner(source, Judge(source, setup.task, setup.network), Record(None, seed))
-    step = tuner.seconds_of_step(secateur.apply(setup.network, setup.inputs, result.plan, verify=False).model)
+    step = tuner.seconds_of_step(
+        secateur.apply(setup.network, setup.inputs, result.plan, verify=False).model, distil=0.0
+    )
     left = seconds - (time.monotonic() - began)
     steps = min(source.steps, max(int(left / step), 1))
     rounds = min(_MOST_ROUNDS, max(int(left / (step * steps)), 1))
     plan = Plan("sgd 0.01", 0.0, rounds, steps, seed)
-    tuner.tune(result.model, plan, "single", late=lambda: time.monotonic() - began > seconds)
+    tuner.tune(
+        result.model, plan, "single", late=lambda: time.monotonic() - began > seconds, least=-math.inf
+    )  # the round that compress would keep
     return result
 
 

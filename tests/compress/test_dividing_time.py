@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from _quarters import QUICK
@@ -10,8 +11,10 @@ from torch import nn
 
 import secateur
 from secateur.compress import ground
-from secateur.compress.ground import timed, untimed
+from secateur.compress.candidates import Candidate
+from secateur.compress.ground import RACE_SHARE, Ground, timed, untimed
 from secateur.compress.judging import Judge
+from secateur.compress.race import _last
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,58 @@ def test_a_time_without_room_for_finalists_is_told(
     found = secateur.compress(model, loader, flops=0.4, **{**QUICK, "trials": 1, "epochs": None, "time": 600})
     assert not any(each.stage == "finalists" for each in found.tried)
     assert any("would have taken too much of the time" in sentence for sentence in found.said)
+
+
+class Known(Ground):
+    """A search that takes 2 seconds for 100 held-out images, of a network with 10 groups."""
+
+    def __init__(self, seconds: float | None, epochs: int | None) -> None:
+        self.judging, self.groups = 2.0, 10
+        self.request = cast(Any, SimpleNamespace(seconds=seconds, epochs=epochs))
+        self.source = cast(Any, SimpleNamespace(held_count=100, count=900, shown=list))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epochs", "shown"),
+    [
+        (None, None, 1024),
+        (600, None, 450),  # 0.06 x 600 s for four passes, at 0.02 s an image
+        (30, None, 64),
+        (30, 0, 1024),  # nothing is trained: the time is for repairs
+        (6000, None, 1024),
+    ],
+)
+def test_a_repair_leaves_the_time_to_training(seconds: float | None, epochs: int | None, shown: int) -> None:
+    assert Known(seconds, epochs)._shown() == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epochs", "wanted"),  # 10 groups x 6 shares x 64 images x 0.02 s = 77 s
+    [(None, None, True), (760, None, False), (780, None, True), (400, 0, True), (380, 0, False)],
+)
+def test_groups_are_measured_where_there_is_time(seconds: float | None, epochs: int | None, wanted: bool) -> None:
+    assert Known(seconds, epochs)._measuring() is wanted
+
+
+def test_the_network_that_is_proved_is_not_made_again(
+    model: nn.Module, loader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    pruned = Candidate.pruned
+
+    def counted(self: Candidate, *args: Any, **options: Any) -> Any:
+        made.append(str(self))
+        return pruned(self, *args, **options)
+
+    monkeypatch.setattr(Candidate, "pruned", counted)
+    found = secateur.compress(model, loader, flops=0.4, **{**QUICK, "trials": 3, "epochs": 0})
+    assert found.verification is not None
+    assert found.verification.passed
+    assert len(made) == 3 + 3  # candidates, and levels of the best
+
+
+def test_a_trial_that_would_not_fit_is_not_begun() -> None:
+    trials: Any = [SimpleNamespace(user_attrs={"seconds": 30.0})]
+    known: Any = SimpleNamespace(request=SimpleNamespace(seconds=100.0), record=SimpleNamespace(spent=lambda: 10.0))
+    assert not Ground.late(known, RACE_SHARE)
+    assert Ground.late(known, RACE_SHARE, _last(trials))

@@ -98,3 +98,19 @@ def test_noise_is_like_the_example_and_always_the_same() -> None:
     assert sum(rows_of(inputs) for inputs, _ in first) == 16
     assert torch.equal(first[0][0].args[0], again[0][0].args[0])
     assert first[0][0].args[0].shape == (4, 3, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["loader", "few batches", "generator"])
+def test_methods_see_the_first_batches_with_so_many_images(kind: str) -> None:
+    loader = _numbered(400)
+    data: Any = loader if kind == "loader" else list(loader) if kind == "few batches" else (each for each in loader)
+    source = source_of(data, ONE, 0)
+    assert source.shown is not None
+    everything = _numbers(source.shown())
+    few = source.showing(40)
+    assert few.shown is not None
+    first = _numbers(few.shown())
+    assert 40 <= len(first) < 40 + 16
+    assert first == everything[: len(first)] == _numbers(few.shown())  # and from the beginning each time
+    assert source.showing(5000) is source
+    assert _numbers(few.held()) == _numbers(source.held())

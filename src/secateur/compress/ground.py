@@ -34,7 +34,7 @@ _UNTRAINED = 2  # times as much of it where no training follows
 _REPAIR_SHARE, _PASSES = 0.06, 4  # of the time, for one repair; how often it goes through its images, about
 _SHOWN_LEAST = 64  # images for repairs, however short the time is
 _TRAINING_SHARE = 0.65  # of the time is for all training
-_ROUNDS = 80  # at most, where time alone says how long to train
+ROUNDS = 80  # at most, where time alone says how long to train
 _TRAINED_PER_JUDGED = 8  # seconds of training in a round at least, for each of judging it, up to an epoch
 _SHORT = 16  # a finalist is trained for a 16th of what there is
 FINALISTS_LEAST = 3  # candidates that are trained for a short while, all of which must fit into
@@ -127,8 +127,8 @@ class Ground:
         if self.source.round is None or self.request.epochs == 0:
             return dict.fromkeys(("rounds", "steps", "short", "finalists"), 0)
         if self.request.seconds is None:
-            return untimed(self.request.epochs or _ROUNDS, self.source.steps)
-        step = self.tuner.seconds_of_step(clone(self.model))
+            return untimed(self.request.epochs or ROUNDS, self.source.steps)
+        step = self.tuner.seconds_of_step(clone(self.model), self.tuner.distils[0])
         return timed(self.request.seconds, self.request.epochs, self.source.steps, step, self.judging)
 
     # ------------------------------------------------------------------------------------------------- for all stages
@@ -165,7 +165,7 @@ def timed(seconds: float, epochs: int | None, steps: int, step: float, judging: 
     left = _TRAINING_SHARE * seconds
     least = min(math.ceil(_TRAINED_PER_JUDGED * judging / step), int(left / step / _QUARTER))
     steps = min(steps, max(int(left / step / _SHORT), least, 1))
-    rounds = min(epochs or _ROUNDS, int(left / (step * steps + judging)))
+    rounds = min(epochs or ROUNDS, int(left / (step * steps + judging)))
     short = max(rounds // (_QUARTER if epochs else _SHORT), 1) if rounds else 0
     fits = FINALISTS_LEAST * short * (step * steps + judging) < _FINALISTS_TIME * seconds
     return {"rounds": rounds, "steps": steps, "short": short, "finalists": int(short > 0 and fits)}

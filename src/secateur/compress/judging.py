@@ -163,6 +163,12 @@ class Judge:
             return None
         return wilson(figure, self._source.held_count)
 
+    def alike(self, better: float, worse: float) -> bool:
+        """Whether the difference of two figures can be chance, by Wilson's interval of as many images; else False."""
+        if self.unit == AGREEMENT or self.task.unit != "share" or not 0 <= better <= 1:
+            return better == worse
+        return worse >= wilson(better, self._source.held_count)[0]
+
     def original_of(self, inputs: Any) -> Any:
         """What the original says of a batch."""
         with _evaluating(self._original), torch.no_grad():

@@ -81,11 +81,11 @@ class Maker:
         return found
 
     def _keep(self, key: tuple[Candidate, float], found: Result) -> None:
-        """Keep a network at hand in place of the worst: the best ones are asked for again."""
+        """Keep a network at hand, in place of the worst one: the best at the budget are asked for again."""
         self._made[key] = found
         if len(self._made) > _AT_HAND:
             others = [each for each in self._made if each != key]
-            del self._made[min(others, key=lambda each: self._figures.get(each, -math.inf))]
+            del self._made[min(others, key=lambda each: (each[1] == 1, self._figures.get(each, -math.inf)))]
 
     def _known(self) -> Measured | None:
         """What was measured of groups, for all candidates; None without data."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
+from torch import nn
 
 from secateur.compress.candidates import Candidate
-from secateur.compress.ground import FINALISTS_LEAST, Ground, clone, noted
+from secateur.compress.ground import FINALISTS_LEAST, ROUNDS, Ground, clone, noted
 from secateur.compress.record import FINALISTS, SMALLEST
 from secateur.compress.training import OPTIMISERS, Diverged, Plan, Told
 from secateur.errors import BudgetError
@@ -51,7 +52,8 @@ class Refining:
     def finalists(self, ranked: Sequence[tuple[Candidate, float]]) -> Choice:
         """Short trainings of the best candidates, ended early where halving says so; the best of them."""
         record, distils = self._record, self._ground.tuner.distils
-        straight = Choice(ranked[0][0], 1.0, distil=distils[0], figure=ranked[0][1])
+        # a teacher makes a step of a network half as large take five thirds of the time
+        straight = Choice(ranked[0][0], 1.0, distil=distils[-1], figure=ranked[0][1])
         schedule = self._ground.schedule
         if not schedule.get("finalists", schedule["short"]):  # searches of before had them in any case
             return straight
@@ -170,6 +172,11 @@ class Refining:
         drop = self._ground.request.max_drop
         return drop is None or self._ground.judge.points(self._ground.original, figure) <= drop + 1e-7
 
+    def _least(self) -> float:
+        """The least figure that is within the drop that may be."""
+        ground, drop = self._ground, self._ground.request.max_drop
+        return -math.inf if drop is None else ground.original - drop / ground.judge.points(1.0, 0.0)
+
     def _last(self) -> float:
         """The level that leaves the least share of the cost that is looked for."""
         return (1 - _LEAST) / max(1 - self._ground.shares[self._ground.request.key], 1e-6)
@@ -199,7 +206,7 @@ class Refining:
         kept = self._record.kept(choice.kept) if choice.kept else None
         if kept is not None:
             result.model.load_state_dict(kept["best"])
-        rounds = self._record.decide("final", self._rounds)
+        rounds = self._record.decide("final", lambda: self._rounds(result.model, choice.distil))
         if not rounds:
             result.model.eval()
             return result, ground.judge(result.model), 0
@@ -208,7 +215,9 @@ class Refining:
         known = choice.figure if math.isfinite(choice.figure) else None
         late = functools.partial(ground.late, 1.0)
         try:
-            figure = ground.tuner.tune(result.model, plan, "final", self._told, figure=known, late=late)
+            figure = ground.tuner.tune(
+                result.model, plan, "final", self._told, figure=known, late=late, least=self._least()
+            )
         except Diverged:
             figure = ground.judge(result.model)  # of its best round
         result.model.eval()
@@ -218,12 +227,13 @@ class Refining:
         self._ground.say(f"round {number}: {self._ground.judge.unit} {self._ground.judge.told(figure)}")
         return False
 
-    def _rounds(self) -> int:
+    def _rounds(self, model: nn.Module, distil: float) -> int:
         """Rounds of the last training: as many as are asked for, or as the time that is left allows."""
         ground = self._ground
         rounds, seconds = ground.schedule["rounds"], ground.request.seconds
         if seconds is None or not rounds:
             return rounds
-        taken = self._record.decision("round")  # seconds of the first that was trained
+        step = ground.tuner.seconds_of_step(clone(model), distil)
         left = _LAST_SHARE * seconds - self._record.spent()
-        return max(min(rounds, int(left / taken)), 0) if taken else rounds
+        fitting = int(left / (step * ground.schedule["steps"] + ground.judging))
+        return max(min(ground.request.epochs or ROUNDS, fitting), 0)
