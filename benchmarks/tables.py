@@ -17,6 +17,7 @@ from typing import Any
 
 import _choosing_page
 import _compare_page
+import _compress_page
 import _exports_page
 import _latency_page
 import _leaderboard_page
@@ -40,6 +41,7 @@ FROM = {
     "census": ("census",),
     "choosing": ("compare_short", "one_shot_cifar10", "networks"),
     "compare": ("compare_short", *_compare_page.LATER, "below_random", "widths"),
+    "compress_bench": tuple(f"compress_bench_{name}" for name in _compress_page.NETWORKS),
     "exports": ("exports",),
     "graph_speed": ("graph_speed", "graph_growth"),
     "latency": ("latency_budget", "staircase"),
@@ -443,6 +445,7 @@ def pages() -> dict[Path, str]:
         _exports_page,
         _yolo_page,
         _macs_page,
+        _compress_page,
     ):
         made |= page.pages(DOCS)
     return {path: _footed(path, text) for path, text in made.items()}
