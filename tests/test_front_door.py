@@ -112,6 +112,55 @@ def test_without_verification_nothing_is_compared() -> None:
     assert prune(method="cp", data=PAIRS, verify=False).verification is None
 
 
+CREATED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "no budget": ("bwcp", {"budget": None}, "needs a budget"),
+    "no name": (None, {}, "is no method"),
+    "limits in a dict": ("bwcp", {"constraints": {"align": 8}}, r"secateur\.Constraints\(align=8\)"),
+    "limits twice": ("bwcp", {"constraints": secateur.Constraints(align=8), "align": 4}, "the same twice"),
+    "a seed of text": ("bwcp", {"seed": "a"}, "whole number from 0"),
+    "an impossible limit": ("bwcp", {"min_channels": "2"}, "min_channels='2'"),
+}
+
+
+@pytest.mark.parametrize("case", CREATED)
+def test_a_wrong_call_of_create_is_one_sentence(case: str) -> None:
+    name, options, words = CREATED[case]
+    with pytest.raises(SecateurError, match=words):
+        secateur.methods.create(name, network(), IMAGES[:2], **{"budget": "flops=0.5", **options})
+
+
+@pytest.mark.parametrize("limits", [{"align": 4}, {"ignore": "3"}, {"min_channels": 7, "max_ratio": 0.6}], ids=str)
+def test_create_takes_what_prune_takes(limits: dict[str, Any]) -> None:
+    made = secateur.methods.create("l1", network(), IMAGES[:2], budget="flops=0.6", **limits)
+    assert made.plan() == prune(budget="flops=0.6", **limits).plan
+
+
+def test_create_takes_a_class_and_a_row() -> None:
+    row = secateur.methods.method("csgd")
+    for given in (row, row.factory):
+        assert secateur.methods.create(given, network(), IMAGES[:2], budget="flops=0.5").name == "csgd"
+
+
+def test_a_class_without_a_name_has_its_own() -> None:
+    class First(Method):
+        def score(self) -> dict[str, Any]:
+            return {group.name: np.arange(group.width) for group in self.graph.groups}
+
+    class Second(First):
+        pass
+
+    assert [prune(method=each).plan.provenance["method"] for each in (First, Second)] == ["first", "second"]
+
+
+@pytest.mark.parametrize("given", ["batchnorm", ["batchnorm"], [{"name": "batchnorm"}]], ids=str)
+def test_repairs_by_name_at_the_end_of_a_loop(given: Any) -> None:
+    made = secateur.methods.create("l1", network(), IMAGES[:2], budget="flops=0.5")
+    found, wanted = made.finish(given, PAIRS), prune(data=PAIRS, repair="batchnorm").model
+    assert all(
+        torch.equal(a, b) for a, b in zip(found.state_dict().values(), wanted.state_dict().values(), strict=True)
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------- data
 
 
@@ -211,6 +260,48 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown repair": ({"repair": "least_square"}, "did you mean 'least_squares'"),
     "an unknown allocator": ({"allocator": "globl"}, "did you mean 'global'"),
     "regression without a loss": ({"method": "taylor", "data": [(IMAGES, LABELS.float())]}, "pass loss="),
+    "a method at work": (
+        {"method": secateur.methods.create("l1", network(), IMAGES[:2], budget="flops=0.5")},
+        "at work on a model already",
+    ),
+    "the base of all methods": ({"method": Method}, "derived from"),
+    "a layer as method": ({"method": nn.ReLU()}, "is no method"),
+    "a repair as method": ({"method": "batchnorm"}, "repair='batchnorm'"),
+    "a file as method": ({"method": "mine.py:scores"}, "plug_in"),
+    "a module and name as method": ({"method": "mine.scores:score"}, "plug_in"),
+    "a function of nothing": ({"method": lambda: {}}, "with a graph alone"),
+    "a function of two": ({"method": lambda graph, more: {}}, "with a graph alone"),
+    "no scores": ({"method": lambda graph: None}, "Scores are a NoneType"),
+    "scores without names": ({"method": lambda graph: [np.ones(g.width) for g in graph.groups]}, "Scores are a list"),
+    "scores of text": ({"method": lambda graph: {g.name: ["a"] * g.width for g in graph.groups}}, "are no numbers"),
+    "ragged scores": ({"method": lambda graph: {g.name: [[1], [1, 2]] for g in graph.groups}}, "are no numbers"),
+    "complex scores": (
+        {"method": lambda graph: {g.name: 1j * np.ones(g.width) for g in graph.groups}},
+        "are no numbers",
+    ),
+    "complex tensors": (
+        {"method": lambda graph: {g.name: torch.ones(g.width) * 1j for g in graph.groups}},
+        "are no numbers",
+    ),
+    "a loss by name": ({"method": "taylor", "data": PAIRS, "loss": "mse"}, "'mse' is no loss"),
+    "a class of losses": (
+        {"method": "taylor", "data": PAIRS, "loss": nn.MSELoss},
+        r"give an object of it, MSELoss\(\)",
+    ),
+    "a loss of the output alone": (
+        {"method": "taylor", "data": PAIRS, "loss": lambda output: output.sum()},
+        "is no loss",
+    ),
+    "a loss that does not fit": (
+        {"method": "taylor", "data": PAIRS, "loss": nn.MSELoss()},
+        r"output of shape \(12, 4\) and a target of shape \(12,\)",
+    ),
+    "a seed of text": ({"seed": "a"}, "whole number from 0"),
+    "a seed below 0": ({"seed": -1}, "whole number from 0"),
+    "a seed of 70 bits": ({"seed": 1 << 70}, "whole number from 0"),
+    "a number to ignore": ({"ignore": 3}, "not a list of patterns"),
+    "ratios in a list": ({"ratios": [0.5]}, "not understood"),
+    "ratios in text": ({"ratios": "0=0.5"}, "not understood"),
     "a loss of no number": ({"method": "taylor", "data": PAIRS, "loss": lambda output, target: output}, "loss"),
 }
 

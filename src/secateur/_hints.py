@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 from secateur.errors import ConfigError
 
@@ -23,6 +24,13 @@ def choose(value: str, known: Iterable[str], what: str) -> str:
     close = nearest(value, names) if isinstance(value, str) else []
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ConfigError(f"Unknown {what} {value!r}: {hint}Choose one of {', '.join(names)}.")
+
+
+def checked_seed(seed: object) -> int:
+    """Return `seed` if PyTorch and numpy take it; ConfigError otherwise."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 1 << 63:
+        raise ConfigError(f"seed={seed!r} is no seed: give a whole number from 0 to {(1 << 63) - 1}.")
+    return int(seed)
 
 
 def readable(number: float) -> str:

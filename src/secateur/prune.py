@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from secateur._alone import alone
 from secateur._defaults import own_defaults
-from secateur._hints import choose
+from secateur._hints import checked_seed, choose
 from secateur._settings import validated
 from secateur.allocate import ALLOCATORS, MEASURED, Constraints, allocate
 from secateur.batches import Batches
@@ -26,6 +26,7 @@ from secateur.history import carry
 from secateur.latency import Watcher, align_of, price
 from secateur.methods import Method, MethodRow, method, row_of
 from secateur.methods.baselines import OneShot, accumulate_gradients
+from secateur.methods.hands import check_loss, computed
 from secateur.methods.kit.measured import Measured
 from secateur.plan import Plan
 from secateur.repair import Repair, mend, repairs
@@ -102,9 +103,9 @@ def prune(
     usual = cross_entropy if wanted is None else _loss_of(wanted)
     given = None if loss is None else _Given(loss)
     mending = repairs(repair)
-    _check_data(row, mending, data)
-    patterns = tuple([ignore] if isinstance(ignore, str) else ignore)
-    constraints = Constraints(patterns, min_channels, max_ratio, align_of(align))
+    _check_data(row, data)
+    seed = checked_seed(seed)
+    constraints = Constraints(cast(Any, ignore), min_channels, max_ratio, align_of(align))  # checked there
     bounds = None if budget is None else Budget.parse(budget)
     batches = None if data is None else Batches(data, example_inputs)
     measured = allocator if isinstance(allocator, Measured) else None
@@ -240,7 +241,7 @@ def _check_allocator(allocator: str | None, bounds: Budget | None, data: Any, **
         )
 
 
-def _check_data(row: MethodRow, mending: list[Repair], data: Any) -> None:
+def _check_data(row: MethodRow, data: Any) -> None:
     if row.needs == "calibration" and data is None:
         what = "images and labels" if row.labels else "images"
         raise ConfigError(
@@ -253,11 +254,13 @@ class _Given:
     """A loss of the user's, and whether anybody has asked for it."""
 
     def __init__(self, loss: Loss) -> None:
+        check_loss(loss)
         self._loss, self.asked = loss, False
 
     def __call__(self, output: Any, target: Any) -> torch.Tensor:
         self.asked = True
-        return self._loss(output, target)
+        found: torch.Tensor = computed(self._loss, output, target)
+        return found
 
 
 def _unasked(row: MethodRow, data: Any, mending: list[Repair], loss: _Given | None) -> Iterator[str]:

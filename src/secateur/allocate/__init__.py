@@ -133,6 +133,8 @@ def fitting_scores(scores: Mapping[str, Array], graph: GraphLike, normalise: str
         ConfigError: naming the group whose scores are missing, of another width or no finite numbers.
     """
     function = normalisation(normalise)
+    if not isinstance(scores, Mapping):
+        raise ConfigError(f"Scores are a {type(scores).__name__}: give {{group: one number for each of its channels}}.")
     names = {group.name for group in graph.groups}
     for name in scores:
         if name not in names:
@@ -143,10 +145,7 @@ def fitting_scores(scores: Mapping[str, Array], graph: GraphLike, normalise: str
     for group in graph.groups:
         if group.name not in scores:
             raise ConfigError(f"Scores for group {group.name!r} are missing: score every group.")
-        given: object = scores[group.name]
-        if isinstance(given, torch.Tensor):
-            given = given.detach().to("cpu", torch.float64).numpy()
-        score: FloatArray = np.asarray(given, dtype=np.float64)
+        score = _numbers(scores[group.name], group.name)
         if score.shape != (group.width,):
             raise ConfigError(
                 f"Scores of group {group.name!r} have shape {score.shape}: "
@@ -158,9 +157,27 @@ def fitting_scores(scores: Mapping[str, Array], graph: GraphLike, normalise: str
     return result
 
 
+def _numbers(given: object, name: str) -> FloatArray:
+    """Scores of one group as numbers, whatever holds them; ConfigError where they are none."""
+    try:
+        if isinstance(given, torch.Tensor):
+            given = given.detach().cpu().double() if not given.is_complex() else given.detach().cpu().numpy()
+        found = np.asarray(given)
+        if found.dtype.kind == "c":
+            raise TypeError("complex")
+        return found.astype(np.float64)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"Scores of group {name!r} are no numbers: give one real number for each channel.") from error
+
+
 def _ratios(graph: GraphLike, ratios: Mapping[str, float] | None) -> dict[str, float]:
     """Return {group: share to remove} for every group that a pattern matches; the last pattern wins."""
-    if not isinstance(ratios, Mapping) or not ratios:
+    if ratios is not None and not isinstance(ratios, Mapping):
+        raise ConfigError(
+            f"ratios={ratios!r:.60} is not understood: give layer patterns and the share of channels to remove, such "
+            "as {'layer1.*': 0.3}."
+        )
+    if not ratios:
         raise ConfigError("The allocator 'ratios' needs ratios: give some such as {'layer1.*': 0.3}.")
     chosen: dict[str, float] = {}
     winner: dict[str, str] = {}  # by group, its pattern

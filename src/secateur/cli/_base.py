@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import sysconfig
 import textwrap
 import traceback
 import warnings
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 DEBUG = "SECATEUR_DEBUG"
+_LIBRARIES = ("stdlib", "platstdlib", "purelib", "platlib")
 # newer releases of typer carry a click of their own
 _USAGE: type[Exception] = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
 
@@ -130,11 +132,25 @@ def _guarded(command: Callable[[], Any]) -> int:
         return _failed(error)
 
 
+def _users_place(error: Exception) -> str | None:
+    """File and line where code of the user's own failed, called by Secateur; None where it is Secateur's own."""
+    ours = str(Path(__file__).parents[1])
+    libraries = {str(Path(path)) for key, path in sysconfig.get_paths().items() if key in _LIBRARIES}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(ours):
+            return None
+        if not frame.filename.startswith((*libraries, "<")):
+            return f"{frame.filename}, line {frame.lineno}"
+    return None
+
+
 def _failed(error: Exception) -> int:
-    """A defect of ours."""
+    """A defect of ours, or of code that a user has named."""
     if debugging():
         raise error
     said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
+    if (place := _users_place(error)) is not None:
+        return _fail(f"{place} failed ({said}): it is code of your own, correct it; {DEBUG}=1 shows more.", 2)
     return _fail(
         f"Secateur itself failed ({said}): please report it with the command you ran; {DEBUG}=1 shows where.", 1
     )

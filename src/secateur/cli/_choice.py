@@ -46,6 +46,8 @@ def chosen(
                 + "".join(f" or {each}.KEY=VALUE" for each in mending)
                 + "."
             )
+        if key in given[owner]:
+            raise ConfigError(f"--set gives {owner}.{key} twice: give it once.")
         given[owner][key] = value
     own = given.pop(row.name)
     validated(row.config, own, row.name)
@@ -102,9 +104,11 @@ def data_of(
     from secateur.data.registry import DATASETS, dataset
     from secateur.recipe import DataConfig
 
-    kind, _, path = given.partition(":")
+    kind, colon, path = given.partition(":")
     kind = _ALSO.get(kind, kind)
-    if kind not in DATASETS and Path(given).is_dir():
+    if kind not in DATASETS and given and not colon and _path_like(given):
+        if not Path(given).is_dir():
+            raise ConfigError(f"--data {given!r}: there is no such folder of images: correct it, or write KIND:PATH.")
         kind, path = "folder", given
     row = dataset(kind)
     options: dict[str, Any] = {}
@@ -128,6 +132,11 @@ def data_of(
             "give --input-size, or other data."
         )
     return data, " ".join((told(data, origin), *data.notes))
+
+
+def _path_like(given: str) -> bool:
+    """Whether somebody means a folder: there is one, or it is written as a path."""
+    return Path(given).is_dir() or Path(given).name != given or given in (".", "..")
 
 
 def training_data(given: str, loaded: Loaded, seed: int, normalising: Normalising) -> Any:

@@ -85,12 +85,13 @@ def inspect(
 def prune(
     model: Model,
     budget: Annotated[
-        str | None,
+        list[str],
         typer.Option(
+            "--budget",
             metavar="BOUNDS",
             help="What may remain: flops=0.5, params=2M or both; also activations, peak, latency=0.6@onnxruntime.",
         ),
-    ] = None,
+    ] = [],  # noqa: B006
     method: Annotated[
         str, typer.Option(metavar="NAME", help="How channels are chosen; see `secateur methods`.")
     ] = "l1",
@@ -100,8 +101,10 @@ def prune(
     ] = None,
     mean: Mean = None,
     std: Std = None,
-    images: Annotated[int, typer.Option(min=1, metavar="N", help="How many images they are shown.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images at a time.")] = 64,
+    images: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many images they are shown. Default: 1024.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images at a time. Default: 64.")] = None,
     repair: Annotated[
         list[str], typer.Option("--repair", metavar="NAME", help="Of `secateur repairs`, before the cut. Repeatable.")
     ] = [],  # noqa: B006
@@ -185,7 +188,7 @@ def prune(
     from secateur.prune import prune as secateur_prune
     from secateur.runtime.named import Wish, network
 
-    bounds = None if budget is None else Budget.parse(budget)
+    bounds = Budget.parse(",".join(budget)) if budget else None  # several options are several bounds
     ratios = _ratios(ratio)
     if allocator is not None:
         choose(allocator, (*ALLOCATORS, MEASURED), "allocator")
@@ -193,6 +196,9 @@ def prune(
     normalising = Normalising(mean, std)
     if data is None:
         normalising.refuse("without --data")
+        for option, value in (("--images", images), ("--batch-size", batch_size)):
+            if value is not None:
+                raise ConfigError(f"{option} is of no use without --data: say with --data KIND:PATH which images.")
     multiple = align_of(align)
     Constraints(tuple(ignore), min_channels, max_ratio, multiple)
     _check_files(weights, out, plan_out, plan)
@@ -205,7 +211,7 @@ def prune(
         loaded = network(model, Wish(model_arg, input_size, input_shape, weights, plan, seed, ema, trust))
         shown, notes = None, loaded.notes
         if data is not None:
-            shown, sentence = images_of(data, loaded, images, batch_size, seed, normalising, say)
+            shown, sentence = images_of(data, loaded, images or 1024, batch_size or 64, seed, normalising, say)
             notes = (*notes, sentence)
         result = secateur_prune(
             loaded.model,

@@ -12,7 +12,9 @@ from torch import nn
 from secateur._defaults import own_defaults
 from secateur._hints import choose
 from secateur._importing import imported
-from secateur.errors import ConfigError
+from secateur.allocate import Constraints
+from secateur.errors import BudgetError, ConfigError
+from secateur.latency import align_of
 from secateur.methods import (
     acp,
     adapruner,
@@ -44,6 +46,7 @@ from secateur.methods import (
 from secateur.methods.baselines import accumulate_gradients, score, scoring
 from secateur.methods.contract import Method, MethodRow, Settings
 from secateur.methods.kit.scores import Scores
+from secateur.repair import REPAIRS
 
 __all__ = [
     "METHODS", "Method", "MethodRow", "Scores", "Settings", "accumulate_gradients", "create", "known", "method",
@@ -60,21 +63,32 @@ METHODS: tuple[MethodRow, ...] = tuple(row for room in _ROOMS for row in getattr
 
 _OWN = {row.name: row for row in METHODS}
 _REGISTERED: dict[str, MethodRow] = {}
+#: What `create` passes on to `Constraints`.
+_LIMITS = {"align", "ignore", "min_channels", "max_ratio"}
 
 
 @own_defaults
-def create(name: str, model: nn.Module, example_inputs: Any, **options: Any) -> Method:
+def create(name: str | MethodRow | type[Method], model: nn.Module, example_inputs: Any, **options: Any) -> Method:
     """The method of this name at work on `model`, for a training loop of one's own.
 
     Args:
-        name: of `secateur methods`, or one that is registered. model: any `torch.nn.Module`, which is trained in place.
-        example_inputs: what it runs with. options: `budget`, `steps`, the method's settings and all else that the
-            constructor of `Method` takes.
+        name: of `secateur methods`, or anything else that `secateur.prune` takes as method.
+        model: any `torch.nn.Module`, which is trained in place. example_inputs: what it runs with.
+        options: `budget`, `steps`, the method's settings, all else that the constructor of `Method` takes, and, as with
+            `secateur.prune`, `align`, `ignore`, `min_channels` and `max_ratio`.
 
     Raises:
         ConfigError: there is no such method; the nearest name is said.
     """
-    return method(name).factory(model, example_inputs, **options)
+    row = method(name) if isinstance(name, str) else row_of(name)
+    if options.get("budget") is None:
+        raise BudgetError(f'The method {row.name!r} needs a budget: give one such as budget="flops=0.5".')
+    limits = {key: options.pop(key) for key in _LIMITS & options.keys() - row.config.model_fields.keys()}
+    if limits and options.get("constraints") is not None:
+        raise ConfigError(f"{min(limits)}= and constraints= say the same twice: give one of them.")
+    if limits:
+        options["constraints"] = Constraints(**limits | {"align": align_of(limits.get("align", 1))})
+    return row.factory(model, example_inputs, **options)
 
 
 def method(name: str) -> MethodRow:
@@ -84,9 +98,23 @@ def method(name: str) -> MethodRow:
         register(plugins.loaded(plugins.installed()[name]), name=name)
         found = _REGISTERED[name]
     if found is None:
+        _misplaced(name)
         choose(name, [*_OWN, *sorted({*_REGISTERED, *plugins.installed()})], "method")
     assert found is not None
     return found
+
+
+def _misplaced(name: Any) -> None:
+    """ConfigError for what is no unknown name of a method, but something else in its place."""
+    if not isinstance(name, str):
+        return
+    if ":" in name or name.endswith(".py"):
+        raise ConfigError(
+            f"The method {name!r} says where it stands: bring it in first, with --plugin {name} on the command line, "
+            "`plugins` in a recipe or secateur.methods.plug_in, and then give its name alone."
+        )
+    if name in {row.name for row in REPAIRS}:
+        raise ConfigError(f"{name!r} is a repair and no method: write --repair {name}, or repair={name!r}.")
 
 
 def known() -> tuple[MethodRow, ...]:
@@ -146,6 +174,10 @@ def row_of(what: Any, *, name: str | None = None, summary: str | None = None) ->
     """
     if isinstance(what, MethodRow):
         return what if name in (None, what.name) else replace(what, name=str(name))
+    if isinstance(what, Method):
+        raise ConfigError(f"This {what.name!r} is at work on a model already: call its finish(), or give its name.")
+    if what is Method:
+        raise ConfigError("Method is what methods are derived from: give one of them.")
     doc = next(iter((inspect.getdoc(what) or "").splitlines()), "").rstrip(".")
     if isinstance(what, type) and issubclass(what, Method):
         own = name or str(getattr(what, "name", "") or what.__name__.lower())
@@ -159,7 +191,7 @@ def row_of(what: Any, *, name: str | None = None, summary: str | None = None) ->
             acts="while training" if trains else "after training",
             labels=collects,
         )
-    if callable(what) and not isinstance(what, type):
+    if callable(what) and not isinstance(what, type | nn.Module):
         own = name or str(getattr(what, "__name__", type(what).__name__)).strip("<>")
         return scoring(own, what, summary or doc or own)
     raise ConfigError(

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from secateur._defaults import own_defaults
-from secateur._hints import choose
+from secateur._hints import checked_seed, choose
 from secateur._protocols import IntArray
 from secateur._settings import Section, validated
 from secateur.allocate import NORMALISATIONS, Constraints, allocate
@@ -55,7 +55,8 @@ from secateur.methods.hands import (
 from secateur.methods.replanning import Replanner, trial_widths
 from secateur.methods.trials import Shown, Trials
 from secateur.plan import Plan, fingerprint
-from secateur.repair.base import Repair, mend
+from secateur.repair import Given, Repair, mend
+from secateur.repair import repairs as made
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
 from secateur.tasks import Asks, Task, refusal
 
@@ -155,7 +156,8 @@ class Method(nn.Module):
     method as it is, so that it may be asked at any time.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # the class's own in small letters, if nobody says
+    _says_its_name: ClassVar[bool] = False
     Config: ClassVar[type[Settings]] = Settings
     #: Whether the model gets narrower while it is trained, as with `secateur.methods.dcpcac.narrowing.NarrowingMethod`.
     narrows: ClassVar[bool] = False
@@ -200,7 +202,10 @@ class Method(nn.Module):
         self.settings = validated(self.Config, settings, "method")
         self.budget = Budget.parse(budget)
         self.steps = _steps(steps)
-        self.seed, self.constraints = seed, constraints or Constraints()
+        self.seed = checked_seed(seed)
+        self.constraints = Constraints() if constraints is None else constraints
+        if not isinstance(self.constraints, Constraints):
+            raise ConfigError(f"constraints={constraints!r:.60} is none: write such as secateur.Constraints(align=8).")
         self.allocator, self._own_allocator = allocator_of(
             allocator or self.usual_allocator(), self.name, follows=self.follows_scores()
         )
@@ -229,6 +234,9 @@ class Method(nn.Module):
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Refuse a setting that the constructor would take for itself, and count what an own loop calls."""
         super().__init_subclass__(**keywords)
+        cls._says_its_name = cls._says_its_name or "name" in cls.__dict__
+        if not cls._says_its_name:
+            cls.name = cls.__name__.lower()
         taken = set(cls.Config.model_fields) & {"name", *inspect.signature(Method.__init__).parameters}
         if taken:
             raise ConfigError(
@@ -376,14 +384,16 @@ class Method(nn.Module):
 
     @own_defaults
     @torch.no_grad()
-    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
+    def finish(self, repairs: Given | Iterable[Given] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
         """A narrower network of the same class, cut and verified; `result` then holds plan, costs and proof.
 
         Args:
-            repairs: applied one after the other behind the method's own, before the cut; see `secateur.repair`.
+            repairs: names or objects, applied one after the other behind the method's own, before the cut; see
+                `secateur.repair`.
             batches: what they learn from, (inputs, target); targets are not looked at.
         """
-        self.check_repairs(repairs)
+        mending = made(repairs)
+        self.check_repairs(mending)
         self._check_loop()
         plan = self.plan()
         plan.architecture = self._architecture
@@ -394,8 +404,8 @@ class Method(nn.Module):
         inputs = _moved(self.example_inputs, self.device)
         plain, own, result = self._cut(plan, inputs)
         self.check(replace(result, plan=own))  # before anything is repaired, for then the two should differ
-        if repairs:
-            self._note(mend(plain, self.plain, self.graph, own, repairs, batches))
+        if mending:
+            self._note(mend(plain, self.plain, self.graph, own, mending, batches))
             result = apply(plain, inputs, result.plan, verify=self.verify_cut, timing=self.graph.timing)
         self.result = result
         self.result.model.train(self.model.training)

@@ -6,6 +6,7 @@ Below the contract, which every method keeps through these.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -80,6 +81,45 @@ def counting(loss: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tenso
     return counted
 
 
+def accepts(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # built in, without a signature
+        return True
+    return True
+
+
+def check_loss(loss: Any) -> None:
+    """ConfigError for what is no function of output and target."""
+    if isinstance(loss, type):
+        raise ConfigError(f"The loss {loss.__name__} is a class: give an object of it, {loss.__name__}().")
+    if not callable(loss) or not accepts(loss, 2):
+        raise ConfigError(
+            f"{loss!r:.60} is no loss: give a function of output and target, such as torch.nn.functional.cross_entropy."
+        )
+
+
+def computed(loss: Loss, output: Any, target: Any) -> Any:
+    """What a loss gives; ConfigError in a sentence where it cannot take such outputs and targets."""
+    try:
+        return loss(output, target)
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The loss cannot be computed of an output {_shaped(output)} and a target {_shaped(target)} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): give one that takes them."
+        ) from error
+
+
+def _shaped(value: Any) -> str:
+    """A tensor by its shape, anything else by its kind."""
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"that is a {type(value).__name__}"
+
+
 def reading(collect: Callable[[Any, Any, Loss], None]) -> Callable[[Any, Any, Loss], None]:
     """A method's collect() that takes batches in any usual form, and asks for labels only when the loss does."""
 
@@ -90,7 +130,8 @@ def reading(collect: Callable[[Any, Any, Loss], None]) -> Callable[[Any, Any, Lo
                 raise InputError(
                     f"The method {self.name!r} looks at targets and a batch has none: give pairs (inputs, target)."
                 )
-            value = loss(output, target)
+            check_loss(loss)
+            value: torch.Tensor = computed(loss, output, target)
             if torch.is_grad_enabled():
                 _check_value(value, output)
             return value

@@ -211,5 +211,6 @@ class _Shown:
             yield batch
         if none:
             raise ConfigError(
-                f"The repair {self._name!r} learns from data and none are given: pass batches of (inputs, target)."
+                f"The repair {self._name!r} learns from data and none are given: pass batches of (inputs, target), "
+                "which are data= of prune, and --data KIND:PATH on the command line."
             )

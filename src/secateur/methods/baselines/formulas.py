@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur._hints import choose
+from secateur._hints import checked_seed, choose
 from secateur._protocols import FloatArray, GraphLike, GroupLike, MemberLike
 from secateur.allocate import NORMALISATIONS
 from secateur.errors import ConfigError, WeightsError
@@ -42,14 +42,13 @@ _REDUCTIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
 
 def random(graph: GraphLike, *, seed: int = 0) -> Scores:
     """Score by chance, uniform in [0, 1): what every criterion must beat (Mittal et al. 2018, arXiv:1801.10447)."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ConfigError(f"seed={seed!r} is not a whole number from 0: give one.")
+    seed = checked_seed(seed)
     # seeded by name, so that a group's scores do not depend on which other groups there are
     scores = {
-        group.name: np.random.default_rng([int(seed), zlib.crc32(group.name.encode())]).random(group.width)
+        group.name: np.random.default_rng([seed, zlib.crc32(group.name.encode())]).random(group.width)
         for group in graph.groups
     }
-    return Scores(scores, {"criterion": "random", "seed": int(seed)})
+    return Scores(scores, {"criterion": "random", "seed": seed})
 
 
 def l1(graph: GraphLike, *, reduce: str = "sum", members: str = "producers") -> Scores:

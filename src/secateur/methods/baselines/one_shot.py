@@ -13,6 +13,7 @@ from secateur.graph import Graph
 from secateur.methods.baselines.criteria import CRITERIA, Criterion, score
 from secateur.methods.baselines.gradients import accumulate_gradients
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.hands import accepts
 from secateur.methods.kit.scores import Scores
 
 Gradients = Callable[[Graph], dict[str, torch.Tensor]]
@@ -95,6 +96,11 @@ class ByFunction(OneShot):
 
 def scoring(name: str, function: Callable[[Graph], Mapping[str, Any]], summary: str) -> MethodRow:
     """The method that scores by a function from the graph to {group: [width]}, higher = keep."""
+    if not accepts(function, 1):
+        raise ConfigError(
+            f"The function {name!r} cannot be called with a graph alone: let it take one argument, the graph, and give "
+            "scores {group: [width]}."
+        )
     body = {"name": name, "function": staticmethod(function), "__module__": __name__, "__doc__": function.__doc__}
     return MethodRow(name=name, factory=type("ByFunction", (ByFunction,), body), summary=summary)
 
