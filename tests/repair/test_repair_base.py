@@ -194,8 +194,8 @@ class Once:
 
 @pytest.mark.parametrize("batches", [(), [], iter(()), Once()], ids=["tuple", "list", "iterator", "iterable"])
 def test_no_data_are_missed_by_the_repair_that_looks(batches: Any) -> None:
-    sentence = "The repair 'batchnorm' learns from data and none are given: pass batches of .inputs, target., which are "
-    with pytest.raises(ConfigError, match=f"^{sentence}data= of prune, and --data KIND:PATH on the command line.$"):
+    sentence = "The repair 'batchnorm' learns from data and none are given: pass batches of .inputs, target., which "
+    with pytest.raises(ConfigError, match=f"^{sentence}are data= of prune, and --data KIND:PATH on the command line.$"):
         mended(BatchNorm(), batches=batches)
 
 
