@@ -58,7 +58,7 @@ def _param(page: Path) -> Any:
     return pytest.param(page, id=_name(page), marks=[pytest.mark.long] if _name(page) in LONG else [])
 
 
-@pytest.mark.parametrize("page", map(_param, WITH_CODE))
+@pytest.mark.parametrize("page", [_param(each) for each in WITH_CODE])
 def test_page_runs(page: Path, untouched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page):
