@@ -12,7 +12,7 @@ from torch import nn
 import secateur
 from secateur.compress import ground
 from secateur.compress.candidates import Candidate
-from secateur.compress.ground import RACE_SHARE, Ground, timed, untimed
+from secateur.compress.ground import RACE_SHARE, Ground, fitting, timed, untimed
 from secateur.compress.judging import Judge
 from secateur.compress.race import _last
 
@@ -32,6 +32,24 @@ def test_what_fits_into_the_time(
 ) -> None:
     found = timed(seconds, epochs, 40, step, judging)
     assert tuple(found[name] for name in ("rounds", "steps", "short", "finalists")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("left", "epochs", "step", "wanted"),
+    [
+        (60, None, 1.0, (4, 10)),  # of 10 + 5 seconds
+        (66, None, 1.0, (4, 11)),  # what is over makes them longer
+        (12, None, 1.0, (1, 7)),  # less than a round is a shorter one
+        (5, None, 1.0, (0, 10)),
+        (-3, None, 1.0, (0, 10)),
+        (1000, 2, 1.0, (2, 40)),  # as many as are asked for, of an epoch each at most
+        (3000, None, 0.1, (80, 40)),
+    ],
+)
+def test_the_last_training_fills_what_is_left(
+    left: float, epochs: int | None, step: float, wanted: tuple[int, int]
+) -> None:
+    assert fitting(left, epochs, 10, 40, step, 5.0) == wanted
 
 
 def test_without_a_time_all_that_is_asked_for_is_done() -> None:

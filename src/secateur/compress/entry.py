@@ -42,8 +42,8 @@ def found(
         choice = refining.finalists(ranked)
         if request.max_drop is not None:
             choice = refining.smallest(choice)
-        result, figure, rounds = refining.final(choice)
-        made = Story(ground, ranked, choice, result, figure, rounds).told()
+        result, figure, rounds, steps = refining.final(choice)
+        made = Story(ground, ranked, choice, result, figure, rounds, steps).told()
         if folder is not None:
             kind = type(inner)
             reference = f"{kind.__module__}:{kind.__qualname__}"

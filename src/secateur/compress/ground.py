@@ -171,6 +171,18 @@ def timed(seconds: float, epochs: int | None, steps: int, step: float, judging: 
     return {"rounds": rounds, "steps": steps, "short": short, "finalists": int(short > 0 and fits)}
 
 
+def fitting(left: float, epochs: int | None, steps: int, whole: int, step: float, judging: float) -> tuple[int, int]:
+    """Rounds of the last training, and steps of each, that fill so many seconds.
+
+    Args:
+        epochs: that are asked for; None: as many as fit. steps: of a round, as planned; whole: of an epoch.
+        step, judging: seconds of a step of the network that is trained, and of a look at the held-out images.
+    """
+    rounds = max(min(epochs or ROUNDS, int(left / (step * steps + judging))), 1)
+    most = int((left / rounds - judging) / step)
+    return (rounds, min(most, whole)) if most > 0 else (0, steps)
+
+
 def clone(model: nn.Module) -> nn.Module:
     """A copy with weights of its own, as trainable as the model's."""
     return clone_module(model, lambda tensor: tensor.detach().clone())

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
 from secateur.compress.candidates import Candidate
-from secateur.compress.ground import FINALISTS_LEAST, ROUNDS, Ground, clone, noted
+from secateur.compress.ground import FINALISTS_LEAST, Ground, clone, fitting, noted
 from secateur.compress.record import FINALISTS, SMALLEST
 from secateur.compress.training import OPTIMISERS, Diverged, Plan, Told
 from secateur.errors import BudgetError
@@ -199,19 +199,19 @@ class Refining:
 
     # ------------------------------------------------------------------------------------------------- final
 
-    def final(self, choice: Choice) -> tuple[Result, float, int]:
-        """The network, proved, trained for what time is left; its figure, and the rounds it was trained."""
+    def final(self, choice: Choice) -> tuple[Result, float, int, int]:
+        """The network, proved, trained for what time is left; its figure, rounds of training, and steps of each."""
         ground = self._ground
         result = ground.made(choice.candidate, choice.level, verify=True)
         kept = self._record.kept(choice.kept) if choice.kept else None
         if kept is not None:
             result.model.load_state_dict(kept["best"])
-        rounds = self._record.decide("final", lambda: self._rounds(result.model, choice.distil))
+        rounds, steps = self._record.decide("last training", lambda: self._rounds(result.model, choice.distil))
         if not rounds:
             result.model.eval()
-            return result, ground.judge(result.model), 0
-        plan = Plan(choice.optimiser, choice.distil, rounds, ground.schedule["steps"], ground.request.seed)
-        ground.say(f"training the best for {rounds} rounds")
+            return result, ground.judge(result.model), 0, steps
+        plan = Plan(choice.optimiser, choice.distil, rounds, steps, ground.request.seed)
+        ground.say(f"training the best for {rounds} round{'s' * (rounds > 1)}")
         known = choice.figure if math.isfinite(choice.figure) else None
         late = functools.partial(ground.late, 1.0)
         try:
@@ -221,19 +221,18 @@ class Refining:
         except Diverged:
             figure = ground.judge(result.model)  # of its best round
         result.model.eval()
-        return result, figure, rounds
+        return result, figure, rounds, steps
 
     def _told(self, number: int, figure: float) -> bool:
         self._ground.say(f"round {number}: {self._ground.judge.unit} {self._ground.judge.told(figure)}")
         return False
 
-    def _rounds(self, model: nn.Module, distil: float) -> int:
-        """Rounds of the last training: as many as are asked for, or as the time that is left allows."""
+    def _rounds(self, model: nn.Module, distil: float) -> tuple[int, int]:
+        """Rounds of the last training, and steps of each: as many as are asked for, or as the time allows."""
         ground = self._ground
-        rounds, seconds = ground.schedule["rounds"], ground.request.seconds
+        rounds, steps, seconds = ground.schedule["rounds"], ground.schedule["steps"], ground.request.seconds
         if seconds is None or not rounds:
-            return rounds
+            return rounds, steps
         step = ground.tuner.seconds_of_step(clone(model), distil)
         left = _LAST_SHARE * seconds - self._record.spent()
-        fitting = int(left / (step * ground.schedule["steps"] + ground.judging))
-        return max(min(ground.request.epochs or ROUNDS, fitting), 0)
+        return fitting(left, ground.request.epochs, steps, ground.source.steps, step, ground.judging)

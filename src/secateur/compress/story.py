@@ -24,11 +24,11 @@ class Story:
 
     def __init__(
         self, ground: Ground, ranked: Sequence[tuple[Candidate, float]], choice: Choice, result: Result, figure: float,
-        rounds: int,
+        rounds: int, steps: int,
     ) -> None:  # fmt: skip
-        """ranked: candidates straight after the cut, best first. result, figure, rounds: the last training's."""
+        """ranked: candidates straight after the cut, best first. result, figure, rounds, steps: the last training's."""
         self._ground, self._ranked, self._choice = ground, ranked, choice
-        self._result, self._figure, self._rounds = result, figure, rounds
+        self._result, self._figure, self._rounds, self._steps = result, figure, rounds, steps
         self._judge, self._request = ground.judge, ground.request
         self._lost = max(self._judge.points(ground.original, figure), 0.0)
         drop = self._request.max_drop
@@ -117,9 +117,9 @@ class Story:
             return f"Nothing was trained in the end: {why}."
         taught = "with the original as teacher for half of the loss" if self._choice.distil else "without a teacher"
         how = taught if self._judge.labelled else "to imitate the original"
-        steps = self._ground.schedule["steps"]
-        part = "all images" if steps >= self._ground.source.steps else f"{steps} batches"
-        return f"Trained for {self._rounds} rounds of {part} with {self._choice.optimiser}, {how}."
+        part = "all images" if self._steps >= self._ground.source.steps else f"{self._steps} batches"
+        many = f"{self._rounds} round{'s' * (self._rounds > 1)}"
+        return f"Trained for {many} of {part} with {self._choice.optimiser}, {how}."
 
     def _before_after(self) -> str:
         unit, tell = self._judge.unit, self._judge.told
