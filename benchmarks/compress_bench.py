@@ -30,6 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur
+from secateur.compress.ground import fitting
 from secateur.compress.held_out import source_of
 from secateur.compress.judging import Judge, moved
 from secateur.compress.record import Record
@@ -40,7 +41,7 @@ from secateur.runtime import read_weights
 from secateur.tasks import Evaluator, Task, create
 
 SINGLE = ("fpgm", "lamp", "cp", "l1", "taylor", "bn_scale")
-_MOST_ROUNDS = 80
+_ROUNDS = 8  # of a single method's training, or more where that is more than so many epochs
 
 
 @dataclass(frozen=True)
@@ -161,21 +162,24 @@ def single(setup: Setup, method: str, budget: str, seconds: float, seed: int) ->
     """A method with its defaults, and plain training for the rest of the time."""
     began = time.monotonic()
     source = source_of(setup.train, setup.inputs, seed)
+    judge = Judge(source, setup.task, setup.network)
     assert source.shown is not None
     result = secateur.prune(
         setup.network, setup.inputs, method=method, budget=budget, data=list(source.shown()), loss=setup.task.loss,
         seed=seed,
     )  # fmt: skip
-    tuner = Tuner(source, Judge(source, setup.task, setup.network), Record(None, seed))
+    tuner = Tuner(source, judge, Record(None, seed))
     step = tuner.seconds_of_step(
         secateur.apply(setup.network, setup.inputs, result.plan, verify=False).model, distil=0.0
     )
-    left = seconds - (time.monotonic() - began)
-    steps = min(source.steps, max(int(left / step), 1))
-    rounds = min(_MOST_ROUNDS, max(int(left / (step * steps)), 1))
+    looked = time.monotonic()
+    figure = judge(result.model)
+    judging, left = time.monotonic() - looked, seconds - (time.monotonic() - began)
+    some = min(max(int(left / step / _ROUNDS), 1), source.steps)
+    rounds, steps = fitting(left, None, some, source.steps, step, judging)
     plan = Plan("sgd 0.01", 0.0, rounds, steps, seed)
     tuner.tune(
-        result.model, plan, "single", late=lambda: time.monotonic() - began > seconds, least=-math.inf
+        result.model, plan, "single", figure=figure, late=lambda: time.monotonic() - began > seconds, least=-math.inf
     )  # the round that compress would keep
     return result
 
