@@ -117,8 +117,10 @@ class Refining:
         trial.set_user_attr("seconds", round(time.monotonic() - began, 3))
         if figure is None:
             self._record.ended(FINALISTS, trial, None)
+        elif state == TrialState.PRUNED:
+            self._record.ended(FINALISTS, trial, None, state)  # its value is what was last reported
         else:
-            self._record.ended(FINALISTS, trial, [figure], state)
+            self._record.ended(FINALISTS, trial, [figure])
 
     def _tuned(self, choice: Choice, trial: Trial, told: Told, untrained: float | None = None) -> float | None:
         """The figure of a network after a short training; None where it diverged. What is told stands in the trial."""
