@@ -22,8 +22,8 @@ NETWORKS = {
     "segmenter": (
         "A segmenter",
         "A small encoder and decoder for discs and squares in noise: 2,000 images of 48 x 48 pixels to learn from, "
-        "1,000 others to test on. It knows its training images better than new ones, as nothing is augmented. An earlier "
-        "`compress` was 1.5 points below the best method here, which is why its division of the time was looked into; "
+        "1,000 others to test on. It knows its training images better than new ones, as nothing is augmented. "
+        "An earlier `compress` was 1.5 points below the best method here, which is why its division of the time was looked into; "
         "what it is now was chosen on other networks.",
     ),
 }
@@ -31,8 +31,9 @@ INTRODUCTION = """\
 Each has the same network, training images and seconds. A single method prunes with its defaults and then trains (SGD,
 rate 0.01, a cosine) for the rest of the time; [`compress`](compress.md) searches, and trains for what is left. Both see
 the same images, a part of which is held out; test images are looked at once, in the end. No setting of `compress` was
-chosen by these figures, but for one that is named below. Differences are `compress` less the method, in points, with their 95% interval
-over seeds (paired t); the best single method is the one with the best mean, known only afterwards."""
+chosen by these figures, but for one that is named below. Differences are
+`compress` less the method, in points, with their 95% interval over seeds (paired t); the best single method is the one
+with the best mean, known only afterwards."""
 LOSS = 1.0  # points that it may be worse by
 
 
