@@ -23,7 +23,7 @@ NETWORKS = {
         "A segmenter",
         "A small encoder and decoder for discs and squares in noise: 2,000 images of 48 x 48 pixels to learn from, "
         "1,000 others to test on. It knows its training images better than new ones, as nothing is augmented. "
-        "An earlier `compress` was 1.5 points below the best method here, and its division of the time was looked into; "
+        "An earlier `compress` was 1.5 points below the best method here, so that its use of the time was looked into; "
         "what it is now was chosen on other networks.",
     ),
 }
