@@ -3,6 +3,7 @@
 python benchmarks/house.py                          # this checkout, every method
 python benchmarks/house.py path/to/src cp dcp       # another one's source, these methods
 python benchmarks/house.py --rooms path/to/src      # lines of every room, of another one's source and of this checkout
+python benchmarks/house.py --both path/to/src cp    # files and lines of these methods, on both sides
 
 From the module of a method along its imports, inside the rooms of methods, statistics, repairs and allocators; less
 what the contract of methods imports anyway. A name that a package only offers counts for the module that defines it.
@@ -124,27 +125,59 @@ def compared(before: Source, now: Source) -> str:
     return "\n".join(["| room | before | now | difference |", "| --- | ---: | ---: | ---: |", *lines])
 
 
+def both(before: Source, now: Source, names: list[str]) -> str:
+    """A table of the files and lines one opens to follow methods, on both sides: in all, and of their own."""
+    lines = [
+        "| method | files before | of its own | lines | of its own | files now | of its own | lines | of its own |",
+        "| --- |" + " ---: |" * 8,
+    ]
+    for name in names:
+        figures = []
+        for source in (before, now):
+            files, own = opened_for(source, name)
+            sums = [sum(source.lines(each) for each in some) for some in (files, own)]
+            figures += [len(files), len(own), *sums]
+        lines.append(f"| `{name}` | " + " | ".join(f"{figure:,}" for figure in figures) + " |")
+    return "\n".join(lines)
+
+
+def opened_for(source: Source, name: str) -> tuple[list[str], list[str]]:
+    """The modules one opens to follow a method, and those of them that are in its own room."""
+    home = source.methods()[name]
+    opened, room = followed(source, home), ".".join(home.split(".")[:2])
+    return opened, [each for each in opened if each == room or each.startswith(f"{room}.")]
+
+
+def known(source: Source, names: list[str]) -> list[str]:
+    """`names`, or all methods; SystemExit where there is no such."""
+    methods = source.methods()
+    unknown = [name for name in names if name not in methods]
+    if unknown:
+        raise SystemExit(f"house.py: there is no method {unknown[0]!r} with a module: name {', '.join(methods)}.")
+    return names or [*methods]
+
+
 def main(arguments: list[str]) -> None:
-    """Print a table of the methods, and the lines of the rooms that they share; or the lines of all rooms."""
-    if arguments[:1] == ["--rooms"]:
-        if len(arguments) != 2:
-            raise SystemExit("house.py --rooms: give the src of the checkout to compare with.")
-        print(compared(Source.of(Path(arguments[1])), Source.of(HERE)))
+    """Print a table of the methods, and the lines of the rooms that they share; or one of both sides."""
+    if arguments[:1] in (["--rooms"], ["--both"]):
+        if len(arguments) < 2 or (arguments[0] == "--rooms" and len(arguments) != 2):
+            raise SystemExit(f"house.py {arguments[0]}: give the src of the checkout to compare with.")
+        before, now = Source.of(Path(arguments[1])), Source.of(HERE)
+        names = arguments[2:] or sorted(before.methods().keys() & now.methods().keys())
+        if arguments[0] == "--rooms":
+            print(compared(before, now))
+        else:
+            print(both(before, now, known(now, known(before, names))))
         return
     folder, names = HERE, arguments
     if arguments and Path(arguments[0]).is_dir():
         folder, names = Path(arguments[0]), arguments[1:]
     source = Source.of(folder)
-    methods = source.methods()
-    unknown = [name for name in names if name not in methods]
-    if unknown:
-        raise SystemExit(f"house.py: there is no method {unknown[0]!r} with a module: name {', '.join(methods)}.")
+    names = known(source, names)
     print("| method | files | lines | files of its own | lines of its own | shared |")
     print("| --- | ---: | ---: | ---: | ---: | --- |")
-    for name in names or methods:
-        opened = followed(source, methods[name])
-        room = ".".join(methods[name].split(".")[:2])
-        own = [each for each in opened if each == room or each.startswith(f"{room}.")]
+    for name in names:
+        opened, own = opened_for(source, name)
         lines, mine = (sum(source.lines(each) for each in some) for some in (opened, own))
         shared = ", ".join(each for each in opened if each not in own)
         print(f"| `{name}` | {len(opened)} | {lines:,} | {len(own)} | {mine:,} | {shared} |")

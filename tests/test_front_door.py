@@ -152,13 +152,14 @@ def test_a_class_without_a_name_has_its_own() -> None:
     assert [prune(method=each).plan.provenance["method"] for each in (First, Second)] == ["first", "second"]
 
 
-@pytest.mark.parametrize("given", ["batchnorm", ["batchnorm"], [{"name": "batchnorm"}]], ids=str)
-def test_repairs_by_name_at_the_end_of_a_loop(given: Any) -> None:
+@pytest.mark.parametrize("given", ["batchnorm", ["batchnorm"], {"name": "batchnorm"}, secateur.repair.Repair], ids=str)
+def test_names_are_no_repairs_at_the_end_of_a_loop(given: Any) -> None:
     made = secateur.methods.create("l1", network(), IMAGES[:2], budget="flops=0.5")
-    found, wanted = made.finish(given, PAIRS), prune(data=PAIRS, repair="batchnorm").model
-    assert all(
-        torch.equal(a, b) for a, b in zip(found.state_dict().values(), wanted.state_dict().values(), strict=True)
-    )
+    with pytest.raises(SecateurError, match=r"are no repairs: .* secateur\.repair\.repairs\('batchnorm'\)\.$"):
+        made.finish(given, PAIRS)
+    found = made.finish(secateur.repair.repairs("batchnorm"), PAIRS).state_dict()
+    wanted = prune(data=PAIRS, repair="batchnorm").model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
 
 
 # ---------------------------------------------------------------------------------------------------------------- data

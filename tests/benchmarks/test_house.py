@@ -69,6 +69,16 @@ def test_rooms_are_counted_on_both_sides(tmp_path: Path, monkeypatch: pytest.Mon
         house.main(["--rooms"])
 
 
+def test_methods_are_followed_on_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(house, "HERE", Path(built(tmp_path / "new", NEW)))
+    old = built(tmp_path / "old", OLD)
+    for names in ([], ["fast"]):
+        house.main(["--both", old, *names])
+        assert capsys.readouterr().out.splitlines()[2:] == ["| `fast` | 2 | 1 | 7 | 6 | 4 | 2 | 11 | 9 |"]
+    with pytest.raises(SystemExit, match="no method 'slow' with a module"):
+        house.main(["--both", old, "slow"])
+
+
 def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no folder secateur in .*: give the src of a checkout\.$"):
         house.main([str(tmp_path)])

@@ -55,8 +55,7 @@ from secateur.methods.hands import (
 from secateur.methods.replanning import Replanner, trial_widths
 from secateur.methods.trials import Shown, Trials
 from secateur.plan import Plan, fingerprint
-from secateur.repair import Given, Repair, mend
-from secateur.repair import repairs as made
+from secateur.repair.base import Repair, mend, require_repairs
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
 from secateur.tasks import Asks, Task, refusal
 
@@ -384,16 +383,15 @@ class Method(nn.Module):
 
     @own_defaults
     @torch.no_grad()
-    def finish(self, repairs: Given | Iterable[Given] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
+    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
         """A narrower network of the same class, cut and verified; `result` then holds plan, costs and proof.
 
         Args:
-            repairs: names or objects, applied one after the other behind the method's own, before the cut; see
-                `secateur.repair`.
+            repairs: applied one after the other behind the method's own, before the cut; see `secateur.repair`.
             batches: what they learn from, (inputs, target); targets are not looked at.
         """
-        mending = made(repairs)
-        self.check_repairs(mending)
+        require_repairs(repairs)
+        self.check_repairs(repairs)
         self._check_loop()
         plan = self.plan()
         plan.architecture = self._architecture
@@ -404,8 +402,8 @@ class Method(nn.Module):
         inputs = _moved(self.example_inputs, self.device)
         plain, own, result = self._cut(plan, inputs)
         self.check(replace(result, plan=own))  # before anything is repaired, for then the two should differ
-        if mending:
-            self._note(mend(plain, self.plain, self.graph, own, mending, batches))
+        if repairs:
+            self._note(mend(plain, self.plain, self.graph, own, repairs, batches))
             result = apply(plain, inputs, result.plan, verify=self.verify_cut, timing=self.graph.timing)
         self.result = result
         self.result.model.train(self.model.training)

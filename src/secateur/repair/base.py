@@ -164,6 +164,12 @@ class RepairRow:
     factory: type[Repair]
 
 
+def require_repairs(given: object) -> None:
+    """ConfigError for names, or anything else, in place of a sequence of repairs."""
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(each, Repair) for each in given):
+        raise ConfigError(f"{given!r:.60} are no repairs: give objects, such as secateur.repair.repairs('batchnorm').")
+
+
 @torch.no_grad()
 def mend(
     model: nn.Module,

@@ -39,7 +39,7 @@ from secateur.methods.dcp.greedy import Part, Reconstruction
 from secateur.methods.kit.layerwise import Work
 from secateur.methods.kit.sparse import WeightMasks, check_constraints, share_of
 from secateur.plan import Plan
-from secateur.repair import Given, Repair
+from secateur.repair import Repair
 from secateur.statistics.lockstep import Stop
 from secateur.statistics.samples import readable
 
@@ -173,7 +173,7 @@ class DKP(Discriminating):
                 f"The repair {repairs[0].name!r} would fill zeros that dkp has made: leave it out, or choose dcp."
             )
 
-    def finish(self, repairs: Given | Iterable[Given] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
+    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
         """The same network with zeros, and how many as a note."""
         model = super().finish(repairs, batches)
         assert self.result is not None

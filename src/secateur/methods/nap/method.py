@@ -55,7 +55,7 @@ from secateur.methods.nap.kfac import Batch, Factors
 from secateur.methods.nap.removal import remove
 from secateur.methods.nap.settings import NAPSettings
 from secateur.plan import Plan
-from secateur.repair import Given, Repair
+from secateur.repair import Repair
 from secateur.repair.masking import alive, apply_masks
 
 Masks = dict[str, BoolArray]
@@ -339,7 +339,7 @@ class NAP(Method):
                 "mode: channel."
             )
 
-    def finish(self, repairs: Given | Iterable[Given] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
+    def finish(self, repairs: Sequence[Repair] = (), batches: Iterable[tuple[Any, Any]] = ()) -> nn.Module:
         """The narrow network; with `mode: weight` the same network with zeros, and how many as a note."""
         model = super().finish(repairs, batches)
         if self.settings.mode == "weight" and self.result is not None:
