@@ -41,7 +41,7 @@ FROM = {
     "census": ("census",),
     "choosing": ("compare_short", "one_shot_cifar10", "networks"),
     "compare": ("compare_short", *_compare_page.LATER, "below_random", "widths"),
-    "compress_bench": tuple(f"compress_bench_{name}" for name in _compress_page.NETWORKS),
+    "compress_bench": (*(f"compress_bench_{name}" for name in _compress_page.NETWORKS), "stranger"),
     "exports": ("exports",),
     "graph_speed": ("graph_speed", "graph_growth"),
     "latency": ("latency_budget", "staircase"),

@@ -46,3 +46,13 @@ def test_a_network_has_its_figures_by_seed_and_what_was_said() -> None:
     assert "| `fpgm` | 72.00 | 70.0 72.0 74.0 | +10.00 |" in text
     assert "Seed 1: Chosen: l1." in text
     assert "MIoU before" not in text
+
+
+def test_a_strangers_path_has_its_commands_times_and_accuracies() -> None:
+    rows = [{"command": "git clone ADDRESS", "seconds": 0.3}, {"command": "secateur compress", "seconds": 175.6}]
+    about = {**GOOD, "images": 3000, "tested": 10_000, "accuracy": {"before": 0.5103, "after": 0.499}, "rows": rows}
+    text = "\n".join(
+        _compress_page._stranger({**about, "compress": {"said": ["Other.", "Measured on x: 2.20x faster."]}})
+    )
+    assert "| `secateur compress` | 176 |" in text
+    assert "51.0% before, 49.9% after. Measured on x: 2.20x faster." in text
