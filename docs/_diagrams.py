@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from _by_method import Compared, Measured, among, kernels
-from _method_pages import has_figure
+from _method_pages import best_repair, has_figure
 from _one_shot_page import averages
 
 from secateur.methods import METHODS
 
-TEAL, AMBER, GREY = "#0d9488", "#d97706", "#8a8f98"
-#: Background of boxes, lines and letters, of those that go, by theme.
-THEMES = {"light": ("#ffffff", "#30363d", "#c9ced6"), "dark": ("#23272f", "#d5d9e0", "#4b525e")}
+TEAL, AMBER, GREY = "#0d9488", "#d97706", "#7d828b"
+#: Background of boxes, lines and letters, channels that go, and letters of the two groups and in grey, by theme.
+THEMES = {
+    "light": ("#ffffff", "#30363d", "#c9ced6", "#0f766e", "#b45309", "#626873"),
+    "dark": ("#23272f", "#d5d9e0", "#4b525e", "#2dc0b0", "#f0a030", "#a3a9b3"),
+}
 
 
 def pictures(folder: Path, found: Measured) -> dict[Path, str]:
@@ -64,7 +67,7 @@ _STREAM_GO, _INNER_GO = {2, 5}, {1, 4, 6}
 _CELL, _LEFT = 15, 58
 
 
-def block(paper: str, ink: str, gone: str) -> str:
+def block(paper: str, ink: str, gone: str, teal: str, amber: str, grey: str) -> str:
     """A residual block: the stream, whose channels conv2 and the shortcut share by the sum, and the inner group."""
     rows = {"in": 34, "conv1": 92, "inner": 150, "conv2": 208, "sum": 266, "out": 324}
     parts = [_arrows(ink), _cells(rows["in"], TEAL, _STREAM_GO, gone)]
@@ -85,10 +88,10 @@ def block(paper: str, ink: str, gone: str) -> str:
     parts.append(_text(middle, rows["sum"] + 17, "+", ink, size=17))
     parts.append(_cells(rows["out"], TEAL, _STREAM_GO, gone))
     told = [
-        (rows["in"], TEAL, "group 1: the shortcut and conv2 are", "added, so they share their channels"),
-        (rows["inner"], AMBER, "group 2: made by conv1,", "read by conv2 alone"),
+        (rows["in"], teal, "group 1: the shortcut and conv2 are", "added, so they share their channels"),
+        (rows["inner"], amber, "group 2: made by conv1,", "read by conv2 alone"),
         (rows["sum"], ink, "channel i of conv2 + channel i of the", "shortcut: both stay, or both go"),
-        (rows["out"], GREY, "grey: removed, from every", "tensor of the group"),
+        (rows["out"], grey, "grey: removed, from every", "tensor of the group"),
     ]
     for y, colour, *lines in told:
         parts += [
@@ -133,8 +136,7 @@ Curve = tuple[str, str, str, Mapping[float, float]]
 def _after_the_cut(name: str, means: Mapping[tuple[str, str, float], float], dense: float) -> str:
     """Accuracy over FLOPs removed: the method alone and with its best repair, random channels, the whole network."""
     lefts = sorted({left for method, _, left in means if method == name}, reverse=True)
-    repairs = {repair for method, repair, _ in means if method == name}
-    best = max(repairs, key=lambda repair: sum(means.get((name, repair, left), 0.0) for left in lefts))
+    best = best_repair(name, means)
     lines = [(name, best, TEAL, "")] if best != "none" else []
     lines.append((name, "none", TEAL, "3 3"))
     lines += [("random", best, GREY, "")] if best != "none" and name != "random" else []

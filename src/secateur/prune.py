@@ -164,7 +164,7 @@ def cross_entropy(output: Any, target: Any) -> torch.Tensor:
     if not scores or not (shares or numbers) or output.shape[1] < 2:
         raise ConfigError(
             "Without loss= the loss is cross entropy of class scores and class numbers, and these outputs and targets "
-            "are no such thing: pass loss=(a function of output and target)."
+            "are of another kind: pass loss=(a function of output and target)."
         )
     if not numbers:
         return F.cross_entropy(output, target)
@@ -266,9 +266,9 @@ class _Given:
 def _unasked(row: MethodRow, data: Any, mending: list[Repair], loss: _Given | None) -> Iterator[str]:
     """What was given and made no difference, in sentences."""
     if data is not None and row.needs == "nothing" and not mending:
-        yield f"The data were not looked at: {row.name} needs none, and no repair was asked for."
+        yield f"The data were not used: {row.name} needs none, and no repair is given."
     if loss is not None and not loss.asked:
-        yield f"The loss was not looked at: {row.name} did not ask for it."
+        yield f"The loss function was not used: {row.name} does not need it."
 
 
 def _traced(model: nn.Module, example_inputs: Any, attention: Literal["heads", "head_dim"]) -> Graph:

@@ -47,7 +47,7 @@ def test_a_file_that_cannot_be_written(file: str, number: int, tmp_path: Path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(_files, "_replace", replace)
-        with pytest.raises(RunError, match=r"cannot go on .*ask for the same again") as caught:
+        with pytest.raises(RunError, match=r"cannot continue .*start the same again") as caught:
             begin(tmp_path / "a")
     assert os.strerror(number) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -68,7 +68,7 @@ def test_a_room_that_cannot_be_changed(call: str, number: int, tmp_path: Path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, call, refuse)
-        with pytest.raises(RunError, match="ask for the same again") as caught:
+        with pytest.raises(RunError, match="start the same again") as caught:
             begin(tmp_path / "a")
     assert os.strerror(number) in str(caught.value)
 
@@ -115,6 +115,6 @@ def test_a_leaderboard_that_cannot_be_written(tmp_path: Path, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(_files, "_replace", replace)
-        with pytest.raises(RunError, match=r"No space left .*ask for the same again"):
+        with pytest.raises(RunError, match=r"No space left .*start the same again"):
             contest(tmp_path / "a", "scratch")
     assert len(contest(tmp_path / "a", "scratch").document["rows"]) == 1

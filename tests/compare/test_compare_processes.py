@@ -72,7 +72,7 @@ def test_a_process_that_dies_is_a_failed_run_that_can_go_on(tmp_path: Path) -> N
     first = contest(tmp_path / "a", "scratch", seeds=[0, 1, 2], overrides=overrides, jobs=2)
     assert len(first.document["rows"]) == 2  # another process took the place of the dead one
     assert [row["said"] for row in first.document["failed"]] == [
-        "Its process ended before its time, with exit status 7: the same comparison again goes on with it."
+        "Its process ended before its time, with exit status 7: start the same comparison again to continue."
     ]
     assert "these are my last words" in (tmp_path / "a" / local.LOG).read_text()
     second = contest(tmp_path / "a", "scratch", seeds=[0, 1, 2], overrides=overrides)

@@ -139,7 +139,7 @@ def test_a_run_whose_workers_die_again_and_again_is_a_failed_one(
     )
     (failed,) = found.document["failed"]
     assert failed["said"].startswith("Its worker was lost 2 times, the last time so: WorkerCrashedError")
-    assert failed["said"].endswith("the same comparison again goes on with it.")
+    assert failed["said"].endswith("start the same comparison again to continue.")
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_the_default_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_skipped(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no effect on digits, which lies in memory"):
+    with pytest.raises(ConfigError, match=r"no effect on digits, which is in memory"):
         open_data(Config("digits", on_broken="skip"), 0)
     folder(tmp_path)
     _broken(tmp_path, *(f"train/cat/{n:03}.png" for n in range(6)))

@@ -95,7 +95,7 @@ def test_a_model_in_other_hands_is_refused_by_name(first: str, second: str) -> N
     model = network()
     pruner = create(first, model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ModelError, match=rf"already in the hands of '{first}'.*plain\(\)"):
+    with pytest.raises(ModelError, match=rf"already in use by '{first}'.*plain\(\)"):
         create(second, model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert isinstance(create(second, pruner.plain()), Method)

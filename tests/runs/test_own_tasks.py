@@ -82,7 +82,7 @@ def test_a_run_is_judged_and_reported_by_its_task(tmp_path: Path) -> None:
 
 
 def test_a_method_that_cannot_serve_the_task_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cwb goes by the class of every sample"):
+    with pytest.raises(ConfigError, match="cwb needs the class of every sample"):
         runs.start(_recipe("shapes-unet", *QUIET, "method=cwb"), tmp_path / "a")
     with pytest.raises(ConfigError, match="taylor looks at the loss of a network in evaluation"):
         runs.start(_recipe("shapes-detector", *QUIET, "method=taylor"), tmp_path / "a")

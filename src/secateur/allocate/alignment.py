@@ -112,8 +112,8 @@ class Alignment:
         told = [f"{self.sides.names[side]} {kept[side]}" for side in crooked[:_NAMED]]
         more = f" and {len(crooked) - _NAMED} more" if len(crooked) > _NAMED else ""
         return (
-            f"align={self.align} does not hold for {', '.join(told)}{more}: several widths that are no multiples "
-            "themselves make up such a layer, and they cannot all become some, or not without wasting the budget."
+            f"align={self.align} does not hold for {', '.join(told)}{more}: such a layer joins several widths "
+            "that are not multiples of it, which cannot all be made multiples, or only by wasting the budget."
         )
 
 

@@ -139,7 +139,7 @@ class _Pool:
                 self._give(task)
                 return None
             why = f"Its worker was lost {lost} times, the last time so: {short(error)}"
-        return Done(task, f"{why}: the same comparison again goes on with it.", seconds=time.monotonic() - since)
+        return Done(task, f"{why}: start the same comparison again to continue.", seconds=time.monotonic() - since)
 
     def _stop(self) -> None:
         """Let everything at work write a checkpoint; a second Ctrl-C does not wait for that."""

@@ -99,7 +99,7 @@ class _Worker:
             how = _ending(self.process.exitcode)
             if not was_ready:
                 raise RunError(f"A process could not be started, it ended {how}: {LOG} may say why.") from None
-            why = f"Its process ended before its time, {how}: the same comparison again goes on with it."
+            why = f"Its process ended before its time, {how}: start the same comparison again to continue."
             return None if task is None else Done(task, why, seconds=time.monotonic() - self._since)
         self.ready = True
         return heard if isinstance(heard, Done) else None

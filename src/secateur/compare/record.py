@@ -191,8 +191,8 @@ def _on_disk(path: Path) -> Iterator[None]:
         if not _files.by_system(error):
             raise
         raise RunError(
-            f"The comparison in {str(path)!r} cannot go on ({_files.said(error)}): see to that, and ask for the same "
-            "again, which goes on from there."
+            f"The comparison in {str(path)!r} cannot continue ({_files.said(error)}): remove the cause and "
+            "start the same again, which continues from there."
         ) from error
 
 

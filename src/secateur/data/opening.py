@@ -122,7 +122,7 @@ def open_data(config: DataRequest, seed: int, task: Task | None = None) -> Data:
     look = normalisation(options.mean, options.std, row.usual, contents.train, train)
     notes = (*contents.notes, *dict.fromkeys(looked_at))
     if config.workers and isinstance(contents.train, MemoryImages):
-        notes += (f"data.workers is {config.workers}, but {row.name} lies in memory and needs none.",)
+        notes += (f"data.workers is {config.workers}, but {row.name} is in memory and needs none.",)
 
     def split(images: Images, indices: Indices) -> Split:
         return Split(images, indices, look.mean, look.std, augment, config.workers)

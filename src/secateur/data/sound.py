@@ -71,7 +71,7 @@ def without_broken(name: str, contents: Contents, workers: int) -> Contents:
     """
     train, test = contents.train, contents.test
     if not isinstance(train, EncodedImages) or not isinstance(test, EncodedImages):
-        raise ConfigError(f"data.on_broken has no effect on {name}, which lies in memory: leave it out.")
+        raise ConfigError(f"data.on_broken has no effect on {name}, which is in memory: leave it out.")
     notes, kept = list(contents.notes), list[Images]()
     for what, images in (("training images", train), ("test images", test)):
         numbers, faults = readable(len(images), lambda number, images=images: images.decode(number, None), workers)  # type: ignore[misc]

@@ -30,7 +30,7 @@ def require_free(model: nn.Module, name: str) -> None:
     other = _HANDS[model]() if model in _HANDS else None
     if other is not None:
         raise ModelError(
-            f"The model is already in the hands of {other.name!r}, so that {name!r} cannot take it: give it the narrow "
+            f"The model is already in use by {other.name!r}, so that {name!r} cannot use it: give it the narrow "
             "network of finish(), or plain(), an ordinary copy of the model as it stands."
         )
 

@@ -96,7 +96,7 @@ class DataConfig(Section):
     """Which images; a name alone may stand for the whole section."""
 
     name: Annotated[str, AfterValidator(_data_set)] = Field(
-        description="The data set, or the form in which it lies at `path`: digits, cifar10, cifar100, npz, folder, "
+        description="The data set, or its format at `path`: digits, cifar10, cifar100, npz, folder, "
         "torchvision, hf, webdataset; or an import path to data of your own: mypkg.data:build, file.py:build."
     )
     path: str | None = Field(default=None, description="File or folder with the data; digits needs none.")

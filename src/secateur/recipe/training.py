@@ -66,7 +66,7 @@ class Training(Section):
     clip: float | None = Field(default=None, gt=0, description="Largest norm of the gradient; null: any.")
     distill: Distil = Field(default=Distil(), description="Of finetune: the dense network as teacher.")
     select: Literal["last", "best"] = Field(
-        default="last", description="Which weights the stage gives on: the last, or the best on the validation images."
+        default="last", description="Which weights the stage passes on: the last, or the best on the validation images."
     )
 
     @property

@@ -78,7 +78,7 @@ def write_exports(
             for name in row.files:  # of an attempt before
                 (folder / name).unlink(missing_ok=True)
             values.setdefault("failed", {})[key] = str(error)
-            say(f"{row.file} was not written, and the run goes on without it: {error}", note=True)
+            say(f"{row.file} was not written, and the run continues without it: {error}", note=True)
     return values, names
 
 

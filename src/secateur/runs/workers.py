@@ -54,7 +54,7 @@ def trials(prepared: Prepared, method: Method, engine: Engine, folder: Path) -> 
         look_at_all(ray, need)
         count = min(workers, max(need.slots(ray), 1))
         if count < workers:
-            engine.say(f"The cluster has room for {count} of {workers} workers of the search.")
+            engine.say(f"The cluster has resources for {count} of {workers} workers of the search.")
         made = ray.remote(num_cpus=need.cpus, num_gpus=need.gpus)(Worker)
         place = (str(Path.cwd()), str(data_folder()), threads)
         hands = [made.remote(place, recipe.model_dump_json(), dict(prepared.arguments)) for _ in range(count)]

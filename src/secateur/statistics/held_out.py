@@ -71,7 +71,7 @@ class HeldOut:
         self.whole = self._accuracy(model) if self.by_accuracy else self.mean_loss(model)
         if not self.by_accuracy and not 0 < self.whole < float("inf"):
             raise ConfigError(
-                f"The search goes by how much the loss rises, as a share of the whole network's, and that is "
+                f"The search uses how much the loss rises, as a share of the whole network's, and that is "
                 f"{self.whole:g}: give a loss above zero, or choose another method."
             )
         return self.measure(model)

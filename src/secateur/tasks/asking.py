@@ -29,5 +29,5 @@ def refusal(asks: Asks, task: Task, inputs: Any = None) -> str | None:
     if asks in ("scores", "class scores") and not task.scores:
         return f"takes answers for scores of classes, and those of the task {name} are none"
     if asks in ("classes", "class scores") and task.label_free:
-        return f"goes by the class of every sample, and the task {name} has none"
+        return f"needs the class of every sample, and the task {name} has none"
     return None

@@ -313,7 +313,7 @@ def test_a_network_with_one_output_is_searched_by_its_loss() -> None:
     assert 0 < story["loss"] < story["loss_after"]
     assert "accuracy" not in story
     assert len(set(story["shares"])) > 1
-    assert "The search goes by loss on 8 images held out of those shown, for outputs" in " ".join(pruner.notes)
+    assert "The search uses loss on 8 images held out of those shown, for outputs" in " ".join(pruner.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- families
@@ -453,7 +453,7 @@ def test_repairs_and_rounds_of_the_story() -> None:
     assert story["images"] == 32
     assert len(story["shares"]) == 2
     assert 0 <= story["step"] <= story["accuracy"] <= 1
-    assert "The search goes by accuracy on 32 images held out of those shown." in pruner.notes
+    assert "The search uses accuracy on 32 images held out of those shown." in pruner.notes
 
 
 def test_least_widths_of_a_family_come_first() -> None:

@@ -402,7 +402,7 @@ def test_refusals() -> None:
     network = _network("residual")
     with pytest.raises(ConfigError, match=r"unit is gone: .* single kernels by the method dkp"):
         DCP(network.make(), network.inputs(), budget="params=0.5", unit="kernel")
-    with pytest.raises(ConfigError, match="what stop: share goes by"):
+    with pytest.raises(ConfigError, match="are for stop: share"):
         DCP(network.make(), network.inputs(), budget="flops=0.5", stop="tolerance", shares={"first.0": 2.0})
     with pytest.raises(ConfigError, match="lr is of the passes of exact: true"):
         DCP(network.make(), network.inputs(), budget="flops=0.5", exact=False, lr=0.1)

@@ -328,7 +328,7 @@ def test_data_and_targets_are_asked_for() -> None:
     assert pruner().evaluation_modes() == {}
     method = pruner(steps=10).train()
     method(IMAGE).sum().backward()
-    with pytest.raises(ConfigError, match="was not told the targets"):
+    with pytest.raises(ConfigError, match="was not given the targets"):
         method.after_step()
     with pytest.raises(ConfigError, match="the targets do not tell it"):
         collected(plain(), [(IMAGE, torch.tensor([0, 7]))])

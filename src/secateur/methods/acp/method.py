@@ -10,16 +10,17 @@ Intelligence 2022, arXiv:2101.06407). With X_c the mean over images of what chan
 
 Where this differs from the paper, and why:
     The method has no budget: eps decides. Here eps null is the least one whose widths are within the budget. Each
-        vector of widths is scaled to the budget before it is tried, so that the larger network does not win by being
-        larger; the swarm itself moves on unscaled.
+        vector of widths is scaled to the budget before it is tried, so that a network does not win by being larger; the
+        swarm itself moves with unscaled vectors.
     A dimension is a group of coupled channels, X_c the maps of all its layers side by side, each of length 1. As in the
         authors' networks residual streams stay whole, unless the budget is out of reach then.
     Layers whose maps are a single number (linear ones) are not clustered: their widths begin as they are.
     Vectors that are the same network once scaled are tried once. Candidates are measured on images held out of
-        training, where the authors' script looks at the test set, and their clustering too.
+        training, where the authors' script uses the test set, for clustering as well.
     particles, cycles and epochs are smaller than in the paper (10, 8 and 3), for small data; rate and batch of the
         short trainings are the run's (`search` in recipes; the paper: 0.1 and 64).
-    fitness recalibrate does not train: norms are measured anew and the rest is inherited. This is a cheap stand-in.
+    With `fitness: recalibrate` candidates are not trained: statistics of norms are measured again, all weights are
+    inherited. This is a cheap approximation.
     Not copied from the released script: velocities of other dimensions than those that moved, a last layer that never
         moves, a largest width and a last filter that are never reached, inputs drawn apart from the layer before.
 """

@@ -10,11 +10,12 @@ Only the abstract was read. The mean of scaling parameters as a block's importan
 several criteria are stated there. The map from importance to width, the list of criteria, how they are judged, what a
 block is and all values are a reconstruction, unverified.
 
-Where this goes beyond the reconstruction, or stays behind it:
+What this adds to the reconstruction, or leaves out:
     Residual streams stay whole unless the budget is out of reach, or `streams` asks for them.
-    What rounded widths leave of the budget goes along the same path, then to exchanges (`kit/widths.py`).
-    Candidates are judged as the whole network with everything zero that goes, which computes what the narrow one does.
-    Held out is one calibration image in eight, until there are `check`; norms are measured on the others.
+    Budget left over by rounding widths is used up along the same path, then by exchanging channels (`kit/widths.py`).
+    Candidates are evaluated as the full network with removed channels set to zero: it computes what the narrow one
+    does.
+    One calibration image in eight is held out, `check` at most; statistics of norms are measured on the others.
     Sparse pre-training with a penalty on scales, off in the reconstruction too, is left to whoever trains the network.
     Where outputs are no class scores the loss decides.
 """

@@ -12,16 +12,17 @@ worst of those chosen damages less than theta: these are masked in the base path
 this at once, each with a clock of its own; widths come out by themselves. Only the base path reaches the loss.
 
 Where this differs from the paper, and why:
-    The body of the paper was not obtained; the authors' code was read whole.
+    The body of the paper was not obtained; the authors' code was read completely.
     A target is a group of channels: t is the sum over all layers that read it, over the sum of their outputs. Masks
         stand where channels are read, which is what the cut does. Residual streams stay whole, as in the code, unless
         the budget is out of reach, or with `units: all`.
     The code moves the reader's running statistics a second time in the scoring path, which is left out; the norm by the
         masked batch's own statistics, to which theta was tuned, is kept. Its first run takes B + 1 steps: here B.
     The budget stands in for its FLOPs target and is looked at after each decision: the last one prunes as many as are
-        needed. Where training ends above the budget, the rest goes by the last tbar over what a channel saves.
+        needed. If training ends above the budget, more channels are removed, those first whose last tbar is smallest
+        for the cost they save.
     B and the warm-up shrink with short trainings, so that the largest group can be searched four times over.
-    Twice the rate for biases, and no decay on biases and norms, are the optimiser's to know.
+    The authors' double learning rate for biases, and no weight decay on biases and norms, are set in the optimiser.
 """
 
 from __future__ import annotations

@@ -12,16 +12,18 @@ Where this differs from the paper, and why:
     The paper finds strengths lambda by hand for every budget. Here a controller moves one strength, up and down, so
         that the cost follows a ramp from the whole network down to the budget; `controller: false` is the paper's way.
     The paper sharpens probabilities by a map it does not name. Here the gate's logit is k (P - 1/2), k growing.
-    After `settle` the masks stand: random gates near their level leak what hard ones cut off, and what is trained at
-        the end should be what is cut; in a short training most of the steps go there. `settle: 1` is the paper's way.
+    After `settle` the masks are fixed: random gates near their threshold let through what hard masks cut off, and the
+        network trained at the end should be the one that is cut; in a short training most steps are of that phase.
+        `settle: 1` is the paper's way.
     The largest strength, warm-up, ramp and k suit short trainings, in which they were tried.
-    Until the penalty has done its work, the level of P at which gates close (1/2 in the paper) is moved as well, so
+    Until the penalty has taken effect, the level of P at which gates close (1/2 in the paper) is moved as well, so
         that the cost is on its ramp at every moment; `level: false` is the paper's way.
     A network that starts from scratch gets gamma = beta = 1/4: with the paper's 1 and 0 every channel would be below
         the threshold at first, and whitening would multiply what the classifier sees by 4.
     A floor in every group: without it the last layer loses nearly all of its channels first. With the controller the
         penalty acts only on norms whose own channels make a group's mask, and in groups that are above their floor.
-    The controller may press up to strength 1e-3, five times the fixed strength that was seen to be stable over a whole
+    The controller may raise the strength up to 1e-3, five times the fixed strength that was seen to be stable over a
+        whole
         training; it does so while the cost is above its ramp, and the penalty ends where the masks settle.
     At a projection shortcut the mask is the product of two norms' masks, needed before the second norm has run: its
         factor then comes from the running average of its matrix instead of this batch's.

@@ -12,9 +12,10 @@ that stay:
               halving at which the network, with all units before already cut, reaches the bar on images held out
 
 Where this differs from the paper, and why:
-    A unit is a group of channels and not the inputs of one layer: what nobody reads any more can go. Of several layers
+    A unit is a group of channels and not the inputs of one layer: a channel that no layer reads any more can be
+        removed. Of several layers
         that read a group the gains are summed, each divided by its tr(W Sigma W^T); layers that read several groups
-        at once (a concatenation) tie them into one unit. This is the advice of the specification.
+        at once (a concatenation) tie them into one unit. This is our choice.
     The step follows from the budget: it is bisected until the search just does not meet the budget, and the rest goes
         along the ranking, first where the loss of the whole tail, as a share, is least. `drop` gives the search its
         own tolerance, as in the paper; the budget then decides how far the ranking is followed from there.
@@ -22,9 +23,10 @@ Where this differs from the paper, and why:
         held out, and `check` bounds it, so that the search ends in seconds.
     Statistics are made of what is shown, in a run the calibration images without those held out: 2048 of them are 4% of
         CIFAR-10, where the authors' script takes 20% of the training set. The images held out are none that statistics
-        were made of, and yet training images of the network: one that has learnt them by heart has bars that lie flat.
-    Where outputs are no class scores, or targets no class numbers, the search goes by the loss instead of accuracy.
-    The paper trains no more. A run, and a comparison, fine-tune as after every other method.
+        were made of, and yet training images of the network: where the network has memorised them, their accuracy says
+        little.
+    Where outputs are no class scores, or targets no class numbers, the search uses the loss instead of accuracy.
+    The paper does not fine-tune; a run and a comparison do, as after every other method.
     Repairing layers on their inputs in the pruned network is left to the repair (`recollect`).
 """
 
@@ -275,7 +277,7 @@ class Cap(Method):
         else:
             shares, step = search.toward(lambda shares: aim.met(trials.widths(shares)), s.rounds)
         after, kind = trials.quality(shares), "accuracy" if held.by_accuracy else "loss"
-        note = f"The search goes by {kind} on {len(held)} images held out of those shown."
+        note = f"The search uses {kind} on {len(held)} images held out of those shown."
         if not held.by_accuracy:
             note = note[:-1] + ", for outputs and targets are no class scores and class numbers."
         self.notes += [note] if note not in self.notes else []

@@ -19,7 +19,8 @@ features, the utility of the first stage (see `submodular.py`) and all defaults 
 unverified.
 
 Where this differs from the reconstruction, and why:
-    Residual streams stay whole unless the budget is out of reach, its "safest reading". With `streams` they are looked
+    Residual streams stay whole unless the budget is out of reach, which is the safest reading of the abstract. With
+        `streams` they are looked
         at wherever they are read, so that one tensor counts once, and shares of the whole scatter are added, as advised
         for members of different sizes. The utility counts a channel of a stream as it counts one of a block, though a
         stream's costs many times as much and is read by all that follow, so that almost only streams went.
@@ -27,7 +28,7 @@ Where this differs from the reconstruction, and why:
         as a pass for each group costs more than the training of some networks.
     Classes with a single sample are left out: nothing scatters within them. Where some have fewer samples than others,
         their sums are scaled up to as many, so that each class counts alike.
-    The utility may give way by a hundredth to use the budget up; beyond that the plan says what is unspent.
+    To use up the budget the utility may fall by up to 1%; the plan reports what is unused even so.
     The rows of classes that are left out stay in the classifier: a network keeps its outputs.
 """
 

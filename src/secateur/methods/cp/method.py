@@ -19,10 +19,12 @@ Where this differs from the paper, and why:
     authors' code has one intercept for all outputs at once, which picks other channels in about every second layer.
     `data.calibration_images` of a recipe bounds the images, too: it is less than the 5000 of the paper unless set.
     Channels that several layers read are chosen once, by the sum of these layers' problems in the whole network, each
-    over the energy of its answers. Residual streams stay whole, as in the paper, unless the budget is out of reach.
-    The paper's sampler in front of a branch, which reads part of a stream, is no cut of channels: left out. So are
+    divided by the squared norm of its outputs. Residual streams stay whole, as in the paper, unless the budget is out
+    of reach.
+    The paper's sampler in front of a branch, which reads part of a stream, does not remove channels and is left out. So
+    are
     the low-rank factorisations (3C) and the filter-wise variant, which make other networks.
-    A ridge pulls towards the weights as they were.
+    A ridge penalty keeps weights close to their old values.
 """
 
 from __future__ import annotations

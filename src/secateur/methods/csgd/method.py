@@ -16,9 +16,10 @@ of both papers read, full paper text not available; the squeeze experiment's exa
 
 With an optimiser: `after_backward` turns the gradient G into Γ G + eps (W - Γ W) (`centripetal.py`). The optimiser adds
 its own weight decay, which is the paper's eta, and then applies momentum: torch.optim.SGD so takes exactly the paper's
-step, Nesterov's included. The `weight_decay` of this method is for optimisers without one; both together pull twice. An
+step, Nesterov's included. The `weight_decay` of this method is for optimisers without one; both together decay twice.
+An
 adaptive optimiser rescales the pull, and the law above no longer holds: watch `deviation`. Give the stage a fresh
-optimiser (the engine does): old momentum carries differences on.
+optimiser (the engine does): old momentum would keep filters of a cluster different.
 
 Where this differs from the paper, and why:
     The optimiser's decay acts on scales, shifts and biases too, unless it leaves them out; the authors leave them out.
@@ -26,9 +27,9 @@ Where this differs from the paper, and why:
     strength null: so that strength times steps is what it was in the paper's training on CIFAR-10, as short trainings
         would end before filters are equal. The mean of a cluster does not depend on it. Where it ends at 1 and that is
         not enough, `vectors` null raises the vectors' share, so that theirs times steps is what it was, up to 1.
-    Nesterov's momentum and twice the rate for biases, which the authors have, are the optimiser's: the engine has
-        neither unless the recipe asks (`nesterov`).
-    The paper trains on no more after the cut. Whatever fine-tuning a recipe asks for comes on top.
+    The authors' Nesterov momentum and double learning rate for biases are settings of the optimiser: the engine uses
+        neither unless the recipe says so (`nesterov`).
+    The paper does not train after the cut. Fine-tuning in a recipe comes on top.
     Widths are chosen for a budget; the paper gives them. By default all groups keep the same share, as in the paper.
     With several rounds clusters are clustered again between rounds, but all is cut once, in the end.
     Groups in which merging is not exact, at a layer norm say, stay whole; this is tried on random weights.

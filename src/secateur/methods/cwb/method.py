@@ -15,7 +15,8 @@ Where this differs from the code, and why:
     Gates stand in front of the layers that read a channel, where what they do is just what the cut does, with any sum,
         concatenation or norm in between: behind the activation, as in the code's VGG, ResNet-50 and MobileNetV2. Its
         ResNet-56 gates in front of a batch norm, which takes a constant gate away again.
-    All who read a channel share its gate, and in one forward pass its draw. Residual streams stay whole, as in the
+    All layers that read a channel share its gate, and its random draw in each forward pass. Residual streams stay
+        whole, as in the
         code, unless the budget is out of reach; `units: all` gates them like this too, never on the identity path.
     g is divided by (K + 1) / 2, its mean at first: nothing changes in front of a norm, and a network without one, or
         of 1000 classes in half precision, does not overflow; `scaled: false` is the code's way.
@@ -26,9 +27,9 @@ Where this differs from the code, and why:
     The code's lambda is 0 for ResNet-56 and ResNet-110, 0.01 for VGG-16 and MobileNetV2, 0.0005 for ResNet-50.
     Masks are one vector of the method's: weight decay acts on it as in the code, unless the recipe's
         `decay_norm: false` leaves vectors out.
-    A channel whose entries never had a gradient, because nothing flows there or nobody looks, would keep the vote of
-        masks of ones; its vote is 0, for it says nothing of a class.
-    The masks want a short training, and the narrow network the whole schedule after it, 30 and 300 epochs in the code.
+    A channel whose entries never had a gradient, because nothing flows there or no layer reads it, would keep the vote
+        of its initial masks of ones; its vote is set to 0, as it says nothing about a class.
+    Train the masks briefly and then the narrow network with the full schedule: 30 and 300 epochs in the code.
         The other way round costs most of the accuracy.
 """
 
@@ -195,7 +196,7 @@ class CWB(Method):
         micro, told, self._micro, self._told = self._micro, self._told, 0, False
         if micro and not told:
             raise ConfigError(
-                "The method 'cwb' was not told the targets: call before_forward(target) before every forward pass in "
+                "The method 'cwb' was not given the targets: call before_forward(target) before every forward pass in "
                 "training."
             )
 

@@ -14,19 +14,20 @@ The cross-entropy is asked by passes, as in the paper. With `exact: false` it is
 forward and back of the whole network gives (`quadratic`): scores, fits and losses come from second moments.
 
 Where this differs from the paper, and why:
-    The paper trains network and classifiers together first, its text stage by stage. This acts on a trained network
-    and leaves it alone: the classifiers are learnt on its features as they are, normalised by the statistics of the
-    images, without an affine. Fine-tuning afterwards is the recipe's business.
+    The paper trains network and classifiers together first, its text stage by stage. Here the network is trained
+    already and its weights are not changed first: only the classifiers are trained, on its features, normalised by the
+    statistics of the images, without scale and shift. Fine-tuning afterwards is set in the recipe.
     How many channels a group keeps follows from the budget: the same share everywhere (`stop: share`), up to rounding,
     or one epsilon of the paper's stopping rule for the whole network (`stop: tolerance`), found from losses measured
-    in the whole network; it is not given as a number. At least one channel stays: no branch becomes its shortcut.
+    in the whole network; it cannot be set directly. At least one channel of every group stays, so that no residual
+    branch disappears.
     One channel a round takes thousands of passes; `rounds` rounds add as many each (`rounds: null`: one).
     After each round |Y - X * V|² is brought to its minimum from second moments at `positions` places of every image
     (an exact fit), and `epochs` of SGD on the joint loss follow, taken back, and tried with a smaller rate, where they
     raise it; with `exact: false` it is brought to the minimum of the whole quadratic L. The paper has SGD alone, and no
     constant.
     Of few images more positions are taken; the pull (`ridge`) is then chosen only for layers nothing returns to.
-    Passes begin at the layer, with all before it remembered. Only 2048 images are looked at unless told otherwise.
+    Passes start at the layer itself, as the outputs of earlier layers are stored. By default 2048 images are used.
     Blocks, behind which classifiers stand, are counted by the sums of residual branches whose result is all that
     follows depends on; where there are none, every stretch between two layers that ends so is one.
     Where several layers read a channel, the first is reconstructed and the others' gradients are added, each over
@@ -81,7 +82,7 @@ class DCPSettings(DiscriminationSettings):
     @model_validator(mode="after")
     def _no_idle_setting(self) -> DCPSettings:
         if self.stop == "tolerance" and self.shares:
-            raise ValueError("shares are what stop: share goes by: leave them out with stop: tolerance")
+            raise ValueError("shares are for stop: share; leave them out with stop: tolerance")
         idle = sorted({"epochs", "lr"} & self.model_fields_set)
         if idle and not self.exact:
             raise ValueError(f"{idle[0]} is of the passes of exact: true: leave it out, or leave out exact: false")

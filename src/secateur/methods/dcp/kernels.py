@@ -16,7 +16,7 @@ Where this differs from the paper, and why:
     Kernels are chosen in the whole network; the journal may choose channels first. For that, prune with `dcp`, and
     the narrow network with `dkp`.
     The fit of each output on kernels of its own is by conjugate gradients, with `ridge` pulling towards the weights as
-    they are; classifiers, targets, SGD and passes are those of `dcp`, with all said there.
+    they are; classifiers, targets, SGD and passes are those of `dcp`, with the differences listed there.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ schedule or constants. What is our own:
         first-order criterion looks at samples with the channel on, so there p is 0.02 and 0.01: gates cost a short
         training more than the pruning does (ResNet-8, CIFAR-10 at 16 x 16 pixels, 13 epochs: 52.8% with 0.1 and 0.05,
         55.9% so, means of three seeds by which it was chosen).
-    The sums of q with the channel on and off, and their counts, are forgotten alike, over five epochs or as long as the
-        evidence asked for takes. The mean q of earlier steps, of which the gates are independent, is subtracted.
+    The sums of q with the channel on and off, and their counts, decay at the same rate, over five epochs or as long as
+        it takes to gather enough evidence. The mean q of earlier steps, of which the gates are independent, is
+        subtracted.
     A first-order criterion: the mean of -dl/dz over samples with the channel on, which needs far fewer samples, and is
         of whatever loss the network is trained with. `metric: auto` takes it where the training is too short for the
         loss, and where the loss of single samples is not known: `answers` of classes, of yes or no, and numbers have
@@ -26,9 +27,9 @@ schedule or constants. What is our own:
     From 5% to 40% of the steps the cost follows 1 - (1 - t)^3 down to the budget (DCPH: the number of channels), by one
         ranking of all channels, at most a fifth of a group at a time, and none without evidence before the end of
         that window. The last event spares a group, or lets channels go in place of others (those whose exchange loses
-        the least CAC), where more than 1% of the budget would be left over. CAC is in one unit everywhere, so
-        `normalise` has no say.
-    At every event the model gets really narrower, with its optimiser's state: see `secateur.methods.dcpcac.narrowing`.
+        the least CAC), where more than 1% of the budget would be left over. CAC has the same unit in every group, so
+        `normalise` has no effect.
+    At every event the model and its optimiser's state become narrower: see `secateur.methods.dcpcac.narrowing`.
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ class DCPCAC(NarrowingMethod):
         if micro:
             if not told:
                 raise ConfigError(
-                    "The method 'dcpcac' was not told the targets: call after_forward(output, target) before backward."
+                    "The method 'dcpcac' was not given the targets: call after_forward(output, target) before backward."
                 )
             live = torch.from_numpy(self.gates.live).to(self.device)
             images = self.evidence.total(live)

@@ -12,7 +12,7 @@ r[n, k] the mean over positions of what channel k gets from sample n, a_c the ac
 and the channels with the smallest F of the whole network are set to zero for good. Training goes on as if nothing had
 happened; its last quarter is the recovery.
 
-Read were the abstract and the authors' code; where the paper's text says otherwise we do not know it.
+The abstract and the authors' code were read; the paper's text may differ from both.
 
 Where this differs from the code, and why:
     The number of channels per event is not given but follows from the budget: those that must go for it now, divided by
@@ -27,7 +27,7 @@ Where this differs from the code, and why:
         80,000), each with the weights of its step, and accuracy from the same images.
     Z+ and Z- collect what x W has of either sign, not what has W of either sign: the same where x is not negative, and
         stable where it is. Weights are not moved away from 0, stabilisers keep signs, class means divide by N_c.
-    With a channel go its bias and its norm's affine, and nobody reads it any more: nothing leaks.
+    With a channel its bias and the scale and shift of its norm are removed, so that no constant of it remains.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class FeatureRelevance(Method):
         told = [call for call in calls if call[1] is not None]  # a forward pass may be one that nobody learns from
         if calls and not told:
             raise ConfigError(
-                "The method 'feature_relevance' was not told the targets: call after_forward(output, target)."
+                "The method 'feature_relevance' was not given the targets: call after_forward(output, target)."
             )
         for (args, keywords), target in told:
             self._look(args, keywords, target)

@@ -21,10 +21,10 @@ Where this differs from that, or is our own, and why:
     All images start from the same noise and stay within the pixels of the calibration images, whose sides they have, or
         64 pixels where the network takes those; not the side of what a channel sees. With `ascent: constant` all steps
         are as long, as in the reports (200 to 1000 of them). By default steps have momentum and get shorter: 40 then
-        climb as high as 200 of one length (97 to 104% in three layers of a ResNet-8 on small digits; 40 of one length:
+        reach what 200 of one length reach (97 to 104% in three layers of a ResNet-8 on small digits; 40 of one length:
         69 to 80%). Clusters have not settled: from another noise they agreed by an adjusted Rand index of 0.3 to 0.5.
-    That clusters of functions can be cut without retraining, as the paper says, we could not reproduce. What decides it
-        are random clusters of the same sizes: on a ResNet-20 with 98.7% on small digits, at 0.7 of the operations and
+    That clusters of functions can be cut without retraining, as the paper says, we could not reproduce. The control are
+        random clusters of the same sizes: on a ResNet-20 with 98.7% on small digits, at 0.7 of the operations and
         straight after the cut, they keep 26, 14 and 52% (three draws), and the clusters of images 19, 41 and 22%.
     γ is taken from at most `images` images, of every class as many where there are more; K is found with three starts
         of k-means, and the clusters with `restarts`.

@@ -25,15 +25,15 @@ Where this differs from the paper, or stands in for what is not known of it:
         every group, as many as must stay, are not pulled and never shut: one channel of a group stays, and blocks are
         not removed.
     `strength` null: 1, and more in a training so short that gates would not close in half of the time (at a learning
-        rate of 0.05 with momentum 0.9). So strong a pull leaves the loss no say in which group gives way, and the
-        groups with the dearest channels are shut down to their last one: where it is above 1 all groups are pulled
+        rate of 0.05 with momentum 0.9). With so strong a penalty the loss no longer influences which group is pruned,
+        and groups with the most expensive channels lose all but one: where it is above 1 all groups are pulled
         alike (`even`), and within and between them the loss decides.
     Residual streams stay whole unless the budget is out of reach, or `streams` asks for them: their channels are the
-        dearest, too.
+        most expensive ones, too.
     A warm-up without pull, then the pull; then eps falls, and gates come close to 0 or 1. Where the budget is not met
         when eps begins to fall, the open gates of least |a| are shut, and a note says how many.
     Gates are divided by g(1), so that neither their insertion nor the fall of eps changes what the network computes.
-    Weight decay leaves gates alone: it would shut all of them, whatever they cost.
+    No weight decay on gates: it would close all of them, whatever they cost.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ PGMPF itself, which scales gradients instead of freezing filters, is not here.
 
 Where this differs from the papers, and why:
     Coupled filters have one norm, the root of the sum of squares over all that make a channel, one
-        S and one H, so that zeros can be cut. The papers prune every convolution by itself, trunks included, and count
+        S and one H, so that zeros can be cut. The papers prune every convolution by itself, residual streams included,
+        and count
         FLOPs as if these zeros could go. Residual streams stay whole here unless the budget needs them.
     The final counts N P follow from the budget, by default with the same share of every group; P_t / P scales them.
     `norms: scaled` (the authors' ImageNet scripts) multiplies the scale and shift of norms like the filter, so that a

@@ -102,7 +102,7 @@ class ITPruner(Method):
         self._sights = sights(self.graph)
         hidden = [group.name for group in self.graph.groups if group.name not in self._sights]
         if hidden:
-            self.notes.append(f"Nowhere in a forward pass do these groups show, so the mean stands in: {few(hidden)}.")
+            self.notes.append(f"Nowhere in a forward pass do these groups show, so they get the mean: {few(hidden)}.")
         self.dependence: FloatArray | None = None
 
     @torch.no_grad()

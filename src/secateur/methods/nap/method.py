@@ -15,8 +15,9 @@ Where this differs from the paper, and why:
     The full text could not be obtained. Recalled, unverified, or advice of our own: the structured score (rows of the
     producers), the rounds (10, each removing the same fraction of what is left, and of no group more than half), the
     running averages (0.95 a statistics pass, one every 10 steps, oftener where a round is short), and the damping
-    (a thousandth of the mean eigenvalue). The rounds end after 40% of the training: later ones meet rates too small to
-    heal them. Ranking by dL per cost is ours: the paper's threshold is on the weights that stay, and so is the default
+    (a thousandth of the mean eigenvalue). The rounds end after 40% of the training: later ones would meet learning
+    rates too small to recover from them. Ranking by dL per cost is ours: the paper's threshold is on the weights that
+    stay, and so is the default
     here where the budget bounds parameters alone; under any other budget a channel's dL is divided by what it saves
     (`allocator: global` is the paper's way). Where the last round would leave more than 1% of the budget, channels stay
     in place of others, those whose exchange loses the least. Mean responses of removed channels move into the bias or

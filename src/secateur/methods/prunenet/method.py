@@ -8,18 +8,19 @@ Sigma their covariance, C_i its block for channel i, and sigma_l^2 = tr(W Sigma 
     s_i(lambda) = sqrt(tr(U_i C_i U_i^T)) / sigma_l; a channel goes where this is zero; lambda is bisected to the budget
     W_new = W Sigma_{*K} Sigma_KK^-1, and the bias changes by W mu - W_new mu_K                               (refit)
 
-Of the paper only the title and the abstract were read: a data-driven optimisation finds the widths, governed by one
-global knob. That the importance is the variance of a layer's input after filtering is a third party's note. The
+Of the paper only the title and the abstract were read: a data-driven optimisation finds the widths, controlled by one
+global parameter. That the importance is the variance of a layer's input after filtering is a third party's note. The
 objective, the normalisation, the selection and the refit are a reconstruction, not the paper's text.
 
 Where this differs from the reconstruction, and why:
-    After the bisection a channel's score is how large lambda may be before it goes, then its s there; the allocator
-        of the library fills the budget along that order, which is the drop and restore of single units.
+    After the bisection a channel's score is the largest lambda at which it stays, then its s there; the allocator of
+        the library fills the budget in that order, which amounts to dropping and restoring single channels.
     Several layers that read a channel share one norm, each divided by its sigma_l; channels that layers read side by
         side are solved for together.
-    Rows are scaled by what the batch norm behind them does to outputs (advice of the specification).
-    Between sweeps the channels that are left leap together to the minimum of a quadratic that lies above the penalty,
-        as single steps creep where inputs are alike; a solution is done at a relative change of `tolerance`.
+    Rows are scaled by what the batch norm behind them does to outputs (our choice).
+    Between sweeps the remaining channels are updated together, to the minimum of a quadratic upper bound, because
+        updates of one channel at a time converge slowly where inputs are similar. Iteration stops at a relative change
+        of `tolerance`.
     Patches are those of a lattice of `positions` places in every image, the same in all, and not of random ones.
     The refit sees the inputs of the whole network in every layer, and not those of the pruned layers in front of it:
         one pass over the images instead of one for each layer.

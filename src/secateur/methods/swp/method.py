@@ -11,17 +11,17 @@ Channels whose filters have lost every stripe are cut. What stays is computed st
 `secateur.forms`), with I folded into W.
 
 Where this differs from the authors' code, and why:
-    - (alpha, delta) decide in the paper, over 160 epochs. Here the smallest threshold from delta up at which channels
-      and stripes cost no more than the budget does. Most of that is asked for while there is time to make up for it:
-      within `ramp` of the training the bound on the cost falls to the budget, and stripes of least |I| that stand in
-      its way are dropped as if they had fallen to delta, which is said. Where the penalty is quicker nothing is. A
-      training of 13 epochs with the paper's alpha drops no stripe at all.
-    - Q is applied after the optimiser's step as well, or the last step's momentum would leave tiny values.
-    - A channel goes if all filters that make it are empty, or if every layer that reads it is; not only inside blocks.
-    - An emptied branch is computed: its norm's constant stays, and so does the ReLU behind the sum. The code puts the
-      bare shortcut there, which is another function.
-    - Pointwise convolutions have no skeleton (a stripe is a filter there) unless `pointwise`; in the code those of
-      shortcuts have one without penalty. Depthwise convolutions, where a stripe is a single weight, have none.
+    (alpha, delta) decide in the paper, over 160 epochs. Here the smallest threshold from delta up at which channels
+        and stripes cost no more than the budget does. Most of that is asked for while there is time to make up for it:
+        within `ramp` of the training the bound on the cost falls to the budget, and stripes with the smallest |I| are
+        dropped to meet it as if they had fallen to delta, which a note reports. Where the penalty alone is fast enough
+        none is. A training of 13 epochs with the paper's alpha drops no stripe at all.
+    Q is applied after the optimiser's step as well, or the last step's momentum would leave tiny values.
+    A channel goes if all filters that make it are empty, or if every layer that reads it is; not only inside blocks.
+    A branch that has lost all stripes is still computed: the constant of its norm stays, and so does the ReLU after
+        the sum. The code replaces it by the shortcut alone, which is a different function.
+    Pointwise convolutions have no skeleton (a stripe is a filter there) unless `pointwise`; in the code those of
+        shortcuts have one without penalty. Depthwise convolutions, where a stripe is a single weight, have none.
 """
 
 from __future__ import annotations

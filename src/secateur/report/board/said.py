@@ -32,9 +32,11 @@ def title(document: Document) -> str:
 def summary(document: Document) -> list[str]:
     """Which mean is the best at each budget, in sentences that do not say more than was measured."""
     said = [ranking(document, budget) for budget in budgets(document)]
-    missing = len(document["failed"]) + len(document["missing"])
-    if missing:
-        said.append(f"{words.number_of(missing, 'run')} of {missing + len(document['rows'])} failed or did not finish.")
+    failed, missing = len(document["failed"]), len(document["missing"])
+    if failed or missing:
+        parts = [f"{failed} failed"] * (failed > 0) + [f"{missing} are not finished yet"] * (missing > 0)
+        every = words.number_of(failed + missing + len(document["rows"]), "run")
+        said.append(f"Of {every}, {' and '.join(parts)}.".replace(" 1 are ", " 1 is "))
     return said or ["No run is finished yet."]
 
 
@@ -75,7 +77,7 @@ def _whole(document: Document, budget: str) -> str:
         "below": "is significantly below it",
         "tie": "is not significantly different from it",
     }.get(places(document, budget).get(WHOLE, ""))
-    return f" The whole network after as many epochs {said}." if said else ""
+    return f" The dense network, trained for as many epochs, {said}." if said else ""
 
 
 def methods(document: Document) -> list[tuple[str, str, list[str]]]:
@@ -92,7 +94,7 @@ def methods(document: Document) -> list[tuple[str, str, list[str]]]:
 def absent(document: Document) -> list[str]:
     """Runs that failed, with the reason, and runs that are not finished."""
     failed = [f"{_which(row)} failed: {row['said']}" for row in document["failed"]]
-    missing = [f"{_which(row)} is not finished: the same command again goes on with it." for row in document["missing"]]
+    missing = [f"{_which(row)} is not finished: the same command continues it." for row in document["missing"]]
     untimed = [f"{_which(row)} was not timed: {row['untimed']}" for row in document["rows"] if row["untimed"]]
     return [*failed, *missing, *untimed]
 

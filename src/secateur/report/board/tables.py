@@ -40,10 +40,10 @@ LEGEND = (
     "that of the pruned one, by runtime, all networks timed in turns, with the 95% interval, and n.s. (not "
     "significant) where it contains 1. Cut: straight after the cut, before fine-tuning. Dense: "
     "the network that was pruned; of a method that begins with a new network there is none. Bound used: the budget is "
-    "kept, and used up to a hundredth. The row dense is the whole network after as many epochs."
+    "kept, and used up to a hundredth. The row dense is the unpruned network, trained for as many epochs."
 )
 TESTED = (
-    "Against the best: of the pruned networks, by the test that is named above; a tie is no difference beyond chance. "
+    "Against the best: of the pruned networks, by the test that is named above; a tie is not significantly different. "
 )
 #: Said where a method leaves another network for every image.
 PER_INPUT = "†: the mean over images, of which each takes other channels."

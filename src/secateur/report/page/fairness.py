@@ -87,7 +87,7 @@ def _chosen(train: Mapping[str, Any] | None, finetune: Mapping[str, Any]) -> str
     kinds: Sequence[str] = list(dict.fromkeys([train["select"] if train else finetune["select"], finetune["select"]]))
     how = {"last": "those of the last step", "best": "those of the epoch that is best on the validation images"}
     return (
-        f"Weights a stage gives on: {' (train) and '.join(how[kind] for kind in kinds)}"
+        f"Weights that a stage passes to the next: {' (train) and '.join(how[kind] for kind in kinds)}"
         f"{' (fine-tuning)' if len(kinds) > 1 else ''}. Accuracies are of the test images, measured once at the end of "
         "each stage; nothing is chosen by them."
     )

@@ -284,13 +284,22 @@ def _chance(results: Results) -> str:
     )
 
 
-def _longer(results: Results) -> str:
-    """When the dense network was trained for fewer epochs than the one that is left."""
+def epochs_apart(results: Results) -> tuple[int, int] | None:
+    """Epochs of the dense network and of the pruned one in all, where no dense one was trained for as long."""
     acts = results.method.acts if results.method else None
     parts = {stage: results.epochs.get(stage) or 0 for stage in ("pretrain", "train", "finetune")}
     dense, whole = parts["pretrain"] or (parts["train"] if acts == "after training" else 0), sum(parts.values())
     if results.quality.dense is None or results.quality.longer is not None or not 0 < dense < whole:
+        return None
+    return dense, whole
+
+
+def _longer(results: Results) -> str:
+    """When the dense network was trained for fewer epochs than the one that is left."""
+    epochs = epochs_apart(results)
+    if epochs is None:
         return ""
+    dense, whole = epochs
     return (
         f"The dense network was trained for {words.number_of(dense, 'epoch')}, the pruned one for {whole:,} in all: a "
         "part of any gain may be the longer training. `secateur compare` trains both for as long."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secateur.report.page import words
-from secateur.report.page.headline import against, final, interval, quality_change, runtime_name, speed
+from secateur.report.page.headline import against, epochs_apart, final, interval, quality_change, runtime_name, speed
 from secateur.report.page.inputs import Run
 from secateur.report.page.results import Results
 
@@ -21,8 +21,9 @@ class Card:
 
 
 def cards(run: Run) -> tuple[Card, ...]:
-    """Speed, size and headline of a run."""
-    return (_speed(run), _size(run.results), _quality(run.results))
+    """Speed, size and headline of a run; what is not known comes last."""
+    found = (_speed(run), _size(run.results), _quality(run.results))
+    return tuple(sorted(found, key=lambda card: card.figure == "–"))
 
 
 def _speed(run: Run) -> Card:
@@ -71,5 +72,7 @@ def _quality(results: Results) -> Card:
     lines = [f"{task.difference(after - dense)}{between}: {change.verdict}"]
     if results.quality.images:
         lines.append(f"on {results.quality.images:,} {results.quality.split or 'test'} images, measured once")
+    if (epochs := epochs_apart(results)) is not None:
+        lines.append(f"trained for {epochs[1]:,} epochs in all, the dense network for {epochs[0]:,}")
     what = f"{task.headline}, the dense network {how}" if how else task.headline
     return Card(f"{task.shown(dense)} → {task.shown(after)}", what, tuple(lines))
