@@ -65,7 +65,11 @@ def _line(row: Row) -> list[str]:
 def _summary(rows: list[Row], done: list[Row], faults: list[Row], share: float) -> str:
     near = [row for row in done if 0.99 * share <= row["left"] <= share]
     verified = sum(row["passed"] for row in done)
-    kept = " (the others say in their plan why they leave more)" if len(near) < len(done) else ""
+    far = [row for row in done if row not in near]
+    silent = sorted({f"`{row['method']}`" for row in far if not row["unspent"]})
+    kept = " (the others say in their plan why they leave more)" if far and not silent else ""
+    if silent:  # runs of before weights other than zero were counted
+        kept = f" (not {', '.join(silent)}, where what is set to zero was counted as left)"
     return (
         f"{len(done)} of {len(rows)} runs succeeded, {verified} of them verified, {len(near)} within 1% of the "
         f"budget{kept}; {len(rows) - len(done) - len(faults)} were refused in a sentence; {len(faults)} ended in a "

@@ -149,6 +149,12 @@ def trained_on(model: Any, arguments: argparse.Namespace) -> dict[str, float]:
     return found
 
 
+def _left(result: secateur.Result, metric: str) -> float:
+    """The share of a budget's measure that is left: of weights other than zero, where a method sets some to zero."""
+    zeros = result.plan.provenance.get("sparse")
+    return float(zeros["nonzero"] / zeros["weights"]) if zeros else result.reached(metric)
+
+
 def measured(network: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One method on one network, as far as it got: the figures, `refused` with its sentence, or a `fault` of ours."""
     row, began = method(name), time.perf_counter()
@@ -160,7 +166,7 @@ def measured(network: str, name: str, arguments: argparse.Namespace) -> dict[str
         assert result.verification is not None
         return {
             **start,
-            "left": round(result.reached(metric), 4),
+            "left": round(_left(result, metric), 4),
             "params": round(result.reached("params"), 4),
             "passed": result.verification.passed,
             "exact": result.verification.exact,
