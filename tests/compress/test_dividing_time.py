@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from _quarters import QUICK
 from torch import nn
 
@@ -135,3 +136,17 @@ def test_a_trial_that_would_not_fit_is_not_begun() -> None:
     known: Any = SimpleNamespace(request=SimpleNamespace(seconds=100.0), record=SimpleNamespace(spent=lambda: 10.0))
     assert not Ground.late(known, RACE_SHARE)
     assert Ground.late(known, RACE_SHARE, _last(trials))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "drop", "images"),
+    [(None, None, 4000), (600, None, 1200), (60, None, 500), (9000, None, 18_000), (60, 1.0, 4000)],
+)
+def test_a_look_at_held_out_images_leaves_the_time_to_training(
+    seconds: float | None, drop: float | None, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Known(seconds, None)
+    known.model, known.request.max_drop = nn.Identity(), drop
+    source: Any = SimpleNamespace(held_count=4000, held=lambda: [(torch.zeros(8, 1), None)])
+    monkeypatch.setattr(ground, "_seconds", lambda model, inputs: 0.08)  # 0.01 for each: 0.02 x 600 / 0.01
+    assert known._judged(source) == images

@@ -114,3 +114,20 @@ def test_methods_see_the_first_batches_with_so_many_images(kind: str) -> None:
     assert first == everything[: len(first)] == _numbers(few.shown())  # and from the beginning each time
     assert source.showing(5000) is source
     assert _numbers(few.held()) == _numbers(source.held())
+
+
+def test_networks_are_compared_on_evenly_spaced_batches() -> None:
+    batches = [(torch.full((5, 1), float(k)), torch.zeros(5, dtype=torch.long)) for k in range(8)]
+    source = source_of(batches[:1], ONE, 0, held_out=batches)
+    few = source.judging(20)
+    assert few.held_count == 20
+    assert _numbers(few.held()) == [k for k in (1, 3, 5, 7) for _ in range(5)] == _numbers(few.held())
+    assert source.judging(1).held_count == 5  # a batch at least
+    assert source.judging(40) is source
+    assert few.shown is not None
+    assert _numbers(few.shown()) == [0] * 5
+
+
+def test_what_a_loader_holds_out_is_in_no_order_of_its_own() -> None:
+    held = _numbers(source_of(_numbered(400), ONE, 0).held())  # files of a folder come class by class
+    assert held != sorted(held)

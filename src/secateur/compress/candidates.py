@@ -24,9 +24,9 @@ from secateur.tasks import Task
 
 #: Where a race begins: (method, repairs, allocator) that did well; the sampler goes on from what these reach.
 _STARTS = (
-    ("fpgm", "least_squares", "global"), ("fpgm", "least_squares", MEASURED),
+    ("fpgm", "least_squares", "global"), ("lamp", "least_squares", "global"), ("fpgm", "least_squares", MEASURED),
     ("fpgm", "least_squares+distillation", MEASURED), ("cap", "least_squares", MEASURED), ("cp", "none", ""),
-    ("lamp", "least_squares", "global"), ("l1", "least_squares", "uniform"), ("taylor", "batchnorm", "global"),
+    ("l1", "least_squares", "uniform"), ("taylor", "batchnorm", "global"),
     ("fpgm", "batchnorm", "per_cost"), ("l1", "none", "global"),
 )  # fmt: skip
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from secateur.allocate import Constraints
 from secateur.compress.candidates import Candidate, Space
-from secateur.compress.held_out import SHOWN, Source
-from secateur.compress.judging import Judge
+from secateur.compress.held_out import SHOWN, Source, rows_of
+from secateur.compress.judging import Judge, call, evaluating
 from secateur.compress.making import Maker
 from secateur.compress.record import Record
 from secateur.compress.request import Request, shares_of
@@ -33,6 +33,7 @@ _MEASURING_SHARE = 0.1  # of the time, that measuring groups one by one may take
 _UNTRAINED = 2  # times as much of it where no training follows
 _REPAIR_SHARE, _PASSES = 0.06, 4  # of the time, for one repair; how often it goes through its images, about
 _SHOWN_LEAST = 64  # images for repairs, however short the time is
+_JUDGED_SHARE, _JUDGED_LEAST = 0.02, 500  # of the time, for one look at held-out images; how many there are at least
 _TRAINING_SHARE = 0.65  # of the time is for all training
 ROUNDS = 80  # at most, where time alone says how long to train
 _TRAINED_PER_JUDGED = 8  # seconds of training in a round at least, for each of judging it, up to an epoch
@@ -54,8 +55,10 @@ class Ground:
         Raises:
             ConfigError: what is asked cannot be told from these data. RunError: the record is of another search.
         """
-        self.model, self.example, self.request, self.source = model, example_inputs, request, source
+        self.model, self.example, self.request = model, example_inputs, request
         self.task, self.record, self.options, self.say = task, record, dict(options), say
+        self._images = [source.count, source.held_count]
+        self.source = source = source.judging(record.decide("judged", lambda: self._judged(source)))
         self.judge = Judge(source, task, model)
         self.maker = Maker(model, example_inputs, request, source, task, self.judge, self.options)
         self.tuner = Tuner(source, self.judge, record)
@@ -78,6 +81,17 @@ class Ground:
             return True
         share = _MEASURING_SHARE * (_UNTRAINED if self.request.epochs == 0 else 1)
         return passes(self.groups) * self._each < share * self.request.seconds
+
+    def _judged(self, source: Source) -> int:
+        """Held-out images that networks are compared on: fewer where looking at all of them would take the time.
+
+        A drop that may not be exceeded is measured on all.
+        """
+        if self.request.seconds is None or self.request.max_drop is not None:
+            return source.held_count
+        inputs, _ = next(iter(source.held()))
+        seconds = [_seconds(self.model, inputs) for _ in range(2)][-1] / rows_of(inputs)
+        return max(int(_JUDGED_SHARE * self.request.seconds / seconds), _JUDGED_LEAST)
 
     def _shown(self) -> int:
         """Images that methods and repairs see: fewer where a repair would take the time from training."""
@@ -120,8 +134,7 @@ class Ground:
         for name, tensor in named_tensors(self.model).items():
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(name.encode() + (flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""))
-        images = [self.source.count, self.source.held_count]
-        return {"weights": digest.hexdigest(), "images": images, "request": self.request.as_json()}
+        return {"weights": digest.hexdigest(), "images": self._images, "request": self.request.as_json()}
 
     def _schedule(self) -> dict[str, int]:
         if self.source.round is None or self.request.epochs == 0:
@@ -181,6 +194,14 @@ def fitting(left: float, epochs: int | None, steps: int, whole: int, step: float
     rounds = max(min(epochs or ROUNDS, int(left / (step * steps + judging))), 1)
     most = int((left / rounds - judging) / step)
     return (rounds, min(most, whole)) if most > 0 else (0, steps)
+
+
+def _seconds(model: nn.Module, inputs: Any) -> float:
+    """How long the answer to a batch takes."""
+    began = time.monotonic()
+    with evaluating(model), torch.no_grad():
+        call(model, inputs)
+    return max(time.monotonic() - began, 1e-6)
 
 
 def clone(model: nn.Module) -> nn.Module:

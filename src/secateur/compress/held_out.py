@@ -48,6 +48,19 @@ class Source:
     round: Callable[[int], Iterable[Pair]] | None
     notes: tuple[str, ...] = ()
 
+    def judging(self, images: int) -> Source:
+        """The same images, of which networks are compared on evenly spaced batches with about so many."""
+        if images >= self.held_count:
+            return self
+        held, sizes = self.held, [rows_of(inputs) for inputs, _ in self.held()]
+        keep, whole = max(round(len(sizes) * images / self.held_count), 1), len(sizes)
+        chosen = {k for k in range(whole) if (k + 1) * keep // whole > k * keep // whole}
+        return replace(
+            self,
+            held=lambda: (pair for k, pair in enumerate(held()) if k in chosen),
+            held_count=sum(sizes[k] for k in chosen),
+        )
+
     def showing(self, images: int) -> Source:
         """The same images, of which methods and repairs see the first batches with about so many."""
         shown = self.shown
@@ -121,7 +134,7 @@ def _of_loader(loader: DataLoader[Any], example: Any, seed: int) -> Source:
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     order = permutation(len(indices), seed=seed, purpose="held out").tolist()
     count = held_of(len(indices))
-    held, rest = sorted(indices[k] for k in order[:count]), [indices[k] for k in order[count:]]
+    held, rest = [indices[k] for k in order[:count]], [indices[k] for k in order[count:]]
 
     def batches(part: Sequence[int], number: int | None = None) -> Iterator[Pair]:
         generator = torch.Generator().manual_seed(0 if number is None else derive(seed, "round", number))

@@ -141,7 +141,7 @@ class Judge:
 
     def __call__(self, model: nn.Module) -> float:
         """The figure of a network; not finite where its answers are not."""
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             if self.unit == AGREEMENT:
                 return self._agreement(model)
             found = Evaluator(self.task)
@@ -171,7 +171,7 @@ class Judge:
 
     def original_of(self, inputs: Any) -> Any:
         """What the original says of a batch."""
-        with _evaluating(self._original), torch.no_grad():
+        with evaluating(self._original), torch.no_grad():
             return call(self._original, inputs)
 
     def _agreement(self, model: nn.Module) -> float:
@@ -206,7 +206,7 @@ class Judge:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and then every module's own again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
