@@ -82,8 +82,8 @@ def test_what_takes_the_place_of_training_is_tried_where_nothing_is_trained() ->
     without, trained = (request(bounds={"flops": 0.5}, epochs=epochs) for epochs in (0, 2))
     for labels in (True, False):  # what is measured needs none
         first = [str(each) for each in Space(without, data=True, labels=labels).starts()]
-        assert first[:4] == [
-            "fpgm with least_squares, global", "fpgm with least_squares, measured",
+        assert first[:5] == [
+            "fpgm with least_squares, global", "lamp with least_squares, global", "fpgm with least_squares, measured",
             "fpgm with least_squares and distillation, measured", "cap with least_squares, measured",
         ]  # fmt: skip
     assert not any("distillation" in repair for repair in trained.repairs)

@@ -29,6 +29,7 @@ from secateur.surgery import Result
 from secateur.tasks import Task
 
 RACE_SHARE, FRONT_SHARE = 0.25, 0.35  # of the time, after which a stage makes way for the next
+SECOND_SHARE = 0.4  # until which a second candidate is tried: one alone is no choice
 _MEASURING_SHARE = 0.1  # of the time, that measuring groups one by one may take
 _UNTRAINED = 2  # times as much of it where no training follows
 _REPAIR_SHARE, _PASSES = 0.06, 4  # of the time, for one repair; how often it goes through its images, about

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from secateur.compress.candidates import Candidate
-from secateur.compress.ground import FRONT_SHARE, RACE_SHARE, Ground, candidate_of, noted
+from secateur.compress.ground import FRONT_SHARE, RACE_SHARE, SECOND_SHARE, Ground, candidate_of, noted
 from secateur.compress.record import RACE
 from secateur.compress.workers import Hands
 from secateur.errors import BudgetError, ModelError, SecateurError
@@ -35,7 +35,8 @@ class Race:
             done = record.trials(RACE)
             good = any(trial.state == TrialState.COMPLETE for trial in done)
             begun = record.trials(RACE, TrialState.RUNNING)
-            if len(done) >= most or (good and not begun and self._ground.late(RACE_SHARE, _last(done))):
+            share = RACE_SHARE if len(done) > 1 else SECOND_SHARE
+            if len(done) >= most or (good and not begun and self._ground.late(share, _last(done))):
                 record.decide("raced", lambda: len(done))  # noqa: B023  # called at once
                 break
             end = min(most, len(done) + self._hands.count, (len(done) // _TOGETHER + 1) * _TOGETHER)
