@@ -16,7 +16,7 @@ NETWORKS = {
     "resnet20": ("ResNet-20 on CIFAR-10", "The base of the [leaderboard](leaderboard.md), and its training images."),
     "vgg16_bn": (
         "VGG-16-BN on CIFAR-10",
-        "A quarter of the usual width, as this was measured on one core; 8 epochs. A first measurement ended 2.3 points "
+        "A quarter of the usual width, as this was measured on one core, 8 epochs. At first it ended 2.3 points "
         "below LAMP, for there was time for one candidate alone; since then there are two, LAMP the second.",
     ),
     "photographs": (
