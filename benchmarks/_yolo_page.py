@@ -66,7 +66,7 @@ def _summary(rows: list[Row], done: list[Row], faults: list[Row], share: float) 
     near = [row for row in done if 0.99 * share <= row["left"] <= share]
     verified = sum(row["passed"] for row in done)
     far = [row for row in done if row not in near]
-    silent = sorted({f"`{row['method']}`" for row in far if not row["unspent"]})
+    silent = [f"`{row['method']}` on {row['network']}" for row in far if not row["unspent"]]
     kept = " (the others say in their plan why they leave more)" if far and not silent else ""
     if silent:  # runs of before weights other than zero were counted
         kept = f" (not {', '.join(silent)}, where what is set to zero was counted as left)"
