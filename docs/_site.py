@@ -137,6 +137,8 @@ class _Labels(Treeprocessor):
 
 #: Letters and digits that stand side by side on a phone, and what the space around a column takes of them.
 _PHONE, _SPACE = 55, 2
+#: Letters from which a cell is not kept on one line.
+_SENTENCE = 40
 
 
 def _label(table: Element, heads: list[str]) -> None:
@@ -148,6 +150,8 @@ def _label(table: Element, heads: list[str]) -> None:
         words = not any(re.search(r"\d", text) for text in said)
         for cell, text in zip(cells, said, strict=True):
             cell.set("data-label", name)
+            if len(text) > _SENTENCE:
+                cell.attrib.pop("style", None)  # a sentence among figures, such as why there is none, wraps
             if text in ("", "-", "–"):
                 cell.set("class", "none")  # on a phone, a line that says nothing
         for cell in (head, *cells) if words else ():
