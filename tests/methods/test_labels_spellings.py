@@ -105,9 +105,9 @@ def test_a_loss_that_is_no_number_is_refused(method: str, loss: Callable[..., to
 )
 def test_a_loss_that_nobody_asked_for_is_said(method: str, asked: bool) -> None:
     found = _pruned(method, LABELS, loss=F.cross_entropy)
-    assert any("loss was not looked at" in note for note in found.notes) != asked
+    assert any("loss function was not used" in note for note in found.notes) != asked
 
 
 def test_data_that_nobody_looked_at_are_said() -> None:
     for method in ("l1", "cpmc"):
-        assert any("data were not looked at" in note for note in _pruned(method, LABELS).notes)
+        assert any("data were not used" in note for note in _pruned(method, LABELS).notes)
