@@ -83,6 +83,9 @@ def _summary(found: dict[str, dict[str, Any]]) -> str:
     leads = {name: lead(result) for name, result in found.items()}
     good = sum(gap >= 0 for _, gap in leads.values())
     worst = min(leads, key=lambda name: leads[name][1])
+    pairs = [differences(finals(found[name]), "compress")[best] for name, (best, _) in leads.items()]
+    tested = [pair for pair in pairs if pair["high"] is not None]
+    below = sum(pair["high"] < 0 for pair in tested)
     missing = [NETWORKS[name][0] for name in NETWORKS if name not in found]
     said = (
         f"In {good} of {len(leads)} it is at least as good as the best single method; it is "
@@ -91,6 +94,7 @@ def _summary(found: dict[str, dict[str, Any]]) -> str:
             if leads[worst][1] >= -LOSS
             else f"**{-leads[worst][1]:.1f} points worse on {NETWORKS[worst][0]}**."
         )
+        + f" Of the {len(tested)} differences with several seeds {below or 'none'} is below zero by more than chance."
         + (f" Not measured: {', '.join(missing)}." if missing else "")
     )
     rows = [

@@ -34,6 +34,7 @@ def test_the_summary_counts_and_names_the_worst_and_what_is_missing() -> None:
     said = _compress_page._summary({"resnet20": GOOD, "segmenter": POOR})
     assert "In 1 of 2 it is at least as good" in said
     assert "**3.0 points worse on A segmenter**" in said
+    assert "Of the 2 differences with several seeds none is below zero by more than chance." in said
     assert "Not measured: VGG-16-BN on CIFAR-10, MobileNetV2 on photographs." in said
     # gaps 0, 1, 2: mean 1, t(0.975, 2) x 1 / sqrt(3) = 2.48
     assert "| `l1` | +1.0 | -1.5 to +3.5 |" in said
