@@ -130,7 +130,7 @@ def _section(name: str, result: dict[str, Any]) -> list[str]:
         f"{about} Budget {'; '.join(budgets)}. The original has {100 * result['original']:.1f}%.",
         circumstances(result),
         table(head, listed),
-        folded("What `compress` said", *_said(rows)),
+        folded("What compress said", *_said(rows)),
     ]
 
 
