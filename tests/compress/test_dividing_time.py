@@ -11,11 +11,13 @@ from _quarters import QUICK
 from torch import nn
 
 import secateur
-from secateur.compress import ground
+from secateur.compress import ground, race
 from secateur.compress.candidates import Candidate
 from secateur.compress.ground import RACE_SHARE, Ground, fitting, timed, untimed
 from secateur.compress.judging import Judge
 from secateur.compress.race import _last
+from secateur.compress.record import Record
+from secateur.compress.story import Story
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,43 @@ def test_a_look_at_held_out_images_leaves_the_time_to_training(
     seconds: float | None, drop: float | None, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = Known(seconds, None)
-    known.model, known.request.max_drop = nn.Identity(), drop
+    known.model, known.request = nn.Identity(), cast(Any, SimpleNamespace(seconds=seconds, max_drop=drop))
     source: Any = SimpleNamespace(held_count=4000, held=lambda: [(torch.zeros(8, 1), None)])
     monkeypatch.setattr(ground, "_seconds", lambda model, inputs: 0.08)  # 0.01 for each: 0.02 x 600 / 0.01
     assert known._judged(source) == images
+
+
+@pytest.mark.parametrize(
+    ("shown", "held", "said"),
+    [
+        (1024, 500, ""),
+        (405, 500, "For want of time methods and repairs saw about 405 images."),
+        (1024, 404, "For want of time networks were compared on 404 of 500 held-out images."),
+        (405, 404, "saw about 405 images and networks were compared on 404 of 500 held-out images."),
+    ],
+)
+def test_what_was_looked_at_less_is_told(shown: int, held: int, said: str) -> None:
+    record = SimpleNamespace(decision={"shown": shown}.get)
+    found: Any = SimpleNamespace(record=record, source=SimpleNamespace(held_count=held, count=4500), held_out=500)
+    told = Story._fewer(cast(Any, SimpleNamespace(_ground=found)))
+    assert told.endswith(said)
+    assert bool(told) == bool(said)
+
+
+@pytest.mark.parametrize(("spent", "tried"), [(0.2, 2), (0.38, 1), (0.5, 1)])  # of the time, each a tenth
+def test_a_second_candidate_is_tried_where_there_is_time(
+    model: nn.Module, loader: Any, spent: float, tried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(race, "_last", lambda trials: 60.0)
+    monkeypatch.setattr(Record, "spent", lambda record: spent * 600)
+    options = {**QUICK, "trials": 3, "epochs": 1, "time": 600}
+    found = secateur.compress(model, loader, flops=0.4, **options)
+    assert len([each for each in found.tried if each.stage == "race"]) == tried
+
+
+def test_where_nothing_compared_the_two_no_teacher_slows_the_training(
+    model: nn.Module, loader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ground, "timed", lambda *_: {"rounds": 1, "steps": 2, "short": 1, "finalists": 0})
+    found = secateur.compress(model, loader, flops=0.4, **{**QUICK, "trials": 1, "epochs": 1, "time": 600})
+    assert "without a teacher" in " ".join(found.said)

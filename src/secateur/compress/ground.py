@@ -58,7 +58,7 @@ class Ground:
         """
         self.model, self.example, self.request = model, example_inputs, request
         self.task, self.record, self.options, self.say = task, record, dict(options), say
-        self._images = [source.count, source.held_count]
+        self.held_out = source.held_count  # of which those that fit into the time are compared on
         self.source = source = source.judging(record.decide("judged", lambda: self._judged(source)))
         self.judge = Judge(source, task, model)
         self.maker = Maker(model, example_inputs, request, source, task, self.judge, self.options)
@@ -135,7 +135,8 @@ class Ground:
         for name, tensor in named_tensors(self.model).items():
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(name.encode() + (flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""))
-        return {"weights": digest.hexdigest(), "images": self._images, "request": self.request.as_json()}
+        images = [self.source.count, self.held_out]
+        return {"weights": digest.hexdigest(), "images": images, "request": self.request.as_json()}
 
     def _schedule(self) -> dict[str, int]:
         if self.source.round is None or self.request.epochs == 0:

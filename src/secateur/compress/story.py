@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 from secateur.allocate import MEASURED
 from secateur.compress.candidates import Candidate
 from secateur.compress.ground import Ground, clone
+from secateur.compress.held_out import SHOWN
 from secateur.compress.judging import AGREEMENT
 from secateur.compress.record import FINALISTS, RACE, SMALLEST
 from secateur.compress.refining import Choice
@@ -52,6 +53,7 @@ class Story:
             self._judge.note,
             self._left_out(),
             self._unmeasured(),
+            self._fewer(),
             *self._judge.task.notes,
             *ground.source.notes,
         ]
@@ -188,6 +190,15 @@ class Story:
     def _left_out(self) -> str:
         out = ", ".join(self._ground.space.left_out)
         return f"Not tried, for want of {'labels' if self._ground.source.shown else 'images'}: {out}." if out else ""
+
+    def _fewer(self) -> str:
+        """What was looked at less for want of time."""
+        ground = self._ground
+        shown, held = ground.record.decision("shown"), ground.source.held_count
+        parts = [f"methods and repairs saw about {shown:,} images"] if shown < min(SHOWN, ground.source.count) else []
+        if held < ground.held_out:
+            parts.append(f"networks were compared on {held:,} of {ground.held_out:,} held-out images")
+        return f"For want of time {' and '.join(parts)}." if parts else ""
 
     def _unmeasured(self) -> str:
         space, request = self._ground.space, self._request
