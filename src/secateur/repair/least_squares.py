@@ -20,20 +20,25 @@ Where this differs from the paper, and why:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from secateur._hints import few
 from secateur._progress import follow
 from secateur._settings import Section
 from secateur.repair.base import Case, Pairs, Reader, Repair, RepairRow
+from secateur.repair.masking import along
 from secateur.statistics.gather import pair, rows, untouched
 from secateur.statistics.lockstep import Standing, Stop, together, visits
-from secateur.statistics.samples import PatchSums, Sampler, answers, least_squares, patches_at, ridge_for
+from secateur.statistics.maps import MapSums, map_sums
+from secateur.statistics.narrow import narrow, taken
+from secateur.statistics.samples import PatchSums, Sampler, least_squares, patches_at, ridge_for
 from secateur.statistics.shortcuts import shortcuts
 
 
@@ -78,89 +83,134 @@ class LeastSquares(Repair):
         counts = [rows(inputs) for inputs in shown]
         sampler = Sampler(counts, s.positions, s.seed, per_column=s.per_column, layers=layers)
         stops = together((case.dense, case.model), shown, readers, held)
-        for stop in follow("layers", stops, len(readers)):
-            self._fit(case, readers[stop.layer], stop, sampler)
+        with ExitStack() as stack:
+            for reader in readers.values():
+                layer = case.model.get_submodule(reader.name)
+                stack.callback(narrow(layer, _inputs(case, reader), _outputs(case, reader)))
+            for stop in follow("layers", stops, len(readers)):
+                self._fit(case, readers[stop.layer], stop, sampler)
 
     def _fit(self, case: Case, reader: Reader, stop: Stop, sampler: Sampler) -> None:
         layer: Any = case.model.get_submodule(reader.name)
         has_constant = case.add_constant(reader, torch.zeros(len(layer.weight), device=layer.weight.device))
-        inputs = torch.from_numpy(reader.inputs).to(layer.weight.device)
-        moments = patch_sums(case.dense, case.model, stop, sampler, reader.norm, inputs)
-        constant = fit(layer, moments, inputs[None], ridge=self.settings.ridge, constant=has_constant)
+        inputs, outputs = _inputs(case, reader), _outputs(case, reader)
+        moments = patch_sums(case.model, stop, sampler, reader.norm, inputs, outputs)
+        constant = fit(layer, moments, inputs[None], ridge=self.settings.ridge, constant=has_constant, outputs=outputs)
         if has_constant:
             if layer.bias is None:  # a bias is part of what was fitted, and what a norm takes away is not
                 constant = constant - case.added(reader).to(constant)
             case.add_constant(reader, constant)
 
 
+def _inputs(case: Case, reader: Reader) -> torch.Tensor:
+    """Which inputs of a layer stay, a mask."""
+    return torch.from_numpy(reader.inputs).to(next(case.model.parameters()).device)
+
+
+def _outputs(case: Case, reader: Reader) -> torch.Tensor:
+    """Which outputs of a layer stay, a mask; what the others become is lost."""
+    weight: Any = case.model.get_submodule(reader.name).weight
+    kept = case.slices[f"{reader.name}.weight"][0]
+    if kept is None:
+        return torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    return along(kept, 0, weight).flatten()
+
+
 @torch.no_grad()
-def fit(layer: Any, moments: PatchSums, inputs: torch.Tensor, *, ridge: float, constant: bool) -> torch.Tensor:
+def fit(
+    layer: Any,
+    moments: PatchSums,
+    inputs: torch.Tensor,
+    *,
+    ridge: float,
+    constant: bool,
+    outputs: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Give a layer the weights nearest to the answers, zero where inputs go; returns the constant [outputs].
 
     moments: of all inputs, or, of a layer that is not grouped, of those that stay. inputs: which stay, [groups, inputs
-    of a group]. ridge: at least; see `ridge_for`. constant: whether there is one.
+    of a group]. ridge: at least; see `ridge_for`. constant: whether there is one. outputs: those that moments are of
+    and that are fitted, a mask; None: all.
     """
     kernel = layer.weight[0, 0].numel()
     stays = inputs.repeat_interleave(kernel, 1)
     weight = layer.weight.flatten(1)
     seen = stays[0] if moments.x.shape[1] < weight.shape[1] else torch.ones_like(stays[0])
-    kept = stays[:, seen]
-    chosen = ridge_for(moments, weight[:, seen], kept, ridge=ridge, constant=constant)
-    fitted, shift = least_squares(moments, weight[:, seen], kept, ridge=chosen, constant=constant)
+    made = torch.ones_like(weight[:, 0], dtype=torch.bool) if outputs is None else outputs
+    kept, before = stays[:, seen], weight[made][:, seen]
+    chosen = ridge_for(moments, before, kept, ridge=ridge, constant=constant)
+    fitted, shift = least_squares(moments, before, kept, ridge=chosen, constant=constant)
     weight = torch.zeros_like(weight)
-    weight[:, seen] = fitted.to(weight)
+    weight[made] = weight[made].index_copy(1, seen.nonzero().squeeze(1), fitted.to(weight))
     layer.weight.copy_(weight.view_as(layer.weight))
-    return shift
+    return shift.new_zeros(len(weight)).index_copy(0, made.nonzero().squeeze(1), shift)
 
 
 def patch_sums(
-    dense: nn.Module,
     model: nn.Module,
     stop: Stop,
     sampler: Sampler,
     norm: str | None,
     inputs: torch.Tensor | None = None,
+    outputs: torch.Tensor | None = None,
 ) -> PatchSums:
     """The moments of what a layer reads now and of what it should answer to that.
 
-    dense: the whole network, which answers. model: the one that reads; the same one where stops are of one model.
-    inputs: of a layer that is not grouped, the ones looked at (a mask); None: all.
+    model: the one that reads, of those that stand there the last; the first one answers.
+    inputs, outputs: of a layer that is not grouped, the ones looked at (masks); None: all.
     """
     standing = stop.batches()
     first = next(standing)
-    each = sampler.few(dense.get_submodule(stop.layer), first.inputs[0])
-    return PatchSums.of(samples(dense, model, stop.layer, chain((first,), standing), sampler, norm, inputs), each)
+    layer: Any = model.get_submodule(stop.layer)
+    each, batches = sampler.few(layer, first.inputs[0]), chain((first,), standing)
+    like = _like(layer, first.inputs[-1][:1], sampler, inputs)
+    blocks = samples(model, stop.layer, batches, sampler, norm, inputs, outputs, maps=like is not None)
+    return PatchSums.of(blocks, each) if like is None else map_sums(layer, blocks, like, halves=bool(each))
+
+
+def _like(layer: Any, x: torch.Tensor, sampler: Sampler, inputs: torch.Tensor | None) -> torch.Tensor | None:
+    """What this layer reads, if whole maps of it are less work than patches."""
+    if not isinstance(layer, _ConvNd) or layer.groups > 1 or layer.padding_mode != "zeros" or x.dtype != torch.float32:
+        return None
+    like = x if inputs is None else taken(x, 1, inputs.nonzero().squeeze(1))
+    return like if sampler.whole(layer, x) and MapSums(layer, like).pays else None
 
 
 def samples(
-    dense: nn.Module,
     model: nn.Module,
     layer: str,
     standing: Iterable[Standing],
     sampler: Sampler,
     norm: str | None,
     inputs: torch.Tensor | None = None,
+    outputs: torch.Tensor | None = None,
+    *,
+    maps: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Patches of what a layer reads now, and what it should answer to them (its bias taken away), batch by batch."""
-    before: Any = dense.get_submodule(layer)
+    """Patches of what a layer reads now, and what it should answer to them (its bias taken away), batch by batch.
+
+    maps: not patches, but the inputs themselves.
+    """
     now: Any = model.get_submodule(layer)
+    last = isinstance(now, nn.Linear)
     scale = norm_scale(None if norm is None else model.get_submodule(norm))
+    reads, makes = (None if mask is None or bool(mask.all()) else mask for mask in (inputs, outputs))
+    numbers = now.weight[0].numel() * getattr(now, "groups", 1)
     for number, batch in enumerate(standing):
-        whole, x = batch.inputs[0], batch.inputs[-1]
-        if inputs is not None and not bool(inputs.all()):
-            channels = -1 if isinstance(now, nn.Linear) else 1
-            x = x.movedim(channels, -1).index_select(-1, inputs.nonzero().squeeze(1)).movedim(-1, channels)
+        answer, x = batch.answer, batch.inputs[-1]
         first, second = batch.held[0], batch.held[-1]
-        numbers = before.weight[0].numel() * getattr(before, "groups", 1)
-        for part, places in sampler.places(before, number, whole).parts(numbers):
-            wanted = answers(before, patches_at(before, whole[part], places), before.weight, before.bias)
+        for part, places in sampler.places(now, number, x).parts(numbers):
+            wanted = places.values(answer[part], channels_last=last)
             if first is not None and second is not None:
-                last = isinstance(before, nn.Linear)
                 was, became = (places.values(held[part], channels_last=last) for held in (first, second))
                 wanted = wanted + (was - became) * scale
             if now.bias is not None:
                 wanted = wanted - now.bias
-            yield patches_at(now, x[part], places), wanted
+            if maps:
+                seen = x[part] if reads is None else taken(x[part], 1, reads.nonzero().squeeze(1))
+            else:
+                seen = patches_at(now, x[part], places, reads)
+            yield seen, wanted if makes is None else wanted[:, makes]
 
 
 def norm_scale(norm: Any) -> torch.Tensor | float:

@@ -2,7 +2,8 @@
 
 Reconstruction goes layer by layer: what a layer receives depends on the weights found for all those before it. Instead
 of running the network anew for every layer, each batch is one pass, begun once, that is held up in front of a layer
-while its weights change, and then goes on. Memory: what a forward pass holds of all batches together, at one layer.
+while its weights change, and then goes on. The first model is one whose weights nobody changes: it is held up behind
+the layer, so that its answer is computed once. Memory: what a forward pass holds of all batches together, at one layer.
 Where that is too much, which is early in a network, batches go there one by one instead, anew for each of these layers.
 """
 
@@ -22,20 +23,24 @@ from torch import nn
 from secateur.graph.calls import TRANSPARENT, Mode
 from secateur.graph.modules import as_call
 from secateur.graph.rules import tensors_in
-from secateur.statistics.gather import count
+from secateur.statistics.gather import count, glimpse
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One batch in front of a layer. inputs: of the layer, in every model. held: results of operators, likewise."""
+    """One batch at a layer.
+
+    inputs: of the layer, in every model. answer: of the first model. held: results of operators, of every model.
+    """
 
     inputs: tuple[torch.Tensor, ...]
+    answer: torch.Tensor
     held: tuple[torch.Tensor | None, ...]
 
 
 @dataclass(frozen=True)
 class Stop:
-    """All passes stand in front of one layer, which has not run yet.
+    """All passes stand at one layer, which has not run yet but in the first model.
 
     layer: its name. batches: gives what stands there, batch by batch; to be asked before the next stop.
     """
@@ -82,6 +87,8 @@ class _Pass(threading.Thread):
         self.model, self.inputs, self.counter = model, inputs, _Counter(wanted)
         self.layer: str | None = None  # where it stands
         self.input: torch.Tensor | None = None
+        self.answer: torch.Tensor | None = None
+        self.began = 0  # operators before the layer
         self.error: BaseException | None = None
         self._leave = False
         self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
@@ -97,7 +104,7 @@ class _Pass(threading.Thread):
             pass
         except BaseException as error:  # told by whoever drives this pass
             self.error = error
-        self.layer = self.input = None
+        self.layer = self.input = self.answer = None
         self._stands.release()
 
     def advance(self) -> None:
@@ -109,12 +116,12 @@ class _Pass(threading.Thread):
         if self.error is not None:
             raise self.error
 
-    def stand(self, layer: str, x: torch.Tensor) -> None:
-        """Wait in front of a layer."""
-        self.layer, self.input = layer, x
+    def stand(self, layer: str, x: torch.Tensor, answer: torch.Tensor | None) -> None:
+        """Wait in front of a layer, or behind it with what it answered."""
+        self.layer, self.input, self.answer = layer, x, answer
         self._stands.release()
         self._go.acquire()
-        self.input = None
+        self.input = self.answer = None
         if self._leave:
             raise _Left
 
@@ -126,10 +133,16 @@ class _Pass(threading.Thread):
             self.join()
 
 
-def _hold(name: str, layer: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+def _begin(*_: Any) -> None:
     here = threading.current_thread()
     if isinstance(here, _Pass):
-        here.stand(name, args[0] if args else keywords["input"])
+        here.began = here.counter.number
+
+
+def _hold(name: str, layer: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], answer: Any = None) -> None:
+    here = threading.current_thread()
+    if isinstance(here, _Pass):
+        here.stand(name, args[0] if args else keywords["input"], answer)
 
 
 def together(
@@ -141,7 +154,8 @@ def together(
 ) -> Iterator[Stop]:
     """Run models of one class over all batches of inputs, and stop at every call of `layers`, in order of execution.
 
-    Between two stops the weights of layers that have not run may change. Models should evaluate: see `untouched`.
+    Between two stops the weights of layers that have not run may change, but not in the first model. Models should
+    evaluate: see `untouched`.
 
     Args:
         layers: names of convolutions and linear layers. held: {layer: an operator before it} whose result is
@@ -151,7 +165,7 @@ def together(
     wanted, shown = dict(held or {}), list(batches)
     if wanted:  # what a network does in its first pass only, and remembers, is not to be counted
         for model in models:
-            once(model, shown[0])
+            once(model, glimpse(shown[0]))
     for layer in anew:
         yield Stop(layer, partial(_one_by_one, models, shown, layer, wanted.pop(layer, None)))
     rest = [layer for layer in layers if layer not in anew]
@@ -162,8 +176,8 @@ def together(
 def _one_by_one(models: Sequence[nn.Module], shown: Sequence[Any], layer: str, made: Made | None) -> Iterator[Standing]:
     """Every batch in front of one layer, the others not begun."""
     with ExitStack() as stack:
-        for model in models:
-            stack.callback(_hooked(model, layer))
+        for number, model in enumerate(models):
+            stack.callback(_hooked(model, layer, behind=not number))
         for inputs in shown:
             row = [_Pass(model, inputs, {made} if made else ()) for model in models]
             try:
@@ -180,9 +194,9 @@ def _side_by_side(
 ) -> Iterator[Stop]:
     """All batches of all models, from one layer to the next."""
     with ExitStack() as stack:
-        for model in models:
+        for number, model in enumerate(models):
             for name in layers:
-                stack.callback(_hooked(model, name))
+                stack.callback(_hooked(model, name, behind=not number))
         passes = [[_Pass(model, inputs, set(wanted.values())) for model in models] for inputs in shown]
         for each in (one for row in passes for one in row):
             stack.callback(each.close)
@@ -205,10 +219,11 @@ def _all_standing(passes: Sequence[Sequence[_Pass]], made: Made | None) -> Itera
 
 def _standing(row: Sequence[_Pass], made: Made | None) -> Standing:
     """What stands in front of a layer; a result that one of the models lacks is held of none."""
-    seen = tuple(each.input for each in row if each.input is not None)
-    held = [None if made is None else each.counter.kept.get(made.number) for each in row]
+    seen, answer = tuple(each.input for each in row if each.input is not None), row[0].answer
+    assert answer is not None
+    held = [None if made is None or made.number >= each.began else each.counter.kept.get(made.number) for each in row]
     shapes = {None if tensor is None else tensor.shape for tensor in held}
-    return Standing(seen, tuple(held if len(shapes) == 1 else [None] * len(row)))
+    return Standing(seen, answer, tuple(held if len(shapes) == 1 else [None] * len(row)))
 
 
 @torch.no_grad()
@@ -218,9 +233,16 @@ def once(model: nn.Module, inputs: Any) -> None:
     model(*args, **keywords)
 
 
-def _hooked(model: nn.Module, layer: str) -> Callable[[], None]:
-    """Let passes wait in front of this layer; returns how that ends."""
-    return model.get_submodule(layer).register_forward_pre_hook(partial(_hold, layer), with_kwargs=True).remove
+def _hooked(model: nn.Module, layer: str, *, behind: bool) -> Callable[[], None]:
+    """Let passes wait in front of this layer, or behind it; returns how that ends."""
+    module, stack = model.get_submodule(layer), ExitStack()
+    stack.callback(module.register_forward_pre_hook(_begin).remove)
+    hold = partial(_hold, layer)
+    if behind:
+        stack.callback(module.register_forward_hook(hold, with_kwargs=True).remove)
+    else:
+        stack.callback(module.register_forward_pre_hook(hold, with_kwargs=True).remove)
+    return stack.close
 
 
 @torch.no_grad()
@@ -275,7 +297,7 @@ def visits(model: nn.Module, inputs: Any, layers: Collection[str]) -> dict[str, 
     with ExitStack() as stack:
         for name in layers:
             stack.callback(model.get_submodule(name).register_forward_pre_hook(partial(count, name)).remove)
-        args, keywords = as_call(inputs)
+        args, keywords = as_call(glimpse(inputs))
         model(*args, **keywords)
     return counts
 

@@ -27,10 +27,13 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.errors import InputError
+from secateur.statistics.narrow import taken
 from secateur.statistics.patches import BLOCK, EXACT, padded, strips
 
 #: Pulls that are tried on halves of few samples, besides the one that is set.
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+#: The least pull with which more than `EXACT` columns are solved for in single precision, where fits are compared.
+_SINGLE = 1e-5
 
 
 def readable(layer: nn.Module) -> bool:
@@ -92,6 +95,11 @@ class Sampler:
         columns: int = layer.weight[0].numel()
         return max(self.positions, math.ceil(self._share * columns))
 
+    def whole(self, layer: nn.Module, x: torch.Tensor) -> bool:
+        """Whether all places of a map are looked at."""
+        sizes = _sizes(layer, x)
+        return bool(sizes) and math.prod(sizes) <= self._wanted(layer)
+
     def places(self, layer: nn.Module, batch: int, x: torch.Tensor) -> Places:
         """The places of one batch for a layer that reads `x`."""
         sizes = _sizes(layer, x)
@@ -119,11 +127,15 @@ def _sizes(layer: Any, x: torch.Tensor) -> tuple[int, ...]:
     return tuple((size + more - far) // step + 1 for size, more, far, step in sizes)
 
 
-def patches_at(layer: Any, x: torch.Tensor, places: Places) -> torch.Tensor:
-    """What a layer's weights are multiplied with there: [N, groups, columns], columns as in `weight.flatten(1)`."""
+def patches_at(layer: Any, x: torch.Tensor, places: Places, inputs: torch.Tensor | None = None) -> torch.Tensor:
+    """What a layer's weights are multiplied with there: [N, groups, columns], columns as in `weight.flatten(1)`.
+
+    inputs: of a layer that is not grouped, those that are looked at (a mask); None: all.
+    """
     if isinstance(layer, nn.Linear):
-        return places.values(x, channels_last=True)[:, None]
-    x = padded(layer, x)
+        values = places.values(x, channels_last=True)
+        return (values if inputs is None else values[:, inputs])[:, None]
+    x = padded(layer, x if inputs is None else taken(x, 1, inputs.nonzero().squeeze(1)))
     dims = len(layer.kernel_size)
     index: list[Any] = [torch.arange(len(x), device=x.device).view(-1, *[1] * (dims + 1)), slice(None)]
     for axis, (kernel, step, spread) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
@@ -210,13 +222,23 @@ class PatchSums:
                 half.add(seen[mine], wanted[mine])
             before += len(seen) // each
         assert found is not None  # there is no stop without a batch
-        for half in found.halves or ():
+        return (found if found.halves is None else cls.joined(found.halves)).finite()
+
+    @classmethod
+    def joined(cls, halves: Sequence[PatchSums]) -> PatchSums:
+        """The moments of all of these together; of two, they are its halves."""
+        if len(halves) == 1:
+            return halves[0].finite()
+        first = halves[0]
+        found = cls(len(first.xx), first.xx.shape[1], first.y.numel(), first.xx.device)
+        for half in halves:
             found.merge(half)
+        found.halves = (halves[0], halves[1])
         return found.finite()
 
     def finite(self) -> PatchSums:
         """These sums; InputError where they are no numbers."""
-        if not math.isfinite(self.yy) or not bool(torch.isfinite(self.xx.sum())):
+        if not math.isfinite(self.yy) or not bool(torch.isfinite(self._xx.diagonal(dim1=1, dim2=2)).all()):
             raise InputError("What a layer reads or answers is not finite: check the images and the weights.")
         return self
 
@@ -252,8 +274,10 @@ class Fit:
     With A = XᵀX / N and B = XᵀY / N - A Wᵀ, around the means where there is a constant, D solves (A + r I) Dᵀ = B.
     """
 
-    def __init__(self, moments: PatchSums, weight: torch.Tensor, kept: torch.Tensor, *, constant: bool) -> None:
-        """See `least_squares`."""
+    def __init__(
+        self, moments: PatchSums, weight: torch.Tensor, kept: torch.Tensor, *, constant: bool, compared: bool = False
+    ) -> None:
+        """See `least_squares`. compared: with others of its kind alone, for which less precision will do."""
         groups = len(moments.x)
         self._moments, self._constant = moments, constant
         self._index = [stays.nonzero().squeeze(1) for stays in kept.expand(groups, -1)]
@@ -263,6 +287,8 @@ class Fit:
         self._square, self._right = [], []
         for g, before in enumerate(self._before):
             square, right = self._covariance(g)
+            if compared and len(square) > EXACT:
+                square, right, before = square.float(), right.float(), before.float()
             self._square.append(square)
             self._right.append(right.addmm_(square, before, alpha=-1.0))
 
@@ -297,7 +323,7 @@ class Fit:
         total = 0.0
         for g, change in enumerate(changes):
             quadratic = (self._square[g] @ change).sub_(self._right[g], alpha=2.0)
-            total += float(torch.dot(quadratic.flatten(), change.flatten()))
+            total += float(quadratic.mul_(change).sum(dtype=torch.float64))
             if self._constant:
                 apart = self._means(g, change) - shown._means(g, change)
                 total += float(apart.square().sum())
@@ -331,7 +357,7 @@ def ridge_for(moments: PatchSums, weight: torch.Tensor, kept: torch.Tensor, *, r
     """
     if moments.halves is None or not all(half.count for half in moments.halves):
         return ridge
-    shown, held = (Fit(half, weight, kept, constant=constant) for half in moments.halves)
+    shown, held = (Fit(half, weight, kept, constant=constant, compared=True) for half in moments.halves)
     tried = (ridge, *(one for one in _RIDGES if one > ridge))
 
     @cache
@@ -348,7 +374,9 @@ def ridge_for(moments: PatchSums, weight: torch.Tensor, kept: torch.Tensor, *, r
 
 def _solved(square: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Tensor:
     """(square + r I)⁻¹ right with r a share of the mean of the diagonal, raised until the factorisation succeeds."""
-    mean = float(square.diagonal().mean())
+    mean = float(square.diagonal().mean(dtype=torch.float64))
+    if square.dtype == torch.float32 and ridge < _SINGLE:
+        return _solved(square.double(), right.double(), ridge).float()
     if mean <= 0:
         return torch.zeros_like(right)  # inputs that are always zero
     if ridge == 0:

@@ -71,7 +71,7 @@ class CP(Layerwise):
         self._shared = {group: np.zeros((len(self._channels[group]),) * 2) for group in several}
         layers, dense = {layer for found in several.values() for layer in found}, work.case.dense
         for stop in self._together((dense,), work, sorted(layers), {}) if layers else ():
-            moments = patch_sums(dense, dense, stop, work.sampler, None)
+            moments = patch_sums(dense, stop, work.sampler, None)
             energy = max(moments.energy(constant=self._has_constant(stop.layer)), 1e-30)
             for group in [g for g, found in several.items() if stop.layer in found]:
                 self._shared[group] += self._problem(moments, dense, stop.layer, group)[0] / energy

@@ -153,7 +153,7 @@ class DCP(Discriminating):
         if not anew or stop.layer not in self._slopes:
             return super()._moments(work, stop, anew=anew)
         case, norm, constant = work.case, self._norms.get(stop.layer), self._has_constant(stop.layer)
-        blocks = samples(case.dense, case.model, stop.layer, stop.batches(), work.sampler, norm)
+        blocks = samples(case.model, stop.layer, stop.batches(), work.sampler, norm)
         self._joint = self._slopes[stop.layer].joint(blocks, self.settings.weight, constant=constant)
         return self._joint.moments
 

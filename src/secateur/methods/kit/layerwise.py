@@ -195,7 +195,7 @@ class Layerwise(Method):
         """Of what the layer reads and should answer. anew: channels are to be chosen with them, so of all there are."""
         layer: Any = work.case.model.get_submodule(stop.layer)
         inputs = None if anew or getattr(layer, "groups", 1) > 1 else self._inputs(layer, self._table(stop))[0]
-        return patch_sums(work.case.dense, work.case.model, stop, work.sampler, self._norms.get(stop.layer), inputs)
+        return patch_sums(work.case.model, stop, work.sampler, self._norms.get(stop.layer), inputs)
 
     def _table(self, stop: Stop) -> IntArray:
         return self._tables[stop.layer]

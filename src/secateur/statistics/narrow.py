@@ -1,0 +1,71 @@
+"""A layer in a network of full width that computes with the channels that stay alone: the others are zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+#: The share of a layer's products from which on leaving the others out gains nothing.
+_MOST = 0.8
+
+
+def narrow(layer: Any, inputs: torch.Tensor, outputs: torch.Tensor | None = None) -> Callable[[], None]:
+    """Let a layer that is not grouped read these inputs and make these outputs alone; returns how that ends.
+
+    inputs, outputs (None: all): masks. What it reads otherwise must have no weight, and what it makes otherwise is
+    zero. Weights may change meanwhile.
+    """
+    share = float(inputs.double().mean()) * (1.0 if outputs is None else float(outputs.double().mean()))
+    if share > _MOST or not bool(inputs.any()) or (outputs is not None and not bool(outputs.any())):
+        return lambda: None
+    before = layer.__dict__.get("forward")
+    reads = None if bool(inputs.all()) else inputs.nonzero().squeeze(1)
+    makes = None if outputs is None or bool(outputs.all()) else outputs.nonzero().squeeze(1)
+    layer.forward = partial(_forward, layer, reads, makes)
+
+    def end() -> None:
+        del layer.forward
+        if before is not None:
+            layer.forward = before
+
+    return end
+
+
+def _forward(layer: Any, reads: torch.Tensor | None, makes: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
+    weight, bias = layer.weight, layer.bias
+    if makes is not None:
+        weight, bias = weight[makes], None if bias is None else bias[makes]
+    if reads is not None:
+        weight = weight[:, reads]
+    axis = -1 if isinstance(layer, nn.Linear) else input.ndim - len(layer.kernel_size) - 1
+    x = input if reads is None else taken(input, axis, reads)
+    conv = isinstance(layer, _ConvNd)
+    out: torch.Tensor = layer._conv_forward(x, weight, bias) if conv else F.linear(x, weight, bias)
+    return out if makes is None else _put(out, axis, makes, len(layer.weight))
+
+
+def taken(x: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+    """x[..., index, ...]: where channels lie together, row by row, which is several times faster."""
+    last = x.movedim(axis, -1)
+    if not last.is_contiguous():
+        return x.index_select(axis, index)
+    rows = last.reshape(-1, last.shape[-1]).index_select(1, index)
+    return rows.view(*last.shape[:-1], len(index)).movedim(-1, axis)
+
+
+def _put(x: torch.Tensor, axis: int, index: torch.Tensor, width: int) -> torch.Tensor:
+    """The channels at these places of so many, zero elsewhere; in the order of memory that x has."""
+    last = x.movedim(axis, -1)
+    if last.is_contiguous():
+        result = x.new_zeros(*last.shape[:-1], width)
+        result[..., index] = last
+        return result.movedim(-1, axis)
+    shape = list(x.shape)
+    shape[axis] = width
+    return x.new_zeros(shape).index_copy(axis, index, x)

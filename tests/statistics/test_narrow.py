@@ -1,0 +1,68 @@
+"""Layers that compute with the channels that stay alone answer as those that compute with zeros."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.statistics.narrow import narrow
+
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "padded": (nn.Conv2d(12, 10, 3, padding=1), (12, 7, 6)),
+    "reflected, strided": (nn.Conv2d(12, 10, 3, 2, padding=1, padding_mode="reflect", bias=False), (12, 6, 6)),
+    "one axis": (nn.Conv1d(12, 10, 5, stride=2, padding=1), (12, 11)),
+    "linear": (nn.Linear(12, 10), (12,)),
+    "tokens": (nn.Linear(12, 10, bias=False), (6, 12)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("cut", ["inputs", "outputs", "both"])
+@torch.no_grad()
+def test_it_is_what_zeros_are(name: str, together: bool, cut: str) -> None:
+    torch.manual_seed(0)
+    layer, shape = LAYERS[name]
+    x = torch.randn(4, *shape)
+    if together and x.ndim == 4:
+        x = x.to(memory_format=torch.channels_last)
+    inputs, outputs = torch.arange(12) % 3 != 1, torch.arange(10) % 2 == 0
+    if cut == "inputs":
+        outputs[:] = True
+    if cut == "outputs":
+        inputs[:] = True
+    layer.weight[~outputs] = layer.weight[:, ~inputs] = 0
+    if layer.bias is not None:
+        layer.bias[~outputs] = 0
+    wanted = layer(x)
+    end = narrow(layer, inputs, outputs)
+    assert "forward" in layer.__dict__
+    torch.testing.assert_close(layer(x), wanted)
+    layer.weight.mul_(2)  # it may change meanwhile
+    if layer.bias is not None:
+        layer.bias.mul_(2)
+    torch.testing.assert_close(layer(x), 2 * wanted)
+    end()
+    assert "forward" not in layer.__dict__
+
+
+@torch.no_grad()
+def test_where_there_is_nothing_to_gain_nothing_is_done() -> None:
+    layer = nn.Linear(10, 10)
+    every, most = torch.ones(10, dtype=torch.bool), torch.arange(10) > 0
+    for inputs, outputs in ((every, None), (most, None), (most, every), (~every, None), (every, ~every)):
+        narrow(layer, inputs, outputs)()
+        assert "forward" not in layer.__dict__
+
+
+@torch.no_grad()
+def test_what_was_there_before_comes_back() -> None:
+    layer: Any = nn.Linear(10, 10)
+    layer.forward = lambda x: x
+    end = narrow(layer, torch.arange(10) < 3)
+    assert not torch.equal(layer(torch.ones(1, 10)), torch.ones(1, 10))
+    end()
+    assert torch.equal(layer(torch.ones(1, 10)), torch.ones(1, 10))
