@@ -42,6 +42,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Recording:
     """Record one forward pass of `model` (unwrapped, any mode); on real tensors where meta cannot run or differs."""
     args, kwargs = as_call(example_inputs)
     told = example_inputs.training if isinstance(example_inputs, Inputs) else None
+    output_tensors([args, kwargs], refuse=True)
     try:
         code = Code(module for _, module in modules_of(model))
         recording = None if code.meta_differs() else capture_once(model, args, kwargs, code=code, meta=True, told=told)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
-from _judge import TOLERANCE, error, image, leaves, relu_conv, right_or_refused, unique
+from _judge import TOLERANCE, error, image, leaves, masked, relu_conv, right_or_refused, unique
 from torch import nn
 
 import secateur
@@ -217,3 +219,128 @@ def test_inputs_in_objects_keep_their_class(name: str) -> None:
     if result is not None:
         assert result.model.b[0].out_channels == 8
         assert error(model, result.model, (make(),)) <= TOLERANCE
+
+
+class Tagged:
+    """An object whose class holds the tensor, as a cache for all of its kind."""
+
+    shared: torch.Tensor
+
+
+def tagged(scores: torch.Tensor) -> Any:
+    return type("Own", (Tagged,), {"shared": scores})
+
+
+def beside(scores: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    size.logits = scores  # type: ignore[attr-defined]
+    return size
+
+
+def with_default(scores: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def late(found: torch.Tensor = scores) -> torch.Tensor:
+        return found
+
+    return late
+
+
+def finished(scores: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    made: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    made.set_result(scores)
+    return made
+
+
+class Quiet(list):
+    """A list that does not give what it holds when it is gone through."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+CARRIED: dict[str, Wrap] = {
+    "an attribute of a tensor": lambda y, n: beside(y, n),
+    "an attribute of a tensor in a dict": lambda y, n: {"size": beside(y, n)},
+    "a default of a function": lambda y, n: (n, with_default(y)),
+    "a keyword's default": lambda y, n: (n, lambda *, found=y: found),
+    "a method of a tensor": lambda y, n: (n, y.argmax),
+    "a method of a list": lambda y, n: (n, [y].pop),
+    "the class of an object": lambda y, n: (n, tagged(y)()),
+    "a class": lambda y, n: [n, tagged(y)],
+    "an exception": lambda y, n: (n, ValueError("low", y)),
+    "a future": lambda y, n: {"size": n, "late": finished(y)},
+    "a list that hides its items": lambda y, n: (n, Quiet([y])),
+}
+
+
+@pytest.mark.parametrize("how", CARRIED)
+def test_what_carries_an_output_along_is_looked_into(how: str) -> None:
+    model = unique(Net(CARRIED[how])).eval()
+    result = secateur.prune(model, image(), allocator="ratios", ratios={"*": 0.5})
+    assert result.model.scores.out_features == 10
+    assert result.model.b[0].out_channels == 8
+
+
+@pytest.mark.parametrize("name", ["storage", "capsule"])
+def test_bare_memory_as_output_is_refused(name: str) -> None:
+    ways: dict[str, Wrap] = {
+        "storage": lambda y, n: (n, y.untyped_storage()),
+        "capsule": lambda y, n: (n, torch.utils.dlpack.to_dlpack(y)),
+    }
+    with pytest.raises(secateur.SecateurError, match="cannot be looked into"):
+        secateur.prune(Net(ways[name]).eval(), image(), allocator="ratios", ratios={"*": 0.5})
+
+
+class Strict(dict):
+    """A dict that is only filled when it is made."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        raise RuntimeError("this dict is frozen")
+
+
+class Two(tuple):
+    """A tuple whose constructor takes its items apart."""
+
+    def __new__(cls, first: Any, second: Any) -> Two:
+        return tuple.__new__(cls, (first, second))
+
+
+def namespace() -> Any:
+    made = types.SimpleNamespace(image=image(), offset=0.5)
+    made.itself = made
+    return made
+
+
+def boxed() -> Any:
+    found = np.empty(2, dtype=object)
+    found[0], found[1] = Holder(image()), None
+    return found
+
+
+CLASSES: dict[str, tuple[Any, Callable[[], Any]]] = {
+    "namespace that knows itself": (None, namespace),
+    "dict that cannot be set": ("batch", lambda: Strict(batch=Holder(image()))),
+    "tuple with a constructor": (1, lambda: Two(0, Holder(image()))),
+    "mapping that cannot be set": ("batch", lambda: Own(batch=Holder(image()))),
+    "proxy of a dict": ("batch", lambda: types.MappingProxyType({"batch": Holder(image())})),
+    "array of objects": (0, boxed),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_inputs_of_any_class_are_made_again_as_what_they_are(name: str) -> None:
+    key, make = CLASSES[name]
+    model = unique(FromObject(key)).eval()
+    result = secateur.prune(model, (make(),), allocator="ratios", ratios={"*": 0.5})
+    assert result.model.b[0].out_channels == 8
+    torch.testing.assert_close(result.model(make()), masked(model, result.model)(make()))
+
+
+@pytest.mark.parametrize(
+    "given", [(x for x in [image()]), iter([image()]), map(abs, [image()])], ids=lambda v: str(type(v))
+)
+def test_an_input_that_can_be_read_once_is_refused(given: Any) -> None:
+    class First(Net):
+        def forward(self, found: Any) -> Any:
+            return super().forward(next(found))
+
+    with pytest.raises(secateur.SecateurError, match="input or output holds a"):
+        secateur.prune(First(lambda y, n: y).eval(), (given,), budget="flops=0.5")
