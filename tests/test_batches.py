@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+import secateur
 from secateur.batches import Batches, inputs_of, parts_of
 from secateur.errors import ConfigError, InputError, SecateurError
 
@@ -138,3 +139,16 @@ def test_what_gives_no_batches(given: Any) -> None:
     with pytest.raises(SecateurError, match="give batches, such as a DataLoader") as caught:
         Batches(given, X)
     assert isinstance(caught.value, ConfigError)
+
+
+@pytest.mark.parametrize("batch", [X[:0], (X[:0], Y[:0]), {"image": X[:0], "label": Y[:0]}, (X[..., :0], Y)])
+def test_a_batch_of_nothing_is_refused(batch: Any) -> None:
+    with pytest.raises(InputError, match="A batch holds nothing"):
+        list(Batches([(X, Y), batch], X[:1]))
+
+
+@pytest.mark.parametrize("example", [X[:0], (X[:0], W[:0]), {"image": X[..., :0]}])
+def test_example_inputs_of_nothing_are_refused(example: Any) -> None:
+    model = torch.nn.Conv2d(3, 8, 3)
+    with pytest.raises(InputError, match="hold not one number"):
+        secateur.prune(model, example, budget="flops=0.5")

@@ -258,6 +258,10 @@ def _check_rows(inputs: Any, args: tuple[Any, ...], keywords: Mapping[str, Any])
     pairs = [*zip(given, args, strict=False), *((named[name], keywords.get(name)) for name in named)]
     for value, example in pairs:
         tensors = isinstance(value, torch.Tensor) and isinstance(example, torch.Tensor)
+        if tensors and value.ndim == example.ndim and not value.numel() and example.numel():
+            raise InputError(
+                f"A batch holds nothing (its inputs are {_shape(value)}): leave such batches out of the data."
+            )
         if tensors and value.ndim == example.ndim - 1:
             raise InputError(
                 f"A batch's inputs are {_shape(value)} and the network takes {_shape(example)}: a single sample is no "

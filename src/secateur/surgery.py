@@ -214,8 +214,9 @@ def remember(graph: Graph, plan: Plan) -> list[str]:
 
 def check_weights(graph: Graph) -> None:
     """Refuse weights that are not numbers."""
-    numbers = {name: t for name, t in graph.tensors().items() if t.is_floating_point() and t.numel()}
-    largest = nn.utils.get_total_norm([t.detach() for t in numbers.values()], norm_type=float("inf"))
+    numbers = {name: t.detach() for name, t in graph.tensors().items() if t.is_floating_point() and t.numel()}
+    numbers = {name: t if t.element_size() > 1 else t.float() for name, t in numbers.items()}  # 8 bits compute nothing
+    largest = nn.utils.get_total_norm(list(numbers.values()), norm_type=float("inf"))
     if bool(torch.isfinite(largest)):
         return
     for name, tensor in numbers.items():

@@ -95,3 +95,37 @@ def test_nothing_is_searched_for_optimisers_where_nobody_holds_the_weights(monke
     with pytest.raises(AssertionError):
         secateur.prune(model, IMAGE, budget="flops=0.5", inplace=True)
     assert held[0] is model[0].weight
+
+
+class Preconditioned(optim.Optimizer):
+    """Keeps a matrix for every dimension of a parameter, in a container, as Shampoo and its kin do."""
+
+    def __init__(self, parameters: Iterable[Any], container: Callable[[list[torch.Tensor]], Any]) -> None:
+        super().__init__(parameters, {"lr": 1e-3})
+        self.container = container
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            closure()
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            if not state:
+                state["factors"] = self.container([torch.eye(n) for n in parameter.shape])
+            factors = state["factors"]
+            found = parameter.grad
+            for dim, factor in enumerate(factors.values() if isinstance(factors, dict) else factors):
+                found = torch.tensordot(found, factor, ([0], [0]))  # the next dimension comes first
+                assert dim < parameter.dim()
+            parameter.data.sub_(found, alpha=1e-3)
+
+
+@pytest.mark.parametrize("container", [list, tuple, lambda each: dict(enumerate(each))], ids=["list", "tuple", "dict"])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_what_an_optimiser_keeps_in_containers_starts_anew(container: Any, inplace: bool) -> None:
+    model = small()
+    optimiser = Preconditioned(model.parameters(), container)
+    step(model, optimiser)
+    result = secateur.prune(model, IMAGE, budget="flops=0.5", inplace=inplace)
+    if not inplace:
+        secateur.follow(optimiser, result)
+    step(result.model, optimiser)

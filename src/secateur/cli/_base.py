@@ -69,6 +69,27 @@ class Described(TyperCommand):
         """The help, no line of it wider than the terminal's."""
         return folded(super().get_help(ctx), ctx.make_formatter().width)
 
+    def make_parser(self, ctx: Any) -> Any:
+        """A parser that refuses an option given twice where one value is taken: the last would win unseen."""
+        parser: Any = super().make_parser(ctx)
+        read = parser.parse_args
+
+        def parse_args(args: list[str]) -> Any:
+            options, arguments, order = read(args=args)
+            for option in {id(each): each for each in order}.values():
+                values = option.multiple or getattr(option, "count", False) or not hasattr(option, "is_flag")
+                if not values and not _switch(option) and sum(each is option for each in order) > 1:
+                    raise ConfigError(f"{max(option.opts, key=len)} is given more than once: give it once.")
+            return options, arguments, order
+
+        parser.parse_args = parse_args
+        return parser
+
+
+def _switch(option: Any) -> bool:
+    """Whether an option only turns something on: given twice, it means what it means once."""
+    return bool(option.is_flag) and not option.secondary_opts
+
 
 class Commands(TyperGroup):
     """Every way a command can fail becomes one line on stderr and an exit code."""

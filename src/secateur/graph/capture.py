@@ -42,7 +42,10 @@ def capture(model: nn.Module, example_inputs: Any) -> Recording:
     """Record one forward pass of `model` (unwrapped, any mode); on real tensors where meta cannot run or differs."""
     args, kwargs = as_call(example_inputs)
     told = example_inputs.training if isinstance(example_inputs, Inputs) else None
-    output_tensors([args, kwargs], refuse=True)
+    given = output_tensors([args, kwargs], refuse=True)
+    if given and not any(tensor.numel() for tensor in given):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given)
+        raise InputError(f"The example inputs of shape {shapes} hold not one number: give a batch of at least one.")
     try:
         code = Code(module for _, module in modules_of(model))
         recording = None if code.meta_differs() else capture_once(model, args, kwargs, code=code, meta=True, told=told)

@@ -18,7 +18,7 @@ from secateur.graph.labels import Axis, Ids
 from secateur.graph.modules import clone_module, modules_of, named_tensors
 from secateur.graph.recorder import Recording
 from secateur.graph.resize import repair_sizes
-from secateur.graph.sizes import Repair, Sizes
+from secateur.graph.sizes import Repair, Sizes, put_number
 from secateur.graph.stale import Stale, stale_sizes
 
 Slices = dict[str, tuple[Ids | None, ...]]
@@ -141,6 +141,26 @@ def _tried(
     return twin, sizes, repair_sizes(twin, inputs, sizes, about), slices
 
 
+def _narrow(
+    modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], slices: Slices, repairs: list[Repair]
+) -> None:
+    """Narrow these tensors and set these sizes; where it does not come to its end (Ctrl-C), all are as they were."""
+    narrow = {name: take(tensor, slices[name]) for name, tensor in tensors.items()}
+    before = {name: (tensor.data, tensor.grad) for name, tensor in tensors.items()}
+    try:
+        for name, tensor in tensors.items():
+            put(tensor, narrow[name])
+        for repair in repairs:
+            repair.apply(modules[repair.module])
+    except BaseException:
+        for name, (value, gradient) in before.items():
+            put(tensors[name], value)
+            tensors[name].grad = gradient
+        for repair in reversed(repairs):
+            put_number(modules[repair.module], repair.attribute, repair.path, repair.old)
+        raise
+
+
 def check(
     model: nn.Module,
     inputs: object,
@@ -169,16 +189,13 @@ def cut(
     repairs += followed
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
 
-    if inplace:
-        for name, tensor in tensors.items():
-            if name in slices:
-                put(tensor, take(tensor, slices[name]))
-        narrow = model
-    else:
-        narrow = clone_module(model, lambda t: _taken(t, by_id.get(id(t))))
+    narrow = model if inplace else clone_module(model, lambda t: _taken(t, by_id.get(id(t))))
     modules = dict(modules_of(narrow))
-    for repair in repairs:
-        repair.apply(modules[repair.module])
+    if inplace:
+        _narrow(modules, {name: tensors[name] for name in slices}, slices, repairs)
+    else:
+        for repair in repairs:
+            repair.apply(modules[repair.module])
     for module in modules.values():
         if isinstance(module, nn.RNNBase):
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]

@@ -16,7 +16,7 @@ from torch.optim import LBFGS, Optimizer
 
 from secateur.graph.cut import Cut, Slices, take
 from secateur.graph.labels import Ids
-from secateur.graph.modules import named_tensors
+from secateur.graph.modules import named_tensors, output_tensors
 
 
 class _Result(Protocol):
@@ -87,7 +87,12 @@ def narrow_state(state: dict[str, Any], shape: tuple[int, ...], rows: tuple[Ids 
     if rows is None:
         return
     for key, value in list(state.items()):
-        if not isinstance(value, torch.Tensor) or value.numel() == 1:
+        if not isinstance(value, torch.Tensor):
+            if all(tensor.numel() == 1 for tensor in output_tensors(value)):
+                continue
+            state.clear()  # preconditioners in a list, say
+            return
+        if value.numel() == 1:
             continue
         if value.dim() != len(shape) or any(n not in (1, size) for n, size in zip(value.shape, shape, strict=True)):
             state.clear()

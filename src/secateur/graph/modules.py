@@ -142,6 +142,8 @@ def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tenso
             fresh = convert(tensor)
             if fresh is not tensor and _is_parameter(tensor) and not _is_parameter(fresh):
                 fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
+            if fresh is not tensor and tensor.__dict__:
+                _note(fresh, tensor.__dict__)
             memo[id(tensor)] = fresh
     try:
         twin: nn.Module = copier.copy(model)
@@ -155,6 +157,13 @@ def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tenso
             f"The model cannot be copied ({type(error).__name__}: {' '.join(str(error).split())[:200]}); give its "
             "class a __deepcopy__ or remove the attribute that cannot be copied."
         ) from error
+
+
+def _note(fresh: torch.Tensor, noted: Mapping[str, Any]) -> None:
+    """What a program notes on a tensor (no weight decay, say) stays noted; tensors there may be of another width."""
+    for name, value in noted.items():
+        if not name.startswith("_secateur_") and not output_tensors(value):
+            setattr(fresh, name, value)
 
 
 def _is_parameter(tensor: torch.Tensor) -> bool:

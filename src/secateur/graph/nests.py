@@ -241,7 +241,7 @@ def _emptied(value: Any) -> Any:
         return {}
     if isinstance(value, defaultdict | OrderedDict | deque | np.ndarray):
         return copy.copy(value)
-    base = next(k for k in type(value).__mro__ if not k.__flags__ & _HEAP)
+    base: Any = next(k for k in type(value).__mro__ if not k.__flags__ & _HEAP)
     return base.__new__(type(value))
 
 
