@@ -18,13 +18,16 @@ from secateur.graph.labels import Ids, Ledger
 from secateur.graph.leaving import Outside
 from secateur.graph.modules import (
     Inputs,
+    Modules,
     as_call,
     clone_module,
     compiled_in_place,
+    is_parameter,
     map_tensors,
     modules_of,
     named_tensors,
     output_tensors,
+    tensors_of,
     to_evaluation,
     to_meta,
 )
@@ -38,8 +41,11 @@ _GRADIENTS = frozenset({"is_grad_enabled"})
 _JOINS = ("aten::cat", "aten::stack")
 
 
-def capture(model: nn.Module, example_inputs: Any) -> Recording:
-    """Record one forward pass of `model` (unwrapped, any mode); on real tensors where meta cannot run or differs."""
+def capture(model: nn.Module, example_inputs: Any, modules: Modules | None = None) -> Recording:
+    """Record one forward pass of `model` (unwrapped, any mode); on real tensors where meta cannot run or differs.
+
+    modules: all of `modules_of(model)`, if they are known.
+    """
     args, kwargs = as_call(example_inputs)
     told = example_inputs.training if isinstance(example_inputs, Inputs) else None
     given = output_tensors([args, kwargs], refuse=True)
@@ -47,10 +53,12 @@ def capture(model: nn.Module, example_inputs: Any) -> Recording:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given)
         raise InputError(f"The example inputs of shape {shapes} hold not one number: give a batch of at least one.")
     try:
-        code = Code(module for _, module in modules_of(model))
-        recording = None if code.meta_differs() else capture_once(model, args, kwargs, code=code, meta=True, told=told)
+        modules = modules_of(model) if modules is None else modules
+        code = Code(module for _, module in modules)
+        known: Any = {"told": told, "code": code, "modules": modules}
+        recording = None if code.meta_differs() else capture_once(model, args, kwargs, meta=True, **known)
         if recording is None or (told is not None and recording.training_error):
-            recording = capture_once(model, args, kwargs, code=code, meta=False, told=told)
+            recording = capture_once(model, args, kwargs, meta=False, **known)
         if told is not None and recording.training_error:
             raise InputError(
                 f"The forward pass in training mode failed on the inputs given for it: {recording.training_error}. "
@@ -77,37 +85,41 @@ def capture_once(
     training: bool = True,
     told: Inputs | None = None,
     code: Code | None = None,
+    modules: Modules | None = None,
 ) -> Recording:
     """Record one forward pass in evaluation mode and, with `training`, what another one in training mode adds.
 
-    told: what that one is called with, where it is something else. code: that of the model's modules, if it was read.
+    told: what that one is called with, where it is something else. modules, code: of the model, if they are known.
     """
-    whole = modules_of(model)
+    whole = modules_of(model) if modules is None else modules
     code = Code(module for _, module in whole) if code is None else code
-    twin = clone_module(model, to_meta if meta else _alias)
-    modules = to_evaluation(twin)
+    twin = clone_module(model, to_meta if meta else _alias, whole)
+    own = to_evaluation(twin)
     recording = Recording(Ledger(), on_meta=meta)
-    label_parameters(modules, recording)
+    label_parameters(own, recording)
     recorder = Recorder(recording, meta)
     inputs: tuple[Any, Any] = map_tensors((args, kwargs), lambda t: _input(t, meta))
-    outside = Outside(modules)
+    outside = Outside(own)
     before = outside.tensors()
-    output = forward(twin, inputs[0], inputs[1], recorder)
+    compiled = compiled_in_place(whole)  # the copy's code is another where the model's is compiled
+    output = forward(twin, inputs[0], inputs[1], recorder, modules=own, code=None if compiled else code)
+    own = modules_of(twin)
     _fix_outputs(recording, output)
-    _fix_left(recording, outside.now(modules_of(twin)), before)
+    _fix_left(recording, outside.now(own), before)
     recording.gradients |= code.mentions(_GRADIENTS)
     if told is not None:
         _capture_training(twin, (told.args, told.kwargs), recording, meta)
-    elif training and (recording.gradients or code.training_differs() or _never_used(twin, recording)):
+    elif training and (recording.gradients or code.training_differs() or _never_used(own, recording)):
         _capture_training(twin, (args, kwargs), recording, meta)
-    recording.compiled = compiled_in_place(whole)
+    recording.compiled = compiled
     if recording.softmaxed:
         recording.scales = list(_scales(model, recording))
     return recording
 
 
-def _never_used(twin: nn.Module, recording: Recording) -> bool:
-    return any(n not in recording.first_use for n, t in named_tensors(twin).items() if isinstance(t, nn.Parameter))
+def _never_used(modules: Modules, recording: Recording) -> bool:
+    """Whether a parameter has no part in what was recorded."""
+    return any(n not in recording.first_use for n, t in tensors_of(modules).items() if is_parameter(t))
 
 
 def _scales(model: nn.Module, recording: Recording) -> Iterator[Ids]:

@@ -15,11 +15,11 @@ from torch import nn
 
 from secateur.graph.channels import Bools, Solution
 from secateur.graph.labels import Axis, Ids
-from secateur.graph.modules import clone_module, modules_of, named_tensors
+from secateur.graph.modules import META, Modules, clone_module, modules_of, tensors_of
 from secateur.graph.recorder import Recording
-from secateur.graph.resize import repair_sizes
+from secateur.graph.resize import repair_and_follow, repair_sizes
 from secateur.graph.sizes import Repair, Sizes, put_number
-from secateur.graph.stale import Stale, stale_sizes
+from secateur.graph.stale import Stale
 
 Slices = dict[str, tuple[Ids | None, ...]]
 
@@ -110,17 +110,10 @@ def _taken(tensor: torch.Tensor, kept: tuple[Ids | None, ...] | None) -> torch.T
     return tensor.detach().clone() if kept is None else take(tensor, kept)
 
 
-def _tried(
-    model: nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    inputs: object,
-    recording: Recording,
-    solution: Solution,
-    alive: Bools,
-    about: Collection[int] = (),
-) -> tuple[nn.Module, Sizes, list[Repair], Slices]:
-    """A narrow copy without values, the sizes it was held against, what was set so that it runs, and what it kept."""
-    slices = slices_of(recording, alive)
+def _narrow_copy(
+    model: nn.Module, modules: Modules, tensors: Mapping[str, torch.Tensor], recording: Recording, slices: Slices
+) -> nn.Module:
+    """A narrow copy without values, its attributes as they were. modules, tensors: all of the model's, by name."""
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
     idle = {id(t) for name, t in tensors.items() if name not in recording.first_use}
 
@@ -129,16 +122,13 @@ def _tried(
             return tensor  # nothing runs it
         kept = by_id.get(id(tensor))
         if kept is None:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
         shape = [n if k is None else len(k) for n, k in zip(tensor.shape, kept, strict=True)]
-        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+        return torch.empty(shape, dtype=tensor.dtype, device=META)
 
     if recording.on_meta:
-        twin = clone_module(model, shape_only)
-    else:
-        twin = clone_module(model, lambda t: _taken(t, by_id.get(id(t))))  # a forward may write to its buffers
-    sizes = Sizes(recording, solution, alive)
-    return twin, sizes, repair_sizes(twin, inputs, sizes, about), slices
+        return clone_module(model, shape_only, modules)
+    return clone_module(model, lambda t: _taken(t, by_id.get(id(t))), modules)  # a forward may write to its buffers
 
 
 def _narrow(
@@ -173,7 +163,9 @@ def check(
 
     about: the calls that are of interest, if not all are.
     """
-    _tried(model, named_tensors(model), inputs, recording, solution, alive, about)
+    modules = modules_of(model)
+    twin = _narrow_copy(model, modules, tensors_of(modules), recording, slices_of(recording, alive))
+    repair_sizes(twin, inputs, Sizes(recording, solution, alive), about)
 
 
 def cut(
@@ -183,20 +175,23 @@ def cut(
 
     Raises `SizeConflict` when a size in the model's code cannot follow; the model is then untouched.
     """
-    tensors = named_tensors(model)
-    twin, sizes, repairs, slices = _tried(model, tensors, inputs, recording, solution, alive)
-    followed, stale = stale_sizes(twin, inputs, sizes, {(r.module, r.attribute) for r in repairs})
-    repairs += followed
+    modules = modules_of(model)
+    tensors = tensors_of(modules)
+    slices = slices_of(recording, alive)
+    twin = _narrow_copy(model, modules, tensors, recording, slices)
+    repairs, stale = repair_and_follow(twin, inputs, Sizes(recording, solution, alive))
     by_id = {id(t): slices.get(name) for name, t in tensors.items()}
 
-    narrow = model if inplace else clone_module(model, lambda t: _taken(t, by_id.get(id(t))))
-    modules = dict(modules_of(narrow))
     if inplace:
-        _narrow(modules, {name: tensors[name] for name in slices}, slices, repairs)
+        narrow = model
+        _narrow(dict(modules), {name: tensors[name] for name in slices}, slices, repairs)
     else:
+        narrow = clone_module(model, lambda t: _taken(t, by_id.get(id(t))), modules)
+        modules = modules_of(narrow)
+        by_name = dict(modules)
         for repair in repairs:
-            repair.apply(modules[repair.module])
-    for module in modules.values():
+            repair.apply(by_name[repair.module])
+    for _, module in modules:
         if isinstance(module, nn.RNNBase):
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
     return Cut(narrow, slices, tuple(repairs), tuple(stale))

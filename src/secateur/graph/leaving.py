@@ -28,13 +28,12 @@ _IS_ASKED: Any = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined
 
 
 def watching(
-    modules: Iterable[tuple[str, nn.Module]], ledger: Ledger, stack: Sequence[str], asked: Callable[[], None]
+    code: Code, ledger: Ledger, stack: Sequence[str], asked: Callable[[], None]
 ) -> AbstractContextManager[Any]:
-    """Watch a forward pass of a network of these modules.
+    """Watch a forward pass of a network whose modules have this code.
 
     stack: its last is the module that is executing. asked: called when a tensor is asked for `requires_grad`.
     """
-    code = Code(module for _, module in modules)
     return _Leaving(ledger, stack, asked) if code.mentions(_MENTIONED) else nullcontext()
 
 

@@ -33,7 +33,11 @@ def unwrap(model: nn.Module) -> nn.Module:
             return unwrapped
 
 
-def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+META = torch.device("meta")  # to read it from a string takes as long as making a tensor there
+Modules = list[tuple[str, nn.Module]]  # by name, as `modules_of` gives them
+
+
+def modules_of(model: nn.Module) -> Modules:
     """All of `nn.Module.named_modules`, in its order; its generators within generators take several times as long."""
     found: list[tuple[str, nn.Module]] = []
     seen: set[nn.Module] = set()
@@ -58,7 +62,7 @@ def modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def to_evaluation(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def to_evaluation(model: nn.Module) -> Modules:
     """`model.eval()`, where there is anything to do: PyTorch sets the mode of each module anew, whatever it is.
 
     Returns all modules by name.
@@ -80,7 +84,7 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return tensors_of(modules_of(model))
 
 
-def tensors_of(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]:
+def tensors_of(modules: Modules) -> dict[str, torch.Tensor]:
     """The same, where the modules are known."""
     found: dict[str, torch.Tensor] = {}
     held: list[tuple[str, Any]] = [(name, module._parameters) for name, module in modules if module._parameters]
@@ -93,6 +97,16 @@ def tensors_of(modules: list[tuple[str, nn.Module]]) -> dict[str, torch.Tensor]:
                 seen.add(id(tensor))
                 found[prefix + local] = tensor
     return found
+
+
+def parameter_names(model: nn.Module) -> set[str]:
+    """What of a network's tensors is registered as a parameter; one with several names has them all."""
+    return {
+        f"{name}.{local}" if name else local
+        for name, module in modules_of(model)
+        for local, tensor in module._parameters.items()
+        if tensor is not None
+    }
 
 
 def own_ancestor(model: nn.Module) -> str | None:
@@ -118,7 +132,7 @@ def own_ancestor(model: nn.Module) -> str | None:
     return None if path is None else ".".join(path)
 
 
-def compiled_in_place(modules: list[tuple[str, nn.Module]]) -> list[str]:
+def compiled_in_place(modules: Modules) -> list[str]:
     """Modules on which `compile()` was called, or whose forward was replaced by a compiled one, by name."""
     return [
         name
@@ -131,17 +145,25 @@ def compiled_in_place(modules: list[tuple[str, nn.Module]]) -> list[str]:
     ]
 
 
-def clone_module(model: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-    """A deep copy of `model` whose tensors are `convert(tensor)` instead of copies; ties between names survive."""
+def clone_module(
+    model: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], modules: Modules | None = None
+) -> nn.Module:
+    """A deep copy of `model` whose tensors are `convert(tensor)` instead of copies; ties between names survive.
+
+    modules: all of `modules_of(model)`, if they are known.
+    """
     copier = _Copier()
     memo = copier.memo
-    for _, module in modules_of(model):
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *copier.loose_tensors(module)):
+    for _, module in modules_of(model) if modules is None else modules:
+        held: list[Any] = [*module._parameters.values(), *module._buffers.values()]
+        if loose := copier.loose_tensors(module):
+            held += loose
+        for tensor in held:
             if tensor is None or id(tensor) in memo:
                 continue
             fresh = convert(tensor)
-            if fresh is not tensor and _is_parameter(tensor) and not _is_parameter(fresh):
-                fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
+            if fresh is not tensor and is_parameter(tensor) and not is_parameter(fresh):
+                fresh = _parameter(fresh, tensor.requires_grad)
             if fresh is not tensor and tensor.__dict__:
                 _note(fresh, tensor.__dict__)
             memo[id(tensor)] = fresh
@@ -166,7 +188,15 @@ def _note(fresh: torch.Tensor, noted: Mapping[str, Any]) -> None:
             setattr(fresh, name, value)
 
 
-def _is_parameter(tensor: torch.Tensor) -> bool:
+def _parameter(data: torch.Tensor, requires_grad: bool) -> nn.Parameter:
+    """As the class of parameters makes one of an ordinary tensor, which it takes its time to recognise."""
+    if type(data) is torch.Tensor:
+        made: nn.Parameter = torch.Tensor._make_subclass(nn.Parameter, data, requires_grad)
+        return made
+    return nn.Parameter(data, requires_grad=requires_grad)
+
+
+def is_parameter(tensor: torch.Tensor) -> bool:
     """`isinstance` of the class of parameters, which takes its time to say that a plain tensor is none."""
     return type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter)
 
@@ -176,7 +206,7 @@ def _is_exported(module: nn.Module) -> bool:
 
 
 _PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
-_NO_TENSORS = frozenset({set, OrderedDict})  # of a module's own
+_WITHOUT_TENSORS = _PLAIN | {set, OrderedDict}  # among a module's own attributes
 _CONTAINERS = frozenset({list, set, dict, OrderedDict})
 _OWN = ("_parameters", "_buffers", "_modules")  # looked after by name
 _HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if type(value) is OrderedDict)
@@ -188,7 +218,6 @@ class _Copier:
 
     def __init__(self) -> None:
         self.memo: dict[int, Any] = {}
-        self._beside: dict[int, list[tuple[str, Any]]] = {}
 
     def copy(self, value: Any) -> Any:
         """A deep copy; of what is in the memo, that."""
@@ -228,33 +257,27 @@ class _Copier:
         own = fresh.__dict__
         own.update(module.__dict__)  # plain values, and the order of all
         own.pop(_COMPILED, None)
-        for name, value in self.beside(module):
-            if name in _HOOKS and not value:
-                own[name] = type(value)()
-            elif name != _COMPILED:
+        for name, value in list(module.__dict__.items()):
+            kind = type(value)
+            if kind in _PLAIN or name == _COMPILED:
+                continue
+            if kind is OrderedDict and not value and name in _HOOKS:
+                own[name] = OrderedDict()
+            elif kind is not tuple or not _PLAIN.issuperset(map(type, value)):
                 own[name] = self.copy(value)
         return fresh
 
-    def beside(self, module: nn.Module) -> list[tuple[str, Any]]:
-        """Attributes of a module that are no plain values."""
-        found = self._beside.get(id(module))
-        if found is None:
-            found = self._beside[id(module)] = [
-                (name, value)
-                for name, value in module.__dict__.items()
-                if type(value) not in _PLAIN and not (type(value) is tuple and _PLAIN.issuperset(map(type, value)))
-            ]
-        return found
-
-    def loose_tensors(self, module: nn.Module) -> list[torch.Tensor]:
+    @staticmethod
+    def loose_tensors(module: nn.Module) -> list[torch.Tensor]:
         """Tensors a module holds as plain attributes, in a list or a dict at most."""
         found: list[torch.Tensor] = []
-        for name, value in self.beside(module):
+        for name, value in module.__dict__.items():
             kind = type(value)
-            if kind in _NO_TENSORS or name in _OWN:
+            if kind in _WITHOUT_TENSORS or name in _OWN:
                 continue
             items = value if isinstance(value, list | tuple) else value.values() if kind is dict else (value,)
-            found += [item for item in items if isinstance(item, torch.Tensor)]
+            # to say that something else is no tensor takes its time
+            found += [item for item in items if type(item) not in _PLAIN and isinstance(item, torch.Tensor)]
         return found
 
 
@@ -269,7 +292,7 @@ def _is_ordinary(kind: Any) -> bool:
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
 
 
 class Inputs:
@@ -309,10 +332,13 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 @contextmanager
 def module_stack(
-    model: nn.Module, stack: list[str], on_exit: Callable[[str, Any], None] | None = None
+    model: nn.Module,
+    stack: list[str],
+    on_exit: Callable[[str, Any], None] | None = None,
+    modules: Modules | None = None,
 ) -> Iterator[None]:
-    """Keep `stack` at the path of the module that is executing."""
-    modules = modules_of(model)
+    """Keep `stack` at the path of the module that is executing. modules: all of `modules_of(model)`, if known."""
+    modules = modules_of(model) if modules is None else modules
     paths = {id(module): name for name, module in modules}
 
     def enter(module: nn.Module, _inputs: Any) -> None:

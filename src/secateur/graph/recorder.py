@@ -15,11 +15,12 @@ from torch import nn
 
 from secateur.errors import ModelError
 from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, on_one_device, schema_of
+from secateur.graph.code import Code
 from secateur.graph.forms import Form
 from secateur.graph.hooks import telling_hooks
 from secateur.graph.labels import Axis, Ids, Label, Ledger
 from secateur.graph.leaving import watching
-from secateur.graph.modules import module_stack, modules_of, output_tensors, plain_kernels, tensors_of, to_meta
+from secateur.graph.modules import Modules, module_stack, modules_of, output_tensors, plain_kernels, tensors_of, to_meta
 from secateur.graph.rules import RULES, Expect, Op, is_constant, is_fixed, label_of, positions
 from secateur.graph.rules.pointwise import pointwise
 from secateur.graph.shapes import run_on_meta
@@ -241,9 +242,19 @@ class Recorder(Mode):
 
 
 def forward(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], recorder: Recorder, *, gradients: bool = False
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    recorder: Recorder,
+    *,
+    gradients: bool = False,
+    modules: Modules | None = None,
+    code: Code | None = None,
 ) -> Any:
-    """Run `model` under `recorder`, noting taps; with `gradients` as training does, for a forward that asks."""
+    """Run `model` under `recorder`, noting taps; with `gradients` as training does, for a forward that asks.
+
+    modules, code: all of `modules_of(model)` and what they run, if they are known.
+    """
 
     def tap(name: str, output: Any) -> None:
         for position, tensor in enumerate(output_tensors(output)):
@@ -257,11 +268,13 @@ def forward(
     def hooked(step: int) -> None:
         recorder.outside += step
 
-    watched = watching(modules_of(model), recorder.recording.ledger, recorder.stack, asked)
+    modules = modules_of(model) if modules is None else modules
+    code = Code(module for _, module in modules) if code is None else code
+    watched = watching(code, recorder.recording.ledger, recorder.stack, asked)
     with (
         plain_kernels(),
         torch.set_grad_enabled(gradients),
-        module_stack(model, recorder.stack, tap),
+        module_stack(model, recorder.stack, tap, modules),
         watched,
         telling_hooks(hooked),
         recorder,
@@ -269,7 +282,7 @@ def forward(
         return model(*args, **kwargs)
 
 
-def label_parameters(modules: list[tuple[str, nn.Module]], recording: Recording) -> None:
+def label_parameters(modules: Modules, recording: Recording) -> None:
     """Fresh ids for every dimension of every parameter and buffer, except the kernel positions of convolutions."""
     kernels = {
         id(tensor)

@@ -8,6 +8,7 @@ code) is a `SizeConflict`, and the plan has to do without those channels.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import combinations, islice
 
 from torch import nn
@@ -16,6 +17,7 @@ from secateur.graph.modules import modules_of
 from secateur.graph.recorder import Recording
 from secateur.graph.shape_run import Disagreement, check_sizes
 from secateur.graph.sizes import Path, Repair, SizeConflict, Sizes, get_number, numbers_of, put_number
+from secateur.graph.stale import Stale, outdated, stale_sizes, wrong_without
 from secateur.graph.standard import late_repairs, standard_repairs
 
 #: Pairs of attributes of one module that are tried together.
@@ -32,20 +34,46 @@ def repair_sizes(model: nn.Module, inputs: object, sizes: Sizes, about: Collecti
     Raises `SizeConflict` naming the first call that no attribute explains.
     """
     modules = dict(modules_of(model))
+    with _modes_kept(modules):
+        done = _applied(standard_repairs(modules, sizes), modules)
+        done += _Search(model, inputs, sizes, modules, about).run()
+        return done + _applied(late_repairs(model), modules)
+
+
+def repair_and_follow(model: nn.Module, inputs: object, sizes: Sizes) -> tuple[list[Repair], list[Stale]]:
+    """As `repair_sizes`; also what of attributes that no forward reads can follow, and what cannot (`stale_sizes`).
+
+    Where nothing but layers of PyTorch hold sizes that matter, one run shows both: that every call gets its sizes, and
+    that this takes none of the attributes.
+    """
+    modules = dict(modules_of(model))
+    with _modes_kept(modules):
+        done = _applied(standard_repairs(modules, sizes), modules)
+        followed, stale = outdated(model, inputs, sizes, {(r.module, r.attribute) for r in done})
+        found = wrong_without(model, inputs, sizes, followed)
+        if found:
+            done += _Search(model, inputs, sizes, modules).run(None if followed else found)
+        late = _applied(late_repairs(model), modules)
+        done += late
+        if found or late:
+            followed, stale = stale_sizes(model, inputs, sizes, {(r.module, r.attribute) for r in done})
+        return done + followed, stale
+
+
+def _applied(repairs: list[Repair], modules: dict[str, nn.Module]) -> list[Repair]:
+    for repair in repairs:
+        repair.apply(modules[repair.module])
+    return repairs
+
+
+@contextmanager
+def _modes_kept(modules: dict[str, nn.Module]) -> Iterator[None]:
+    """Inside, modules may be switched to evaluation; they are switched back unless something is raised."""
     modes = [(module, module.training) for module in modules.values()]
-    done = standard_repairs(modules, sizes)
-    for repair in done:
-        repair.apply(modules[repair.module])
-    search = _Search(model, inputs, sizes, modules, about)
-    done += search.run()
-    late = late_repairs(model)
-    for repair in late:
-        repair.apply(modules[repair.module])
-    done += late
+    yield
     for module, training in modes:
         if module.training != training:
             module.training = training
-    return done
 
 
 class _Search:
@@ -63,9 +91,10 @@ class _Search:
         self.about, self.last = about, max(about, default=len(sizes.recording.calls))
         self.done: set[tuple[str, str, Path]] = set()
 
-    def run(self) -> list[Repair]:
+    def run(self, found: list[Disagreement] | None = None) -> list[Repair]:
+        """Repair until nothing is wrong; returns what was set. found: what is wrong, if that is known."""
         done: list[Repair] = []
-        found = check_sizes(self.model, self.inputs, self.sizes)
+        found = check_sizes(self.model, self.inputs, self.sizes) if found is None else found
         while found and found[0].call <= self.last:
             step, found = self._step(found)
             done += step

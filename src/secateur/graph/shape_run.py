@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from secateur.graph.calls import TRANSPARENT, Mode, bind, depends_on_data, map_args, on_one_device, schema_of
-from secateur.graph.modules import as_call, map_tensors, plain_kernels, to_evaluation, to_meta
+from secateur.graph.modules import META, as_call, map_tensors, plain_kernels, to_evaluation, to_meta
 from secateur.graph.recorder import Call
 from secateur.graph.rules import tensors_in
 from secateur.graph.shapes import run_on_meta
@@ -61,7 +63,7 @@ class _Checker(Mode):
             if not meta or len(promised) != 1:
                 raise
             self.found.append(Disagreement(self.at, " ".join(str(error).split())[:200]))
-            out = torch.empty(promised[0], device="meta", dtype=_dtype(args))
+            out = torch.empty(promised[0], device=META, dtype=_dtype(args))
         got = tuple([tuple(t.shape) for t in tensors_in(out)])
         if promised != got:
             out = self._check_shapes(out, self.sizes.fitting(call, promised, got))
@@ -106,7 +108,7 @@ class _Checker(Mode):
 
 def _reshaped(out: Any, outs: list[torch.Tensor], promised: tuple[tuple[int, ...], ...]) -> Any:
     """An operator's result with the promised shapes."""
-    swap = {id(g): torch.empty(w, device="meta", dtype=g.dtype) for g, w in zip(outs, promised, strict=False)}
+    swap = {id(g): torch.empty(w, device=META, dtype=g.dtype) for g, w in zip(outs, promised, strict=False)}
     return map_args(out, lambda t: swap.get(id(t), t))
 
 
@@ -124,25 +126,33 @@ def _dtype(args: Any) -> torch.dtype:
     return next((t.dtype for a in args for t in tensors_in(a)), torch.float32)
 
 
+@contextmanager
+def forgetting(modules: list[tuple[str, nn.Module]]) -> Iterator[None]:
+    """A forward inside may keep what it has computed, and the next run is to be like this one: attributes as before."""
+    kept = [(holder, dict(holder)) for _, module in modules for holder in (vars(module), module._buffers)]
+    try:
+        yield
+    finally:
+        for holder, before in kept:
+            if list(holder.keys()) != list(before) or not all(map(operator.is_, holder.values(), before.values())):
+                holder.clear()
+                holder.update(before)
+
+
 def check_sizes(model: nn.Module, inputs: object, sizes: Sizes) -> list[Disagreement]:
     """What is wrong with the first call of the narrowed model that does not get the sizes the plan promises."""
     meta = sizes.recording.on_meta
     args, kwargs = map_tensors(as_call(inputs), to_meta if meta else lambda t: t.detach().clone())
     modules = to_evaluation(model)
     checker = _Checker(sizes)
-    kept = [(holder, dict(holder)) for _, module in modules for holder in (vars(module), module._buffers)]
-    try:
-        with plain_kernels(), checker:
-            model(*args, **kwargs)
-    except _Enough:
-        pass
-    except _Diverged as error:
-        checker.found.append(Disagreement(error.call, str(error)))
-    except Exception as error:
-        checker.found.append(Disagreement(checker.at, " ".join(str(error).split())[:200]))
-    finally:
-        for holder, before in kept:  # a forward may keep what it has computed, and the next run is to be like this one
-            if list(holder.keys()) != list(before) or not all(map(operator.is_, holder.values(), before.values())):
-                holder.clear()
-                holder.update(before)
+    with forgetting(modules):
+        try:
+            with plain_kernels(), checker:
+                model(*args, **kwargs)
+        except _Enough:
+            pass
+        except _Diverged as error:
+            checker.found.append(Disagreement(error.call, str(error)))
+        except Exception as error:
+            checker.found.append(Disagreement(checker.at, " ".join(str(error).split())[:200]))
     return checker.found

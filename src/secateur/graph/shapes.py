@@ -39,15 +39,20 @@ def _on_meta(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_meta
 
 
+def _any_tensor(values: Any) -> bool:
+    """Whether any of these is a tensor; that a number is none takes its time to find out."""
+    return any(type(value) not in _NUMBERS and isinstance(value, torch.Tensor) for value in values)
+
+
 def _unary(args: Any) -> torch.Tensor | None:
     x = args[0]
-    if not (_on_meta(x) and x.is_floating_point()) or any(isinstance(a, torch.Tensor) for a in args[1:]):
+    if not (_on_meta(x) and x.is_floating_point()) or _any_tensor(args[1:]):
         return None
     return _like(x)
 
 
 def _unary_in_place(args: Any) -> torch.Tensor | None:
-    if not _on_meta(args[0]) or any(isinstance(a, torch.Tensor) for a in args[1:]):
+    if not _on_meta(args[0]) or _any_tensor(args[1:]):
         return None
     return args[0]  # type: ignore[no-any-return]
 

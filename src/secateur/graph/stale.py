@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.graph.code import names_read
 from secateur.graph.modules import as_call, map_tensors, modules_of, output_tensors, plain_kernels, to_meta
-from secateur.graph.shape_run import check_sizes
+from secateur.graph.shape_run import Disagreement, check_sizes, forgetting
 from secateur.graph.sizes import Repair, Sizes, numbers_of
 
 _OF_CLASSIFIER = (
@@ -42,10 +42,23 @@ def stale_sizes(
 ) -> tuple[list[Repair], list[Stale]]:
     """What of a cut network's attributes can safely follow, and what else still equals an old width.
 
-    A number follows if every width of that size in its module became one and the same (or timm's convention tells which
-    is meant), no forward of its module or of one around it names it, and a forward pass does without it.
+    A number follows if it is one of `outdated`, and a forward pass does without it.
 
     model: narrowed, in evaluation mode. inputs: for it, as for `trace`. repaired: (module, attribute) that are right.
+    """
+    repairs, stale = outdated(model, inputs, sizes, repaired)
+    missed = _missed(model, inputs, sizes, repairs)
+    stale += [Stale(r.module, r.attribute, r.old) for r in missed]
+    return [r for r in repairs if r not in missed], list(dict.fromkeys(stale))
+
+
+def outdated(
+    model: nn.Module, inputs: object, sizes: Sizes, repaired: set[tuple[str, str]]
+) -> tuple[list[Repair], list[Stale]]:
+    """Attributes that hold an old width: those that can follow unless code reads them unseen, and the others.
+
+    A number can follow if every width of that size in its module became one and the same (or timm's convention tells
+    which is meant), and no forward of its module or of one around it names it. Arguments as of `stale_sizes`.
     """
     widths = _widths(sizes)
     modules = dict(modules_of(model))
@@ -67,26 +80,24 @@ def stale_sizes(
                 repairs.append(Repair(name, attribute, path, number, *new))
             else:
                 stale.append(Stale(name, attribute, number))
-    repairs = [r for r in repairs if r.old != r.new]
-    missed = _missed(model, inputs, sizes, repairs)
-    stale += [Stale(r.module, r.attribute, r.old) for r in missed]
-    return [r for r in repairs if r not in missed], list(dict.fromkeys(stale))
+    return [r for r in repairs if r.old != r.new], list(dict.fromkeys(stale))
 
 
 def _missed(model: nn.Module, inputs: object, sizes: Sizes, repairs: list[Repair]) -> list[Repair]:
     """Those of attributes that code reads in a way that is not written down: without them a forward pass fails."""
-    if not repairs or not _fails_without(model, inputs, sizes, repairs):
+    if not repairs or not wrong_without(model, inputs, sizes, repairs):
         return []
-    return [repair for repair in repairs if _fails_without(model, inputs, sizes, [repair])]
+    return [repair for repair in repairs if wrong_without(model, inputs, sizes, [repair])]
 
 
-def _fails_without(model: nn.Module, inputs: object, sizes: Sizes, repairs: list[Repair]) -> bool:
+def wrong_without(model: nn.Module, inputs: object, sizes: Sizes, repairs: list[Repair]) -> list[Disagreement]:
+    """What is wrong (`check_sizes`) with the narrowed model while it has none of the attributes of `repairs`."""
     modules = dict(modules_of(model))
     held = {repair.module: dict(vars(modules[repair.module])) for repair in repairs}
     try:
         for repair in repairs:
             del vars(modules[repair.module])[repair.attribute]
-        return bool(check_sizes(model, inputs, sizes))
+        return check_sizes(model, inputs, sizes)
     finally:
         for name, before in held.items():
             vars(modules[name]).clear()
@@ -153,6 +164,7 @@ def _feature_sizes(module: nn.Module, inputs: object, sizes: Sizes) -> set[int]:
     """All sizes of what `forward_features` returns."""
     meta = sizes.recording.on_meta
     args, kwargs = map_tensors(as_call(inputs), to_meta if meta else lambda t: t.detach().clone())
-    with plain_kernels(), suppress(Exception):  # a convention, not a promise: then nothing is told
+    # a convention, not a promise: where it fails, nothing is told
+    with forgetting(modules_of(module)), plain_kernels(), suppress(Exception):
         return {n for t in output_tensors(module.forward_features(*args, **kwargs)) for n in t.shape}  # type: ignore[operator]
     return set()

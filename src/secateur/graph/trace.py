@@ -21,7 +21,7 @@ from secateur.graph.cut import Cut, alive_slots, check, cut, slices_of
 from secateur.graph.following import follow_in_place
 from secateur.graph.labels import Ids
 from secateur.graph.mixing import mixed_weights
-from secateur.graph.modules import named_tensors, own_ancestor, unwrap
+from secateur.graph.modules import is_parameter, modules_of, named_tensors, own_ancestor, tensors_of, unwrap
 from secateur.graph.recorder import Recording, Unsupported
 from secateur.graph.settling import Remedy, concerned, remedies, trial_masks
 from secateur.graph.sides import Sides, sides_of
@@ -72,7 +72,7 @@ class Graph:
     def _solve(self) -> None:
         started = time.perf_counter()
         self.solution: Solution = solve(self.recording, self._never, self._together, self.attention)
-        sizes = {name: t.numel() for name, t in self.tensors().items() if isinstance(t, nn.Parameter)}
+        sizes = {name: t.numel() for name, t in self.tensors().items() if is_parameter(t)}
         self.costs = CostModel(self.recording, self.solution, sizes)
         if self.timing is not None:
             self.costs.latency = self.timing.bind(self)
@@ -109,7 +109,7 @@ class Graph:
     def never_ran(self) -> tuple[str, ...]:
         """Parameters no traced forward pass uses; they stay whole, so a branch with them may not fit after a cut."""
         used = self.recording.first_use.keys() - self.recording.touched
-        return tuple(n for n, t in self.tensors().items() if isinstance(t, nn.Parameter) and n not in used)
+        return tuple(n for n, t in self.tensors().items() if is_parameter(t) and n not in used)
 
     @property
     def training_error(self) -> str:
@@ -337,8 +337,9 @@ def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", 
             f"{own} in {type(inner).__name__} contains itself, and such a network PyTorch can neither switch to "
             "evaluation nor save; take the inner reference out (in a tuple it does no harm)."
         )
-    tensors = named_tensors(inner)
-    if not any(isinstance(t, nn.Parameter) for t in tensors.values()):
+    modules = modules_of(inner)
+    tensors = tensors_of(modules)
+    if not any(map(is_parameter, tensors.values())):
         raise ModelError(f"{type(inner).__name__} has no parameters, so there is nothing to prune.")
     for name, tensor in tensors.items():
         if tensor.is_meta:
@@ -351,6 +352,6 @@ def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", 
     if attention not in ("heads", "head_dim"):
         raise ConfigError(f"attention={attention!r} is unknown; choose 'heads' or 'head_dim'.")
     started = time.perf_counter()
-    graph = Graph(inner, example_inputs, capture(inner, example_inputs), attention)
+    graph = Graph(inner, example_inputs, capture(inner, example_inputs, modules), attention)
     graph.timings["trace"] = time.perf_counter() - started - graph.timings["solve"]
     return graph

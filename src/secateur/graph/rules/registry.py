@@ -77,9 +77,10 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     if isinstance(value, _LISTS):
         for item in value:
-            if type(item) in _NUMBERS:  # most items are, and this is asked soonest
+            kind = type(item)
+            if kind in _NUMBERS:  # most items are, and this is asked soonest
                 continue
-            if isinstance(item, torch.Tensor):
+            if kind is not list and isinstance(item, torch.Tensor):
                 found.append(item)
             elif isinstance(item, _LISTS) and not _NUMBERS.issuperset(map(type, item)):
                 found += tensors_in(item)

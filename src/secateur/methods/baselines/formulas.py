@@ -23,6 +23,7 @@ from secateur._hints import checked_seed, choose
 from secateur._protocols import FloatArray, GraphLike, GroupLike, MemberLike
 from secateur.allocate import NORMALISATIONS
 from secateur.errors import ConfigError, WeightsError
+from secateur.graph.modules import parameter_names
 from secateur.methods.kit.scores import Scores
 
 #: Elements of one float64 working array while summing: small enough to stay in the processor's cache.
@@ -53,13 +54,15 @@ def random(graph: GraphLike, *, seed: int = 0) -> Scores:
 
 def l1(graph: GraphLike, *, reduce: str = "sum", members: str = "producers") -> Scores:
     """Score by the sum of the channel's absolute weights (Li et al. 2017, arXiv:1608.08710)."""
-    return _score(graph, "l1", _Sums(graph.tensors(), torch.abs_), reduce, members)
+    tensors = graph.tensors()
+    return _score(graph, "l1", _Sums(tensors, torch.abs_), reduce, members, tensors)
 
 
 def l2(graph: GraphLike, *, reduce: str = "sum", members: str = "producers") -> Scores:
     """Score by the Euclidean norm of the channel's weights in each member (He et al. 2018, arXiv:1808.06866)."""
-    squares = _Sums(graph.tensors(), torch.square_)
-    return _score(graph, "l2", lambda member: np.sqrt(squares(member)), reduce, members)
+    tensors = graph.tensors()
+    squares = _Sums(tensors, torch.square_)
+    return _score(graph, "l2", lambda member: np.sqrt(squares(member)), reduce, members, tensors)
 
 
 def lamp(graph: GraphLike, *, reduce: str = "sum", members: str = "producers") -> Scores:
@@ -67,7 +70,8 @@ def lamp(graph: GraphLike, *, reduce: str = "sum", members: str = "producers") -
 
     The paper prunes single weights; here a channel's squared norm takes the place of a squared weight.
     """
-    scores = _score(graph, "lamp", _Sums(graph.tensors(), torch.square_), reduce, members)
+    tensors = graph.tensors()
+    scores = _score(graph, "lamp", _Sums(tensors, torch.square_), reduce, members, tensors)
     return Scores({name: NORMALISATIONS["lamp"](score) for name, score in scores.items()}, scores.provenance)
 
 
@@ -78,8 +82,9 @@ def bn_scale(graph: GraphLike, *, reduce: str = "sum") -> Scores:
     so use a normalisation within groups when there are any.
     """
     gammas = _gammas(graph)
-    sums = _Sums(graph.tensors(), torch.abs_)
-    weights = _Weights(graph, "producers")
+    tensors = graph.tensors()
+    sums = _Sums(tensors, torch.abs_)
+    weights = _Weights(graph, "producers", tensors)
     scores, fallback = {}, []
     for group in graph.groups:
         norms = [member for member in group.members if member.role == "producer" and member.name in gammas]
@@ -96,9 +101,11 @@ def fpgm(graph: GraphLike, *, reduce: str = "sum", members: str = "producers") -
     arXiv:1811.00250, equation 7. Distances are taken in each member and combined by `reduce`.
     """
     tensors = graph.tensors()
-    return _score(
-        graph, "fpgm", lambda member: _distances(_rows(tensors[member.name], member), member.name), reduce, members
-    )
+
+    def distances(member: MemberLike) -> FloatArray:
+        return _distances(_rows(tensors[member.name], member), member.name)
+
+    return _score(graph, "fpgm", distances, reduce, members, tensors)
 
 
 def taylor(
@@ -130,11 +137,16 @@ def taylor(
 
 
 def _score(
-    graph: GraphLike, criterion: str, value: Callable[[MemberLike], FloatArray], reduce: str, members: str
+    graph: GraphLike,
+    criterion: str,
+    value: Callable[[MemberLike], FloatArray],
+    reduce: str,
+    members: str,
+    tensors: Mapping[str, torch.Tensor],
 ) -> Scores:
-    """Combine the `value` [width] of every weight member of every group."""
+    """Combine the `value` [width] of every weight member of every group. tensors: of the graph."""
     choose(reduce, _REDUCTIONS, "reduction")
-    weights = _Weights(graph, members)
+    weights = _Weights(graph, members, tensors)
     scores = {group.name: _combined([value(m) for m in weights(group)], group, reduce) for group in graph.groups}
     return Scores(scores, {"criterion": criterion, "reduce": reduce, "members": members})
 
@@ -148,10 +160,10 @@ def _combined(rows: Sequence[FloatArray], group: GroupLike, reduce: str) -> Floa
 class _Weights:
     """Chooses the members that count: weights, else other parameters, else whatever there is (a frozen norm)."""
 
-    def __init__(self, graph: GraphLike, members: str) -> None:
+    def __init__(self, graph: GraphLike, members: str, tensors: Mapping[str, torch.Tensor]) -> None:
         self._all = choose(members, _MEMBERS, "choice of members") == "all"
-        self._dims = {name: tensor.ndim for name, tensor in graph.tensors().items()}
-        self._parameters = {name for name, _ in graph.model.named_parameters(remove_duplicate=False)}
+        self._dims = {name: tensor.ndim for name, tensor in tensors.items()}
+        self._parameters = parameter_names(graph.model)
 
     def __call__(self, group: GroupLike) -> list[MemberLike]:
         """Return the members of `group` that count."""
@@ -204,11 +216,19 @@ def _along(tensor: torch.Tensor, dim: int, terms: _Terms, factor: torch.Tensor |
         shape = (math.prod(tensor.shape[:dim]), tensor.shape[dim], math.prod(tensor.shape[dim + 1 :]))
         table = tensor.reshape(shape)
         factors = None if factor is None else factor.reshape(shape)
+        if tensor.numel() <= _CHUNK:  # most are one piece
+            return _summed(terms(_product(table, factors)))
         result = torch.zeros(shape[1], dtype=torch.float64)
         for part in _parts(shape):
             product = _product(table[part], None if factors is None else factors[part])
-            result[part[1]] += terms(product).sum(2).sum(0)
+            result[part[1]] += _summed(terms(product))
         return result
+
+
+def _summed(table: torch.Tensor) -> torch.Tensor:
+    """Return the sums [size] of a table [before, size, after]."""
+    rows = table.sum(2)
+    return rows[0] if len(rows) == 1 else rows.sum(0)
 
 
 def _parts(shape: tuple[int, int, int]) -> Iterator[tuple[slice, slice]]:
@@ -230,7 +250,7 @@ def _product(tensor: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
 def _double(tensor: torch.Tensor) -> torch.Tensor:
     """Return a float64 copy on the CPU (not every accelerator knows float64); magnitudes of complex numbers."""
     real = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
-    return real.to("cpu").to(torch.float64, copy=True)
+    return real.to("cpu", torch.float64, copy=True) if real.is_cpu else real.to("cpu").to(torch.float64, copy=True)
 
 
 def _refuse(name: str, tensor: torch.Tensor, factor: torch.Tensor | None = None) -> None:
