@@ -48,8 +48,12 @@ def output_tensors(value: Any, *, refuse: bool = False) -> list[torch.Tensor]:
 
     refuse: raise ModelError where a tensor may hide in something that cannot be looked into.
     """
-    if isinstance(value, torch.Tensor) and not value.__dict__:
-        return [value]
+    if isinstance(value, torch.Tensor):
+        for name in value.__dict__:
+            if not name.startswith(_OWN):
+                break
+        else:
+            return [value]
     return list(_walk(value, set(), refuse))
 
 

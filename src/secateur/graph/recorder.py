@@ -291,11 +291,13 @@ def label_parameters(modules: Modules, recording: Recording) -> None:
         for tensor in (module.parameters() if module._modules else module._parameters.values())
         if tensor is not None and tensor.dim() >= 3
     }
+    parameter = recording.ledger.parameter
     for name, tensor in tensors_of(modules).items():
-        channels = 2 if id(tensor) in kernels else tensor.dim()
-        label: list[Axis] = [
-            recording.ledger.parameter(n) if d < channels else None for d, n in enumerate(tensor.shape)
-        ]
+        shape = tensor.shape
+        if id(tensor) in kernels:
+            label: Label = (parameter(shape[0]), parameter(shape[1]), *(None,) * (len(shape) - 2))
+        else:
+            label = tuple([parameter(n) for n in shape])
         holder: Any = tensor
-        holder._secateur_label, holder._secateur_constant, holder._secateur_name = tuple(label), True, name
-        recording.places[name] = tuple(label)
+        holder._secateur_label, holder._secateur_constant, holder._secateur_name = label, True, name
+        recording.places[name] = label
