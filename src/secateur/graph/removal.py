@@ -5,6 +5,7 @@ Every such operator is computed on the surviving channels only, and its result p
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,32 @@ from secateur.graph.rules import is_constant, label_of, tensors_in
 Scalars = list[tuple[str, tuple[float, ...]]]
 
 
-def _numbers(args: Any) -> tuple[float, ...]:
-    """The floating-point numbers among an operator's arguments: Python numbers, constant tensors without dimensions."""
-    return tuple(float(a) for a in args if _is_number(a))
+def _numbers(func: Any, args: Any, kwargs: Any) -> dict[int | str, Any]:
+    """The numbers that an operator computes with, by place: Python's, and constant tensors of one number.
+
+    An integer is one where a tensor of fractions could stand as well (`h / 24`); elsewhere it is a size or an index.
+    """
+    given = [*enumerate(args), *kwargs.items()]
+    whole = not any(t.is_floating_point() or t.is_complex() for t in tensors_in((args, tuple(kwargs.values()))))
+    return {at: value for at, value in given if _is_number(value) or (not whole and _computes(func, at, value))}
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
-        return value.dim() == 0 and is_constant(value) and not isinstance(value, nn.Parameter)
+        one = value.dim() == 0 or (value.numel() == 1 and value.is_floating_point())
+        return one and is_constant(value) and not isinstance(value, nn.Parameter)
     return isinstance(value, float)
+
+
+def _computes(func: Any, at: int | str, value: Any) -> bool:
+    """Whether an operator computes with this integer."""
+    return type(value) is int and (schema_of(func).names[at] if isinstance(at, int) else at) in _of_any_number(func)
+
+
+@lru_cache(maxsize=4096)
+def _of_any_number(func: Any) -> frozenset[str]:
+    """The arguments of an operator that may be any number, or a tensor."""
+    return frozenset(a.name for a in func._schema.arguments if str(a.type) in ("number", "Optional[number]", "Tensor"))
 
 
 class _Scalars(Mode):
@@ -47,7 +65,7 @@ class _Scalars(Mode):
     def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = schema_of(func).name
         if name not in TRANSPARENT:
-            self.calls.append((name, _numbers(args)))
+            self.calls.append((name, tuple(float(value) for value in _numbers(func, args, kwargs or {}).values())))
         return func(*args, **(kwargs or {}))
 
 
@@ -75,7 +93,7 @@ class _Removing(Recorder):
         if schema_of(func).name in TRANSPARENT or at >= len(self.plan):
             return func(*args, **kwargs)
         call = self.plan[at]
-        args = self._scalars(call, at, args)
+        args, kwargs = self._scalars(func, call, at, args, kwargs)
         if not call.mixes:
             return self._cleared(func(*args, **kwargs), call)
         names = schema_of(func).names
@@ -96,18 +114,16 @@ class _Removing(Recorder):
                     tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~self.alive[axis])), 0)
         return out
 
-    def _scalars(self, call: Call, at: int, args: Any) -> Any:
+    def _scalars(self, func: Any, call: Call, at: int, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if self.scalars is None:
-            return args
-        now = _numbers(args)
-        new = self.scalars[at][1]
-        if now == new or len(now) != len(new):
-            return args
-        self.rescaled[f"a constant that depends on the width ({call.name.removeprefix('aten::')} in {call.module})"] = (
-            None
-        )
-        queue = iter(new)
-        return tuple(_like(next(queue), a) if _is_number(a) else a for a in args)
+            return args, kwargs
+        now, new = _numbers(func, args, kwargs), self.scalars[at][1]
+        if tuple(float(value) for value in now.values()) == new or len(now) != len(new):
+            return args, kwargs
+        where = f"{call.name.removeprefix('aten::')} in {call.module or 'the model'}"
+        self.rescaled[f"a constant that depends on the width ({where})"] = None
+        changed = {place: _like(number, now[place]) for place, number in zip(now, new, strict=True)}
+        return tuple(changed.get(k, a) for k, a in enumerate(args)), {k: changed.get(k, v) for k, v in kwargs.items()}
 
     def _adjust(self, args: list[Any], names: tuple[str, ...], expect: Any) -> None:
         value = expect.sign * int(self.alive[expect.axis].sum())
@@ -140,7 +156,7 @@ class _Removing(Recorder):
 
 
 def _like(number: float, value: Any) -> Any:
-    return torch.full_like(value, number) if isinstance(value, torch.Tensor) else number
+    return torch.full_like(value, number) if isinstance(value, torch.Tensor) else type(value)(number)
 
 
 def _scatter(tensor: torch.Tensor, shape: tuple[int, ...], label: Label, alive: Bools) -> torch.Tensor:

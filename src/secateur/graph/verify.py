@@ -232,7 +232,10 @@ def _check_slices(original: nn.Module, narrow: nn.Module, slices: Slices) -> Non
         kept = slices.get(name)
         want = source[name] if kept is None else take(source[name], kept)
         if tensor.shape != want.shape or not torch.equal(tensor.detach().cpu(), want.detach().cpu()):
-            raise VerificationError(f"{name} of the cut network is not a slice of the original's.")
+            raise VerificationError(
+                f"{name} of the cut network is not a slice of the original's: something changes the network meanwhile, "
+                "such as training in another thread; prune a copy of it (copy.deepcopy)."
+            )
 
 
 def largest_error(want: list[torch.Tensor], got: list[torch.Tensor]) -> tuple[float, int]:
