@@ -55,6 +55,16 @@ def test_a_shell_completes_lightly(line: str, offered: str) -> None:
     assert found <= {"pydantic", "pydantic_core", "rich"}  # typer's own
 
 
+def test_seeing_where_norms_stand_loads_no_compiler() -> None:
+    """The kernels of PyTorch's meta device load it at their first call, with sympy: seconds."""
+    code = (
+        "import sys, torch, secateur; from secateur.graph.norms import sources; "
+        "net, x = secateur.models.create('resnet20').eval(), torch.ones(2, 3, 32, 32); "
+        "assert len(sources(secateur.trace(net, x)).of) == 19; assert 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_names_are_what_type_checkers_see() -> None:
     tree = ast.parse(Path(secateur.__file__).read_text(encoding="utf-8"))
     block = next(part for part in tree.body if isinstance(part, ast.If))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_it_is_what_zeros_are(name: str, together: bool, cut: str) -> None:
     if layer.bias is not None:
         layer.bias[~outputs] = 0
     wanted = layer(x)
-    end = narrow(layer, inputs, outputs)
+    end = narrow(layer, lambda: inputs, outputs)
     assert "forward" in layer.__dict__
     torch.testing.assert_close(layer(x), wanted)
     layer.weight.mul_(2)  # it may change meanwhile
@@ -49,20 +50,38 @@ def test_it_is_what_zeros_are(name: str, together: bool, cut: str) -> None:
     assert "forward" not in layer.__dict__
 
 
+def _same(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return mask
+
+
 @torch.no_grad()
 def test_where_there_is_nothing_to_gain_nothing_is_done() -> None:
-    layer = nn.Linear(10, 10)
+    layer, x = nn.Linear(10, 10), torch.randn(3, 10)
+    wanted = layer(x)
     every, most = torch.ones(10, dtype=torch.bool), torch.arange(10) > 0
-    for inputs, outputs in ((every, None), (most, None), (most, every), (~every, None), (every, ~every)):
-        narrow(layer, inputs, outputs)()
-        assert "forward" not in layer.__dict__
+    for inputs, outputs in ((every, None), (most, None), (most, every), (~every, None), (every, ~every), (None, None)):
+        end = narrow(layer, partial(_same, inputs), outputs)
+        assert torch.equal(layer(x), wanted)
+        end()
+
+
+@torch.no_grad()
+def test_inputs_are_asked_at_every_call() -> None:
+    layer, x, inputs = nn.Linear(10, 10), torch.randn(3, 10), torch.arange(10) < 4
+    asked: list[torch.Tensor | None] = [None]
+    wanted, without = layer(x), nn.functional.linear(x * inputs, layer.weight, layer.bias)
+    end = narrow(layer, lambda: asked[0])
+    assert torch.equal(layer(x), wanted)
+    asked[0] = inputs
+    torch.testing.assert_close(layer(x), without)
+    end()
 
 
 @torch.no_grad()
 def test_what_was_there_before_comes_back() -> None:
     layer: Any = nn.Linear(10, 10)
     layer.forward = lambda x: x
-    end = narrow(layer, torch.arange(10) < 3)
+    end = narrow(layer, lambda: torch.arange(10) < 3)
     assert not torch.equal(layer(torch.ones(1, 10)), torch.ones(1, 10))
     end()
     assert torch.equal(layer(torch.ones(1, 10)), torch.ones(1, 10))

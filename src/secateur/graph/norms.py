@@ -13,9 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur._protocols import IntArray
 from secateur.graph import Graph, Group
-from secateur.graph.calls import Mode
+from secateur.graph.calls import Mode, schema_of
 from secateur.graph.modules import as_call, clone_module, map_tensors, module_stack, to_meta
 from secateur.graph.rules import tensors_in
+from secateur.graph.shapes import run_on_meta
 
 _Sources = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -43,8 +44,9 @@ def sources(graph: Graph) -> Sources:
     Norms that run several times, or are never reached, are not listed.
     """
     modules = dict(graph.model.named_modules())
-    recorder = _Readers({name for name, m in modules.items() if isinstance(m, _Sources)})
-    storage = to_meta if graph.recording.on_meta else torch.clone
+    meta = graph.recording.on_meta
+    recorder = _Readers({name for name, m in modules.items() if isinstance(m, _Sources)}, meta=meta)
+    storage = to_meta if meta else torch.clone
     twin = clone_module(graph.model, lambda tensor: storage(tensor.detach())).eval()
     args, keywords = as_call(map_tensors(graph.example_inputs, storage))
     with torch.no_grad(), module_stack(twin, recorder.stack, recorder.leave), recorder:
@@ -57,8 +59,9 @@ def sources(graph: Graph) -> Sources:
 class _Readers(Mode):
     """Notes the tensors that layers return and how often each is read."""
 
-    def __init__(self, layers: set[str]) -> None:
+    def __init__(self, layers: set[str], *, meta: bool) -> None:
         super().__init__()
+        self.meta = meta
         self.stack: list[str] = [""]
         self.runs: Counter[str] = Counter()
         self.order: list[str] = []
@@ -73,7 +76,9 @@ class _Readers(Mode):
             self._reads[id(tensor)] += 1
             if not isinstance(tensor, nn.Parameter):
                 self._first.setdefault(self.stack[-1], id(tensor))
-        out = func(*args, **(kwargs or {}))
+        # by shortcuts on the meta device, whose kernels load PyTorch's compiler: seconds
+        kwargs = kwargs or {}
+        out = run_on_meta(schema_of(func).own, func, args, kwargs) if self.meta else func(*args, **kwargs)
         self._alive.append(out)
         return out
 

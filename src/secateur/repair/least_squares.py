@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -86,7 +87,7 @@ class LeastSquares(Repair):
         with ExitStack() as stack:
             for reader in readers.values():
                 layer = case.model.get_submodule(reader.name)
-                stack.callback(narrow(layer, _inputs(case, reader), _outputs(case, reader)))
+                stack.callback(narrow(layer, partial(_inputs, case, reader), _outputs(case, reader)))
             for stop in follow("layers", stops, len(readers)):
                 self._fit(case, readers[stop.layer], stop, sampler)
 

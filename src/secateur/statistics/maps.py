@@ -46,7 +46,8 @@ class MapSums:
     def pays(self) -> bool:
         """Whether there are so many fewer products than of patches that it is worth the while."""
         places, kernel = self._table.shape
-        return kernel * self._channels > EXACT and _FEWER * len(self._at) < places * kernel**2 / 2
+        fewer = _FEWER * len(self._at) < places * kernel**2 / 2
+        return bool(kernel * self._channels > EXACT) and fewer
 
     @property
     def seen(self) -> bool:
@@ -132,8 +133,8 @@ def _pixels(layer: _ConvNd, sizes: tuple[int, ...]) -> IntArray:
         at = np.arange(outputs)[:, None] * step + np.arange(kernel) * spread - begin
         axes.append(np.where((at >= 0) & (at < size), at, -1))
     table = axes[0]
-    for axis, size in zip(axes[1:], sizes[1:], strict=True):
-        outer, inner = table[:, None, :, None], axis[None, :, None, :]
+    for along, size in zip(axes[1:], sizes[1:], strict=True):
+        outer, inner = table[:, None, :, None], along[None, :, None, :]
         both = np.where((outer >= 0) & (inner >= 0), outer * size + inner, -1)
-        table = both.reshape(table.shape[0] * axis.shape[0], -1)
+        table = both.reshape(table.shape[0] * along.shape[0], -1)
     return table

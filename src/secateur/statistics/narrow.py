@@ -15,19 +15,16 @@ from torch.nn.modules.conv import _ConvNd
 _MOST = 0.8
 
 
-def narrow(layer: Any, inputs: torch.Tensor, outputs: torch.Tensor | None = None) -> Callable[[], None]:
-    """Let a layer that is not grouped read these inputs and make these outputs alone; returns how that ends.
+def narrow(
+    layer: Any, inputs: Callable[[], torch.Tensor | None], outputs: torch.Tensor | None = None
+) -> Callable[[], None]:
+    """Let a layer that is not grouped read some inputs and make some outputs alone; returns how that ends.
 
-    inputs, outputs (None: all): masks. What it reads otherwise must have no weight, and what it makes otherwise is
-    zero. Weights may change meanwhile.
+    inputs: asked at every call, a mask; outputs: a mask; None: all. What it reads otherwise must have no weight, and
+    what it makes otherwise is zero. Weights may change meanwhile.
     """
-    share = float(inputs.double().mean()) * (1.0 if outputs is None else float(outputs.double().mean()))
-    if share > _MOST or not bool(inputs.any()) or (outputs is not None and not bool(outputs.any())):
-        return lambda: None
     before = layer.__dict__.get("forward")
-    reads = None if bool(inputs.all()) else inputs.nonzero().squeeze(1)
-    makes = None if outputs is None or bool(outputs.all()) else outputs.nonzero().squeeze(1)
-    layer.forward = partial(_forward, layer, reads, makes)
+    layer.forward = partial(_forward, layer, inputs, outputs, layer.forward)
 
     def end() -> None:
         del layer.forward
@@ -37,8 +34,18 @@ def narrow(layer: Any, inputs: torch.Tensor, outputs: torch.Tensor | None = None
     return end
 
 
-def _forward(layer: Any, reads: torch.Tensor | None, makes: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
+def _forward(
+    layer: Any,
+    inputs: Callable[[], torch.Tensor | None],
+    outputs: torch.Tensor | None,
+    whole: Callable[[torch.Tensor], torch.Tensor],
+    input: torch.Tensor,
+) -> torch.Tensor:
+    reads, makes = (None if mask is None or bool(mask.all()) else mask.nonzero()[:, 0] for mask in (inputs(), outputs))
     weight, bias = layer.weight, layer.bias
+    left = (len(weight) if makes is None else len(makes)) * (weight.shape[1] if reads is None else len(reads))
+    if not left or left > _MOST * len(weight) * weight.shape[1]:
+        return whole(input)
     if makes is not None:
         weight, bias = weight[makes], None if bias is None else bias[makes]
     if reads is not None:

@@ -172,13 +172,16 @@ class Replay:
 
             return called
 
+        before = {name: module.__dict__.get("forward") for name, module in modules.items()}
         try:
             for name, module in modules.items():
                 module.forward = instead(name, module.forward)
             yield
         finally:
-            for module in modules.values():
+            for name, module in modules.items():
                 del module.forward
+                if before[name] is not None:
+                    module.forward = before[name]
 
 
 def _inside(visit: _Visit | None) -> bool:

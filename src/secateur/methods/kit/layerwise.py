@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from secateur.repair.base import Case, Reader
 from secateur.repair.least_squares import fit, limited, patch_sums
 from secateur.statistics.gather import count
 from secateur.statistics.lockstep import Made, Stop, crowded, together
+from secateur.statistics.narrow import narrow
 from secateur.statistics.samples import PatchSums, Sampler, readable
 from secateur.statistics.shortcuts import shortcuts
 
@@ -129,9 +132,19 @@ class Layerwise(Method):
         self._masks = {name: np.ones(len(mine), dtype=np.bool_) for name, mine in self._channels.items()}
         self._survey(work)
         chosen: set[str] = set()
-        for stop in follow("layers", self._stops(work, list(self._tables)), len(self._tables)):
-            self._visit(work, stop, chosen)
+        fitted: set[str] = set()
+        with ExitStack() as stack:
+            for name in self._tables:
+                stack.callback(narrow(work.case.model.get_submodule(name), partial(self._read, work, name, fitted)))
+            for stop in follow("layers", self._stops(work, list(self._tables)), len(self._tables)):
+                self._visit(work, stop, chosen)
+                fitted.add(stop.layer)
         self._remember(work.case.model)
+
+    def _read(self, work: Work, name: str, fitted: set[str]) -> torch.Tensor | None:
+        """Which inputs a layer has weights for, once it is fitted: None, all."""
+        layer: Any = work.case.model.get_submodule(name)
+        return self._inputs(layer, self._tables[name])[0] if name in fitted and _groups(layer) == 1 else None
 
     def _work(self, batches: Iterable[tuple[Any, Any]], loss: Loss) -> Work:
         s = self.settings
@@ -194,7 +207,7 @@ class Layerwise(Method):
     def _moments(self, work: Work, stop: Stop, *, anew: bool) -> PatchSums:
         """Of what the layer reads and should answer. anew: channels are to be chosen with them, so of all there are."""
         layer: Any = work.case.model.get_submodule(stop.layer)
-        inputs = None if anew or getattr(layer, "groups", 1) > 1 else self._inputs(layer, self._table(stop))[0]
+        inputs = None if anew or _groups(layer) > 1 else self._inputs(layer, self._table(stop))[0]
         return patch_sums(work.case.model, stop, work.sampler, self._norms.get(stop.layer), inputs)
 
     def _table(self, stop: Stop) -> IntArray:
@@ -221,7 +234,7 @@ class Layerwise(Method):
     def _inputs(self, layer: Any, table: IntArray) -> torch.Tensor:
         """Which inputs of a layer are channels that stay, [groups, inputs of a group]."""
         kept = np.concatenate([self._masks[g.name] for g in self.graph.groups] + [np.ones(1, dtype=np.bool_)])
-        return torch.from_numpy(kept[table]).view(getattr(layer, "groups", 1), -1).to(layer.weight.device)
+        return torch.from_numpy(kept[table]).view(_groups(layer), -1).to(layer.weight.device)
 
     def _columns(self, layer: Any, table: IntArray) -> torch.Tensor:
         """Which columns of a layer's weights belong to channels that stay, [groups, columns]."""
@@ -262,3 +275,8 @@ class Layerwise(Method):
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, value in self._fitted.items():
             tensors[name].copy_(value)
+
+
+def _groups(layer: Any) -> int:
+    """Of a convolution; a linear layer is one."""
+    return int(getattr(layer, "groups", 1))
