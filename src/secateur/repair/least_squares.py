@@ -109,7 +109,7 @@ def _inputs(case: Case, reader: Reader) -> torch.Tensor:
 
 
 def _outputs(case: Case, reader: Reader) -> torch.Tensor:
-    """Which outputs of a layer stay, a mask; what the others become is lost."""
+    """Which outputs of a layer stay, a mask; the others are lost, and have no say in how strong the pull is."""
     weight: Any = case.model.get_submodule(reader.name).weight
     kept = case.slices[f"{reader.name}.weight"][0]
     if kept is None:
