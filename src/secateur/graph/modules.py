@@ -157,6 +157,8 @@ def clone_module(
     for _, module in modules_of(model) if modules is None else modules:
         held: list[Any] = [*module._parameters.values(), *module._buffers.values()]
         if loose := copier.loose_tensors(module):
+            # a hook that knows the network itself, and not its copy, leaves there what a trace computed
+            memo.update((id(tensor), to_meta(tensor)) for tensor in loose if tensor.is_meta)
             held += loose
         for tensor in held:
             if tensor is None or id(tensor) in memo:

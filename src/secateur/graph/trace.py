@@ -346,6 +346,8 @@ def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", 
             raise ModelError(
                 f"{name} is on the meta device and has no values; load the weights (model.to_empty) first."
             )
+        if tensor.layout is not torch.strided:
+            raise ModelError(f"{name} is a sparse tensor, in which no channel can be cut; make it dense (to_dense()).")
         # whose class takes its time to say that a tensor is none of it
         if type(tensor) not in (nn.Parameter, torch.Tensor) and isinstance(tensor, nn.parameter.UninitializedParameter):
             raise ModelError(f"{name} is not initialised yet; run the model once before pruning it.")

@@ -85,3 +85,41 @@ class Wavelets(nn.Module):
 @pytest.mark.parametrize("how", ["tile", "repeat", "made in forward"])
 def test_fixed_filters_repeated_for_every_channel_follow_the_channels(how: str) -> None:
     cut_rightly(unique(Carrier(Wavelets(how))).eval(), image(), 0.3)
+
+
+class Hooked(nn.Module):
+    """A hook, which a copy of the network shares, leaves features with the network it was made for."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 1)
+        self.found: Any = [] if way == "a list" else {}
+        self.last: Any = None
+
+        def keep(_module: nn.Module, _given: Any, out: torch.Tensor) -> None:
+            if way == "a list":
+                self.found[:] = [out]
+            elif way == "a dict":
+                self.found["b"] = out
+            else:
+                self.last = out
+
+        self.b.register_forward_hook(keep)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.o(self.b(self.a(x).relu()).relu())
+
+
+@pytest.mark.parametrize("way", ["a list", "a dict", "an attribute"])
+def test_features_that_a_hook_leaves_with_the_network_stop_nothing(way: str) -> None:
+    result = secateur.prune(Hooked(way).eval(), image(), budget="flops=0.5")
+    assert result.verification is not None
+    assert result.verification.exact
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_sparse_csc])
+def test_a_sparse_weight_is_refused_in_a_sentence(make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    model[2].weight = nn.Parameter(make(model[2].weight.detach()))
+    with pytest.raises(secateur.SecateurError, match=r"2\.weight is a sparse tensor"):
+        secateur.prune(model, torch.randn(2, 8), budget="flops=0.5")
