@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -46,6 +47,54 @@ def test_a_width_nobody_reads_follows_the_cut() -> None:
     assert result.stale == ()
     result.model.reset_classifier(7)  # type: ignore[operator]
     assert result.model(IMAGE).shape == (2, 7)
+
+
+def test_one_run_shows_that_a_cut_fits_and_needs_no_stale_number() -> None:
+    runs: list[tuple[int, ...]] = []
+
+    class Counted(Classifier):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            runs.append(tuple(x.shape))
+            return super().forward(x)
+
+    graph = secateur.trace(Counted(), IMAGE)
+    masks = {group.name: np.arange(group.width) % 2 == 0 for group in graph.groups}
+    runs.clear()
+    made = graph.cut(secateur.Plan(masks))
+    assert {(r.module, r.attribute) for r in made.repairs} >= {("body", "num_features"), ("body", "width")}
+    assert runs == [(2, 3, 16, 16)]
+
+
+class Remembering(Classifier):
+    """Keeps what `forward_features` gives, as networks do that compute positions once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_features = 40
+        self.hidden, self.fc = nn.Linear(40, 24), nn.Linear(24, 5)
+        self.head_hidden_size = 24
+        self.known: torch.Tensor | None = None
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        if self.known is None:
+            self.known = self.body(x)
+        return self.known
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.hidden(self.forward_features(x)).relu())
+
+
+def test_asking_for_features_leaves_no_trace_in_the_run_that_shows_a_cut_to_fit() -> None:
+    graph = secateur.trace(Remembering(), IMAGE)
+    masks = {group.name: np.arange(group.width) % 2 == 0 for group in graph.groups}
+    made = graph.cut(secateur.Plan(masks))
+    assert made.model.num_features == 20
+    assert made.model.head_hidden_size == 12
+    with torch.no_grad():
+        assert made.model(IMAGE).shape == (2, 5)
 
 
 def test_a_number_that_may_be_either_of_two_widths_is_listed() -> None:
