@@ -115,7 +115,7 @@ def _row(row: MethodRow, reads: Iterable[str]) -> list[tuple[str, str]]:
         ("acts", row.acts),
         ("begins with", BEGINS[row.begins]),
         ("removes", row.removes),
-        ("fine-tuning after the cut", "yes" if row.finetunes else "none, as in its paper"),
+        ("fine-tuning after the cut", "yes" if row.finetunes else "none"),
         *([("result", RESULTS[row.result])] if row.result in RESULTS else []),
         ("fidelity", row.fidelity),
     ]

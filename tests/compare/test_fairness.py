@@ -58,19 +58,27 @@ def test_after_training_fine_tunes_as_the_recipe_says() -> None:
 def test_while_training_from_weights_shares_the_fine_tuning() -> None:
     """Two thirds, rounded up, where the paper's share is not known."""
     whole = recipe()
-    made = arrange(whole, cell("nap"), {}, BASE)
-    assert method("nap").acting is None
+    made = arrange(whole, cell("aofp"), {}, BASE)
+    assert method("aofp").acting is None
     assert made.train is not None
     assert made.finetune is not None
     assert whole.finetune is not None
     assert (made.train.epochs, made.finetune.epochs) == (2, 1)
     assert (made.train.warmup, made.finetune.warmup) == (0.0, 0.0)  # two epochs of it do not fit
-    for stage in (made.train, made.finetune):
-        assert stage.model_copy(update={"epochs": 3, "warmup": 2.0}) == whole.finetune
-    short = arrange(recipe("finetune.epochs=1", "finetune.warmup=0"), cell("nap"), {}, BASE)
+    assert made.finetune.model_copy(update={"epochs": 3, "warmup": 2.0}) == whole.finetune
+    short = arrange(recipe("finetune.epochs=1", "finetune.warmup=0"), cell("aofp"), {}, BASE)
     assert short.finetune is None
     assert short.train is not None
     assert short.train.epochs == 1
+
+
+def test_what_fine_tunes_before_the_cut_has_all_epochs() -> None:
+    """NAP, from weights: one training with one schedule, in which its last round leaves time to fine-tune."""
+    whole = recipe()
+    made = arrange(whole, cell("nap"), {}, BASE)
+    assert made.train is not None
+    assert made.train.epochs == 3
+    assert (made.train, made.finetune) == (whole.finetune, None)
 
 
 def test_the_papers_share_of_the_epochs_from_weights() -> None:

@@ -12,7 +12,7 @@ Let E1 be the epochs of the recipe's `train` and E2 those of its `finetune`. Eve
     `dense`                        the base network, whole, then `finetune`: what the epochs alone are worth
 
 The part is the share that the method's paper has (`MethodRow.acting`), rounded, at least one epoch and not all of
-them; where a paper has no training after the cut, everything. Where it is not known, two thirds of `finetune` (rounded
+them; where a method has no training after the cut, everything. Where it is not known, two thirds of `finetune` (rounded
 up), or `train`, with `finetune` after it. Papers with a constant learning rate while the method acts (`acting_rate`)
 have it as that share of `train`'s; without `train`, whose rate it refers to, the schedule of `finetune`.
 """

@@ -100,7 +100,7 @@ class MethodRow:
     fidelity: str = "not from a paper"  # how close this is to the paper, and what was reconstructed
     settings: type[Settings] | None = None  # None: the factory's Config
     begins: Begins = "weights"  # trained weights, a new network, or a new one that is narrow from the start
-    finetunes: bool = True  # whether its paper trains on after the cut
+    finetunes: bool = True  # whether training after the cut is part of it, or all of it precedes the cut
     #: Share of the epochs in which its paper has the method at work: of all of them, or of those that follow the
     #: training of the network it begins with; None: not said.
     acting: float | None = None

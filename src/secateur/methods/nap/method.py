@@ -16,9 +16,10 @@ Where this differs from the paper, and why:
     producers), the rounds (10, each removing the same fraction of what is left, and of no group more than half), the
     running averages (0.95 a statistics pass, one every 10 steps, oftener where a round is short), and the damping
     (a thousandth of the mean eigenvalue). The rounds end after 40% of the training: later ones would meet learning
-    rates too small to recover from them. Ranking by dL per cost is ours: the paper's threshold is on the weights that
-    stay, and so is the default
-    here where the budget bounds parameters alone; under any other budget a channel's dL is divided by what it saves
+    rates too small to recover from them. What follows them is the fine-tuning, in the same training: a comparison adds
+    none after the cut, which would begin with a high rate anew. Ranking by dL per cost is ours: the paper's threshold
+    is on the weights that stay, and so is the default here where the budget bounds parameters alone; under any other
+    budget a channel's dL is divided by what it saves
     (`allocator: global` is the paper's way). Where the last round would leave more than 1% of the budget, channels stay
     in place of others, those whose exchange loses the least. Mean responses of removed channels move into the bias or
     the running mean of the layers that read them. Batch norms follow in training, so there is no separate pass to
@@ -406,5 +407,6 @@ ROW = MethodRow(
     "weight update from memory, unverified",
     factory=NAP,
     settings=NAPSettings,
+    finetunes=False,
     variants=({"mode": "weight", "budget": "params=0.3"},),
 )
