@@ -152,6 +152,7 @@ def _joined(before: Row, document: Row, setup: str) -> Row:
         "commit": here["commit"],
         "versions": here["versions"],
         "machine": here["device"],
+        "load": max(before.get("load", 0.0), here["load"]),
         "bases": _union(before, new, "bases", "seed"),
         "methods": _union(before, new, "methods", "label"),
         "calls": _union(before, new, "calls", "date"),
