@@ -162,14 +162,6 @@ def test_no_text_breaks_the_reader(text: str) -> None:
 # ----------------------------------------------------------------------------------------------------------- overrides
 
 
-@pytest.mark.parametrize(
-    "pair", [("seed=1", "seed=1"), ("train.epochs=1", "train.epochs=2"), ("data.path=a", "data . path=b")]
-)
-def test_one_thing_is_set_once(pair: tuple[str, str]) -> None:
-    with pytest.raises(ConfigError, match="twice: give it once"):
-        Recipe.read("recipe:cifar10-resnet8-short", ["name=other", *pair])
-
-
 def test_overrides() -> None:
     recipe = read(
         "budget=flops=0.25,params=2M",

@@ -143,8 +143,6 @@ def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
             here = here.setdefault(key, {})
             if not isinstance(here, dict):
                 raise ConfigError(f"--with {each!r} is not possible: {key} has a value already.")
-        if keys[-1] in here:
-            raise ConfigError(f"--with gives {path.strip()} twice: give it once.")
         here[keys[-1]] = _yaml.parse(text, f"--with {each!r}")
     return found
 

@@ -130,10 +130,7 @@ class Recipe(Section):
         data = _yaml.parse(text, what)
         if not isinstance(data, dict):
             raise ConfigError(f"{what} is no list of keys and values: begin with name, model, data, method, budget.")
-        given = [override.partition("=")[0].replace(" ", "") for override in overrides]
-        for path, override in zip(given, overrides, strict=True):
-            if given.count(path) > 1:
-                raise ConfigError(f"--set gives {shown(path)} twice: give it once.")
+        for override in overrides:
             data = _overridden(data, override)
         return validated(cls, data)
 

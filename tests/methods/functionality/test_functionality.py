@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import secateur
-from secateur.errors import ConfigError, ModelError
+from secateur.errors import ConfigError, InputError, ModelError
 from secateur.graph import trace
 from secateur.methods.functionality.images import Ascent, WeightContribution, maximise, singly, true_logit
 from secateur.methods.functionality.method import (
@@ -362,7 +362,7 @@ def test_the_network_is_left_as_it_was() -> None:
         assert parameter.grad is grads[number]
         assert parameter.grad is None or bool((parameter.grad == 7).all())
     wrong = [(torch.ones(2, 3, 0, 0), torch.zeros(2, dtype=torch.long))]
-    with pytest.raises(IndexError, match="size"):
+    with pytest.raises(InputError, match="holds nothing"):
         Functionality(model, IMAGE, budget="flops=0.6", wrt="weight").collect(wrong, F.cross_entropy)
     assert next(model.parameters()).grad is grads[0]  # also when it ends early
 
