@@ -337,3 +337,17 @@ def test_leaving_torch_inside_forward_is_refused_or_frozen() -> None:
     model = Net(run, stem=conv(3, 8), c=conv(8, 6), head=head(6))
     result = sound_or_refused(model, 0)
     assert result is None or "stem" not in {g.name for g in result.graph.groups}
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("parameter", [False, True])
+def test_numbers_of_eight_bits_beside_the_weights_do_no_harm(kind: torch.dtype, parameter: bool) -> None:
+    """PyTorch has no norm of them to tell whether they are finite."""
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 5, 1)).eval()
+    scale = torch.ones(4).to(kind)
+    if parameter:
+        net[0].register_parameter("scale", nn.Parameter(scale, requires_grad=False))
+    else:
+        net[0].register_buffer("scale", scale)
+    small = secateur.prune(net, torch.randn(1, 3, 8, 8), budget="flops=0.5").model
+    assert small.get_submodule("0").scale.dtype == kind

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,3 +160,71 @@ def test_seeded_and_listed() -> None:
     assert isinstance(repair("cp", positions=3), LeastSquares)
     with pytest.raises(ConfigError, match="positions"):
         repair("least_squares", positions=0)
+
+
+class Gain(nn.Conv2d):
+    """Three times what its weights make."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+class Same(nn.Conv2d):
+    """Pads by itself, behind, so that there are as many outputs as inputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+
+def threefold(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+    return 3 * output
+
+
+def _hooked() -> nn.Conv2d:
+    layer = nn.Conv2d(16, 16, 3, padding=1)
+    layer.register_forward_hook(threefold)
+    return layer
+
+
+OWN_WAYS: dict[str, Callable[[], nn.Conv2d]] = {
+    "gain": lambda: Gain(16, 16, 3, padding=1), "same": lambda: Same(16, 16, 2), "hook": _hooked,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", OWN_WAYS)
+@pytest.mark.parametrize("repair", ["least_squares", "compensation"])
+def test_layers_that_compute_in_a_way_of_their_own_are_mended_too(way: str, repair: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), OWN_WAYS[way](), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+    data, x = [torch.randn(32, 3, 8, 8) for _ in range(4)], torch.randn(64, 3, 8, 8)
+    bare = secateur.prune(net, x[:1], budget="flops=0.5").model
+    mended = secateur.prune(net, x[:1], budget="flops=0.5", repair=[repair], data=data).model
+    with torch.no_grad():
+        assert float((mended(x) - net(x)).square().mean()) < 0.3 * float((bare(x) - net(x)).square().mean())
+
+
+class Frames(nn.Module):
+    """Four frames of a clip lie side by side in the batch: two images are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        clips = x.view(len(x) // 4, 4, *x.shape[1:])
+        x = self.second(clips.roll(1, 1).reshape(x.shape)).relu().mean((2, 3))
+        found: torch.Tensor = self.head(x.view(len(x) // 4, 4, -1).mean(1))
+        return found
+
+
+@pytest.mark.parametrize("way", [{"repair": ["least_squares"]}, {"repair": ["compensation"]}, {"method": "cp"}])
+def test_batches_are_shown_as_they_come(way: dict[str, Any]) -> None:
+    net, data = Frames().eval(), [torch.randn(8, 3, 8, 8) for _ in range(3)]
+    shown = [(x, None) for x in data] if "method" in way else data
+    assert secateur.prune(net, data[0][:4], budget="flops=0.5", data=shown, **way).verification.exact

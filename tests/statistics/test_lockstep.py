@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -66,3 +68,31 @@ def test_one_by_one_is_the_same_as_side_by_side(anew: list[str], monkeypatch: py
             model.get_submodule(stop.layer).weight.mul_(0.5)
     assert stops == [(layer, 4) for layer in LAYERS]
     assert most == (2 if anew == LAYERS else 10)
+
+
+class Gain(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+class Absolute(nn.Conv2d):
+    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return super()._conv_forward(x, weight.abs(), bias)
+
+
+@pytest.mark.parametrize("way", ["gain", "absolute", "hook", "forward", "usual"])
+@pytest.mark.parametrize("anew", [[], ["2"]])
+def test_answers_are_those_of_the_weights_alone(way: str, anew: list[str]) -> None:
+    """What a layer makes of its answer beyond that, no other weights could make up for."""
+    model = chain()
+    layer: Any = {"gain": Gain, "absolute": Absolute}.get(way, nn.Conv2d)(8, 4, 3, padding=1)
+    model[2] = layer
+    if way == "hook":
+        layer.register_forward_hook(lambda module, args, output: 3 * output)
+    if way == "forward":
+        layer.forward = lambda x: 3 * nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    with torch.no_grad():
+        for stop in together((model,), shown(), ["2"], anew=anew):
+            for one in stop.batches():
+                wanted = nn.functional.conv2d(one.inputs[0], layer.weight, layer.bias, padding=1)
+                torch.testing.assert_close(one.answer, wanted)

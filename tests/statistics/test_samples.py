@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import InputError
+from secateur.statistics import samples
 from secateur.statistics.lockstep import together, visits
 from secateur.statistics.patches import BLOCK
 from secateur.statistics.samples import PatchSums, Sampler, answers, least_squares, patches_at, ridge_for
@@ -308,3 +309,16 @@ def test_parts_are_the_whole() -> None:
     assert [part for part, _ in places.parts(1)] == [slice(0, 5)]
     found = torch.cat([patches_at(layer, x[part], some) for part, some in places.parts(each)])
     assert torch.equal(found, patches_at(layer, x, places))
+
+
+def test_a_weak_pull_is_solved_for_in_double_precision() -> None:
+    """Single precision has seven digits: with a share of 1e-6 of the mean, small directions would be lost."""
+    torch.manual_seed(0)
+    directions, _ = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64))
+    square = (directions * torch.logspace(0, -7, 60, dtype=torch.float64)) @ directions.T
+    right = torch.randn(60, 3, dtype=torch.float64)
+    single, answer = square.float(), right.float()
+    wanted = samples._solved(single.double(), answer.double(), 1e-6)
+    found = samples._solved(single, answer, 1e-6)
+    assert found.dtype == torch.float32
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5

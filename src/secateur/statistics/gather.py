@@ -155,11 +155,6 @@ def count(inputs: Any) -> int:
     raise InputError("A batch has no tensor among its inputs: give pairs (inputs, target).")
 
 
-def glimpse(inputs: Any) -> Any:
-    """Two samples of a batch that is one tensor, or else all: enough to see which layers and operators run."""
-    return inputs[:2] if isinstance(inputs, torch.Tensor) and inputs.ndim else inputs
-
-
 def rows(inputs: Any) -> int:
     """Samples in one batch, for those that take it apart; InputError if they are a list of tensors."""
     samples = count(inputs)

@@ -23,14 +23,17 @@ from torch import nn
 from secateur.graph.calls import TRANSPARENT, Mode
 from secateur.graph.modules import as_call
 from secateur.graph.rules import tensors_in
-from secateur.statistics.gather import count, glimpse
+from secateur.statistics.gather import count
+from secateur.statistics.narrow import computes_as_usual, usual_answer
 
 
 @dataclass(frozen=True)
 class Standing:
     """One batch at a layer.
 
-    inputs: of the layer, in every model. answer: of the first model. held: results of operators, of every model.
+    inputs: of the layer, in every model.
+    answer: of the first model, as the layer's weights and bias alone make it.
+    held: results of operators, of every model.
     """
 
     inputs: tuple[torch.Tensor, ...]
@@ -139,10 +142,13 @@ def _begin(*_: Any) -> None:
         here.began = here.counter.number
 
 
-def _hold(name: str, layer: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], answer: Any = None) -> None:
+def _hold(name: str, layer: Any, args: tuple[Any, ...], keywords: dict[str, Any], answer: Any = None) -> None:
     here = threading.current_thread()
     if isinstance(here, _Pass):
-        here.stand(name, args[0] if args else keywords["input"], answer)
+        x = args[0] if args else keywords["input"]
+        if answer is not None and not (computes_as_usual(layer) and len(layer._forward_hooks) == 1):
+            answer = usual_answer(layer, x, layer.weight, layer.bias)  # what a fit of the weights can follow
+        here.stand(name, x, answer)
 
 
 def together(
@@ -165,7 +171,7 @@ def together(
     wanted, shown = dict(held or {}), list(batches)
     if wanted:  # what a network does in its first pass only, and remembers, is not to be counted
         for model in models:
-            once(model, glimpse(shown[0]))
+            once(model, shown[0])
     for layer in anew:
         yield Stop(layer, partial(_one_by_one, models, shown, layer, wanted.pop(layer, None)))
     rest = [layer for layer in layers if layer not in anew]
@@ -297,7 +303,7 @@ def visits(model: nn.Module, inputs: Any, layers: Collection[str]) -> dict[str, 
     with ExitStack() as stack:
         for name in layers:
             stack.callback(model.get_submodule(name).register_forward_pre_hook(partial(count, name)).remove)
-        args, keywords = as_call(glimpse(inputs))
+        args, keywords = as_call(inputs)
         model(*args, **keywords)
     return counts
 

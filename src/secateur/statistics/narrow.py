@@ -9,10 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 
 #: The share of a layer's products from which on leaving the others out gains nothing.
 _MOST = 0.8
+#: Layers of PyTorch; subclasses may compute in another way (weights standardised, "same" padding).
+_KINDS: tuple[Any, ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def computes_as_usual(layer: nn.Module) -> bool:
+    """Whether a convolution or linear layer computes as PyTorch's own does, with its weights as they stand."""
+    kind = next((each for each in _KINDS if isinstance(layer, each)), None)
+    if kind is None or "forward" in layer.__dict__ or type(layer).forward is not kind.forward:
+        return False
+    return getattr(type(layer), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
+
+
+def usual_answer(layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """What PyTorch's own layer of that kind makes of `x` with these weights and the other settings of `layer`."""
+    kind = next(each for each in _KINDS if isinstance(layer, each))
+    if kind is nn.Linear:
+        return F.linear(x, weight, bias)
+    answer: torch.Tensor = kind._conv_forward(layer, x, weight, bias)
+    return answer
 
 
 def narrow(
@@ -20,18 +38,15 @@ def narrow(
 ) -> Callable[[], None]:
     """Let a layer that is not grouped read some inputs and make some outputs alone; returns how that ends.
 
+    A layer that does not compute as PyTorch's own do computes with all of them, as before.
+
     inputs: asked at every call, a mask; outputs: a mask; None: all. What it reads otherwise must have no weight, and
     what it makes otherwise is zero. Weights may change meanwhile.
     """
-    before = layer.__dict__.get("forward")
+    if not computes_as_usual(layer):
+        return lambda: None
     layer.forward = partial(_forward, layer, inputs, outputs, layer.forward)
-
-    def end() -> None:
-        del layer.forward
-        if before is not None:
-            layer.forward = before
-
-    return end
+    return partial(delattr, layer, "forward")
 
 
 def _forward(
@@ -52,8 +67,7 @@ def _forward(
         weight = weight[:, reads]
     axis = -1 if isinstance(layer, nn.Linear) else input.ndim - len(layer.kernel_size) - 1
     x = input if reads is None else taken(input, axis, reads)
-    conv = isinstance(layer, _ConvNd)
-    out: torch.Tensor = layer._conv_forward(x, weight, bias) if conv else F.linear(x, weight, bias)
+    out = usual_answer(layer, x, weight, bias)
     return out if makes is None else _put(out, axis, makes, len(layer.weight))
 
 

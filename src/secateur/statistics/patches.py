@@ -93,7 +93,7 @@ def patches(module: nn.Module, x: torch.Tensor, lattice: Lattice, groups: int) -
             part = flat[(images, *lattice.slices(first))].reshape(-1, x.shape[-1])
             yield F.pad(part, (0, 1), value=1.0).T[None]
         return
-    x = padded(module, x)
+    x = _reaching(module, padded(module, x), lattice.sizes)
     kernel, channels = module.kernel_size, x.shape[1] // groups
     places = list(itertools.product(*(range(k) for k in kernel)))
     for images, first in blocks(len(x), lattice, groups * (channels * len(places) + 1)):
@@ -113,6 +113,17 @@ def padded(module: _ConvNd, x: torch.Tensor) -> torch.Tensor:
     if not any(amounts):
         return x
     return F.pad(x, amounts, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+
+
+def _reaching(module: _ConvNd, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """The padded input, with zeros around it where the layer made more outputs of it than that allows ("same" padding:
+    as many on both sides, the odd one behind)."""
+    amounts: list[int] = []
+    for axis, size in reversed(list(enumerate(sizes))):
+        reach = (size - 1) * module.stride[axis] + (module.kernel_size[axis] - 1) * module.dilation[axis] + 1
+        short = max(reach - x.shape[2 + axis], 0)
+        amounts += [short // 2, short - short // 2]
+    return F.pad(x, amounts) if any(amounts) else x
 
 
 def _behind(module: _ConvNd, lattice: Lattice, place: Sequence[int], first: tuple[int, int]) -> tuple[slice, ...]:

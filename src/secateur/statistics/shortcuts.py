@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from secateur.graph.modules import as_call
-from secateur.statistics.gather import glimpse
 from secateur.statistics.lockstep import Made, Operators, once
 
 
@@ -26,7 +25,6 @@ def shortcuts(
     Args:
         model: in evaluation mode. inputs: of one batch. norms: {layer: the norm that alone reads its output}.
     """
-    inputs = glimpse(inputs)
     once(model, inputs)  # or what it does in its first pass only, and remembers, would be counted
     operators = Operators()
     outputs: dict[int, str] = {}  # a tensor, and the layer it comes from, directly or through its norm
