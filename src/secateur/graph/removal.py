@@ -24,7 +24,7 @@ from secateur.graph.randomise import run, same_draws
 from secateur.graph.recorder import Call, Recorder, Recording, forward, label_parameters
 from secateur.graph.rules import is_constant, label_of, tensors_in
 
-Scalars = list[tuple[str, tuple[float, ...]]]
+Scalars = list[tuple[str, dict[int | str, float]]]
 
 
 def _numbers(func: Any, args: Any, kwargs: Any) -> dict[int | str, Any]:
@@ -33,8 +33,12 @@ def _numbers(func: Any, args: Any, kwargs: Any) -> dict[int | str, Any]:
     An integer is one where a tensor of fractions could stand as well (`h / 24`); elsewhere it is a size or an index.
     """
     given = [*enumerate(args), *kwargs.items()]
-    whole = not any(t.is_floating_point() or t.is_complex() for t in tensors_in((args, tuple(kwargs.values()))))
-    return {at: value for at, value in given if _is_number(value) or (not whole and _computes(func, at, value))}
+    tensors = tensors_in((args, tuple(kwargs.values())))
+    whole = not any(t.is_floating_point() or t.is_complex() for t in tensors)
+    filled = not tensors and "fill_value" in schema_of(func).names  # with a whole number, which may be a factor later
+    return {
+        at: value for at, value in given if _is_number(value) or ((filled or not whole) and _computes(func, at, value))
+    }
 
 
 def _is_number(value: Any) -> bool:
@@ -65,7 +69,8 @@ class _Scalars(Mode):
     def handle(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = schema_of(func).name
         if name not in TRANSPARENT:
-            self.calls.append((name, tuple(float(value) for value in _numbers(func, args, kwargs or {}).values())))
+            numbers = _numbers(func, args, kwargs or {})
+            self.calls.append((name, {place: float(value) for place, value in numbers.items()}))
         return func(*args, **(kwargs or {}))
 
 
@@ -117,12 +122,12 @@ class _Removing(Recorder):
     def _scalars(self, func: Any, call: Call, at: int, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if self.scalars is None:
             return args, kwargs
-        now, new = _numbers(func, args, kwargs), self.scalars[at][1]
-        if tuple(float(value) for value in now.values()) == new or len(now) != len(new):
+        now, new = _numbers(func, args, kwargs), self.scalars[at][1]  # `new` has numbers made of data besides
+        changed = {place: _like(new[place], n) for place, n in now.items() if new.get(place, n) != float(n)}
+        if not changed:
             return args, kwargs
         where = f"{call.name.removeprefix('aten::')} in {call.module or 'the model'}"
         self.rescaled[f"a constant that depends on the width ({where})"] = None
-        changed = {place: _like(number, now[place]) for place, number in zip(now, new, strict=True)}
         return tuple(changed.get(k, a) for k, a in enumerate(args)), {k: changed.get(k, v) for k, v in kwargs.items()}
 
     def _adjust(self, args: list[Any], names: tuple[str, ...], expect: Any) -> None:
