@@ -76,7 +76,7 @@ def main() -> None:
         found = [held_out(schedule, seed, data, arguments.runs) for seed in SEEDS]
         rows.append({"schedule": schedule, "changed": changed, "held_out": found, "mean": statistics.mean(found)})
         print(rows[-1], flush=True)
-    _record.save(_record.RESULTS / "bwcp_defaults.json", {**_record.environment(), "seeds": SEEDS, "rows": rows})
+        _record.save(_record.RESULTS / "bwcp_defaults.json", {**_record.environment(), "seeds": SEEDS, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from secateur.statistics.gather import Loss, pair, rows
 
 #: One image in so many is held out.
 _EVERY = 8
-#: Images in one forward pass.
-_BATCH = 256
+#: Images in one forward pass, and in one piece.
+_BATCH, _PIECE = 256, 32
 #: What stands for no class in masks of 8 bits; else it is a number below zero.
 _NO_CLASS = 255
 
@@ -32,8 +32,10 @@ class HeldOut:
         self.most, self._loss = most, loss
         self._batches: list[tuple[Any, Any]] = []
         self._images = 0
+        self._pieces: list[tuple[Any, Any]] | None = None
         self.whole = 0.0  # the whole network's accuracy, or loss
         self.by_accuracy = True
+        self.labels = 0  # that count
 
     def __len__(self) -> int:
         return self._images
@@ -96,17 +98,36 @@ class HeldOut:
         Raises:
             InputError: a label is neither of a class nor one that stands for none: they may begin with 1.
         """
-        right = total = 0
+        right = self.labels = 0
         for output, target in self.answers(model):
-            asked = (target >= 0) & (target < output.shape[1])
-            if bool((~asked & (target >= 0) & (target != _NO_CLASS)).any()):
-                raise InputError(
-                    f"Class numbers go up to {int(target[target != _NO_CLASS].max())}, and the network tells "
-                    f"{output.shape[1]} classes apart: they must go from 0 to {output.shape[1] - 1}."
-                )
+            asked = _asked(output, target)
             right += int((output.argmax(1) == target)[asked].sum())
-            total += int(asked.sum())
-        return right / max(total, 1)
+            self.labels += int(asked.sum())
+        return self.share(right)
+
+    def share(self, right: int) -> float:
+        """Of the labels that count."""
+        return right / max(self.labels, 1)
+
+    @torch.no_grad()
+    def right(self, model: nn.Module, piece: int) -> tuple[int, int]:
+        """Of one of `pieces`: how many images (pixels) the model tells right, and of how many; it evaluates."""
+        inputs, target = self.pieces()[piece]
+        args, keywords = as_call(inputs)
+        output = model(*args, **keywords)
+        asked = _asked(output, target)
+        return int((output.argmax(1) == target)[asked].sum()), int(asked.sum())
+
+    def pieces(self) -> list[tuple[Any, Any]]:
+        """The held images in small batches, where they are plain tensors."""
+        if self._pieces is None:
+            self._pieces = []
+            for inputs, target in self._joined():
+                if isinstance(inputs, torch.Tensor) and isinstance(target, torch.Tensor):
+                    self._pieces += zip(inputs.split(_PIECE), target.split(_PIECE), strict=True)
+                else:
+                    self._pieces.append((inputs, target))
+        return self._pieces
 
     def mean_loss(self, model: nn.Module) -> float:
         """The loss of the network, over all held images; the model evaluates.
@@ -136,6 +157,17 @@ class HeldOut:
 
 def _some(value: Any, which: torch.Tensor) -> Any:
     return map_tensors(value, lambda tensor: tensor[which] if tensor.ndim and len(tensor) == len(which) else tensor)
+
+
+def _asked(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Which labels are of a class."""
+    asked = (target >= 0) & (target < output.shape[1])
+    if bool((~asked & (target >= 0) & (target != _NO_CLASS)).any()):
+        raise InputError(
+            f"Class numbers go up to {int(target[target != _NO_CLASS].max())}, and the network tells "
+            f"{output.shape[1]} classes apart: they must go from 0 to {output.shape[1] - 1}."
+        )
+    return asked
 
 
 def _tells_classes(output: Any, target: Any) -> bool:

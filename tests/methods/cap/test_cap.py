@@ -17,7 +17,7 @@ from secateur.errors import BudgetError, ConfigError
 from secateur.graph.modules import clone_module
 from secateur.methods import method
 from secateur.methods.cap.forward_selection import ForwardSelection, forward_order
-from secateur.methods.cap.method import CapSettings, Ranked
+from secateur.methods.cap.ranking import Ranked
 from secateur.methods.cap.structural_search import StructuralSearch, largest_share
 from secateur.methods.kit.reading import families, unread
 from secateur.plan import Plan
@@ -158,9 +158,9 @@ def test_several_layers_are_summed_as_shares() -> None:
 
 
 def test_binary_search() -> None:
-    assert largest_share(lambda share: 1 - share**2, 0.91, 1.0, 20) == pytest.approx(0.3, abs=1e-6)
-    assert largest_share(lambda share: 0.5, 0.6, 0.9, 6) == 0.0
-    assert largest_share(lambda share: 0.7, 0.6, 0.9, 6) == pytest.approx(0.9 * (1 - 2**-6))
+    assert largest_share(lambda share: 1 - share**2 >= 0.91, 1.0, 20) == pytest.approx(0.3, abs=1e-6)
+    assert largest_share(lambda share: False, 0.9, 6) == 0.0
+    assert largest_share(lambda share: True, 0.9, 6) == pytest.approx(0.9 * (1 - 2**-6))
 
 
 def toy(shares: tuple[float, ...]) -> float:
@@ -168,20 +168,26 @@ def toy(shares: tuple[float, ...]) -> float:
     return 1 - sum(w * s**2 for w, s in zip(weights, shares, strict=False))
 
 
+def reached(shares: tuple[float, ...], bar: float) -> bool:
+    return toy(shares) >= bar
+
+
 def test_bars_fall_by_equal_steps_and_slack_is_handed_on() -> None:
-    search = StructuralSearch(3, toy, 1.0, 0.9, 16)
+    search = StructuralSearch(3, reached, 1.0, 0.9, 16)
     shares = search.run(0.02)
     for unit in range(3):
         assert toy(shares[: unit + 1]) >= 1.0 - 0.02 * (unit + 1)
     assert toy(shares) >= 1.0 - 3 * 0.02  # the tolerated accuracy
     assert shares[0] == pytest.approx(0.02**0.5, abs=1e-4)
     assert shares[2] == pytest.approx(((0.06 - 0.02 - 0.02) / 0.05) ** 0.5, abs=1e-3)
-    idle = StructuralSearch(2, lambda shares: 1.0 - (0.05 * shares[1] if len(shares) > 1 else 0.0), 1.0, 1.0, 16)
+    idle = StructuralSearch(
+        2, lambda shares, bar: 1.0 - (0.05 * shares[1] if len(shares) > 1 else 0.0) >= bar, 1.0, 1.0, 16
+    )
     assert idle.run(0.02) == pytest.approx((1.0, 0.8), abs=1e-3)  # the second may use both steps
 
 
 def test_the_step_follows_from_the_budget() -> None:
-    search = StructuralSearch(3, toy, 1.0, 0.9, 12)
+    search = StructuralSearch(3, reached, 1.0, 0.9, 12)
     for limit in (0.3, 1.0, 2.2):
         shares, step = search.toward(lambda shares, limit=limit: sum(shares) >= limit, 12)
         assert sum(shares) < limit
@@ -372,7 +378,6 @@ def test_what_nobody_weighs_stays_whole() -> None:
 def test_what_the_search_measures_is_what_is_cut(network: Any) -> None:
     model = network.make().double().eval()
     graph = secateur.trace(model, network.inputs().double())
-    settings = CapSettings()
     found = families(graph)
     moments = Moments([r.layer for family in found for r in family.readings])
     data = [(x.double(), y) for x, y in network.batches(30)]
@@ -380,7 +385,7 @@ def test_what_the_search_measures_is_what_is_cut(network: Any) -> None:
     twin, masks = clone_module(model, lambda tensor: tensor.detach().clone()).eval(), {}
     with torch.no_grad():
         for family in found:
-            unit = Ranked(family, model, moments, [1] * len(family.groups), settings)
+            unit = Ranked(family, model, moments, [1] * len(family.groups))
             gone = int(0.4 * family.width)
             unit.write(twin, model, gone)
             kept = np.zeros(family.width, dtype=np.bool_)

@@ -33,7 +33,7 @@ Where this differs from the paper, and why:
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -42,18 +42,17 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from secateur._protocols import IntArray
 from secateur.errors import BudgetError, ConfigError
-from secateur.graph.modules import clone_module
-from secateur.methods.cap.forward_selection import ForwardSelection, forward_order
+from secateur.methods.cap.ranking import Ranked
 from secateur.methods.cap.structural_search import StructuralSearch
+from secateur.methods.cap.trial_networks import TrialNetworks
 from secateur.methods.contract import Loss, Method, MethodRow, Settings
 from secateur.methods.kit.aim import Aim
-from secateur.methods.kit.reading import Family, Reading, families, unread
+from secateur.methods.kit.reading import Family, families, unread
 from secateur.methods.kit.scores import Scores
 from secateur.plan import Plan
 from secateur.repair.base import Case
-from secateur.repair.compensation import compensate, has_place
+from secateur.repair.compensation import compensate
 from secateur.repair.least_squares import limited
 from secateur.statistics.gather import gather, untouched
 from secateur.statistics.held_out import HeldOut
@@ -81,125 +80,6 @@ class CapSettings(Settings):
         256, ge=1, description="output positions of an image looked at, at most (the paper: all, null)"
     )
     ridge: float = Field(1e-6, ge=0, le=1, description="relative to each input's variance")
-
-
-class Ranked:
-    """A family with its channels in order, and what its layers become for any number of them.
-
-    order, gains: of `forward_order`. removable: how many channels may go.
-    """
-
-    def __init__(
-        self, family: Family, model: nn.Module, moments: Moments, floors: Sequence[int], s: CapSettings
-    ) -> None:
-        """Rank the channels by forward selection; `floors` of each group are moved to the front."""
-        self.family = family
-        self.readings = [reading for reading in family.readings if reading.layer in moments]
-        self._rescale = [
-            s.rescale == "always" or (s.rescale == "norm" and reading.norm is not None) for reading in self.readings
-        ]
-        self._place = [has_place(model, reading.layer, reading.norm) for reading in self.readings]
-        self._moments = moments
-        self._selections = self._select(model, s.ridge)
-        order, gains = forward_order(self._selections, family.width)
-        first = np.concatenate([[True] * 0, *self._firsts(order, floors)])
-        if not first[order[: int(first.sum())]].all():  # the least widths come first in every group
-            self._selections = self._select(model, s.ridge)
-            order, gains = forward_order(self._selections, family.width, first)
-        self.order, self.gains = order, gains
-        self._whole = [selection.outputs(selection.weight) for selection in self._selections]
-        self.removable = family.width - int(first.sum())
-
-    def _firsts(self, order: IntArray, floors: Sequence[int]) -> Iterator[Any]:
-        place = np.argsort(order, kind="stable")
-        for places, floor in zip(self.family.split(place).values(), floors, strict=True):
-            yield np.argsort(np.argsort(places)) < floor
-
-    def _select(self, model: nn.Module, ridge: float) -> list[ForwardSelection]:
-        result = []
-        for reading, place in zip(self.readings, self._place, strict=True):
-            moment = self._moments[reading.layer]
-            sigma, mean = moment.covariance[reading.block], moment.mean[reading.block]
-            if not place:
-                sigma = sigma + torch.outer(mean, mean)  # without a constant there is no other centre than zero
-            weight = reading.matrix(model).to(sigma)
-            result.append(ForwardSelection(weight, sigma, reading.parts, reading.fixed, ridge=ridge))
-        return result
-
-    def tails(self) -> np.ndarray:
-        """For each channel, from 0 to 1 and falling in their order: what is lost with it and all behind it."""
-        tail = np.cumsum(self.gains[::-1])[::-1]
-        tail = tail + 1e-12 * np.arange(len(tail), 0, -1) / len(tail)
-        result = np.empty(len(tail))
-        result[self.order] = tail / (1.0 + tail)
-        return result
-
-    @torch.no_grad()
-    def write(self, model: Any, dense: Any, removed: int) -> None:
-        """Give the layers of `model` the weights they have when the last `removed` channels go."""
-        stay = self.family.width - removed
-        for reading, selection, whole, scaled, place in zip(
-            self.readings, self._selections, self._whole, self._rescale, self._place, strict=True
-        ):
-            columns = selection.ends[stay]
-            weight = selection.corrected(columns)
-            if scaled and removed:
-                weight = weight * _growth(whole, selection.outputs(weight, columns))[:, None]
-            layer, origin = model.get_submodule(reading.layer), dense.get_submodule(reading.layer)
-            layer.weight[reading.rows] = weight.view_as(layer.weight[reading.rows]).to(layer.weight)
-            if place:
-                mean = self._moments[reading.layer].mean[reading.block]
-                _add(model, dense, reading, layer, origin, (selection.weight - weight) @ mean)
-
-
-def _growth(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """What brings variances back to what they were."""
-    usable = after > 1e-12 * before
-    return torch.where(usable, before / torch.where(usable, after, 1.0), 1.0).sqrt()
-
-
-def _add(model: Any, dense: Any, reading: Reading, layer: Any, origin: Any, added: torch.Tensor) -> None:
-    if layer.bias is not None:
-        layer.bias[reading.rows] = origin.bias[reading.rows] + added.to(layer.bias)
-        return
-    norm, was = model.get_submodule(reading.norm), dense.get_submodule(reading.norm)
-    norm.running_mean[reading.rows] = was.running_mean[reading.rows] - added.to(norm.running_mean)
-
-
-class _Trials:
-    """A twin of the network in which units lose channels, and how good it is, measured once for every state."""
-
-    def __init__(self, model: nn.Module, ranked: Sequence[Ranked], held: HeldOut) -> None:
-        self._dense, self._ranked, self._held = model, ranked, held
-        self._twin = clone_module(model, lambda tensor: tensor.detach().clone()).eval()
-        self._now = [0] * len(ranked)
-        self._known: dict[tuple[int, ...], float] = {}
-
-    def removed(self, shares: Sequence[float]) -> list[int]:
-        """Channels that go from every unit."""
-        wanted = [int(unit.family.width * share) for unit, share in zip(self._ranked, shares, strict=False)]
-        counts = [min(count, unit.removable) for count, unit in zip(wanted, self._ranked, strict=False)]
-        return counts + [0] * (len(self._ranked) - len(counts))
-
-    def quality(self, shares: Sequence[float]) -> float:
-        """Of the twin, with these shares of the units gone: see `HeldOut.measure`."""
-        counts = self.removed(shares)
-        if tuple(counts) not in self._known:
-            for number, (unit, now, count) in enumerate(zip(self._ranked, self._now, counts, strict=True)):
-                if now != count:
-                    unit.write(self._twin, self._dense, count)
-                    self._now[number] = count
-            self._known[tuple(counts)] = self._held.measure(self._twin)
-        return self._known[tuple(counts)]
-
-    def widths(self, shares: Sequence[float]) -> dict[str, float]:
-        """What is left of every group."""
-        result: dict[str, float] = {}
-        for unit, count in zip(self._ranked, self.removed(shares), strict=True):
-            kept = np.zeros(unit.family.width, dtype=np.bool_)
-            kept[unit.order[: unit.family.width - count]] = True
-            result.update({name: float(mask.sum()) for name, mask in unit.family.split(kept).items()})
-        return result
 
 
 class Cap(Method):
@@ -248,10 +128,12 @@ class Cap(Method):
         return families(self.graph, {group.name for group, floor in floors.items() if floor == group.width})
 
     def _search(self, found: Sequence[Family], moments: Moments, held: HeldOut) -> Scores:
-        groups = self.graph.groups
+        groups, s = self.graph.groups, self.settings
         floors = dict(zip((g.name for g in groups), self.constraints.floors(self.graph).tolist(), strict=True))
         ranked = [
-            Ranked(family, self.model, moments, [floors[name] for name in family.groups], self.settings)
+            Ranked(
+                family, self.model, moments, [floors[name] for name in family.groups], rescale=s.rescale, ridge=s.ridge
+            )
             for family in found
         ]
         scores = {group.name: np.full(group.width, 2.0) for group in groups}
@@ -259,7 +141,7 @@ class Cap(Method):
             scores.update(unit.family.split(unit.tails()))
         story: dict[str, Any] = {"criterion": "cap"}
         if self.allocator == "global":
-            trials = _Trials(self.model, ranked, held)
+            trials = TrialNetworks(self.model, ranked, held)
             shares, story["search"] = self._shares(trials, held, len(ranked))
             for unit, count in zip(ranked, trials.removed(shares), strict=True):
                 kept = np.zeros(unit.family.width)
@@ -268,9 +150,9 @@ class Cap(Method):
                     scores[name] = scores[name] + more  # what the search keeps, before all it lets go
         return Scores(scores, story)
 
-    def _shares(self, trials: _Trials, held: HeldOut, units: int) -> tuple[Sequence[float], dict[str, Any]]:
+    def _shares(self, trials: TrialNetworks, held: HeldOut, units: int) -> tuple[Sequence[float], dict[str, Any]]:
         aim, start, s = Aim(self.graph, self.budget), held.begin(self.model), self.settings
-        search = StructuralSearch(units, trials.quality, start, s.max_sparsity, s.halvings)
+        search = StructuralSearch(units, trials.reaches, start, s.max_sparsity, s.halvings)
         if s.drop is not None:
             step = s.drop / max(units, 1)
             shares = search.run(step)

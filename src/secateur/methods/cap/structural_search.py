@@ -13,16 +13,17 @@ from dataclasses import dataclass
 
 from secateur._progress import follow
 
-#: Accuracy of a network whose unit k has lost the share shares[k]; units behind the last are whole.
-Measure = Callable[[tuple[float, ...]], float]
+#: Whether the accuracy of a network whose unit k has lost the share shares[k] reaches a bar; units behind the last are
+#: whole.
+Reaches = Callable[[tuple[float, ...], float], bool]
 
 
-def largest_share(accuracy: Callable[[float], float], bar: float, most: float, halvings: int) -> float:
+def largest_share(reaches: Callable[[float], bool], most: float, halvings: int) -> float:
     """The largest share found, by so many halvings of [0, most], at which the accuracy reaches the bar; else 0."""
     low, high = 0.0, most
     for _ in range(halvings):
         middle = (low + high) / 2
-        low, high = (middle, high) if accuracy(middle) >= bar else (low, middle)
+        low, high = (middle, high) if reaches(middle) else (low, middle)
     return low
 
 
@@ -34,7 +35,7 @@ class StructuralSearch:
     """
 
     units: int
-    measure: Measure
+    reaches: Reaches
     start: float
     most: float
     halvings: int
@@ -48,8 +49,8 @@ class StructuralSearch:
         for unit in range(self.units):
             bar = self.start - step * (unit + 1)
             found = largest_share(
-                lambda share, before=shares: self.measure((*before, share)),  # type: ignore[misc]
-                bar, self.most, self.halvings,
+                lambda share, before=shares, bar=bar: self.reaches((*before, share), bar),  # type: ignore[misc]
+                self.most, self.halvings,
             )  # fmt: skip
             shares = (*shares, found)
             if enough is not None and enough(shares):
