@@ -13,15 +13,20 @@ from _markdown import Row, circumstances, folded, table
 
 TITLES = {
     "cifar10": "## ResNet-20 on CIFAR-10",
+    "vgg16_bn": "## VGG-16-BN, a network without residuals",
     "resnet20": "## ResNet-20, down to 30%",
     "photographs": "## MobileNetV2 on photographs",
     "mobilenet_v2": "## MobileNetV2, calibrated on 400 photographs",
     "efficientnet_lite0": "## EfficientNet-Lite0, calibrated on 400 photographs",
 }
 CIFAR = """\
-ResNet-20, trained for 20 epochs (`recipes/cifar10-resnet20-hour.yaml`): {dense} of the images below. Scores and repairs
-see {images:,} training images; tested on {tested:,} test images drawn with seed 0, so a figure is known to about
-{error:.1f} points. Nothing is trained after the cut."""
+The base network of the [leaderboard](leaderboard.md): {dense} of the images below. Scores and repairs see {images:,}
+training images; tested on {tested:,} test images drawn with seed 0, so a figure is known to about {error:.1f} points.
+Nothing is trained after the cut."""
+VGG = """\
+VGG-16-BN of a quarter of the width, trained for 8 epochs (`benchmarks/recipes/one-shot-vgg16_bn.yaml`): {dense} of the
+images below. Scores and repairs see {images:,} training images; tested on {tested:,} test images drawn with seed 0, so
+a figure is known to about {error:.1f} points. Nothing is trained after the cut."""
 LOW = """\
 The base network of the [leaderboard](leaderboard.md), {dense} of the images below, with methods and repairs that may
 take {images:,} training images, and no labels. Tested on {tested:,} test images drawn with seed 0, so a figure is known
@@ -39,7 +44,7 @@ ORDERS = """\
  Nor can norms tell which channels of a group go. `cap@measured` lets those go without which the layers that read the
 group lose least, once the others have taken over by the same least squares that follow; FPGM looks at the filters that
 make a channel, and one that is far from all others may make what the others can rebuild."""
-TEXTS = {"cifar10": CIFAR, "resnet20": LOW, "photographs": PHOTOGRAPHS}
+TEXTS = {"cifar10": CIFAR, "vgg16_bn": VGG, "resnet20": LOW, "photographs": PHOTOGRAPHS}
 
 
 def pages(docs: Path) -> dict[Path, str]:

@@ -1,7 +1,9 @@
 """Accuracy straight after the cut, without any training: every criterion, every repair, several budgets.
 
-    secateur run recipes/cifar10-resnet20-hour.yaml --out runs/hour      # the network that is pruned
-    python benchmarks/one_shot.py      # ResNet-20 on CIFAR-10
+    make leaderboard                   # trains the base network, a ResNet-20 on CIFAR-10
+    python benchmarks/one_shot.py --run runs/leaderboard/resnet20/runs/l1-0-flops=0.5
+    secateur run benchmarks/recipes/one-shot-vgg16_bn.yaml --out runs/vgg16_bn      # a network without residuals
+    python benchmarks/one_shot.py --setup vgg16_bn --run runs/vgg16_bn
     python benchmarks/one_shot.py --setup resnet20 --run runs/leaderboard/resnet20/runs/l1-0-flops=0.5 \\
         --left 0.5,0.35,0.3 --methods fpgm,cap@measured --repairs least_squares,least_squares+distillation
     python benchmarks/one_shot.py --setup photographs --weights mobilenet_v2-b0353104.pth --photographs FOLDER
@@ -50,6 +52,7 @@ from secateur.training.randomness import derive
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 LEFT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+BASE = Path("runs/leaderboard/resnet20/runs/l1-0-flops=0.5")
 CALIBRATION = 400  # photographs of 600; the others are tested
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -157,8 +160,8 @@ def pretrained(arguments: argparse.Namespace) -> Iterator[Setup]:
 
 
 SETUPS = {
-    "cifar10": cifar10, "resnet20": cifar10, "photographs": photographs, "mobilenet_v2": pretrained,
-    "efficientnet_lite0": pretrained,
+    "cifar10": cifar10, "vgg16_bn": cifar10, "resnet20": cifar10, "photographs": photographs,
+    "mobilenet_v2": pretrained, "efficientnet_lite0": pretrained,
 }  # fmt: skip
 
 
@@ -234,7 +237,7 @@ def _halves(groups: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", choices=SETUPS, default="cifar10")
-    parser.add_argument("--run", type=Path, default=Path("runs/hour"), help="the finished run whose network is pruned")
+    parser.add_argument("--run", type=Path, default=BASE, help="the finished run whose network is pruned")
     parser.add_argument("--images", type=int, default=2048, help="calibration images of the run's training set")
     parser.add_argument("--test", type=int, default=2500, help="test images, drawn with seed 0")
     parser.add_argument("--weights", type=Path, help="the file of the network's ImageNet weights")

@@ -50,6 +50,85 @@ def test_a_convolution_is_its_unfolded_patches(options: dict[str, Any]) -> None:
     assert found.count == 6 * F.unfold(x, kernel, **options).shape[2]
 
 
+#: Convolutions whose maps are multiplied pixel by pixel, and the sizes of their maps.
+MAPS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "padded": (nn.Conv2d(33, 5, 3, padding=1), (5, 6)),
+    "bare": (nn.Conv2d(33, 5, 3), (7, 6)),
+    "dilated, uneven": (nn.Conv2d(33, 5, 3, 1, (2, 1), dilation=2), (6, 5)),
+    "one axis": (nn.Conv1d(33, 5, 5, padding=2), (9,)),
+    "three axes": (nn.Conv3d(33, 5, (1, 3, 3), padding=(0, 1, 1)), (2, 4, 4)),
+    "padding as wide as the map": (nn.Conv2d(33, 5, 5, padding=4), (3, 3)),
+}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MAPS)
+def test_products_of_pixels_come_to_the_same_as_patches(
+    name: str, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, sizes = MAPS[name]
+    columns = layer.weight[0].numel()
+    model = nn.Sequential(layer).to(precision)
+    x = (images(7, 33, *sizes) * torch.linspace(0.1, 2, 33).view(-1, *[1] * len(sizes)) + 3).to(precision)
+    x[:, 4] = 0.7
+    data = batches(x, [3, 3, 1])
+    wide = precision == torch.float32
+    monkeypatch.setattr(moments, "EXACT", columns if wide else 10_000)
+    monkeypatch.setattr(moments, "BLOCK", 4 * x[0].numel())  # what waits is multiplied twice
+    by_pixel = watched(model, ["0"], data)
+    assert by_pixel._maps["0"] is not None
+    monkeypatch.setattr(moments, "EXACT", 10_000)
+    monkeypatch.setattr(moments, "_FEW_CHANNELS", 34)
+    by_patch = watched(model, ["0"], data)
+    assert by_patch._maps["0"] is None
+    found, wanted = by_pixel["0"], by_patch["0"]
+    assert found.count == wanted.count
+    exactness = 1e-5 if wide else 1e-12
+    torch.testing.assert_close(found.mean, wanted.mean, rtol=exactness, atol=exactness)
+    size = float(wanted.covariance.abs().max())
+    torch.testing.assert_close(found.covariance, wanted.covariance, rtol=0, atol=exactness * size)
+    deviation = found.covariance[0].diagonal().unflatten(0, (33, -1))
+    never = torch.from_numpy(by_pixel._maps["0"].always)
+    assert float(deviation[4][never].abs().sum()) == 0.0  # what never changes has no variance at all
+
+
+def test_maps_of_other_sizes_are_added_as_patches() -> None:
+    model = nn.Sequential(nn.Conv2d(33, 5, 3, padding=1))
+    x = [images(3, 33, side, side, seed=side).double() + 1 for side in (5, 6, 5)]
+    found = watched(model.double(), ["0"], [(part, torch.zeros(len(part))) for part in x])["0"]
+    patches = torch.cat([F.unfold(part, 3, padding=1).transpose(1, 2).flatten(0, 1) for part in x])
+    mean, covariance = reference(patches)
+    torch.testing.assert_close(found.mean[0], mean)
+    torch.testing.assert_close(found.covariance[0], covariance)
+    assert found.count == len(patches)
+
+
+class Convolutions(nn.Module):
+    """Two layers read one map; the first, or the second, reads another one, too."""
+
+    def __init__(self, again: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(32, 4, 3, padding=1), nn.Conv2d(32, 4, 3, padding=1)
+        self.again = again
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first: torch.Tensor = self.a(x) + self.b(x)
+        return first + (getattr(self, self.again)(2 * x + 1) if self.again else 0)
+
+
+@pytest.mark.parametrize("again", ["", "a", "b"])
+def test_maps_of_a_layer_that_runs_again(again: str) -> None:
+    model, x = Convolutions(again).double(), images(8, 32, 4, 4).double() + 2
+    found = watched(model, ["a", "b"], batches(x, [3, 5]))
+    assert all(found._maps[name] is not None for name in ("a", "b") if again or name == "a")
+    assert (found["a"] is found["b"]) is (not again)
+    for name in ("a", "b"):
+        read = torch.cat([x, 2 * x + 1]) if name == again else x
+        mean, covariance = reference(F.unfold(read, 3, padding=1).transpose(1, 2).flatten(0, 1))
+        torch.testing.assert_close(found[name].mean[0], mean)
+        torch.testing.assert_close(found[name].covariance[0], covariance)
+
+
 def test_linear_grouped_and_one_dimensional_layers() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(2), nn.Conv1d(4, 6, 5), nn.Linear(5, 3))
     x = images(5, 4, 5, 5)

@@ -5,14 +5,16 @@ channels of two pixels, summed over samples, and q(p, k) the pixel under place k
 
     (XᵀX)_kl = sum over p of G_{q(p, k), q(p, l)}
 
-For a 3x3 kernel on a 4x4 map that are 106 products of C x C numbers a sample where patches take 648. Products and
-sums of few are made in the precision of the maps, the sums over blocks of samples in double precision.
+For a 3x3 kernel on a 4x4 map that are 106 products of C x C numbers a sample where patches take 648. Pairs of pixels
+that serve the same (k, l) are multiplied as one. Products are made in the precision of the maps, the sums over blocks
+of samples in double precision.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,74 @@ from secateur.statistics.samples import PatchSums
 
 #: How many times fewer products there must be.
 _FEWER = 2.0
+Places = tuple[int, int]  # of the kernel, the first not behind the second
+Run = tuple[int, int, int]  # a pixel, another one, and how many pixels on they go together
+
+
+class PixelProducts:
+    """Which products of pixels the second moments of a convolution's patches are made of.
+
+    table: the pixel under every place of the kernel [places of the output, places of the kernel]; -1: padding.
+    always: places of the kernel that never meet padding. count: how many products.
+    """
+
+    def __init__(self, layer: _ConvNd, sizes: tuple[int, ...]) -> None:
+        """layer: not grouped, padded with zeros. sizes: of the map that it reads."""
+        self.sizes, self.table = sizes, _pixels(layer, sizes)
+        self.always = (self.table >= 0).all(0)
+        serves: defaultdict[tuple[int, int], list[Places]] = defaultdict(list)
+        for row in self.table.tolist():
+            for k, m in itertools.combinations_with_replacement(range(len(row)), 2):
+                if row[k] >= 0 and row[m] >= 0:
+                    serves[row[k], row[m]].append((k, m))
+        together: defaultdict[tuple[Places, ...], list[tuple[int, int]]] = defaultdict(list)
+        for pair, served in serves.items():
+            together[tuple(served)].append(pair)
+        self.count = len(serves)
+        self._runs = [(served, list(_runs(pairs))) for served, pairs in together.items()]
+
+    @property
+    def pays(self) -> bool:
+        """Whether there are so many fewer products than of patches that it is worth the while."""
+        places, kernel = self.table.shape
+        return bool(_FEWER * self.count < places * kernel**2 / 2)
+
+    def squares(self, pixels: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(XᵀX)_kl [channels, channels] in float64, for k <= l, summed over samples.
+
+        pixels: [pixels, samples, channels].
+        """
+        count = pixels.shape[2]
+        found: defaultdict[Places, list[torch.Tensor]] = defaultdict(list)
+        for served, runs in self._runs:
+            product = pixels.new_zeros(count, count)
+            for q, r, n in runs:
+                product.addmm_(pixels[q : q + n].flatten(0, 1).T, pixels[r : r + n].flatten(0, 1))
+            for places in served:
+                found[places].append(product)
+        for (k, m), products in found.items():
+            total = products[0].to(torch.float64, copy=True)
+            for product in products[1:]:
+                total += product
+            yield k, m, total
+
+
+def _runs(pairs: Iterable[tuple[int, int]]) -> Iterator[Run]:
+    """Pairs whose pixels follow each other on both sides, as one."""
+    q = r = n = -1
+    for first, second in sorted(pairs):
+        if (first, second) == (q + n, r + n):
+            n += 1
+            continue
+        if n > 0:
+            yield q, r, n
+        q, r, n = first, second, 1
+    yield q, r, n
+
+
+def by_pixel(maps: torch.Tensor) -> torch.Tensor:
+    """[samples, channels, ...] as [pixels, samples, channels], one behind the other in memory."""
+    return maps.flatten(2).permute(2, 0, 1).contiguous()
 
 
 class MapSums:
@@ -32,22 +102,15 @@ class MapSums:
 
     def __init__(self, layer: Any, maps: torch.Tensor) -> None:
         """layer: not grouped. maps: the first, [samples, channels, ...]; channels may be fewer than the layer reads."""
-        self._table = _pixels(layer, tuple(maps.shape[2:]))  # [outputs' places, kernel's places], -1: padding
-        pairs = sorted({(q, r) for row in self._table for q, r in itertools.product(row, row) if 0 <= q <= r})
-        self._with = [np.array([r for p, r in pairs if p == q]) for q in range(int(maps[0, 0].numel()))]
-        self._at = {pair: place for place, pair in enumerate(pairs)}
-        self._channels = maps.shape[1]
-        self._pairs: torch.Tensor | None = None
+        self._products, self._channels = PixelProducts(layer, tuple(maps.shape[2:])), maps.shape[1]
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._numbers = 0
         self._sums: PatchSums | None = None
 
     @property
     def pays(self) -> bool:
-        """Whether there are so many fewer products than of patches that it is worth the while."""
-        places, kernel = self._table.shape
-        fewer = _FEWER * len(self._at) < places * kernel**2 / 2
-        return bool(kernel * self._channels > EXACT) and fewer
+        """Whether whole maps are less work than patches, which in few columns are summed in double precision."""
+        return self._channels * self._products.table.shape[1] > EXACT and self._products.pays
 
     @property
     def seen(self) -> bool:
@@ -56,7 +119,7 @@ class MapSums:
 
     def add(self, maps: torch.Tensor, wanted: torch.Tensor) -> None:
         """Follow maps [samples, channels, ...] and answers [samples · places, outputs]."""
-        pixels = maps.flatten(2).permute(2, 0, 1)  # pixels, samples, channels
+        pixels = by_pixel(maps)
         self._waiting.append((pixels, wanted.unflatten(0, (len(maps), -1)).transpose(0, 1)))
         self._numbers += pixels.numel()
         if self._numbers > BLOCK:
@@ -66,19 +129,17 @@ class MapSums:
         """Add up what waits: few large products."""
         pixels, wanted = (torch.cat([one[k] for one in self._waiting], 1) for k in (0, 1))
         self._waiting, self._numbers = [], 0
-        count, outputs = self._channels, wanted.shape[2]
+        count, outputs, kernel = self._channels, wanted.shape[2], self._products.table.shape[1]
         if self._sums is None:
-            self._sums = PatchSums(1, count * self._table.shape[1], outputs, pixels.device)
-        found = pixels.new_empty(len(self._at), count, count)
-        place = 0
-        for q, others in enumerate(self._with):
-            many = pixels[torch.from_numpy(others)]
-            torch.matmul(pixels[q].T, many, out=found[place : place + len(others)])
-            place += len(others)
-        self._pairs = found if self._pairs is None else self._pairs.double().add_(found)
+            self._sums = PatchSums(1, count * kernel, outputs, pixels.device)
         sums = self._sums
+        xx = sums.xx.view(count, kernel, count, kernel)
         x, xy = sums.x.view(count, -1), sums.xy.view(count, -1, outputs)
-        for k, under in enumerate(self._table.T):
+        for k, m, square in self._products.squares(pixels):
+            xx[:, k, :, m] += square
+            if k != m:
+                xx[:, m, :, k] += square.T
+        for k, under in enumerate(self._products.table.T):
             seen = torch.from_numpy(np.flatnonzero(under >= 0))
             rows = pixels[torch.from_numpy(under[under >= 0])].flatten(0, 1)
             xy[:, k] += rows.T @ wanted[seen].flatten(0, 1)
@@ -91,17 +152,7 @@ class MapSums:
         """The moments of all patches."""
         if self._waiting:
             self._settle()
-        assert self._pairs is not None
         assert self._sums is not None
-        count, kernel = self._channels, self._table.shape[1]
-        xx = self._sums.xx.view(count, kernel, count, kernel)
-        for k, m in itertools.combinations_with_replacement(range(kernel), 2):
-            block = self._pairs.new_zeros(count, count)
-            for q, r in self._table[:, [k, m]].tolist():
-                if q >= 0 and r >= 0:
-                    block += self._pairs[self._at[q, r]]
-            xx[:, k, :, m] = block
-            xx[:, m, :, k] = block.T
         return self._sums
 
 

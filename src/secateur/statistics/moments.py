@@ -10,6 +10,7 @@ Layers that read the same tensor in the same way have one Sigma.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,11 @@ from torch.utils.hooks import RemovableHandle
 from secateur._distributed import global_sum, rank, world
 from secateur.errors import ConfigError, InputError
 from secateur.statistics.gather import Collector
-from secateur.statistics.patches import EXACT, Lattice, add_square, mirrored, patches
+from secateur.statistics.maps import PixelProducts, by_pixel
+from secateur.statistics.patches import BLOCK, EXACT, Lattice, add_square, mirrored, patches
+
+#: Channels from which on maps are looked at: of fewer, products of pixels are too small to be fast.
+_FEW_CHANNELS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +57,11 @@ class _Read:
 class Moments(Collector):
     """Mean and covariance of the inputs of convolutions and linear layers.
 
-    Sums are taken in float64 around the first patch seen, so that an input that never changes has no variance at all;
-    of more than `EXACT` columns, block by block, whose products are made in the precision of the input.
-    Memory: 8 (columns + 1)^2 bytes a layer (170 MB for 512 channels under a 3x3 kernel), and one block of patches.
+    Sums are taken in float64 around the first patch seen (of maps whose pixels are multiplied, the first pixel), so
+    that an input that never changes has no variance at all; of more than `EXACT` columns, block by block, whose
+    products are made in the precision of the input.
+    Memory: 8 (columns + 1)^2 bytes a layer (170 MB for 512 channels under a 3x3 kernel), half as much for maps that
+    wait, and one block of patches.
     """
 
     def __init__(self, layers: Iterable[str], *, positions: int | None = None, seed: int = 0) -> None:
@@ -67,6 +74,9 @@ class Moments(Collector):
         self._draw = np.random.default_rng([seed, 7]).random(3).tolist()
         self._totals: dict[str, torch.Tensor] = {}  # upper triangles, with the sums in the last column
         self._shifts: dict[str, torch.Tensor] = {}
+        self._maps: dict[str, PixelProducts | None] = {}  # None: patches are as good
+        self._first: dict[str, torch.Tensor] = {}  # their first pixel
+        self._waiting: dict[str, list[torch.Tensor]] = {}  # maps by pixel, around the first
         self._like: dict[str, torch.Tensor] = {}  # an empty tensor of the right shape and place
         self._source: dict[str, str] = {}  # layer -> the one whose sums are its own too
         self._alone: set[str] = set()  # layers that run several times
@@ -103,6 +113,7 @@ class Moments(Collector):
     def total(self) -> None:
         """Sums to moments, over all processes."""
         for name in self.layers:
+            self._multiply(name)
             if world() > 1:  # a process may have seen nothing, so all agree on nothing but the layers
                 self._source[name] = name
                 self._gather(name)
@@ -124,15 +135,70 @@ class Moments(Collector):
             sizes = output.shape[2:]
         else:
             sizes = output.shape[1:-1]
-        like = self._like[name]
-        for block in patches(module, x, Lattice(sizes, self.positions, self._draw), len(like)):
-            wide = like.shape[1] > EXACT and block.dtype == torch.float32
-            values = block.to(like.device, torch.float32 if wide else torch.float64)
+        like, lattice = self._like[name], Lattice(sizes, self.positions, self._draw)
+        wide = like.shape[1] > EXACT and x.dtype == torch.float32
+        precision = torch.float32 if wide else torch.float64
+        if self._by_maps(name, module, x, lattice):
+            self._wait(name, by_pixel(x).to(like.device, precision))
+            return
+        for block in patches(module, x, lattice, len(like)):
+            values = block.to(like.device, precision)
             if name not in self._totals:
                 self._shifts[name] = values[:, :, :1].to(torch.float64, copy=True)
                 self._shifts[name][:, -1] = 0.0  # the one behind the patch stays
                 self._totals[name] = like.new_zeros(like.shape[0], like.shape[1], like.shape[1])
             add_square(self._totals[name], values.sub_(self._shifts[name].to(values)), 1.0)
+
+    def _by_maps(self, name: str, module: Any, x: torch.Tensor, lattice: Lattice) -> bool:
+        """Whether products of pixels are fewer than of patches; it is decided by the first maps."""
+        products = self._maps.get(name)
+        if name not in self._maps:
+            plain = isinstance(module, _ConvNd) and module.groups == 1 and module.padding_mode == "zeros"
+            if plain and x.shape[1] >= _FEW_CHANNELS and math.prod(lattice.step) == 1:
+                products = PixelProducts(module, tuple(x.shape[2:]))
+                products = products if products.pays and len(products.table) == lattice.total else None
+            self._maps[name] = products
+        return products is not None and products.sizes == tuple(x.shape[2:])
+
+    def _wait(self, name: str, pixels: torch.Tensor) -> None:
+        """Put maps aside until there are enough of them to multiply."""
+        products = self._maps[name]
+        assert products is not None
+        if name not in self._totals:
+            like = self._like[name]
+            self._first[name] = pixels[0, 0].clone()
+            shift = torch.outer(self._first[name].double(), torch.from_numpy(products.always).to(like))
+            self._shifts[name] = torch.cat([shift.flatten(), shift.new_zeros(1)]).view(1, -1, 1)
+            self._totals[name] = like.new_zeros(1, like.shape[1], like.shape[1])
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(pixels - self._first[name])
+        if sum(one.numel() for one in waiting) > min(BLOCK, self._like[name].shape[1] ** 2):
+            self._multiply(name)
+
+    def _multiply(self, name: str) -> None:
+        """Add the maps that wait.
+
+        With c the first pixel, v a pixel less c or, in the padding, 0, and m 1 or 0 there, a column is v around its
+        shift c where its place never meets the padding, and v + m c around 0 elsewhere.
+        """
+        waiting, products = self._waiting.pop(name, []), self._maps.get(name)
+        if not waiting or products is None:
+            return
+        pixels, total, device = torch.cat(waiting, 1), self._totals[name][0], self._like[name].device
+        samples, channels = pixels.shape[1:]
+        real = torch.from_numpy(products.table >= 0).to(device, torch.float64)
+        seen = pixels.sum(1, dtype=torch.float64)[torch.from_numpy(products.table.clip(0)).to(device)] * real[..., None]
+        met = torch.einsum("pk,pmc->kmc", real, seen)  # sums of v at m, where k meets no padding
+        both = samples * real.T @ real
+        c = self._first[name].double() * torch.from_numpy(~products.always).to(device)[:, None]  # places, channels
+        square = total[:-1, :-1].unflatten(1, (channels, -1)).unflatten(0, (channels, -1))
+        for k, m, found in products.squares(pixels):
+            found += torch.outer(c[k], met[k, m]) + torch.outer(met[m, k] + both[k, m] * c[k], c[m])
+            square[:, k, :, m] += found
+            if k != m:
+                square[:, m, :, k] += found.T
+        total[:-1, -1] += (seen.sum(0) + both.diagonal()[:, None] * c).T.flatten()
+        total[-1, -1] += samples * len(real)
 
     def _counts(self, name: str, module: nn.Module, x: torch.Tensor) -> bool:
         """Whether this input is to be added, and not what another layer has added already."""
@@ -157,11 +223,16 @@ class Moments(Collector):
             return
         self._alone.add(name)
         source = self._source[name]
+        self._multiply(source)
         leaving = [name] if source != name else [other for other in self._source if self._source[other] == name]
         for other in leaving:
             if other != source:
                 self._source[other] = other
                 self._totals[other], self._shifts[other] = self._totals[source].clone(), self._shifts[source]
+                if source in self._maps:
+                    self._maps[other] = self._maps[source]
+                if source in self._first:
+                    self._first[other] = self._first[source]
         self._read = [read for read in self._read if read.layer != name]
 
     def _gather(self, name: str) -> None:
