@@ -37,7 +37,7 @@ NORMALISES = re.compile(r"norm|mean|var|std")  # in a reason: statistics over ch
 
 #: The results that each page is made from.
 FROM = {
-    "bwcp": ("bwcp_step", "bwcp_quality"),
+    "bwcp": ("bwcp_step", "bwcp_quality", "bwcp_defaults"),
     "census": ("census",),
     "choosing": ("compare_short", "one_shot_cifar10", "networks"),
     "compare": ("compare_short", *_compare_page.LATER, "below_random", "widths"),
@@ -52,6 +52,11 @@ FROM = {
     "speed": tuple(_speed_page.SECTIONS),
     "yolo": ("yolo",),
 }
+
+SCHEDULES = """\
+On images, seeds and a network of no report: ResNet-8 with zero-padded shortcuts, the last 10,000 training images of
+CIFAR-10, seeds {seeds}, 10 epochs, half of the FLOPs; accuracy on the 5,000 training images before these. The
+[leaderboard](leaderboard.md) has BWCP's row with these defaults on another network, other images and seeds."""
 
 CENSUS = """\
 Half of the channels of every group, drawn at random, were removed from each network, and the cut network compared
@@ -311,11 +316,13 @@ def graph_speed(speed: dict[str, Any] | None, growth: dict[str, Any] | None) -> 
     return "\n\n".join(parts) + "\n"
 
 
-def bwcp(step: dict[str, Any] | None, quality: dict[str, Any] | None) -> str:
+def bwcp(step: dict[str, Any] | None, quality: dict[str, Any] | None, defaults: dict[str, Any] | None) -> str:
     """docs/bwcp.md."""
     parts = ["# BWCP, measured"]
     if quality:
         parts += _quality(quality)
+    if defaults:
+        parts += _schedules(defaults)
     if step:
         parts += ["## Cost of a training step", STEP.format(**step), circumstances(step)]
         for row in step["rows"]:
@@ -334,6 +341,32 @@ def bwcp(step: dict[str, Any] | None, quality: dict[str, Any] | None) -> str:
                 )
             )
     return "\n\n".join(parts) + "\n"
+
+
+def _schedules(result: dict[str, Any]) -> list[str]:
+    """Schedules beside the default one, where no report looks."""
+    rows = sorted(result["rows"], key=lambda row: -row["mean"])
+    mean = {row["schedule"]: row["mean"] for row in rows}
+    best = rows[0]["schedule"]
+    apart = 100 * max(max(row["held_out"]) - min(row["held_out"]) for row in rows)
+    behind = 100 * (mean[best] - mean["default"])
+    said = "The default has the highest mean" if best == "default" else f"*{best}* has the highest mean"
+    lead = "" if best == "default" else f", {behind:.1f} points above the default's"
+    changed = [", ".join(f"`{k}: {v}`" for k, v in row["changed"].items()) or "–" for row in rows]
+    return [
+        "## Where the default schedule comes from",
+        SCHEDULES.format(seeds=" and ".join(map(str, result["seeds"]))),
+        circumstances(result),
+        f"{said}{lead}; the two seeds of one schedule are up to {apart:.1f} points apart: smaller differences say "
+        "nothing.",
+        table(
+            ["schedule", "in place of the defaults", *(f"seed {seed}" for seed in result["seeds"]), "mean"],
+            [
+                [row["schedule"], what, *(percent(one, 1) for one in row["held_out"]), percent(row["mean"], 1)]
+                for row, what in zip(rows, changed, strict=True)
+            ],
+        ),
+    ]
 
 
 def _quality(result: dict[str, Any]) -> list[str]:
@@ -424,7 +457,7 @@ def _exponent(rows: list[Row]) -> float:
 def pages() -> dict[Path, str]:
     found = {
         name: _record.read(path)
-        for name in ("census", "census_before", "graph_speed", "graph_growth", "bwcp_step", "bwcp_quality")
+        for name in ("census", "census_before", "graph_speed", "graph_growth", *FROM["bwcp"])
         if (path := _record.RESULTS / f"{name}.json").exists()
     }
     made = {}
@@ -432,8 +465,8 @@ def pages() -> dict[Path, str]:
         made[DOCS / "census.md"] = census(found["census"], found.get("census_before"))
     if "graph_speed" in found or "graph_growth" in found:
         made[DOCS / "graph_speed.md"] = graph_speed(found.get("graph_speed"), found.get("graph_growth"))
-    if "bwcp_step" in found or "bwcp_quality" in found:
-        made[DOCS / "bwcp.md"] = bwcp(found.get("bwcp_step"), found.get("bwcp_quality"))
+    if found.keys() & {*FROM["bwcp"]}:
+        made[DOCS / "bwcp.md"] = bwcp(*(found.get(name) for name in FROM["bwcp"]))
     for page in (
         _speed_page,
         _networks_page,
