@@ -207,7 +207,11 @@ def measure(setup: Setup, name: str, left: float, mending: list[str]) -> Iterato
         about["half"] = _halves(plan.provenance["measured"]["groups"])
     for repair in mending:
         began = time.perf_counter()
-        narrow = pruner.finish(_mending(repair), setup.calibration)
+        try:
+            narrow = pruner.finish(_mending(repair), setup.calibration)
+        except SecateurError as error:
+            yield {**about, "repair": repair, "error": str(error)}
+            continue
         result = pruner.result
         assert result is not None
         assert result.verification is not None
