@@ -95,6 +95,8 @@ def test_outputs_without_room_are_computed_each_time() -> None:
     kept.changed(["0"])
     kept.run(0, lambda: (int(model(x).numel()), 0))
     assert forwards == [2, 4]
+    kept.run(0, lambda: (int(model(x).numel()), 0))
+    assert forwards == [2, 5]  # what is replaced gives its room back
 
 
 def trials(model: nn.Module, images: int, loss: Any = F.cross_entropy) -> tuple[TrialNetworks, HeldOut, int]:
