@@ -15,6 +15,7 @@ from torch import nn
 import secateur
 from secateur import Plan, Result, VerificationError, trace
 from secateur.graph import Cut
+from secateur.graph.randomise import calibrate
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -191,3 +192,20 @@ def test_outputs_without_numbers_cannot_be_verified() -> None:
     plan = Plan.full(graph)
     with pytest.raises(secateur.SecateurError, match="nothing can be compared"):
         graph.verify(graph.cut(plan), plan)
+
+
+@torch.no_grad()
+def test_statistics_are_made_where_a_network_keeps_any() -> None:
+    """Random weights saturate norms that go by old statistics; a network without any is not run for nothing."""
+    runs: list[int] = []
+    for model, passes in ((exact(), 1), (normed(), 0)):
+        model.register_forward_pre_hook(lambda *_: runs.append(1))
+        norm = next((m for m in model.modules() if isinstance(m, nn.BatchNorm2d)), None)
+        if norm is not None:
+            assert norm.running_mean is not None
+            norm.running_mean.fill_(1e4)
+        runs.clear()
+        calibrate(model.eval(), ((IMAGE,), {}), torch.Generator().manual_seed(0))
+        assert len(runs) == passes
+        if norm is not None:
+            assert float(norm.running_mean.abs().max()) < 100  # type: ignore[operator, union-attr]

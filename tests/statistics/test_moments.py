@@ -103,6 +103,22 @@ def test_maps_of_other_sizes_are_added_as_patches() -> None:
     assert found.count == len(patches)
 
 
+class PadsItself(nn.Conv2d):
+    """Puts zeros around its input that its `padding` does not tell of."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.pad(x, (1, 1, 1, 1)))
+
+
+def test_a_layer_that_pads_by_itself() -> None:
+    model, x = nn.Sequential(PadsItself(33, 5, 3)).double(), images(5, 33, 6, 6).double() + 1
+    found = watched(model, ["0"], batches(x, [2, 3]))["0"]
+    mean, covariance = reference(F.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1))
+    torch.testing.assert_close(found.mean[0], mean)
+    torch.testing.assert_close(found.covariance[0], covariance)
+    assert found.count == 5 * 36
+
+
 class Convolutions(nn.Module):
     """Two layers read one map; the first, or the second, reads another one, too."""
 
