@@ -59,7 +59,7 @@ BARS = {
 
 def engine_epoch(a: argparse.Namespace, side: str) -> Callable[[], None]:
     """One epoch in whichever engine the path has."""
-    from secateur.data.augment import augmentations
+    from secateur.data import augment
     from secateur.data.images import MemoryImages
     from secateur.data.split import Split
     from secateur.models import create
@@ -68,7 +68,9 @@ def engine_epoch(a: argparse.Namespace, side: str) -> Callable[[], None]:
 
     pixels, labels = _images(a)
     source = MemoryImages(pixels, labels)
-    split = Split(source, np.arange(len(labels)), MEAN, STD, augmentations(["crop", "flip"]))
+    old: Any = getattr(augment, "augmentations", None)  # of the earlier commit
+    chosen = [augment.AUGMENTATIONS[name] for name in ("crop", "flip")] if old is None else old(["crop", "flip"])
+    split = Split(source, np.arange(len(labels)), MEAN, STD, chosen)
     options: dict[str, Any] = {"device": a.device}
     if SIDES[side][0] == "now":
         options |= {"precision": SIDES[side][1], "compile": "compiled" in side}
