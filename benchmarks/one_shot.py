@@ -1,7 +1,7 @@
 """Accuracy straight after the cut, without any training: every criterion, every repair, several budgets.
 
-    make leaderboard                   # trains the base network, a ResNet-20 on CIFAR-10
-    python benchmarks/one_shot.py --run runs/leaderboard/resnet20/runs/l1-0-flops=0.5
+    secateur run recipes/cifar10-resnet20-hour.yaml --out runs/hour      # the network that is pruned
+    python benchmarks/one_shot.py      # ResNet-20 on CIFAR-10
     secateur run benchmarks/recipes/one-shot-vgg16_bn.yaml --out runs/vgg16_bn      # a network without residuals
     python benchmarks/one_shot.py --setup vgg16_bn --run runs/vgg16_bn
     python benchmarks/one_shot.py --setup resnet20 --run runs/leaderboard/resnet20/runs/l1-0-flops=0.5 \\
@@ -52,7 +52,6 @@ from secateur.training.randomness import derive
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 LEFT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-BASE = Path("runs/leaderboard/resnet20/runs/l1-0-flops=0.5")
 CALIBRATION = 400  # photographs of 600; the others are tested
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -241,7 +240,7 @@ def _halves(groups: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", choices=SETUPS, default="cifar10")
-    parser.add_argument("--run", type=Path, default=BASE, help="the finished run whose network is pruned")
+    parser.add_argument("--run", type=Path, default=Path("runs/hour"), help="the finished run whose network is pruned")
     parser.add_argument("--images", type=int, default=2048, help="calibration images of the run's training set")
     parser.add_argument("--test", type=int, default=2500, help="test images, drawn with seed 0")
     parser.add_argument("--weights", type=Path, help="the file of the network's ImageNet weights")
