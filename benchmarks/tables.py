@@ -330,10 +330,10 @@ def graph_speed(speed: dict[str, Any] | None, growth: dict[str, Any] | None, lar
                     "parameters",
                     "before, s",
                     "now, s",
-                    "now over before",
+                    "time over before",
                     "before, GB",
                     "now, GB",
-                    "over before",
+                    "memory over before",
                 ],
                 [
                     [f"`{row['network']}`", f"{row['now']['parameters'] / 1e6:.0f}M"]
