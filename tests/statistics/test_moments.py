@@ -103,6 +103,13 @@ def test_maps_of_other_sizes_are_added_as_patches() -> None:
     assert found.count == len(patches)
 
 
+@pytest.mark.parametrize("side", [32, 33])
+def test_pairs_of_pixels_are_listed_for_small_maps_only(side: int) -> None:
+    model = nn.Sequential(nn.Conv2d(32, 4, 3, padding=1))
+    found = watched(model, ["0"], batches(images(1, 32, 32, side), [1]))
+    assert (found._maps["0"] is not None) is (side == 32)
+
+
 class PadsItself(nn.Conv2d):
     """Puts zeros around its input that its `padding` does not tell of."""
 

@@ -30,6 +30,8 @@ from secateur.statistics.patches import BLOCK, EXACT, Lattice, add_square, mirro
 
 #: Channels from which on maps are looked at: of fewer, products of pixels are too small to be fast.
 _FEW_CHANNELS = 32
+#: Output positions up to which they are: to list the pairs of pixels of large maps takes longer than to multiply.
+_MOST_PLACES = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,8 @@ class Moments(Collector):
         products = self._maps.get(name)
         if name not in self._maps:
             plain = isinstance(module, _ConvNd) and module.groups == 1 and module.padding_mode == "zeros"
-            if plain and x.shape[1] >= _FEW_CHANNELS and math.prod(lattice.step) == 1:
+            small = lattice.total <= _MOST_PLACES and math.prod(lattice.step) == 1
+            if plain and small and x.shape[1] >= _FEW_CHANNELS:
                 products = PixelProducts(module, tuple(x.shape[2:]))
                 products = products if products.pays and len(products.table) == lattice.total else None
             self._maps[name] = products
