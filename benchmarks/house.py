@@ -21,8 +21,8 @@ HERE = Path(__file__).parents[1] / "src"
 ROOMS = ("methods", "statistics", "repair", "allocate")
 #: Where a method shares code with others; the size of these rooms is printed too.
 COUNTED = ("methods", "statistics", "allocate")
-#: The contract's module, by its names over time.
-CONTRACT = ("methods.contract", "methods.base")
+#: What every method imports: rows on the contract, by its names over time.
+CONTRACT = ("methods.row", "methods.contract", "methods.base")
 
 
 @dataclass

@@ -24,7 +24,8 @@ import secateur
 from secateur import methods, runs
 from secateur.errors import RunError, SecateurError
 from secateur.methods.baselines import one_shot
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
+from secateur.methods.row import MethodRow
 from secateur.models import create
 from secateur.plan import Plan
 from secateur.runs.folder import Folder, locked

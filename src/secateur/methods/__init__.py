@@ -44,8 +44,9 @@ from secateur.methods import (
     swp,
 )
 from secateur.methods.baselines import accumulate_gradients, score, scoring
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
 from secateur.methods.kit.scores import Scores
+from secateur.methods.row import MethodRow
 from secateur.repair import REPAIRS
 
 __all__ = [

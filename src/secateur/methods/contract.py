@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -43,6 +43,8 @@ from secateur.latency import Watcher, price
 from secateur.methods.allocators import Allocator, allocator_of
 from secateur.methods.hands import Loss as Loss
 from secateur.methods.hands import (
+    check_loop,
+    checked_steps,
     counting,
     inserted,
     reading,
@@ -57,12 +59,7 @@ from secateur.methods.trials import Shown, Trials
 from secateur.plan import Plan, fingerprint
 from secateur.repair.base import Repair, mend, require_repairs
 from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember
-from secateur.tasks import Asks, Task, refusal
 
-Needs = Literal["nothing", "calibration", "training"]
-Acts = Literal["before training", "while training", "after training"]
-Begins = Literal["weights", "new", "narrow"]
-Outcome = Literal["ordinary", "forms", "per input"]
 #: Told that tensors got narrower: indices kept along every dimension (None: all), by name in the method's state_dict.
 Follower = Callable[[Mapping[str, tuple[IntArray | None, ...]]], None]
 
@@ -76,76 +73,6 @@ class Settings(Section):
     def model_arguments(self, reference: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """What a recipe's arguments of the model's factory become, where the method begins with another network."""
         return dict(given)
-
-
-@dataclass(frozen=True)
-class MethodRow:
-    """One method for lists, documentation and the test matrix; all that is known of it outside its own room.
-
-    A name, a factory and a summary are enough for a method of one's own that scores a trained network.
-    """
-
-    name: str
-    factory: Callable[..., Method]
-    summary: str
-    paper: str = ""
-    year: int | None = None
-    arxiv: str = ""  # number of the preprint; empty where there is none
-    needs: Needs = "nothing"  # nothing, calibration batches, or training
-    labels: bool = False  # whether collect() looks at the targets of its batches
-    acts: Acts = "after training"
-    #: What it needs of a task (`secateur.tasks.Asks`); None: the loss if it looks at labels, else samples or nothing.
-    asks: Asks | None = None
-    granularity: str = "channel"  # what is removed
-    fidelity: str = "not from a paper"  # how close this is to the paper, and what was reconstructed
-    settings: type[Settings] | None = None  # None: the factory's Config
-    begins: Begins = "weights"  # trained weights, a new network, or a new one that is narrow from the start
-    finetunes: bool = True  # whether training after the cut is part of it, or all of it precedes the cut
-    #: Share of the epochs in which its paper has the method at work: of all of them, or of those that follow the
-    #: training of the network it begins with; None: not said.
-    acting: float | None = None
-    #: The learning rate then, constant, over the highest of a training from nothing; None: the schedule goes on.
-    acting_rate: float | None = None
-    variants: tuple[Mapping[str, Any], ...] = field(
-        default=(), hash=False
-    )  # settings that take another way, which the contract suite also runs
-    #: What finish() gives: an ordinary network, or one with layers computed another way (`Method.forms`); "per input":
-    #: what they compute depends on the image, and `collect` is shown images before the cut, to know their mean cost.
-    result: Outcome = "ordinary"
-    chance: str = ""  # what is drawn by the number of a channel, so that a plan does not follow its channels
-
-    def refusal(self, task: Task, inputs: Any = None) -> str | None:
-        """Why it cannot serve a task, in a sentence; None if it can. inputs: example inputs, if they are known."""
-        usual: Asks = "nothing" if self.needs != "calibration" else "loss" if self.labels else "samples"
-        why = refusal(self.asks or usual, task, inputs)
-        return None if why is None else f"The method {self.name} {why}: choose another method, such as l1 or bwcp."
-
-    def check_task(self, task: Task, inputs: Any = None) -> None:
-        """ConfigError where it cannot serve a task."""
-        if (why := self.refusal(task, inputs)) is not None:
-            raise ConfigError(why)
-
-    @property
-    def collects(self) -> bool:
-        """Whether images are to be shown to it before the cut."""
-        return self.needs == "calibration" or self.result == "per input"
-
-    @property
-    def config(self) -> type[Settings]:
-        """The class of its settings."""
-        found: Any = self.settings or getattr(self.factory, "Config", Settings)
-        kind: type[Settings] = found
-        return kind
-
-    @property
-    def example_budget(self) -> str:
-        """A budget in what it saves: FLOPs, or the share of weights that stay where all it does is set some to zero."""
-        return "params=0.5" if self.granularity in ("kernel", "weight") else "flops=0.5"
-
-    @property
-    def removes(self) -> str:
-        """What is removed, in the plural."""
-        return f"{self.granularity}s".replace("channel or", "channels or").replace("stripe and", "stripes and")
 
 
 class Method(nn.Module):
@@ -200,7 +127,7 @@ class Method(nn.Module):
         super().__init__()
         self.settings = validated(self.Config, settings, "method")
         self.budget = Budget.parse(budget)
-        self.steps = _steps(steps)
+        self.steps = STEPS if steps is None else checked_steps(steps)
         self.seed = checked_seed(seed)
         self.constraints = Constraints() if constraints is None else constraints
         if not isinstance(self.constraints, Constraints):
@@ -399,7 +326,7 @@ class Method(nn.Module):
         plan.provenance.update({"method": self.name, "seed": self.seed, "settings": settings})
         self._note([plan.provenance[key] for key in ("undecided",) if key in plan.provenance])
         self._note(remember(self.graph, plan))
-        inputs = _moved(self.example_inputs, self.device)
+        inputs = map_tensors(self.example_inputs, lambda tensor: tensor.to(self.device))
         plain, own, result = self._cut(plan, inputs)
         self.check(replace(result, plan=own))  # before anything is repaired, for then the two should differ
         if repairs:
@@ -427,22 +354,7 @@ class Method(nn.Module):
         self.notes += [said for said in sentences if said not in self.notes]
 
     def _check_loop(self) -> None:
-        """ConfigError where a training loop of one's own has left out a call that the method waits for."""
-        if self._forwards and not self.step:
-            raise ConfigError(
-                f"{self.name} saw {self._forwards} forward passes in training and not one step, so that its schedule "
-                "never moved: call after_step() after every optimizer.step()."
-            )
-        if self._steps_seen and not self._forwards:
-            raise ConfigError(
-                f"{self.name} saw {self._steps_seen} steps and no forward pass in training: call the pruner, "
-                "pruner(x), where the loop calls the model, and pruner.train() before it."
-            )
-        if self._forwards and not self._losses and type(self).loss is not Method.loss:
-            raise ConfigError(
-                f"{self.name} adds to the loss, and its loss() was never asked for: train with "
-                "criterion(output, target) + pruner.loss()."
-            )
+        check_loop(self, adds=type(self).loss is not Method.loss)
 
     @property
     def device(self) -> torch.device:
@@ -486,15 +398,3 @@ class Method(nn.Module):
 @reading
 def _search_shown(method: Method, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
     method.search(Shown(batches, loss, method.model, method.seed))
-
-
-def _steps(steps: int | None) -> int:
-    if steps is None:
-        return STEPS
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-        raise ConfigError(f"steps={steps!r} is not a positive whole number: give the number of optimiser steps.")
-    return int(steps)
-
-
-def _moved(inputs: Any, device: torch.device) -> Any:
-    return map_tensors(inputs, lambda tensor: tensor.to(device))

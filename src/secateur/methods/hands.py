@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -79,6 +80,35 @@ def counting(loss: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tenso
         return loss(self)
 
     return counted
+
+
+def checked_steps(steps: Any) -> int:
+    """A number of optimiser steps; ConfigError for what is none."""
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
+        raise ConfigError(f"steps={steps!r} is not a positive whole number: give the number of optimiser steps.")
+    return int(steps)
+
+
+def check_loop(method: Any, *, adds: bool) -> None:
+    """ConfigError where a training loop of one's own has left out a call that the method waits for.
+
+    adds: whether the method adds to the loss.
+    """
+    if method._forwards and not method.step:
+        raise ConfigError(
+            f"{method.name} saw {method._forwards} forward passes in training and not one step, so that its schedule "
+            "never moved: call after_step() after every optimizer.step()."
+        )
+    if method._steps_seen and not method._forwards:
+        raise ConfigError(
+            f"{method.name} saw {method._steps_seen} steps and no forward pass in training: call the pruner, "
+            "pruner(x), where the loop calls the model, and pruner.train() before it."
+        )
+    if adds and method._forwards and not method._losses:
+        raise ConfigError(
+            f"{method.name} adds to the loss, and its loss() was never asked for: train with "
+            "criterion(output, target) + pruner.loss()."
+        )
 
 
 def accepts(function: Callable[..., Any], count: int) -> bool:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from secateur.errors import SecateurError
-from secateur.methods.contract import Acts, Method, MethodRow, Needs, Outcome, Settings
+from secateur.methods.contract import Method, Settings
+from secateur.methods.row import Acts, MethodRow, Needs, Outcome
 from secateur.testing._promises import Broken, refuses, require, require_finite
 from secateur.testing._snapshots import Snapshot
 from secateur.testing._subject import Subject

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from secateur.errors import ModelError
 from secateur.forms import cost, expected
 from secateur.graph import Cost
-from secateur.methods.contract import Method, MethodRow
+from secateur.methods.contract import Method
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.surgery import Result
 from secateur.testing._promises import Broken, require, require_sentence

@@ -10,7 +10,8 @@ from unittest import SkipTest
 
 from secateur.errors import ConfigError
 from secateur.methods import METHODS
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
+from secateur.methods.row import MethodRow
 from secateur.testing import _construction, _cutting, _searching, _selection, _training
 from secateur.testing._promises import Broken, Check
 from secateur.testing._subject import BUDGET, Subject

@@ -43,10 +43,11 @@ from secateur.graph.channels import Seen
 from secateur.graph.modules import named_tensors
 from secateur.methods.acp.density import MeanMaps, cosine_distances, fitting_eps, kinds
 from secateur.methods.acp.swarm import fly
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.candidates import Candidate, tried
 from secateur.methods.kit.widths import fitted_plan, fitted_widths
+from secateur.methods.row import MethodRow
 from secateur.methods.trials import Trials
 from secateur.plan import Plan
 from secateur.repair import remeasure, renew

@@ -37,9 +37,10 @@ from secateur.graph.modules import as_call
 from secateur.graph.norms import sources
 from secateur.methods.adapruner.inheritance import Rule, ranked
 from secateur.methods.adapruner.ratios import Ratios, Shape, branches, path_of, scales
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.kit.floors import keep_streams, leave
 from secateur.methods.kit.widths import fitted_plan
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair.base import Case
 from secateur.repair.batchnorm import BatchNorm

@@ -46,10 +46,11 @@ from secateur.graph.norms import sources
 from secateur.graph.readers import readers
 from secateur.methods.aofp.behind import behind, compared
 from secateur.methods.aofp.halving import Decision, First, decide, drawn_half, first_part
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.widths import fitted_plan
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 
 #: Whole searches of the largest group that a training has time for, at least.

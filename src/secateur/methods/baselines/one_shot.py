@@ -12,9 +12,10 @@ from secateur.errors import ConfigError
 from secateur.graph import Graph
 from secateur.methods.baselines.criteria import CRITERIA, Criterion, score
 from secateur.methods.baselines.gradients import accumulate_gradients
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.hands import accepts
 from secateur.methods.kit.scores import Scores
+from secateur.methods.row import MethodRow
 
 Gradients = Callable[[Graph], dict[str, torch.Tensor]]
 

@@ -13,9 +13,10 @@ from pydantic import Field
 from secateur.allocate import allocate
 from secateur.errors import BudgetError
 from secateur.methods.baselines.formulas import random
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.scores import Scores
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 
 

@@ -50,8 +50,9 @@ from secateur.graph.modules import as_call, map_tensors, output_tensors
 from secateur.graph.norms import places, sources
 from secateur.methods.bwcp.gates import Gates, WhitenedNorm, extract, insert
 from secateur.methods.bwcp.steering import Ramp, Steering
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
 from secateur.methods.kit.aim import Aim, counts
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.surgery import Result
 

@@ -46,10 +46,11 @@ from secateur.errors import BudgetError, ConfigError
 from secateur.methods.cap.ranking import Ranked
 from secateur.methods.cap.structural_search import StructuralSearch
 from secateur.methods.cap.trial_networks import TrialNetworks
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.reading import Family, families, unread
 from secateur.methods.kit.scores import Scores
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair.base import Case
 from secateur.repair.compensation import compensate

@@ -48,9 +48,10 @@ from secateur.errors import ConfigError, ModelError
 from secateur.graph.readers import observed
 from secateur.methods.catro.class_scatter import ClassScatter, Sample
 from secateur.methods.catro.submodular import greedy, shares
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.kit.floors import keep_streams, leave
 from secateur.methods.kit.shares import unspent
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.statistics.gather import gather, replayable
 

@@ -35,9 +35,9 @@ import numpy as np
 from torch import nn
 
 from secateur._protocols import BoolArray, FloatArray
-from secateur.methods.contract import MethodRow
 from secateur.methods.cp.lasso import channel_moments, select
 from secateur.methods.kit.layerwise import Layerwise, LayerwiseSettings, Work
+from secateur.methods.row import MethodRow
 from secateur.repair.least_squares import patch_sums
 from secateur.statistics.lockstep import Stop
 from secateur.statistics.samples import PatchSums

@@ -47,11 +47,12 @@ from secateur.allocate.blocks import Bounds, longest, stack
 from secateur.allocate.ties import undecided
 from secateur.errors import BudgetError, ConfigError
 from secateur.graph import Graph
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
 from secateur.methods.kit.aim import Aim, counts
 from secateur.methods.kit.dependency import savings, summed, weight_values
 from secateur.methods.kit.ranking import CLOSE
 from secateur.methods.kit.scores import Scores
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.surgery import Result
 

@@ -52,13 +52,14 @@ from secateur._hints import few
 from secateur._protocols import FloatArray, IntArray
 from secateur.errors import VerificationError
 from secateur.graph.modules import named_tensors
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
 from secateur.methods.csgd.centripetal import Centripetal, clustered_rows
 from secateur.methods.csgd.cluster_counts import alike, by_spread, squeezed, unmergeable
 from secateur.methods.csgd.pacesetters import Makers
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.clustering import CLUSTERINGS, ordered
 from secateur.methods.kit.loss_share import LossShare
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair.merging import collapse, difference, kept, merge, outputs, representatives
 from secateur.surgery import Result

@@ -48,11 +48,12 @@ from secateur._distributed import rank
 from secateur._protocols import FloatArray
 from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import as_call, map_tensors, output_tensors
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.cwb.class_gates import ClassGates, class_weights, expected, gate
 from secateur.methods.cwb.voting import class_votes, elect, learnt
 from secateur.methods.kit.floors import keep_streams, leave
 from secateur.methods.kit.folded_gates import check_folded, foldable
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.statistics.gather import untouched
 from secateur.surgery import Result

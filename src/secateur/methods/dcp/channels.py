@@ -45,12 +45,12 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from secateur._protocols import BoolArray, FloatArray, IntArray
-from secateur.methods.contract import MethodRow
 from secateur.methods.dcp.discrimination import Discriminating, DiscriminationSettings, finite
 from secateur.methods.dcp.greedy import GreedySelection, Part, Reconstruction
 from secateur.methods.dcp.quadratic import Slopes, dense_blocks, loss_slopes
 from secateur.methods.dcp.stopping import survival
 from secateur.methods.kit.layerwise import MEMORY, Work
+from secateur.methods.row import MethodRow
 from secateur.repair.least_squares import samples
 from secateur.statistics.lockstep import Stop
 from secateur.statistics.samples import PatchSums

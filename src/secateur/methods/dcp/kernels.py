@@ -33,11 +33,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.graph.norms import sources
-from secateur.methods.contract import MethodRow
 from secateur.methods.dcp.discrimination import Discriminating, DiscriminationSettings
 from secateur.methods.dcp.greedy import Part, Reconstruction
 from secateur.methods.kit.layerwise import Work
 from secateur.methods.kit.sparse import WeightMasks, check_constraints, share_of
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair import Repair
 from secateur.statistics.lockstep import Stop

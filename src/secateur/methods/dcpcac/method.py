@@ -49,7 +49,6 @@ from secateur.allocate.ties import undecided
 from secateur.errors import ConfigError, ModelError
 from secateur.graph.modules import output_tensors
 from secateur.graph.readers import readers, summed
-from secateur.methods.contract import MethodRow
 from secateur.methods.dcpcac.conditional import Evidence, conditional_change
 from secateur.methods.dcpcac.narrowing import NarrowingMethod
 from secateur.methods.dcpcac.settings import DCPCACSettings
@@ -58,6 +57,7 @@ from secateur.methods.kit.answers import AGREED, Kind, agreement, kind_of, losse
 from secateur.methods.kit.loss_share import LossShare
 from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
 from secateur.methods.kit.sample_gates import SampleGates
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 
 Metric = Literal["accuracy", "loss", "gradient"]

@@ -47,7 +47,7 @@ from secateur._distributed import global_sum
 from secateur._protocols import BoolArray, FloatArray
 from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.graph.modules import output_tensors
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.feature_relevance.propagation import Rule
 from secateur.methods.feature_relevance.relevance import (
     Relevance,
@@ -61,6 +61,7 @@ from secateur.methods.kit.aim import Aim, counts
 from secateur.methods.kit.holding import hold, stop_gradients
 from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.kit.rounds import Rounds
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair.masking import alive, apply_masks
 from secateur.statistics.gather import gather, untouched

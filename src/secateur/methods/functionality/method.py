@@ -61,7 +61,7 @@ from secateur.graph.channels import module_of
 from secateur.graph.modules import as_call, named_tensors
 from secateur.graph.norms import sources
 from secateur.graph.readers import readers
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.functionality.images import (
     Ascent,
     Contribution,
@@ -80,6 +80,7 @@ from secateur.methods.functionality.quicker import quicker
 from secateur.methods.kit.classes import class_numbers, few_of
 from secateur.methods.kit.clustering import kmeans, ordered
 from secateur.methods.kit.floors import keep_streams
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair.base import Repair
 from secateur.statistics.gather import count, gather, replayable

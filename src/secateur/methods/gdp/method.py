@@ -50,13 +50,14 @@ from torch import nn
 from secateur._hints import few
 from secateur._protocols import BoolArray, FloatArray
 from secateur.errors import ModelError
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
 from secateur.methods.gdp.polarization import SoftCost, reach, smooth_count
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.folded_gates import FoldedGates, check_folded, foldable
 from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
 from secateur.methods.kit.shares import unspent
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.surgery import Result
 

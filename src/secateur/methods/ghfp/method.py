@@ -53,13 +53,14 @@ from torch import nn
 
 from secateur._protocols import BoolArray, FloatArray
 from secateur.errors import ConfigError
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
 from secateur.methods.ghfp.filters import Filters, event, floor_count, order
 from secateur.methods.ghfp.schedule import HardName, MemberName, PhasesName, RateName, Schedule
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.events import ShortEvents
 from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.holding import hold, stop_gradients
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair.merging import difference, outputs
 from secateur.surgery import Result

@@ -48,11 +48,12 @@ from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph
 from secateur.graph.modules import output_tensors
 from secateur.graph.readers import readers
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.group_fisher.gate_gradients import Fisher, Shared, filters
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.dependency import savings
 from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.statistics.gather import gather
 

@@ -40,7 +40,7 @@ from secateur._protocols import FloatArray
 from secateur.errors import ConfigError
 from secateur.graph import Graph, Group
 from secateur.graph.channels import module_of
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.itpruner.dependence import (
     Estimator,
     Grams,
@@ -55,6 +55,7 @@ from secateur.methods.itpruner.dependence import (
 from secateur.methods.itpruner.solvers import SOLVERS, Program
 from secateur.methods.kit.floors import leave
 from secateur.methods.kit.widths import fitted_plan
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.statistics.gather import gather
 

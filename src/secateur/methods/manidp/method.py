@@ -45,7 +45,7 @@ from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.forms import LayerForm, dense_macs, note_of
 from secateur.forms.expected import rows
 from secateur.forms.gated import macs_of_images
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.kit.answers import kind_of, losses
 from secateur.methods.kit.events import ShortEvents
 from secateur.methods.manidp.gates import Gate, SiteGates
@@ -53,6 +53,7 @@ from secateur.methods.manidp.looking import Seen, look
 from secateur.methods.manidp.losses import easiness, similarity, sparsity
 from secateur.methods.manidp.sites import Closing, found, kept_of
 from secateur.methods.manidp.thresholds import between, kth, largest_rate, remaining
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair import Repair
 from secateur.statistics.gather import replayable

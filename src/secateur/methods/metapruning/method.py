@@ -40,12 +40,13 @@ from secateur.errors import ConfigError
 from secateur.graph import SizeConflict
 from secateur.graph.cut import take
 from secateur.graph.modules import named_tensors
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.candidates import Candidate, tried
 from secateur.methods.kit.widths import fitted_plan
 from secateur.methods.metapruning.generator import PruningNet
 from secateur.methods.metapruning.genes import OPTIONS, WHOLE, Evolution, Genes, width_of
+from secateur.methods.row import MethodRow
 from secateur.methods.trials import Trials
 from secateur.plan import Plan
 from secateur.repair import fresh, remeasure, renew

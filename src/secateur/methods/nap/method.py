@@ -45,7 +45,7 @@ from secateur.allocate.ties import undecided
 from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.graph.modules import as_call, map_tensors
 from secateur.graph.norms import sources
-from secateur.methods.contract import Loss, Method, MethodRow
+from secateur.methods.contract import Loss, Method
 from secateur.methods.kit.aim import Aim, counts
 from secateur.methods.kit.answers import AGREED, agreement, kind_of
 from secateur.methods.kit.holding import hold, stop_gradients
@@ -56,6 +56,7 @@ from secateur.methods.nap.importance import Importance
 from secateur.methods.nap.kfac import Batch, Factors
 from secateur.methods.nap.removal import remove
 from secateur.methods.nap.settings import NAPSettings
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair import Repair
 from secateur.repair.masking import alive, apply_masks

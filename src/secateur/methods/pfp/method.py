@@ -54,13 +54,14 @@ from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph
 from secateur.graph.modules import map_tensors
 from secateur.graph.readers import readers
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
 from secateur.methods.pfp.by_error import DELTA, LEAST, C, difficulty, needed
 from secateur.methods.pfp.by_reader import Asking, errors
 from secateur.methods.pfp.sensitivity import Sensitivities
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.statistics.gather import count, gather, pair
 

@@ -40,11 +40,12 @@ from torch import nn
 from secateur._protocols import FloatArray
 from secateur.errors import BudgetError, ConfigError
 from secateur.graph.readers import summed
-from secateur.methods.contract import Loss, Method, MethodRow, Settings
+from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.kit.aim import Aim
 from secateur.methods.kit.reading import Family, Reading, families, unread
 from secateur.methods.kit.scores import Scores
 from secateur.methods.prunenet.group_lasso import GroupLasso, Problem
+from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair.base import Case
 from secateur.repair.compensation import compensate

@@ -40,7 +40,8 @@ from secateur.allocate import Constraints
 from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.forms import LayerForm, cost, dense_macs
 from secateur.graph import Cost
-from secateur.methods.contract import Method, MethodRow, Settings
+from secateur.methods.contract import Method, Settings
+from secateur.methods.row import MethodRow
 from secateur.methods.swp.skeleton import Skeleton, taken_out
 from secateur.methods.swp.stripes import Stripes, chosen
 from secateur.plan import Plan
