@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import secateur
 from secateur.errors import ConfigError, SecateurError
+from secateur.graph.modules import clone_module
 from secateur.plan import Plan
 from secateur.repair import METHOD_OF, REPAIRS, Case, Repair, mend, repair, repairs
 from secateur.repair.base import Pairs
@@ -38,13 +40,17 @@ def network() -> nn.Sequential:
     return net.eval()
 
 
+def copied(net: nn.Module) -> nn.Module:
+    return clone_module(net, lambda tensor: tensor.detach().clone())
+
+
 def case_of(net: nn.Module, **removed: list[int]) -> Case:
     """A case in which channels of some groups go, by name (`g3` for the group 3)."""
     graph = secateur.trace(net, IMAGES)
     masks = {group.name: np.ones(group.width, dtype=np.bool_) for group in graph.groups}
     for name, channels in removed.items():
         masks[name.removeprefix("g")][channels] = False
-    return Case(copy.deepcopy(net), lambda: copy.deepcopy(net), graph, Plan(masks))
+    return Case(copied(net), lambda: copied(net), graph, Plan(masks))
 
 
 def test_a_case_computes_what_the_cut_network_will() -> None:
@@ -299,3 +305,54 @@ def test_what_there_is_not(sentence: str) -> None:
 def test_what_is_no_repair_at_all(given: Any) -> None:
     with pytest.raises(ConfigError, match="is no repair"):
         repairs(given)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        deviation, mean = torch.std_mean(self.weight, (1, 2, 3), keepdim=True)
+        return self._conv_forward(x, (self.weight - mean) / (deviation + 1e-5), self.bias)
+
+
+COMPUTED: dict[str, Callable[[int, int], nn.Module]] = {
+    "standardised": lambda a, b: Standardised(a, b, 3),
+    "weight norm": lambda a, b: parametrizations.weight_norm(nn.Conv2d(a, b, 3)),
+    "weight norm, older": lambda a, b: nn.utils.weight_norm(nn.Conv2d(a, b, 3)),
+    "spectral norm": lambda a, b: parametrizations.spectral_norm(nn.Conv2d(a, b, 3)),
+}
+
+
+def computed(kind: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    make = COMPUTED[kind]
+    net = nn.Sequential(
+        make(3, 8), nn.BatchNorm2d(8), nn.ReLU(), make(8, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()
+    )
+    return net.append(nn.Linear(8 * 4, 4)).eval()
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+@pytest.mark.parametrize("name", ["compensation", "least_squares", "variance"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_weights_that_are_computed_anew_are_left_alone_and_named(kind: str, name: str) -> None:
+    net = computed(kind)
+    given: Any = {"budget": "flops=0.5", "method": "l2", "data": DATA}
+    plain, mended = (secateur.prune(net, IMAGES, **given, repair=each) for each in ((), name))
+    said = "Layers whose weights are computed anew (standardised, normalised) were not repaired: 3."
+    assert [note for note in mended.remarks if "computed anew" in note] == [said]
+    assert not any("computed anew" in note for note in plain.remarks)
+    for (key, before), after in zip(
+        plain.model[3].state_dict().items(), mended.model[3].state_dict().values(), strict=True
+    ):
+        assert key == "bias" or torch.equal(before, after)
+    assert mended.model(IMAGES).isfinite().all()
+    assert not torch.equal(plain.model[7].weight, mended.model[7].weight)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in COMPUTED if kind.startswith("weight")])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_what_weight_norm_gives_no_magnitude_is_zero(kind: str) -> None:
+    case = case_of(computed(kind), g0=[1, 4])
+    made = case.model[0](IMAGES)
+    assert not made[:, [1, 4]].any()
+    assert made.isfinite().all()
+    assert made[:, 0].any()

@@ -9,8 +9,10 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
-from secateur.statistics.narrow import narrow
+from secateur.statistics.narrow import narrow, uses_its_weight
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "padded": (nn.Conv2d(12, 10, 3, padding=1), (12, 7, 6)),
@@ -115,3 +117,66 @@ def test_what_computes_in_a_way_of_its_own_is_left_to_it(make: Callable[[], Any]
     assert torch.equal(layer(x), wanted)
     end()
     assert layer.__dict__ == before
+
+
+class Same(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.pad(x, (1, 0, 1, 0)))
+
+
+class Rounded(nn.Linear):
+    """Weights in 8 bits, as training for them has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.weight.abs().amax(1, keepdim=True) / 127
+        return F.linear(x, (self.weight / scale).round() * scale, self.bias)
+
+
+class Signs(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.sign(), self.bias)
+
+
+class Told(nn.Linear):
+    def forward(self, x: torch.Tensor, share: float) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x) * share
+
+
+def double(layer: nn.Module) -> nn.Module:
+    return layer.double()
+
+
+@pytest.mark.parametrize(
+    ("layer", "used"),
+    [
+        (nn.Conv2d(6, 4, 3, groups=2), True),
+        (Same(6, 4, 2, groups=2, dilation=2), True),
+        (nn.ConvTranspose2d(6, 4, 3, groups=2), True),
+        (double(Same(3, 4, 7, stride=4)), True),
+        (Shifted(5, 3), True),
+        (Rounded(50, 30), True),
+        (Standardised(6, 4, 3), False),
+        (Deep(6, 4, 3), False),
+        (Signs(5, 3, bias=False), False),
+        (Told(5, 3), False),
+        (own_forward(), False),
+        (parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), False),
+        (nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), False),
+        (parametrizations.spectral_norm(nn.Linear(5, 3)), False),
+        (parametrizations.orthogonal(nn.Linear(5, 3)), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_a_weight_that_the_layer_changes_first_is_told_from_one_that_it_uses(layer: nn.Module, used: bool) -> None:
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    drawn = torch.get_rng_state()
+    assert uses_its_weight(layer) is used
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
+def test_a_layer_of_zeros_uses_its_weight() -> None:
+    layer = Same(3, 2, 2, bias=False)
+    nn.init.zeros_(layer.weight)
+    assert uses_its_weight(layer)

@@ -16,15 +16,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur._hints import few
 from secateur._protocols import BoolArray
 from secateur._settings import Section, validated
 from secateur.batches import Batches
 from secateur.errors import ConfigError
 from secateur.graph import Graph
+from secateur.graph.channels import module_of
 from secateur.graph.modules import clone_module
 from secateur.graph.norms import sources
 from secateur.plan import Plan
 from secateur.repair.masking import Slices, alive, apply_masks
+from secateur.statistics.narrow import uses_its_weight
 
 Pairs = Iterable[tuple[Any, Any]]
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -97,6 +100,23 @@ class Case:
             inputs[kept[1]] = True
             found.append(Reader(name, inputs, self.norms.get(name)))
         return tuple(sorted(found, key=lambda reader: first.get(f"{reader.name}.weight", 0)))
+
+    def fitted(self, readers: Iterable[Reader]) -> tuple[Reader, ...]:
+        """Those of these layers whose weights can be fitted; a note names what loses inputs and cannot."""
+        found = [reader for reader in readers if uses_its_weight(self.dense.get_submodule(reader.name))]
+        others = [*self._computed(), *(reader.name for reader in readers if reader not in found)]
+        if others:
+            said = (
+                f"Layers whose weights are computed anew (standardised, normalised) were not repaired: {few(others)}."
+            )
+            self.notes += [said] if said not in self.notes else []
+        return tuple(found)
+
+    def _computed(self) -> list[str]:
+        """Layers that lose inputs of a weight that is no parameter, and so are no readers."""
+        names = [module_of(name) for name, kept in self.slices.items() if len(kept) > 1 and kept[1] is not None]
+        modules = {name: self.dense.get_submodule(name) for name in dict.fromkeys(names)}
+        return [name for name, m in modules.items() if isinstance(m, LAYERS) and "weight" not in m._parameters]
 
     def clear(self) -> None:
         """Set what the plan removes to zero, again if a repair wrote there."""

@@ -153,7 +153,7 @@ def _write(
 
 
 def affected(case: Case) -> tuple[Reader, ...]:
-    """All readers of a case, and the grouped convolutions whose groups lose inputs."""
+    """Readers of a case that can be fitted, and the grouped convolutions whose groups lose inputs."""
     found = list(case.readers)
     for name, module in case.dense.named_modules():
         if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd) or module.groups == 1:
@@ -165,7 +165,7 @@ def affected(case: Case) -> tuple[Reader, ...]:
         inputs[kept] = True
         found.append(Reader(name, inputs, case.norms.get(name)))
     first = case.graph.recording.first_use
-    return tuple(sorted(found, key=lambda reader: first.get(f"{reader.name}.weight", 0)))
+    return case.fitted(sorted(found, key=lambda reader: first.get(f"{reader.name}.weight", 0)))
 
 
 def has_place(model: nn.Module, name: str, norm: str | None) -> bool:

@@ -72,10 +72,11 @@ class LeastSquares(Repair):
         """One pass over all images at once, held up in front of every layer."""
         s = self.settings
         shown = [inputs for inputs, _ in limited(batches, s.images, case.dense)]
-        readers = {reader.name: reader for reader in case.readers}
+        whole = case.fitted(case.readers)
+        readers = {reader.name: reader for reader in whole}
         runs = visits(case.dense, shown[0], readers)
         readers = {name: reader for name, reader in readers.items() if runs.get(name) == 1}
-        left = [reader.name for reader in case.readers if reader.name not in readers]
+        left = [reader.name for reader in whole if reader.name not in readers]
         if left:
             case.notes.append(f"Least squares leaves layers that do not run just once as they are: {few(left)}.")
         norms = {name: reader.norm for name, reader in readers.items()}

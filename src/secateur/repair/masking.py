@@ -14,7 +14,10 @@ Slices = Mapping[str, tuple[IntArray | None, ...]]
 
 
 def alive(slices: Slices, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Masks in the shapes of the parameters that a cut narrows: True where kept indices meet."""
+    """Masks in the shapes of the parameters that a cut narrows: True where kept indices meet.
+
+    What weight norm divides by its own norm keeps the slices whose magnitude goes: they are zero without a 0/0.
+    """
     found = {}
     for name, kept in slices.items():
         if name not in parameters or all(rows is None for rows in kept):
@@ -22,10 +25,21 @@ def alive(slices: Slices, parameters: Mapping[str, torch.Tensor]) -> dict[str, t
         tensor = parameters[name]
         mask = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
         for dim, rows in enumerate(kept):
-            if rows is not None:
+            if rows is not None and dim not in _scaled(name, parameters):
                 mask &= along(rows, dim, tensor)
         found[name] = mask
     return found
+
+
+def _scaled(name: str, parameters: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    """Dimensions along which weight norm gives a tensor of directions a magnitude that is a parameter of its own."""
+    magnitude = None
+    for directions, scales in (("weight_v", "weight_g"), (".original1", ".original0")):
+        if name.endswith(directions):
+            magnitude = parameters.get(name.removesuffix(directions) + scales)
+    if magnitude is None or magnitude.ndim != parameters[name].ndim:
+        return ()
+    return tuple(dim for dim, size in enumerate(magnitude.shape) if size == parameters[name].shape[dim] > 1)
 
 
 def apply_masks(

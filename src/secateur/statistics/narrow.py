@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 #: The share of a layer's products from which on leaving the others out gains nothing.
 _MOST = 0.8
+#: How far apart what weights add may be, relative: that of quantised weights is not far.
+_LINEAR = 0.05
 #: Layers of PyTorch; subclasses may compute in another way (weights standardised, "same" padding).
 _KINDS: tuple[Any, ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -22,6 +24,48 @@ def computes_as_usual(layer: nn.Module) -> bool:
     if kind is None or "forward" in layer.__dict__ or type(layer).forward is not kind.forward:
         return False
     return getattr(type(layer), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
+
+
+@torch.no_grad()
+def uses_its_weight(layer: Any) -> bool:
+    """Whether a convolution or linear layer answers linearly in its weight as it stands.
+
+    It does not where the weight is computed from other tensors (weight norm, spectral norm), or where the layer's own
+    code changes it first, as one that standardises weights does: such a weight cannot be fitted, and nothing can be
+    folded into it. A layer that computes in its own way is asked: do the same weights add the same to any others?
+    """
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return False
+    if computes_as_usual(layer):
+        return True
+    spans = () if isinstance(layer, nn.Linear) else map(_span, layer.kernel_size, layer.dilation)
+    shape = (layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels, *spans)
+    drawn = torch.Generator().manual_seed(0)
+    x, one, two = (torch.randn(*each, generator=drawn).to(weight) for each in ((1, *shape), weight.shape, weight.shape))
+    one, two = (each * (weight.square().mean().sqrt() or 1) for each in (one, two))  # as large as the layer's own
+    try:
+        before, after, other, both = (_answer(layer, x, w) for w in (weight, weight + one, two, two + one))
+    except (RuntimeError, TypeError, ValueError):  # it takes something else than an input, so that nobody can tell
+        return False
+    change = after - before  # what `one` adds, to whatever weight
+    return bool(change.any()) and bool((both - other - change).norm() <= _LINEAR * change.norm())
+
+
+def _span(kernel: int, dilation: int) -> int:
+    """Of an input on which a convolution has several places, whatever its padding."""
+    return dilation * (kernel - 1) + 4
+
+
+def _answer(layer: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Of a layer with another weight, its hooks left out."""
+    own = layer._parameters["weight"]
+    layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    try:
+        answer: torch.Tensor = layer.forward(x)
+    finally:
+        layer._parameters["weight"] = own
+    return answer.float()
 
 
 def usual_answer(layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -41,6 +41,7 @@ from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair import Repair
 from secateur.statistics.lockstep import Stop
+from secateur.statistics.narrow import uses_its_weight
 from secateur.statistics.samples import readable
 
 #: Conjugate gradients: most steps of a fit; the gradient, and the curvature, that count as nothing.
@@ -185,7 +186,7 @@ class DKP(Discriminating):
 
 def _has_kernels(module: nn.Module) -> bool:
     """Whether kernels can be chosen: of a depthwise convolution each is all that its channel has."""
-    return isinstance(module, _ConvNd) and readable(module) and module.weight.shape[1] > 1
+    return isinstance(module, _ConvNd) and readable(module) and uses_its_weight(module) and module.weight.shape[1] > 1
 
 
 def kernels_of(layer: nn.Module) -> torch.Tensor:

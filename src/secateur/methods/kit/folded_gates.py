@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import is_parametrized
 
 from secateur._hints import few
 from secateur._protocols import BoolArray, IntArray
@@ -24,6 +23,7 @@ from secateur.graph.readers import readers
 from secateur.methods.contract import Method
 from secateur.methods.kit.sample_gates import SampleGates
 from secateur.statistics.gather import untouched
+from secateur.statistics.narrow import uses_its_weight
 from secateur.surgery import Result
 
 #: How far the folded network may be from the gated one, as a share of the largest output, in float32.
@@ -39,12 +39,13 @@ def foldable(method: Method) -> dict[str, IntArray]:
     modules = dict(method.model.named_modules())
     ends = np.cumsum(method.graph.widths())
     for name, table in tables.items():
-        if is_parametrized(modules[name], "weight"):
+        if not uses_its_weight(modules[name]):
             read = np.unique(np.searchsorted(ends, table[table >= 0], "right"))
             others += [method.graph.groups[k].name for k in read]
     if others:
         method.notes.append(
-            f"Groups that are read by more than convolutions and linear layers stay whole: {few(others)}."
+            "Groups that are read by more than convolutions and linear layers with weights of their own stay whole: "
+            f"{few(others)}."
         )
     method.constraints = method.constraints.keeping(others)
     return tables

@@ -35,7 +35,7 @@ from secateur.repair.base import Case, Reader
 from secateur.repair.least_squares import fit, limited, patch_sums
 from secateur.statistics.gather import count
 from secateur.statistics.lockstep import Made, Stop, crowded, together
-from secateur.statistics.narrow import narrow
+from secateur.statistics.narrow import narrow, uses_its_weight
 from secateur.statistics.samples import PatchSums, Sampler, readable
 from secateur.statistics.shortcuts import shortcuts
 
@@ -92,7 +92,8 @@ class Layerwise(Method):
             g.name: np.arange(a, a + g.width, dtype=np.int64) for g, a in zip(self.graph.groups, starts, strict=True)
         }
         for name, table in list(self._tables.items()):
-            if runs[name] != 1 or not readable(self.model.get_submodule(name)):
+            layer = self.model.get_submodule(name)
+            if runs[name] != 1 or not readable(layer) or not uses_its_weight(layer):
                 others += [group for group, mine in self._channels.items() if np.isin(mine, table).any()]
                 del self._tables[name]
         self._keep_whole(list(dict.fromkeys(others)))
@@ -112,7 +113,10 @@ class Layerwise(Method):
                 f"channels of {type(self.model).__name__} is read by such layers alone: choose another method."
             )
         if others:
-            self.notes.append(f"Groups that something else reads as well stay whole: {few(others)}.")
+            self.notes.append(
+                "Groups that something else reads as well, or a layer that computes its weights anew, stay whole: "
+                f"{few(others)}."
+            )
             self.constraints = self.constraints.keeping(others)
         if not self.settings.streams:
             keep_streams(self)
