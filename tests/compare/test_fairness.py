@@ -55,6 +55,13 @@ def test_after_training_fine_tunes_as_the_recipe_says() -> None:
     assert made.finetune == recipe().finetune
 
 
+@pytest.mark.parametrize("name", ["csgd", "nap"])
+def test_without_fine_tuning_in_the_paper_there_is_none(name: str) -> None:
+    made = arrange(recipe("finetune.epochs=3"), cell(name), {}, BASE)
+    assert made.train is not None
+    assert (made.train.epochs, made.finetune) == (3, None)
+
+
 def test_while_training_from_weights_shares_the_fine_tuning() -> None:
     """Two thirds, rounded up, where the paper's share is not known."""
     whole = recipe()

@@ -459,8 +459,12 @@ def test_chi_falls_by_its_law() -> None:
     assert after["flops"] == before["flops"] <= 0.5
 
 
-def test_filters_that_are_not_equal_yet_are_noted_and_still_merged_exactly() -> None:
-    method = toy()
+@pytest.mark.parametrize(
+    ("vectors", "says"),
+    [(1.0, "Train longer, or raise `strength`."), (0.5, "Train longer, or raise `vectors`, then `strength`.")],
+)
+def test_filters_that_are_not_equal_yet_are_noted_and_still_merged_exactly(vectors: float, says: str) -> None:
+    method = toy(vectors=vectors)
     x, _ = next(TOY["residual"].batches(1))
     method.eval()
     with method.evaluation_modes()["hard"]:
@@ -469,6 +473,7 @@ def test_filters_that_are_not_equal_yet_are_noted_and_still_merged_exactly() -> 
     assert torch.allclose(equal, small(x), atol=1e-5)
     assert method.agreement > 1e-2
     assert "had not become equal" in method.notes[-1]
+    assert method.notes[-1].endswith(says)
 
 
 def test_a_merge_that_is_not_exact_is_refused() -> None:

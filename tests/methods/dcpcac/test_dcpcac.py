@@ -565,6 +565,38 @@ def test_cost_awareness(allocator: str) -> None:
     assert 0.55 <= method.result.reached("flops") <= 0.6
 
 
+def lowered(allocator: str, change: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Which channels go, of all groups, at once and to the budget; change: what so many channels are worth."""
+    method = pruner("resnet8_b", "flops=0.6", allocator=allocator, steps=10)
+    method._change = lambda: change(len(method.alive))  # type: ignore[method-assign]
+    return ~np.concatenate([*method._lowered(1.0, 1.0).values()])
+
+
+def test_what_a_channel_is_worth_is_seen_per_what_it_costs() -> None:
+    def alike(count: int) -> np.ndarray:
+        return np.random.default_rng(0).uniform(1, 1.01, count)
+
+    assert lowered("per_cost", alike).sum() < 0.8 * lowered("global", alike).sum()  # dear ones go, and so fewer
+
+
+@pytest.mark.parametrize("allocator", ["per_cost", "global"])
+def test_a_channel_that_does_harm_goes_first_and_changes_nothing_for_the_others(allocator: str) -> None:
+    def uniform(count: int) -> np.ndarray:
+        return np.random.default_rng(0).uniform(0.5, 1, count)
+
+    before = lowered(allocator, uniform)
+    harmful = int(np.flatnonzero(~before)[0])
+
+    def one_harms(count: int) -> np.ndarray:
+        change = uniform(count)
+        change[harmful] = -3.0
+        return change
+
+    after = lowered(allocator, one_harms)
+    assert after[harmful]
+    assert (np.delete(after, harmful) != np.delete(before, harmful)).sum() < 10  # of 224, those at the threshold
+
+
 def test_what_is_found_suitable() -> None:
     assert pruner(steps=100)._suitable(16) == "loss"  # evidence: 1
     assert pruner(steps=600, evidence=None)._suitable(64) == "gradient"

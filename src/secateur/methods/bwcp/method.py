@@ -23,8 +23,7 @@ Where this differs from the paper, and why:
     A floor in every group: without it the last layer loses nearly all of its channels first. With the controller the
         penalty acts only on norms whose own channels make a group's mask, and in groups that are above their floor.
     The controller may raise the strength up to 1e-3, five times the fixed strength that was seen to be stable over a
-        whole
-        training; it does so while the cost is above its ramp, and the penalty ends where the masks settle.
+        whole training; it does so while the cost is above its ramp, and the penalty ends where the masks settle.
     At a projection shortcut the mask is the product of two norms' masks, needed before the second norm has run: its
         factor then comes from the running average of its matrix instead of this batch's.
     Norms that no convolution alone feeds (before an activation, behind a concatenation) gate without whitening.

@@ -17,8 +17,7 @@ of both papers read, full paper text not available; the squeeze experiment's exa
 With an optimiser: `after_backward` turns the gradient G into Γ G + eps (W - Γ W) (`centripetal.py`). The optimiser adds
 its own weight decay, which is the paper's eta, and then applies momentum: torch.optim.SGD so takes exactly the paper's
 step, Nesterov's included. The `weight_decay` of this method is for optimisers without one; both together decay twice.
-An
-adaptive optimiser rescales the pull, and the law above no longer holds: watch `deviation`. Give the stage a fresh
+An adaptive optimiser rescales the pull, and the law above no longer holds: watch `deviation`. Give the stage a fresh
 optimiser (the engine does): old momentum would keep filters of a cluster different.
 
 Where this differs from the paper, and why:
@@ -27,8 +26,8 @@ Where this differs from the paper, and why:
     strength null: so that strength times steps is what it was in the paper's training on CIFAR-10, as short trainings
         would end before filters are equal. The mean of a cluster does not depend on it. Where it ends at 1 and that is
         not enough, `vectors` null raises the vectors' share, so that theirs times steps is what it was, up to 1.
-    The authors' Nesterov momentum and double learning rate for biases are settings of the optimiser: the engine uses
-        neither unless the recipe says so (`nesterov`).
+    The authors use Nesterov momentum, which is `nesterov: true` of a recipe's stage, and twice the learning rate for
+        biases, which is possible in a training loop of one's own alone.
     The paper does not train after the cut. Fine-tuning in a recipe comes on top.
     Widths are chosen for a budget; the paper gives them. By default all groups keep the same share, as in the paper.
     With several rounds clusters are clustered again between rounds, but all is cut once, in the end.
