@@ -142,7 +142,20 @@ def _by_budget(result: dict[str, Any], every: list[str]) -> str:
     few = [budget for budget in ordered if seeds[budget] == 1]
     said = f"Final accuracy in percent. {' and '.join(few)}: one seed, which cannot rank methods.\n\n" if few else ""
     rows = [[label, *(values.get(budget, "–") for budget in ordered)] for label, values in found.items()]
-    return said + table(["method", *ordered], rows)
+    return (
+        said
+        + table(["method", *ordered], rows)
+        + "".join(f"\n\n{told}" for each in ordered if (told := _behind(result, each)))
+    )
+
+
+def _behind(result: dict[str, Any], budget: str) -> str:
+    """Which methods end below random choice at a budget."""
+    finals = {m["label"]: m["values"]["accuracy.final"]["mean"] for m in means_at(result, budget)}
+    chance = finals.get("random")
+    behind = [label for label, final in finals.items() if chance is not None and final < chance]
+    named = ", ".join(f"`{label}` ({percents({'mean': finals[label], 'sd': None})})" for label in behind)
+    return f"Below `random` ({percents({'mean': chance, 'sd': None})}) at {budget}: {named}." if behind else ""
 
 
 def _later(epochs: int) -> list[str]:

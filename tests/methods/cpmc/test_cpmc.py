@@ -430,6 +430,21 @@ def test_the_floor_protects_early_layers_and_is_told() -> None:
     CPMC(network("resnet8_b"), IMAGE, budget="flops=0.1", r_min=0.0)
 
 
+def test_a_group_that_is_far_narrower_than_the_rest_is_told() -> None:
+    torch.manual_seed(0)
+    method = CPMC(network("resnet20"), IMAGE, budget="flops=0.5", alpha=0.1, beta=0.1)
+    small = method.finish()
+    said = [note for note in method.notes if "less than half the share" in note]
+    assert len(said) == 1
+    assert "conv1" in said[0]
+    assert method.result is not None
+    kept = {group.name: method.result.plan.widths[group.name] / group.width for group in method.graph.groups}
+    overall = sum(method.result.plan.widths.values()) / sum(group.width for group in method.graph.groups)
+    assert [name for name in kept if name in said[0]] == [name for name in kept if kept[name] < overall / 2]
+    assert f"({overall:.0%})" in said[0]
+    assert small is not None
+
+
 def test_streams_look_important_in_sums() -> None:
     """What the specification warns of after maximum normalisation: a stream's V holds many layers."""
     graph = traced(network("resnet20"), 32)

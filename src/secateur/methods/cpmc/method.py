@@ -235,12 +235,19 @@ class CPMC(Method):
         return masks
 
     def check(self, result: Result) -> None:
-        """Say which groups only the floor holds up: too strong a cost term empties early layers."""
-        least = zip(self.graph.groups, self.constraints.floors(self.graph).tolist(), strict=True)
-        low = [g.name for g, floor in least if result.plan.widths[g.name] == floor < g.width]
-        note = f"At the narrowest they may be, of {len(self.graph.groups)} groups: {few(low, 6)}."
-        if low and note not in self.notes:
-            self.notes.append(note)
+        """Say which groups only the floor holds up, and which are far narrower than the rest.
+
+        Too strong a cost term empties early layers, whose channels cost most.
+        """
+        widths, every = result.plan.widths, self.graph.groups
+        overall = sum(widths.values()) / sum(group.width for group in every)
+        least = zip(every, self.constraints.floors(self.graph).tolist(), strict=True)
+        low = [group.name for group, floor in least if widths[group.name] == floor < group.width]
+        thin = [g.name for g in every if widths[g.name] < overall / 2 * g.width and g.name not in low]
+        said = [f"At the narrowest they may be, of {len(every)} groups: {few(low, 6)}."] if low else []
+        if thin:
+            said.append(f"Kept at less than half the share of all channels ({overall:.0%}): {few(thin, 6)}.")
+        self._note(said)
 
 
 ROW = MethodRow(
