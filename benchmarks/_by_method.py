@@ -11,6 +11,9 @@ from _markdown import Row
 from _one_shot_page import averages
 
 HALF = "flops=0.5"
+#: The comparison made anew for methods whose defaults or schedules have changed since the large one, and these.
+ANEW = "compare_anew"
+CHANGED = ("nap", "cpmc", "dcpcac", "csgd", "cwb", "pfp", "group_fisher")
 ONE_SHOT = "cifar10"
 
 
@@ -18,7 +21,8 @@ ONE_SHOT = "cifar10"
 class Facts:
     """One method's results; what was not measured is empty."""
 
-    means: dict[str, Row] = field(default_factory=dict)  # of the comparison, by budget
+    means: dict[str, Row] = field(default_factory=dict)  # of a comparison, by budget
+    compared: dict[str, Any] | None = None  # that comparison
     top1: dict[str, float] = field(default_factory=dict)  # straight after the cut, at half the FLOPs, by repair
     score_s: float | None = None  # to look, score and plan there
     networks: list[Row] = field(default_factory=list)
@@ -75,9 +79,12 @@ def measured() -> Measured:
     def of(name: str) -> Facts:
         return facts.setdefault(name, Facts())
 
-    for mean in compared["means"] if compared else ():
-        if "+" not in mean["label"]:  # a method with a repair is another rival
-            of(mean["label"]).means[mean["budget"]] = mean
+    anew = _found(ANEW)
+    renewed = CHANGED if anew else ()
+    for result, mean in [(each, mean) for each in (compared, anew) if each for mean in each["means"]]:
+        label = mean["label"]
+        if "+" not in label and (label in renewed) is (result is anew):  # a method with a repair is another rival
+            of(label).means[mean["budget"]], of(label).compared = mean, result
     rows = one_shot["rows"] if one_shot else []
     for (name, repair, left), top1 in averages(rows).items():
         if left == 0.5:
@@ -106,7 +113,7 @@ class Compared:
 
 def among(method: str) -> Compared | None:
     """The comparison that has this method; None where none has."""
-    for name in ("compare_short", "compare_new", "compare_manidp"):
+    for name in (*([ANEW] if method in CHANGED else []), "compare_short", "compare_new", "compare_manidp"):
         result = _found(name)
         rows = [row for row in result["rows"] if row["budget"] == HALF or row["label"] == "dense"] if result else []
         if result is None or all(row["label"] != method for row in rows):

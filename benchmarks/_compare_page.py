@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 import _record
+from _by_method import ANEW, CHANGED, HALF
 from _markdown import circumstances, folded, table
 
 from secateur.compare.leaderboard import paired
@@ -53,6 +55,11 @@ those; where it begins with new weights (`swp`), all {epochs}. Seconds are besid
 The second table has `swp`, `ghfp` and `gdp` with the schedules of their papers, which are made for a hundred epochs and
 more, in place of what they do in a short training by default ([SWP](methods/swp.md), [GHFP](methods/ghfp.md),
 [GDP](methods/gdp.md)). `manidp` has three epochs in place of 400."""
+
+ANEW_SAID = """\
+Since {date}, when the table above was measured, defaults or schedules of {changed} have changed: [each method's
+page](methods.md) says what. The same setting with the code of today, {seeds}; `l1` and `random`, which have not
+changed, show how much of a difference is chance. Percent, of the seeds that were measured anew."""
 
 BELOW = """\
 Below random choice ({random}) end three of them here. What more epochs change, from the same trained network and with
@@ -101,6 +108,7 @@ def page(result: dict[str, Any]) -> str:
         )
     if _figure(result):
         parts += ["## Accuracy against FLOPs", f"![Accuracy against the MACs that remain](figures/{FIGURE})"]
+    parts += _anew(result)
     parts += _later(recipe["train"]["epochs"] + recipe["finetune"]["epochs"])
     parts += _widths()
     missing = absent(result)
@@ -176,6 +184,37 @@ def _later(epochs: int) -> list[str]:
         head = ["method", "cut", "final", "MACs left", "params left", "prune and train, s"]
         parts += [circumstances({**result, **alone}), table(head, lines)]
     return ["## Methods that came later", LATER_SAID.format(epochs=epochs), *parts, *_below()] if parts else []
+
+
+def _anew(before: dict[str, Any]) -> list[str]:
+    """What methods reach whose defaults have changed, beside what they reached."""
+    path = _record.RESULTS / f"{ANEW}.json"
+    if not path.exists():
+        return []
+    result = _record.read(path)
+
+    def finals(document: dict[str, Any], label: str, key: str = "final") -> dict[int, float]:
+        rows = (row for row in document["rows"] if (row["label"], row["budget"]) == (label, HALF))
+        return {row["seed"]: row["accuracy"][key] for row in rows if row["accuracy"][key] is not None}
+
+    now = {row["label"]: finals(result, row["label"]) for row in result["rows"] if row["budget"] == HALF}
+    lines = []
+    for label in sorted(now, key=lambda label: -statistics.mean(now[label].values())):
+        old = [value for seed, value in finals(before, label).items() if seed in now[label]]
+        row = [row for row in result["rows"] if row["label"] == label]
+        share = statistics.mean(each["params"]["share"] for each in row)
+        told = (
+            f"{100 * statistics.mean(values):.2f}" if values else "–"
+            for values in (old, [*finals(result, label, "pruned").values()], [*now[label].values()])
+        )
+        lines.append([f"`{label}`", *told, f"{share:.1%}", len(now[label])])
+    counts = {len(values) for values in now.values()}
+    seeds = "one seed, which cannot rank methods" if counts == {1} else f"{min(counts)} to {max(counts)} seeds"
+    changed = ", ".join(f"`{label}`" for label in CHANGED)
+    about = ANEW_SAID.format(date=before["date"][:10], changed=changed, seeds=seeds)
+    alone = {"device": result["machine"], "threads": result["threads"][0], "python": ", ".join(result["python"])}
+    head = ["method", "final before", "cut", "final", "params left", "seeds"]
+    return ["## Measured anew", about, circumstances({**result, **alone}), table(head, lines)]
 
 
 def _below() -> list[str]:

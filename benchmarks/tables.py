@@ -39,8 +39,8 @@ NORMALISES = re.compile(r"norm|mean|var|std")  # in a reason: statistics over ch
 FROM = {
     "bwcp": ("bwcp_step", "bwcp_quality", "bwcp_defaults"),
     "census": ("census",),
-    "choosing": ("compare_short", "one_shot_cifar10", "networks"),
-    "compare": ("compare_short", *_compare_page.LATER, "below_random", "widths"),
+    "choosing": ("compare_short", "compare_anew", "one_shot_cifar10", "networks"),
+    "compare": ("compare_short", "compare_anew", *_compare_page.LATER, "below_random", "widths"),
     "compress_bench": (*(f"compress_bench_{name}" for name in _compress_page.NETWORKS), "stranger"),
     "exports": ("exports",),
     "graph_speed": ("graph_speed", "graph_growth", "large_networks"),

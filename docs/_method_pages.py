@@ -50,7 +50,7 @@ def _page(row: MethodRow, found: Measured, table: Table) -> str:
     if sources := prose(details(_docstring(row))):
         parts += ["## Sources, and differences from the paper", sources]
     parts += ["## Measured", *_results(row, facts, found, table)]
-    used = ((facts.means, found.compared), (facts.top1, found.one_shot), (facts.networks, found.networks))
+    used = ((facts.means, facts.compared), (facts.top1, found.one_shot), (facts.networks, found.networks))
     dated = [result for figures, result in used if figures and result]
     if not has_figure(row.name, found) and (drawn := among(row.name)) and drawn.result not in dated:
         dated.append(drawn.result)
