@@ -209,3 +209,25 @@ def test_statistics_are_made_where_a_network_keeps_any() -> None:
         assert len(runs) == passes
         if norm is not None:
             assert float(norm.running_mean.abs().max()) < 100  # type: ignore[operator, union-attr]
+
+
+class Frozen(nn.Module):
+    """A norm whose statistics are parameters that are not trained."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.mean, self.var = (nn.Parameter(torch.full((width,), v), requires_grad=False) for v in (0.0, 0.1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(x, self.mean, self.var, self.weight, self.bias, False, 0.1, 1e-5)
+
+
+def test_statistics_may_be_parameters() -> None:
+    net = Net(
+        lambda m, x: m.head(m.b(m.a(x).relu()).relu()),
+        a=nn.Sequential(conv(3, 16), Frozen(16)), b=nn.Sequential(conv(16, 16), Frozen(16)), head=head(16),
+    ).eval()  # fmt: skip
+    result = secateur.prune(net, torch.randn(2, 3, 8, 8), budget="flops=0.5")
+    assert result.verification is not None
+    assert result.verification.exact

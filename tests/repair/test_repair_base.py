@@ -356,3 +356,29 @@ def test_what_weight_norm_gives_no_magnitude_is_zero(kind: str) -> None:
     assert not made[:, [1, 4]].any()
     assert made.isfinite().all()
     assert made[:, 0].any()
+
+
+class Normalising(nn.Module):
+    """Normalises its images first, in place or not."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.net, self.inplace = network(), inplace
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.sub_(5).div_(3) if self.inplace else (x - 5) / 3
+        answer: torch.Tensor = self.net(x)
+        return answer
+
+
+@pytest.mark.parametrize("name", [row.name for row in REPAIRS])
+def test_a_network_that_writes_over_its_images_sees_the_same_ones(name: str) -> None:
+    images = [IMAGES * 3 + 5, IMAGES.flip(0) * 2 + 5]
+    before = [x.clone() for x in images]
+    found = [
+        secateur.prune(Normalising(inplace), IMAGES, budget="flops=0.6", method="l1", data=images, repair=name).model
+        for inplace in (True, False)
+    ]
+    one, other = (net.state_dict().values() for net in found)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(images, before, strict=True))

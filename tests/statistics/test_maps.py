@@ -50,7 +50,7 @@ def test_they_are_those_of_patches(name: str, halves: bool, monkeypatch: pytest.
     layer, sizes, pays = LAYERS[name]
     monkeypatch.setattr(maps, "BLOCK", 3 * layer.weight.shape[1] * sizes[0])  # several rounds
     x = torch.randn(9, layer.weight.shape[1], *sizes)
-    assert MapSums(layer, x[:1]).pays is pays
+    assert (MapSums.may_pay(layer, x[:1]) and MapSums(layer, x[:1]).pays) is pays
     batches = list(x.split([4, 3, 2]))
     places = int(layer(x)[0, 0].numel())
     wanted = PatchSums.of(blocks(layer, batches, whole=False), places if halves else 0)
@@ -92,3 +92,10 @@ def test_they_are_taken_where_all_places_are_looked_at(positions: int, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr("secateur.repair.least_squares._like", lambda *_: None)
             alike(found, patch_sums(net, stop, sampler, None, inputs))
+
+
+def test_large_maps_are_not_asked() -> None:
+    layer = nn.Conv2d(64, 1, 7, padding=3)
+    assert MapSums.may_pay(layer, torch.zeros(1, 64, 32, 32))
+    assert not MapSums.may_pay(layer, torch.zeros(1, 64, 33, 32))
+    assert not MapSums.may_pay(layer, torch.zeros(1, 16, 8, 8))

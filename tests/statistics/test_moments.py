@@ -103,6 +103,29 @@ def test_maps_of_other_sizes_are_added_as_patches() -> None:
     assert found.count == len(patches)
 
 
+def test_batches_of_which_a_layer_reads_nothing() -> None:
+    """As a head on boxes does where there are none; before the first that it reads, and behind it."""
+    model = nn.Sequential(nn.Conv2d(33, 5, 3, padding=1))
+    x = images(4, 33, 5, 5).double()
+    found = watched(model.double(), ["0"], [(part, torch.zeros(len(part))) for part in (x[:0], x, x[:0])])["0"]
+    once = watched(model, ["0"], [(x, torch.zeros(4))])["0"]
+    assert torch.equal(found.covariance, once.covariance)
+    assert found.count == once.count
+    assert "0" not in watched(model, ["0"], [(x[:0], torch.zeros(0))])
+
+
+def test_large_batches_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Sequential(nn.Conv2d(33, 5, 3, padding=1)).double(), images(7, 33, 5, 5).double()
+    whole = watched(model, ["0"], [(x, torch.zeros(7))])["0"]
+    monkeypatch.setattr("secateur.statistics.moments.BLOCK", 2 * x[0].numel())
+    sizes: list[int] = []
+    waits = Moments._wait
+    monkeypatch.setattr(Moments, "_wait", lambda self, name, p: (sizes.append(p.shape[1]), waits(self, name, p)))
+    parts = watched(model, ["0"], [(x, torch.zeros(7))])["0"]
+    assert sizes == [2, 2, 2, 1]
+    torch.testing.assert_close(parts.covariance, whole.covariance)
+
+
 @pytest.mark.parametrize("side", [32, 33])
 def test_pairs_of_pixels_are_listed_for_small_maps_only(side: int) -> None:
     model = nn.Sequential(nn.Conv2d(32, 4, 3, padding=1))

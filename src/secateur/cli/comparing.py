@@ -52,11 +52,19 @@ def compare(
     ] = None,
     overrides: Annotated[
         list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: train.epochs=20. Repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change the recipe: train.epochs=20. Repeatable; the last of a key counts.",
+        ),
     ] = [],  # noqa: B006
     given: Annotated[
         list[str],
-        typer.Option("--with", metavar="METHOD.KEY=VALUE", help="A method's or repair's setting. Repeatable."),
+        typer.Option(
+            "--with",
+            metavar="METHOD.KEY=VALUE",
+            help="A method's or repair's setting. Repeatable; the last of a key counts.",
+        ),
     ] = [],  # noqa: B006
     dense: Annotated[
         bool, typer.Option("--dense/--no-dense", help="The whole network as well, trained for as many epochs.")

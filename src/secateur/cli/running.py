@@ -33,7 +33,11 @@ def run(
     ] = None,
     overrides: Annotated[
         list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: train.epochs=20. Repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change the recipe: train.epochs=20. Repeatable; the last of a key counts.",
+        ),
     ] = [],  # noqa: B006  # typer copies it
     out: Folder = None,
     resume: Annotated[

@@ -332,6 +332,11 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_inputs,), {}
 
 
+def call_with_copies(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`as_call` of copies, for inputs that are shown again: a forward may change what it is given in place."""
+    return as_call(map_tensors(inputs, torch.clone))
+
+
 @contextmanager
 def module_stack(
     model: nn.Module,

@@ -100,7 +100,7 @@ class _Calibrate(Mode):
 
 def calibrate(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
     """Give batch norms (and observers of ranges) running statistics that fit the random weights and inputs."""
-    if all(isinstance(tensor, nn.Parameter) for tensor in named_tensors(model).values()):
+    if all(isinstance(tensor, nn.Parameter) and tensor.requires_grad for tensor in named_tensors(model).values()):
         return  # nothing that a forward could keep statistics in
     with _Calibrate(generator):
         _run(clone_module(model, lambda t: t), inputs)

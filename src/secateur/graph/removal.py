@@ -44,8 +44,14 @@ def _numbers(func: Any, args: Any, kwargs: Any) -> dict[int | str, Any]:
 def _is_number(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         one = value.dim() == 0 or (value.numel() == 1 and value.is_floating_point())
-        return one and is_constant(value) and not isinstance(value, nn.Parameter)
+        real = not value.is_complex() and not isinstance(value, nn.Parameter)
+        return one and real and is_constant(value)
     return isinstance(value, float)
+
+
+def _same(one: float, other: float) -> bool:
+    """Whether two constants are the same; no number is the same as no number."""
+    return one == other or (one != one and other != other)
 
 
 def _computes(func: Any, at: int | str, value: Any) -> bool:
@@ -123,7 +129,7 @@ class _Removing(Recorder):
         if self.scalars is None:
             return args, kwargs
         now, new = _numbers(func, args, kwargs), self.scalars[at][1]  # `new` has numbers made of data besides
-        changed = {place: _like(new[place], n) for place, n in now.items() if new.get(place, n) != float(n)}
+        changed = {place: _like(new[place], n) for place, n in now.items() if not _same(new.get(place, n), float(n))}
         if not changed:
             return args, kwargs
         where = f"{call.name.removeprefix('aten::')} in {call.module or 'the model'}"

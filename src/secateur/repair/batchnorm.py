@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur._files import said
 from secateur._settings import Section
 from secateur.errors import InputError
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.repair.base import Case, Pairs, Repair, RepairRow
 from secateur.statistics.gather import count, pair
 
@@ -81,7 +81,7 @@ def _look(model: nn.Module, batches: Pairs) -> list[str]:
             said_so.append("A batch of one image was left out when norms were measured anew.")
             continue
         largest = max(largest, images)
-        args, keywords = as_call(inputs)
+        args, keywords = call_with_copies(inputs)
         try:
             model(*args, **keywords)
         except ValueError as error:  # of torch, where a norm gets one number a channel

@@ -32,7 +32,7 @@ from torch import nn
 from secateur._progress import follow
 from secateur._settings import Section
 from secateur.graph.cut import alive_slots, cut
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.graph.nests import output_tensors
 from secateur.repair.base import LAYERS, Case, Pairs, Repair, RepairRow
 from secateur.repair.least_squares import limited
@@ -152,7 +152,7 @@ class _Pupil:
         """Answers, and what every layer read, call by call."""
         reads: dict[str, list[torch.Tensor]] = {name: [] for name in self._layers}
         with _reading(model, self._layers, lambda name, x: reads[name].append(x)):
-            args, keywords = as_call(inputs)
+            args, keywords = call_with_copies(inputs)
             answers = [t for t in output_tensors(model(*args, **keywords)) if t.is_floating_point()]
         return answers, reads
 

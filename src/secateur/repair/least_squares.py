@@ -175,7 +175,7 @@ def _like(layer: Any, x: torch.Tensor, sampler: Sampler, inputs: torch.Tensor | 
     if not isinstance(layer, _ConvNd) or layer.groups > 1 or layer.padding_mode != "zeros" or x.dtype != torch.float32:
         return None
     like = x if inputs is None else taken(x, 1, inputs.nonzero().squeeze(1))
-    return like if sampler.whole(layer, x) and MapSums(layer, like).pays else None
+    return like if sampler.whole(layer, x) and MapSums.may_pay(layer, like) and MapSums(layer, like).pays else None
 
 
 def samples(
@@ -252,7 +252,7 @@ def _runs(model: nn.Module, inputs: torch.Tensor) -> bool:
     try:
         with untouched(model), torch.no_grad():
             model(inputs)
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # ValueError: a norm over the batch, of one image
         return False
     return True
 

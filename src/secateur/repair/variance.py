@@ -25,7 +25,7 @@ from torch import nn
 
 from secateur._hints import few
 from secateur._settings import Section
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.repair.base import Case, Pairs, Reader, Repair, RepairRow
 from secateur.repair.compensation import affected, has_place
 from secateur.statistics.gather import pair
@@ -93,9 +93,9 @@ class Variance(Repair):
         device = next(case.model.parameters()).device
         sums = {name: Sums() for name in readers}
         for batch in batches:
-            args, keywords = as_call(pair(batch, device)[0])
+            inputs = pair(batch, device)[0]
             before: dict[str, torch.Tensor | None] = {}
-            _run(case.dense, readers, args, keywords, lambda name, y, kept=before: _noted(kept, name, y))
+            _run(case.dense, readers, inputs, lambda name, y, kept=before: _noted(kept, name, y))
             ran: dict[str, torch.Tensor | None] = {}
 
             def correct(
@@ -113,7 +113,7 @@ class Variance(Repair):
                 s, added = (_beside(v, y, linear) for v in here.correction(shrink=self._shrink))
                 return y * s + added if has_place(case.dense, name, readers[name].norm) else y * s
 
-            _run(case.model, readers, args, keywords, correct)
+            _run(case.model, readers, inputs, correct)
             for name in readers:
                 if ran.get(name) is None:
                     sums.pop(name, None)
@@ -136,8 +136,9 @@ def _noted(kept: dict[str, torch.Tensor | None], name: str, output: torch.Tensor
     kept[name] = None if name in kept else output  # None: called several times
 
 
-def _run(model: nn.Module, names: Any, args: Any, keywords: Any, look: Any) -> None:
+def _run(model: nn.Module, names: Any, inputs: Any, look: Any) -> None:
     """Run the network; `look(name, output)` may give another output of a layer."""
+    args, keywords = call_with_copies(inputs)
     handles = [
         model.get_submodule(name).register_forward_hook(lambda module, inputs, output, name=name: look(name, output))
         for name in names

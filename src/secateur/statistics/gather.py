@@ -18,7 +18,7 @@ from secateur._distributed import rank, world
 from secateur._progress import follow
 from secateur.batches import listed
 from secateur.errors import ConfigError, InputError
-from secateur.graph.modules import as_call, map_tensors
+from secateur.graph.modules import as_call, call_with_copies, map_tensors
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
@@ -83,7 +83,7 @@ def gather(
 
 
 def _forward(model: nn.Module, inputs: Any, target: Any, loss: Loss | None) -> Any:
-    args, keywords = as_call(inputs)
+    args, keywords = call_with_copies(inputs)
     if loss is None:
         with torch.no_grad():
             return model(*args, **keywords)

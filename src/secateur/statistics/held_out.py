@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError, InputError
-from secateur.graph.modules import as_call, map_tensors
+from secateur.graph.modules import call_with_copies, map_tensors
 from secateur.statistics.gather import Loss, pair, rows
 
 #: One image in so many is held out.
 _EVERY = 8
-#: Images in one forward pass, and in one piece.
+#: Images in one forward pass, and in one piece, at most.
 _BATCH, _PIECE = 256, 32
 #: What stands for no class in masks of 8 bits; else it is a number below zero.
 _NO_CLASS = 255
@@ -35,7 +35,7 @@ class HeldOut:
         self._pieces: list[tuple[Any, Any]] | None = None
         self.whole = 0.0  # the whole network's accuracy, or loss
         self.by_accuracy = True
-        self.labels = 0  # that count
+        self.labels = 0  # of a class
 
     def __len__(self) -> int:
         return self._images
@@ -89,7 +89,7 @@ class HeldOut:
     def answers(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
         """Output and target of the held images, batch by batch; the model evaluates."""
         for inputs, target in self._joined():
-            args, keywords = as_call(inputs)
+            args, keywords = call_with_copies(inputs)
             yield model(*args, **keywords), target
 
     def _accuracy(self, model: nn.Module) -> float:
@@ -98,22 +98,19 @@ class HeldOut:
         Raises:
             InputError: a label is neither of a class nor one that stands for none: they may begin with 1.
         """
-        right = self.labels = 0
-        for output, target in self.answers(model):
-            asked = _asked(output, target)
-            right += int((output.argmax(1) == target)[asked].sum())
-            self.labels += int(asked.sum())
-        return self.share(right)
+        counts = [self.right(model, piece) for piece in range(len(self.pieces()))]
+        self.labels = sum(labels for _, labels in counts)
+        return self.share(sum(right for right, _ in counts))
 
     def share(self, right: int) -> float:
-        """Of the labels that count."""
+        """`right` answers as a share of the labels that are of a class."""
         return right / max(self.labels, 1)
 
     @torch.no_grad()
     def right(self, model: nn.Module, piece: int) -> tuple[int, int]:
         """Of one of `pieces`: how many images (pixels) the model tells right, and of how many; it evaluates."""
         inputs, target = self.pieces()[piece]
-        args, keywords = as_call(inputs)
+        args, keywords = call_with_copies(inputs)
         output = model(*args, **keywords)
         asked = _asked(output, target)
         return int((output.argmax(1) == target)[asked].sum()), int(asked.sum())
@@ -124,7 +121,8 @@ class HeldOut:
             self._pieces = []
             for inputs, target in self._joined():
                 if isinstance(inputs, torch.Tensor) and isinstance(target, torch.Tensor):
-                    self._pieces += zip(inputs.split(_PIECE), target.split(_PIECE), strict=True)
+                    parts = -(-len(inputs) // _PIECE)  # alike: a single image may be too few for a norm
+                    self._pieces += zip(inputs.tensor_split(parts), target.tensor_split(parts), strict=True)
                 else:
                     self._pieces.append((inputs, target))
         return self._pieces

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from secateur.graph.calls import TRANSPARENT, Mode
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.graph.rules import tensors_in
 from secateur.statistics.gather import count
 from secateur.statistics.narrow import computes_as_usual, usual_answer
@@ -100,7 +100,7 @@ class _Pass(threading.Thread):
         self._go.acquire()
         try:
             if not self._leave:
-                args, keywords = as_call(self.inputs)
+                args, keywords = call_with_copies(self.inputs)
                 with torch.no_grad(), self.counter:
                     self.model(*args, **keywords)
         except _Left:
@@ -235,7 +235,7 @@ def _standing(row: Sequence[_Pass], made: Made | None) -> Standing:
 @torch.no_grad()
 def once(model: nn.Module, inputs: Any) -> None:
     """Run a model on one batch."""
-    args, keywords = as_call(inputs)
+    args, keywords = call_with_copies(inputs)
     model(*args, **keywords)
 
 
@@ -266,7 +266,7 @@ def crowded(model: nn.Module, shown: Sequence[Any], layers: Collection[str], mem
     with ExitStack() as stack:
         for name in layers:
             stack.callback(model.get_submodule(name).register_forward_pre_hook(partial(note, name)).remove)
-        args, keywords = as_call(shown[0])
+        args, keywords = call_with_copies(shown[0])
         with living:
             model(*args, **keywords)
     times = sum(count(inputs) for inputs in shown) / max(count(shown[0]), 1)
@@ -303,7 +303,7 @@ def visits(model: nn.Module, inputs: Any, layers: Collection[str]) -> dict[str, 
     with ExitStack() as stack:
         for name in layers:
             stack.callback(model.get_submodule(name).register_forward_pre_hook(partial(count, name)).remove)
-        args, keywords = as_call(inputs)
+        args, keywords = call_with_copies(inputs)
         model(*args, **keywords)
     return counts
 

@@ -25,6 +25,8 @@ from secateur._protocols import IntArray
 from secateur.statistics.patches import BLOCK, EXACT
 from secateur.statistics.samples import PatchSums
 
+#: Output positions up to which pixels are multiplied: to list the pairs of a large map's takes longer than to multiply.
+MOST_PLACES = 1024
 #: How many times fewer products there must be.
 _FEWER = 2.0
 Places = tuple[int, int]  # of the kernel, the first not behind the second
@@ -107,10 +109,15 @@ class MapSums:
         self._numbers = 0
         self._sums: PatchSums | None = None
 
+    @staticmethod
+    def may_pay(layer: Any, maps: torch.Tensor) -> bool:
+        """Whether it is worth asking `pays`: patches of few columns are summed in double precision."""
+        return maps.shape[1] * layer.weight[0, 0].numel() > EXACT and maps.shape[2:].numel() <= MOST_PLACES
+
     @property
     def pays(self) -> bool:
-        """Whether whole maps are less work than patches, which in few columns are summed in double precision."""
-        return self._channels * self._products.table.shape[1] > EXACT and self._products.pays
+        """Whether whole maps are less work than patches."""
+        return self._products.pays
 
     @property
     def seen(self) -> bool:

@@ -25,13 +25,11 @@ from torch.utils.hooks import RemovableHandle
 from secateur._distributed import global_sum, rank, world
 from secateur.errors import ConfigError, InputError
 from secateur.statistics.gather import Collector
-from secateur.statistics.maps import PixelProducts, by_pixel
+from secateur.statistics.maps import MOST_PLACES, PixelProducts, by_pixel
 from secateur.statistics.patches import BLOCK, EXACT, Lattice, add_square, mirrored, patches
 
 #: Channels from which on maps are looked at: of fewer, products of pixels are too small to be fast.
 _FEW_CHANNELS = 32
-#: Output positions up to which they are: to list the pairs of pixels of large maps takes longer than to multiply.
-_MOST_PLACES = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +60,8 @@ class Moments(Collector):
     Sums are taken in float64 around the first patch seen (of maps whose pixels are multiplied, the first pixel), so
     that an input that never changes has no variance at all; of more than `EXACT` columns, block by block, whose
     products are made in the precision of the input.
-    Memory: 8 (columns + 1)^2 bytes a layer (170 MB for 512 channels under a 3x3 kernel), half as much for maps that
-    wait, and one block of patches.
+    Memory: 8 (columns + 1)^2 bytes a layer (170 MB for 512 channels under a 3x3 kernel), at most as much again, and no
+    more than `BLOCK` numbers, for maps that wait, and a few blocks of patches or pixels.
     """
 
     def __init__(self, layers: Iterable[str], *, positions: int | None = None, seed: int = 0) -> None:
@@ -129,7 +127,7 @@ class Moments(Collector):
 
     def _add(self, name: str, module: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         x: torch.Tensor = (args[0] if args else keywords["input"]).detach()
-        if not self._counts(name, module, args[0] if args else keywords["input"]):
+        if not x.numel() or not self._counts(name, module, args[0] if args else keywords["input"]):
             return
         if isinstance(module, _ConvNd):
             if output.ndim == len(module.kernel_size) + 1:  # a single image without a batch
@@ -141,7 +139,8 @@ class Moments(Collector):
         wide = like.shape[1] > EXACT and x.dtype == torch.float32
         precision = torch.float32 if wide else torch.float64
         if self._by_maps(name, module, x, lattice):
-            self._wait(name, by_pixel(x).to(like.device, precision))
+            for part in x.split(max(1, BLOCK // x[0].numel())):
+                self._wait(name, by_pixel(part).to(like.device, precision))
             return
         for block in patches(module, x, lattice, len(like)):
             values = block.to(like.device, precision)
@@ -156,7 +155,7 @@ class Moments(Collector):
         products = self._maps.get(name)
         if name not in self._maps:
             plain = isinstance(module, _ConvNd) and module.groups == 1 and module.padding_mode == "zeros"
-            small = lattice.total <= _MOST_PLACES and math.prod(lattice.step) == 1
+            small = lattice.total <= MOST_PLACES and math.prod(lattice.step) == 1
             if plain and small and x.shape[1] >= _FEW_CHANNELS:
                 products = PixelProducts(module, tuple(x.shape[2:]))
                 products = products if products.pays and len(products.table) == lattice.total else None

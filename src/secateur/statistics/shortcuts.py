@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.statistics.lockstep import Made, Operators, once
 
 
@@ -44,7 +44,7 @@ def shortcuts(
             last = layer if norm is None else model.get_submodule(norm)
             stack.callback(layer.register_forward_pre_hook(partial(begin, name)).remove)
             stack.callback(last.register_forward_hook(partial(end, name)).remove)
-        args, keywords = as_call(inputs)
+        args, keywords = call_with_copies(inputs)
         with operators:
             model(*args, **keywords)
     found: dict[str, Made] = {}

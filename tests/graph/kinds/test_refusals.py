@@ -5,6 +5,7 @@ Each network may be dealt with either way; blaming Secateur's rules, a traceback
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -287,3 +288,32 @@ def test_layers_made_while_running(build: Callable[[], nn.Module]) -> None:
     if result is not None:
         with torch.no_grad():
             assert result.model(image()).shape == (2, 5)
+
+
+class NoNumber(Base):
+    """What is no number stands where a norm over channels makes the cut inexact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, 16)
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        return x.masked_fill(x > 1e9, math.nan) + torch.full((1,), math.nan).nan_to_num()
+
+
+class Turned(Base):
+    """A constant that is complex."""
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * torch.tensor(1j)).imag
+
+
+@pytest.mark.parametrize("build", [NoNumber, Turned], ids=lambda b: b.__name__)
+def test_constants_that_are_no_real_numbers(build: Callable[[], nn.Module]) -> None:
+    model = unique(build()).eval()
+    proof = secateur.prune(model, image(), budget="flops=0.8").verification
+    assert proof is not None
+    assert proof.passed
+    assert proof.exact is (build is Turned)
+    assert not any("depends on the width" in reason for reason in proof.reasons)

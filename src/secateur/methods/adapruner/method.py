@@ -33,7 +33,7 @@ from secateur._hints import few
 from secateur._protocols import IntArray
 from secateur.allocate.blocks import Bounds
 from secateur.errors import ConfigError
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.graph.norms import sources
 from secateur.methods.adapruner.inheritance import Rule, ranked
 from secateur.methods.adapruner.ratios import Ratios, Shape, branches, path_of, scales
@@ -212,7 +212,7 @@ def _train(case: Case, batches: Iterable[tuple[Any, Any]], loss: Loss) -> None:
     case.model.requires_grad_().train()
     optimiser = torch.optim.SGD(case.model.parameters(), lr=_RATE, momentum=_MOMENTUM)
     for inputs, target in batches:
-        args, keywords = as_call(inputs)
+        args, keywords = call_with_copies(inputs)
         optimiser.zero_grad()
         loss(case.model(*args, **keywords), target).backward()
         optimiser.step()

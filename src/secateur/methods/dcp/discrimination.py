@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from secateur.errors import ConfigError
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.methods.dcp.greedy import GreedyRules, GreedySelection, Part, Reconstruction
 from secateur.methods.dcp.heads import Head, learn, pivots
 from secateur.methods.dcp.replay import Replay, cut_points
@@ -47,7 +47,7 @@ class Discriminating(Layerwise):
     def _survey(self, work: Work) -> None:
         """Learn the classifiers, and note in which order layers and classifiers come."""
         dense, s = work.case.dense, self.settings
-        args, keywords = as_call(work.shown[0])
+        args, keywords = call_with_copies(work.shown[0])
         output = dense(*args, **keywords)
         self._heads = []
         points = cut_points(dense, work.shown[0]) if s.weight else []
@@ -127,6 +127,6 @@ def _order(model: nn.Module, inputs: Any, layers: Iterable[str], modules: Iterab
             stack.callback(model.get_submodule(name).register_forward_pre_hook(note(name)).remove)
         for name in modules:
             stack.callback(model.get_submodule(name).register_forward_hook(note(name)).remove)
-        args, keywords = as_call(inputs)
+        args, keywords = call_with_copies(inputs)
         model(*args, **keywords)
     return found

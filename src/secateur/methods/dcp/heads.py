@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.statistics.gather import untouched
 
 #: The least variance of a channel, as a share of the mean over channels.
@@ -65,7 +65,7 @@ def _show(
             hook = model.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: note(name, out))
             stack.callback(hook.remove)
         for inputs, _ in batches:
-            args, keywords = as_call(inputs)
+            args, keywords = call_with_copies(inputs)
             model(*args, **keywords)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.methods.dcp.greedy import Reconstruction
 from secateur.methods.dcp.heads import Head
 from secateur.statistics.gather import count
@@ -123,7 +123,7 @@ def _gradients(
             stack.callback(model.get_submodule(name).register_forward_hook(probe(name)).remove)
         for head in {id(h): h for h in behind.values() if h is not None}.values():
             stack.callback(model.get_submodule(head.module).register_forward_hook(judge(head)).remove)
-        args, keywords = as_call(inputs)
+        args, keywords = call_with_copies(inputs)
         output = model(*args, **keywords)
     if any(head is None for head in behind.values()):
         losses[None] = loss(output, target)
@@ -142,7 +142,7 @@ def dense_blocks(model: nn.Module, batches: Sequence[Any], layer: str, sampler: 
         read: list[torch.Tensor] = []
         hook = module.register_forward_pre_hook(lambda _, args, read=read: read.append(args[0]))
         try:
-            args, keywords = as_call(inputs)
+            args, keywords = call_with_copies(inputs)
             model(*args, **keywords)
         finally:
             hook.remove()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from secateur.graph.calls import Mode
-from secateur.graph.modules import as_call, map_tensors, module_stack, output_tensors
+from secateur.graph.modules import call_with_copies, map_tensors, module_stack, output_tensors
 from secateur.graph.rules import tensors_in
 
 _SUMS = (torch.ops.aten.add, torch.ops.aten.add_)
@@ -97,7 +97,7 @@ class Replay:
             nonlocal begun
             begun = True
 
-        args, keywords = as_call(self.batches[0])
+        args, keywords = call_with_copies(self.batches[0])
         with ExitStack() as stack:
             for name, module in self.model.named_modules():
                 stack.callback(module.register_forward_pre_hook(lambda *_, name=name: enter(name)).remove)
@@ -149,7 +149,7 @@ class Replay:
         return found[0]
 
     def _call(self, number: int) -> Any:
-        args, keywords = as_call(self.batches[number])
+        args, keywords = call_with_copies(self.batches[number])
         return self.model(*args, **keywords)
 
     @contextmanager
@@ -233,7 +233,7 @@ def cut_points(model: nn.Module, inputs: Any) -> list[str]:
             found.append((made[id(output)], layers, name))
 
     alive: list[Any] = []
-    args, keywords = as_call(inputs)
+    args, keywords = call_with_copies(inputs)
     for tensor in output_tensors([list(args), keywords]):
         made[id(tensor)] = -1
     stack: list[str] = [""]
