@@ -14,6 +14,7 @@ HALF = "flops=0.5"
 #: The comparison made anew for methods whose defaults or schedules have changed since the large one, and these.
 ANEW = "compare_anew"
 CHANGED = ("nap", "cpmc", "dcpcac", "csgd", "cwb", "pfp", "group_fisher")
+STALE = ("catro", "dcp", "functionality")  # changed, and not measured again
 ONE_SHOT = "cifar10"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import _record
-from _by_method import ANEW, CHANGED, HALF
+from _by_method import ANEW, CHANGED, HALF, STALE
 from _markdown import circumstances, folded, table
 
 from secateur.compare.leaderboard import paired
@@ -30,9 +30,9 @@ FACTS = """\
 The recipe `recipes/cifar10-resnet8-short.yaml`: {model}, {images:,} training images of CIFAR-10 ({validation:.0%} of
 them held out), {epochs} epochs in all for every method, batch {batch}, SGD, cosine schedule; accuracy on all {tested:,}
 test images. A small and short setting: it says how methods compare when time is scarce, not what they reach in their
-papers' schedules, and some of them are made for far longer trainings. Every method has its default settings. BWCP's
-default schedule was tuned in this setting, on some of these seeds and looking at test accuracy ([BWCP,
-measured](bwcp.md)), so nothing should be concluded from a small lead of it. How a comparison is made: [comparing
+papers' schedules, and some of them are made for far longer trainings. Every method had its default settings of then.
+Defaults of `bwcp`, and today's of `nap` and `dcpcac`, were chosen in this setting, on some of these seeds and by test
+accuracy, so nothing should be concluded from a small lead of theirs. How a comparison is made: [comparing
 methods](comparing.md)."""
 
 COLUMNS_SAID = """\
@@ -59,7 +59,8 @@ more, in place of what they do in a short training by default ([SWP](methods/swp
 ANEW_SAID = """\
 Since {date}, when the table above was measured, defaults or schedules of {changed} have changed: [each method's
 page](methods.md) says what. The same setting with the code of today, {seeds}; `l1` and `random`, which have not
-changed, show how much of a difference is chance. Percent, of the seeds that were measured anew."""
+changed, show how much of a difference is chance. Percent, of the seeds that were measured anew. Defaults of {stale}
+have changed too and are not measured again yet."""
 
 BELOW = """\
 Below random choice ({random}) end three of them here. What more epochs change, from the same trained network and with
@@ -211,7 +212,9 @@ def _anew(before: dict[str, Any]) -> list[str]:
     counts = {len(values) for values in now.values()}
     seeds = "one seed, which cannot rank methods" if counts == {1} else f"{min(counts)} to {max(counts)} seeds"
     changed = ", ".join(f"`{label}`" for label in CHANGED)
-    about = ANEW_SAID.format(date=before["date"][:10], changed=changed, seeds=seeds)
+    about = ANEW_SAID.format(
+        date=before["date"][:10], changed=changed, seeds=seeds, stale=", ".join(f"`{name}`" for name in STALE)
+    )
     alone = {"device": result["machine"], "threads": result["threads"][0], "python": ", ".join(result["python"])}
     head = ["method", "final before", "cut", "final", "params left", "seeds"]
     return ["## Measured anew", about, circumstances({**result, **alone}), table(head, lines)]
@@ -249,7 +252,10 @@ def _widths() -> list[str]:
             part = (
                 f"of the {100 * (chance['final'] - row['final']):.1f} points `{row['method']}` is below chance here, "
             )
-            told.append(part + (f"its widths cost {worse:.1f}" if worse > 0 else "its widths cost none"))
+            told.append(
+                part
+                + (f"its widths cost {worse:.1f}" if worse > 0 else "a new network of its widths is behind by none")
+            )
     about = WIDTHS.format(budget=result["budget"], seed=result["seed"], epochs=result["rows"][0]["epochs"])
     head = ["method", "channels kept, group by group", "cut", "final", "new network of these widths"]
     said = f"{'; '.join(told).capitalize()}." if told else ""

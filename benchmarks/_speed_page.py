@@ -46,9 +46,9 @@ bf16 is there where the processor computes in it."""
 
 QUADRATIC = """\
 DCP on {model}, trained on scikit-learn's digits ({size} pixels, {images} images shown, budget {budget}): asking its
-classifiers by passes as in the paper (`exact: true`), by the default's quadratic form, and not at all (`weight: 0`).
-CPU seconds with cut and proof, and accuracy straight after the cut, for {samples} samples of images; the whole network
-has {dense_accuracy:.1%}."""
+classifiers by passes as in the paper and by default (`exact: true`), by a quadratic form (`exact: false`), and not at
+all (`weight: 0`). CPU seconds with cut and proof, and accuracy straight after the cut, for {samples} samples of images;
+the whole network has {dense_accuracy:.1%}."""
 
 
 FORMS = """\

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from secateur.methods import method
 from secateur.models import create
 
-BARS = {"group_fisher": 3.0, "cwb": 3.0, "feature_relevance": 3.0, "pfp": 3.0, "catro": 5.0}
+BARS = {"group_fisher": 3.0, "feature_relevance": 3.0, "pfp": 3.0, "catro": 5.0}
 RECONSTRUCTION_BAR_S = 600.0
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import secateur
 from secateur import Plan
+from secateur.errors import ConfigError
 from secateur.models import create
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -194,3 +195,12 @@ def test_the_other_families_of_the_zoo(name: str) -> None:
     result = secateur.prune(model, torch.randn(1, channels, 32, 32), budget="flops=0.5", allocator="uniform")
     assert result.verification.exact
     assert result.reached("flops") <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "meant"), [("functionality", "or did you mean ascent_steps="), ("cp", "leave it out.")]
+)
+def test_steps_are_those_of_a_training(method: str, meant: str) -> None:
+    model, x = secateur.models.create("tiny"), torch.randn(4, 3, 32, 32)
+    with pytest.raises(ConfigError, match=meant):
+        secateur.prune(model, x, budget="flops=0.7", method=method, steps=200, data=[(x, torch.arange(4))])

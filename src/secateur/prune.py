@@ -137,6 +137,12 @@ def prune(
             f'The method {row.name!r} finds its widths from a budget, such as budget="flops=0.5", and takes no ratios: '
             "give a budget, or use ratios with a method that only scores, such as l1."
         )
+    if "steps" in settings:  # which every constructor takes
+        close = [name for name in row.config.model_fields if "steps" in name]
+        raise ConfigError(
+            "steps= is how long a training with the method at work is, and prune has none: leave it out"
+            + (f", or did you mean {close[0]}=?" if close else ".")
+        )
     chosen: dict[str, Any] = {"allocator": measured or allocator} if allocator is not None else {}
     made = factory(
         model, example_inputs,
