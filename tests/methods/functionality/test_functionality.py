@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,14 @@ from torch.nn import functional as F
 import secateur
 from secateur.errors import ConfigError, InputError, ModelError
 from secateur.graph import trace
-from secateur.methods.functionality.images import Ascent, WeightContribution, maximise, singly, true_logit
+from secateur.methods.functionality.images import (
+    Ascent,
+    WeightContribution,
+    directions,
+    maximise,
+    singly,
+    true_logit,
+)
 from secateur.methods.functionality.method import (
     Functionality,
     FunctionalitySettings,
@@ -199,6 +207,31 @@ def test_settings_of_the_ascent_reach_it(monkeypatch: pytest.MonkeyPatch) -> Non
     many = collected(plain(), ascent_steps=30, ascent="constant", blur=0.0)
     assert [(a.steps, a.momentum, a.sigma) for a in seen] == [(1, 0.9, 0.4)] * 2 + [(30, 0.0, 0.0)] * 2
     assert not np.allclose(one._rows["0"] @ one._rows["0"].T, many._rows["0"] @ many._rows["0"].T, atol=1e-3)
+
+
+def test_size_rate_and_spectra_reach_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[torch.Tensor] = []
+    rates: list[float] = []
+    spectra: list[bool] = []
+
+    def watched(model: nn.Module, view: Any, start: torch.Tensor, ascent: Ascent, **others: Any) -> torch.Tensor:
+        starts.append(start)
+        rates.append(ascent.rate / math.sqrt(start.numel()) * 55)
+        return maximise(model, view, start, ascent, **others)
+
+    def compared(images: torch.Tensor, *, anywhere: bool) -> torch.Tensor:
+        spectra.append(anywhere)
+        return directions(images, anywhere=anywhere)
+
+    monkeypatch.setattr("secateur.methods.functionality.method.maximise", watched)
+    monkeypatch.setattr("secateur.methods.functionality.method.directions", compared)
+    collected(plain(), ascent_steps=1)
+    collected(plain(), ascent_steps=1, size=5, rate=2.0, anywhere=True)
+    half = len(starts) // 2
+    assert {start.shape[-1] for start in starts[half:]} == {5}
+    assert {start.shape[-1] for start in starts[:half]} != {5}
+    assert rates == pytest.approx([1.0] * half + [2.0] * half)
+    assert spectra == [False] * half + [True] * half
 
 
 def test_only_so_many_images_are_looked_at_of_every_class_as_many() -> None:
