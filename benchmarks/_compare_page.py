@@ -210,7 +210,8 @@ def _anew(before: dict[str, Any]) -> list[str]:
         )
         lines.append([f"`{label}`", *told, f"{share:.1%}", len(now[label])])
     counts = {len(values) for values in now.values()}
-    seeds = "one seed, which cannot rank methods" if counts == {1} else f"{min(counts)} to {max(counts)} seeds"
+    known = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    seeds = "one seed, which cannot rank methods" if counts == {1} else f"{known} seeds"
     changed = ", ".join(f"`{label}`" for label in CHANGED)
     about = ANEW_SAID.format(
         date=before["date"][:10], changed=changed, seeds=seeds, stale=", ".join(f"`{name}`" for name in STALE)
