@@ -29,6 +29,8 @@ class Facts:
     networks: list[Row] = field(default_factory=list)
     passes: float | None = None  # time to look and score, in passes forward and back over the same images (ResNet-50)
     step: str = ""  # a training step, in plain ones
+    board: list[float] = field(default_factory=list)  # final accuracies on the leaderboard's first network, by seed
+    longer: list[Row] = field(default_factory=list)  # what more epochs change where it ends below random choice
 
     def final(self, budget: str = HALF) -> float | None:
         """Mean accuracy in the end."""
@@ -54,6 +56,8 @@ class Measured:
     compared: dict[str, Any] | None
     one_shot: dict[str, Any] | None
     networks: dict[str, Any] | None
+    board: dict[str, Any] | None
+    longer: dict[str, Any] | None
 
     def of(self, name: str) -> Facts:
         """Of one method."""
@@ -100,7 +104,13 @@ def measured() -> Measured:
         of(row["method"]).passes = row["ratio"]
     for name, step in _steps().items():
         of(name).step = step
-    return Measured(facts, compared, one_shot, networks)
+    board, longer = _found("leaderboard/resnet20"), _found("below_random")
+    for row in board["rows"] if board else ():
+        if row["budget"] == HALF:
+            of(row["label"]).board.append(row["accuracy"]["final"])
+    for row in longer["rows"] if longer else ():
+        of(row["method"]).longer.append(row)
+    return Measured(facts, compared, one_shot, networks, board, longer)
 
 
 @dataclass(frozen=True)

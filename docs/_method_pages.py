@@ -50,7 +50,10 @@ def _page(row: MethodRow, found: Measured, table: Table) -> str:
     if sources := prose(details(_docstring(row))):
         parts += ["## Sources, and differences from the paper", sources]
     parts += ["## Measured", *_results(row, facts, found, table)]
-    used = ((facts.means, facts.compared), (facts.top1, found.one_shot), (facts.networks, found.networks))
+    used = (
+        (facts.means, facts.compared), (facts.board, found.board), (facts.longer, found.longer),
+        (facts.top1, found.one_shot), (facts.networks, found.networks),
+    )  # fmt: skip
     dated = [result for figures, result in used if figures and result]
     if not has_figure(row.name, found) and (drawn := among(row.name)) and drawn.result not in dated:
         dated.append(drawn.result)
@@ -254,6 +257,13 @@ def _results(row: MethodRow, facts: Facts, found: Measured, table: Table) -> lis
         parts.append(
             table(("budget", "dense", "cut", "final", "parameters left", "seconds", "seeds"), _compared(facts))
         )
+    if facts.board:
+        parts.append(_board(row.name, found))
+    parts += [
+        f"In the short setting it ended below random choice, at {_p(each['compared']['final'])}; with "
+        f"`{each['change']}` it reaches {_p(each['changed']['final'])} ([one seed](../compare.md))."
+        for each in facts.longer
+    ]
     if facts.top1:
         parts.append(
             "Straight after the cut, at half the FLOPs: a ResNet-20 on CIFAR-10, dense "
@@ -279,6 +289,18 @@ def _results(row: MethodRow, facts: Facts, found: Measured, table: Table) -> lis
             "([costs](../speed.md))."
         )
     return parts or ["Nothing yet."]
+
+
+def _board(name: str, found: Measured) -> str:
+    """Its place on the leaderboard, beside the two that every method is held against."""
+    finals, yard = found.of(name).board, found.of("random").board
+    beside = [f"`{other}` {_p(statistics.mean(found.of(other).board))}" for other in ("l1", "random") if other != name]
+    seeds = "one seed" if len(finals) == 1 else f"mean of {len(finals)} seeds"
+    below = ", **below random choice**" if statistics.mean(finals) < statistics.mean(yard) else ""
+    return (
+        "ResNet-20 on all of CIFAR-10 at half the FLOPs, equal epochs for all "
+        f"([leaderboard](../leaderboard.md)): {_p(statistics.mean(finals))}{below} ({seeds}; {', '.join(beside)})."
+    )
 
 
 def _compared(facts: Facts) -> list[tuple[str, ...]]:
