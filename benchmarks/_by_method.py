@@ -56,8 +56,8 @@ class Measured:
     compared: dict[str, Any] | None
     one_shot: dict[str, Any] | None
     networks: dict[str, Any] | None
-    board: dict[str, Any] | None
-    longer: dict[str, Any] | None
+    board: dict[str, Any] | None = None
+    longer: dict[str, Any] | None = None
 
     def of(self, name: str) -> Facts:
         """Of one method."""

@@ -15,7 +15,7 @@ from _by_method import Facts, Measured, measured
 from _choosing_page import by_method, poor
 from _diagrams import kernels_chart
 from _method_notes import note
-from _method_pages import details, prose
+from _method_pages import _board, details, prose
 
 DOCSTRING = """\
 A method of nobody's: it keeps channels x_1 where W*x < 0.
@@ -213,6 +213,16 @@ def _facts(final: float, *, sd: float | None = 0.01, share: float = 0.5, seconds
     }
     seeds = [0] if sd is None else [0, 1, 2]
     return Facts({"flops=0.5": {"values": values, "seeds": seeds}}, **more)
+
+
+def test_a_page_says_who_is_below_random_choice_on_the_leaderboard() -> None:
+    facts = {name: _facts(0.5) for name in ("random", "l1", "gdp", "cp")}
+    for name, finals in (("random", [0.86]), ("l1", [0.87]), ("gdp", [0.85]), ("cp", [0.85, 0.9])):
+        facts[name].board.extend(finals)
+    found = Measured(facts, None, None, None)
+    assert "85.0%, **below random choice** (one seed; `l1` 87.0%, `random` 86.0%)" in _board("gdp", found)
+    assert "87.5% (mean of 2 seeds; `l1` 87.0%, `random` 86.0%)" in _board("cp", found)
+    assert "86.0% (one seed; `l1` 87.0%)" in _board("random", found)
 
 
 def test_poor_choices_follow_from_figures() -> None:
