@@ -251,7 +251,7 @@ def _runs(model: nn.Module, inputs: torch.Tensor) -> bool:
     """Whether the model takes such inputs; what else is wrong with them shows where all are used."""
     try:
         with untouched(model), torch.no_grad():
-            model(inputs)
+            model(inputs.clone())
     except (RuntimeError, ValueError):  # ValueError: a norm over the batch, of one image
         return False
     return True

@@ -189,13 +189,29 @@ class Borrowed(Chain):
         return super().between(F.conv2d(h, self.c.weight))
 
 
+class Stacked(Chain):
+    """A weight is borrowed within a list."""
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        return super().between(F.conv2d(h, torch.stack([self.c.weight, self.c.weight]).mean(0)))
+
+
+class Detached(Chain):
+    """A weight is borrowed through `.data`."""
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        return super().between(F.conv2d(h, self.c.weight.data))
+
+
 class Viewed(Chain):
     def between(self, h: torch.Tensor) -> torch.Tensor:
         h[:, :3].add_(1.0)
         return super().between(h)[:, :6]
 
 
-@pytest.mark.parametrize("kind", [Chain, Nested, Excited, Halved, Shifted, Inferred, Tied, Borrowed, Viewed])
+@pytest.mark.parametrize(
+    "kind", [Chain, Nested, Excited, Halved, Shifted, Inferred, Tied, Borrowed, Stacked, Detached, Viewed]
+)
 @torch.no_grad()
 def test_whatever_has_changed_the_answer_is_that_of_the_whole_network(kind: type[Chain]) -> None:
     torch.manual_seed(0)

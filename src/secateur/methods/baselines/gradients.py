@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur._defaults import own_defaults
 from secateur.errors import ConfigError
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.statistics.gather import pair
 
 
@@ -58,7 +58,7 @@ def _gradients(
 ) -> tuple[torch.Tensor | None, ...]:
     """Return the gradients of one batch in the order of the leaves, None where the loss does not reach."""
     inputs, target = pair(batch, next(iter(leaves.values())).device if leaves else torch.device("cpu"))
-    args, keywords = as_call(inputs)
+    args, keywords = call_with_copies(inputs)
     state = dict(leaves) | {name: value.detach().clone() for name, value in model.named_buffers()}
     with torch.enable_grad():
         value = loss(torch.func.functional_call(model, state, args, keywords), target)

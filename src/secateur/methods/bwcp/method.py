@@ -45,7 +45,7 @@ from secateur._hints import few
 from secateur._protocols import FloatArray
 from secateur.allocate import Constraints
 from secateur.errors import ModelError
-from secateur.graph.modules import as_call, map_tensors, output_tensors
+from secateur.graph.modules import call_with_copies, map_tensors, output_tensors
 from secateur.graph.norms import places, sources
 from secateur.methods.bwcp.gates import Gates, WhitenedNorm, extract, insert
 from secateur.methods.bwcp.steering import Ramp, Steering
@@ -254,7 +254,7 @@ class BWCP(Method):
 
     def check(self, result: Result) -> None:
         """Compare the narrow network with the gated one under the plan's masks; `agreement` is the relative error."""
-        args, keywords = as_call(map_tensors(self.example_inputs, lambda tensor: tensor.to(self.device)))
+        args, keywords = call_with_copies(map_tensors(self.example_inputs, lambda tensor: tensor.to(self.device)))
         modes = self.training, result.model.training
         self.eval()
         result.model.eval()

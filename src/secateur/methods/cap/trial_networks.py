@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from secateur.graph.modules import clone_module
+from secateur.graph.modules import clone_module, output_tensors
 from secateur.methods.cap.ranking import Ranked
 from secateur.statistics.held_out import HeldOut
 
@@ -108,8 +108,8 @@ class _Uses(TorchFunctionMode):
             yield
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in (*args, *(kwargs or {}).values()):
-            if id(value) in self._first and not isinstance(value, int):
+        for value in output_tensors([list(args), kwargs or {}]):
+            if id(value) in self._first:
                 self._first[id(value)] = min(self._first[id(value)], self._place())
         return func(*args, **(kwargs or {}))
 

@@ -47,7 +47,7 @@ from torch import nn
 from secateur._distributed import rank
 from secateur._protocols import FloatArray
 from secateur.errors import ConfigError, ModelError
-from secateur.graph.modules import as_call, map_tensors, output_tensors
+from secateur.graph.modules import call_with_copies, map_tensors, output_tensors
 from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.cwb.class_gates import ClassGates, class_weights, expected, gate
 from secateur.methods.cwb.voting import class_votes, elect, learnt
@@ -114,7 +114,7 @@ class CWB(Method):
         self._micro, self._told = 0, False  # of this step: micro-batches, and whether their targets were told
 
     def _count_classes(self) -> int:
-        args, keywords = as_call(map_tensors(self.example_inputs, lambda tensor: tensor.to(self.device)))
+        args, keywords = call_with_copies(map_tensors(self.example_inputs, lambda tensor: tensor.to(self.device)))
         with torch.no_grad(), untouched(self.model):
             found = output_tensors(self.model(*args, **keywords))[0]
         if found.dim() != 2 or found.shape[1] < 2:

@@ -23,7 +23,7 @@ from secateur._protocols import IntArray
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import Graph
 from secateur.graph.channels import module_of
-from secateur.graph.modules import as_call, output_tensors, plain_kernels
+from secateur.graph.modules import call_with_copies, output_tensors, plain_kernels
 from secateur.methods.feature_relevance.propagation import Call, Rule, Tape
 from secateur.statistics.gather import Collector, pair, untouched
 
@@ -147,7 +147,7 @@ def layout(model: nn.Module, layers: Sequence[Maker], inputs: Any) -> Layout:
     with untouched(model), ExitStack() as stack:
         for handle in watched.hooks():
             stack.callback(handle.remove)
-        args, keywords = as_call(pair((inputs, None), next(model.parameters()).device)[0])
+        args, keywords = call_with_copies(pair((inputs, None), next(model.parameters()).device)[0])
         logits = output_tensors(model(*args, **keywords))[0]
     if logits.dim() != 2 or logits.shape[1] < 2 or watched.tape.number(logits) is None:
         raise ModelError(

@@ -142,7 +142,7 @@ class Maps:
         def objective(images: torch.Tensor) -> torch.Tensor:
             self._channels = channels
             with suppress(_Enough):
-                self.model(images)
+                self.model(images.clone())  # which a forward may write over
             return torch.where(self._own > 0, self._own, self._inside)
 
         return objective

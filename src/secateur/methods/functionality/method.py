@@ -58,7 +58,7 @@ from secateur.allocate import allocate
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import Group
 from secateur.graph.channels import module_of
-from secateur.graph.modules import as_call, named_tensors
+from secateur.graph.modules import call_with_copies, named_tensors
 from secateur.graph.norms import sources
 from secateur.graph.readers import readers
 from secateur.methods.contract import Loss, Method, Settings
@@ -130,7 +130,7 @@ class Functionality(Method):
 
     def prepare(self) -> None:
         """See where channels are read, and which groups stay whole."""
-        args, keywords = as_call(self.example_inputs)
+        args, keywords = call_with_copies(self.example_inputs)
         if keywords or len(args) != 1 or not isinstance(args[0], torch.Tensor) or args[0].dim() != 4:
             raise ModelError(
                 f"functionality draws images, and {type(self.model).__name__} does not take one tensor [samples, "

@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from secateur._hints import few
 from secateur._protocols import BoolArray, IntArray
 from secateur.errors import VerificationError
-from secateur.graph.modules import as_call, map_tensors, output_tensors
+from secateur.graph.modules import call_with_copies, map_tensors, output_tensors
 from secateur.graph.readers import readers
 from secateur.methods.contract import Method
 from secateur.methods.kit.sample_gates import SampleGates
@@ -60,9 +60,10 @@ def check_folded(method: Method, result: Result, hard: AbstractContextManager[No
     proof = result.verification
     if proof is None or not proof.exact:
         return
-    args, keywords = as_call(map_tensors(method.example_inputs, lambda tensor: tensor.to(method.device)))
+    inputs = map_tensors(method.example_inputs, lambda tensor: tensor.to(method.device))
+    (args, keywords), (again, named) = call_with_copies(inputs), call_with_copies(inputs)
     with untouched(method.model), untouched(result.model), hard:
-        wanted, given = output_tensors(method(*args, **keywords)), output_tensors(result.model(*args, **keywords))
+        wanted, given = output_tensors(method(*args, **keywords)), output_tensors(result.model(*again, **named))
     error = max(float((w - g).abs().max() / w.abs().max().clamp_min(1e-30)) for w, g in zip(wanted, given, strict=True))
     if not error <= _AGREEMENT:
         raise VerificationError(

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur._protocols import BoolArray
 from secateur.errors import ConfigError
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.methods.manidp.gates import SiteGates
 from secateur.statistics.gather import pair, untouched
 
@@ -48,7 +48,7 @@ def look(model: nn.Module, gates: SiteGates, batches: Iterable[tuple[Any, Any]],
     opened = [torch.zeros(s.outputs, dtype=torch.bool) for s in sites]
     with untouched(model), gates.at(xi, counting=True):
         for batch in batches:
-            args, keywords = as_call(pair(batch, xi.device)[0])
+            args, keywords = call_with_copies(pair(batch, xi.device)[0])
             model(*args, **keywords)
             seen = [gates.masks[k].cpu().double() for k in range(len(sites))]
             active.append(torch.stack([(mask > 0).sum(1) for mask in seen], 1))

@@ -23,7 +23,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur._distributed import rank, world
 from secateur.errors import ConfigError, ModelError
-from secateur.graph.modules import as_call
+from secateur.graph.modules import call_with_copies
 from secateur.methods.kit.answers import Kind, losses, sample_count, sampled_loss
 from secateur.statistics.gather import count
 from secateur.statistics.patches import Lattice, add_square, mirrored, patches, slopes
@@ -45,7 +45,7 @@ class Batch:
     @classmethod
     def of(cls, inputs: Any, target: Any = None) -> Batch:
         """Inputs as a data loader gives them: a tensor, a tuple of arguments or a dict of keywords."""
-        return cls(*as_call(inputs), target)
+        return cls(*call_with_copies(inputs), target)
 
     @property
     def images(self) -> int:
@@ -263,7 +263,7 @@ class Factors(nn.Module):
                 read.append((x, x._version, module, name))
             self.layers[name] = found
 
-        args, keywords = as_call(example_inputs)
+        args, keywords = call_with_copies(example_inputs)
         with _undisturbed(model) as tensors, _hooked(model, _watched(model), note):
             values = dict(tensors())
             weights.update((id(tensor), name) for name, tensor in values.items())

@@ -43,7 +43,7 @@ from torch import nn
 from secateur._protocols import BoolArray, FloatArray
 from secateur.allocate.ties import undecided
 from secateur.errors import BudgetError, ConfigError, ModelError
-from secateur.graph.modules import as_call, map_tensors
+from secateur.graph.modules import Inputs, call_with_copies, map_tensors
 from secateur.graph.norms import sources
 from secateur.methods.contract import Loss, Method
 from secateur.methods.kit.aim import Aim, counts
@@ -132,7 +132,7 @@ class NAP(Method):
     def forward(self, *args: Any, **keywords: Any) -> Any:
         """The model's output; in training, inputs are remembered for a pass of statistics that is due."""
         if self.training and torch.is_grad_enabled() and self.rounds.looks(self.step + 1, self._round):
-            self._calls.append(Batch(args, keywords))
+            self._calls.append(Batch.of(Inputs(*args, **keywords)))  # copies: a forward may write over its inputs
         return self.model(*args, **keywords)
 
     def after_forward(self, output: Any, target: Any) -> None:
@@ -215,7 +215,7 @@ class NAP(Method):
 
     def _learn(self, inputs: Any, target: Any, loss: Loss) -> None:
         """See from a batch, as in training, what kind of answer the output is."""
-        args, keywords = as_call(inputs)
+        args, keywords = call_with_copies(inputs)
         modes = [(module, module.training) for module in self.model.modules()]
         try:
             with torch.no_grad():
