@@ -208,4 +208,5 @@ def structure_is_cut(subject: Subject) -> None:
     result_is_ordinary(subject)
     result_is_narrower(subject)
     result_follows_its_images(subject)
+    weights_meet_the_budget(subject)
     result_is_the_masked_network(subject)

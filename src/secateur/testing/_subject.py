@@ -68,7 +68,10 @@ class Subject:
     @cached_property
     def trained(self) -> Method:
         """The method at the end of its work, just before it is asked for the result."""
-        method = self.make()
+        return self.work(self.make())
+
+    def work(self, method: Method) -> Method:
+        """Train with the method as the engine would, and show it the images it needs; the method, ready for the cut."""
         if self.trains:
             train(method, self.network.batches(STEPS))
         self.collect(method)

@@ -329,4 +329,5 @@ ROW = MethodRow(
     begins="new",
     finetunes=False,
     acting=1.0,
+    chance="the noise of gates is drawn for every channel by its number",
 )

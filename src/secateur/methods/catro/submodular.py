@@ -15,12 +15,13 @@ import numpy as np
 
 from secateur._protocols import FloatArray, IntArray
 from secateur.allocate.blocks import Blocks, Bounds
+from secateur.allocate.exchanges import used
 from secateur.allocate.strategies import uniform
+from secateur.methods.kit.aim import CLOSE
 
 #: A wide group is filled in at most so many steps, until the budget is near.
 _STEPS = 128
-#: How much of the budget should be used, where channels are small enough, and how much of U that may cost.
-CLOSE = 0.99
+#: How much of U it may cost to use the budget up.
 _DEAR = 0.01
 
 
@@ -67,17 +68,12 @@ def greedy(blocks: Blocks, bounds: Bounds, ranked: Sequence[FloatArray], beta: f
     stacks = _Stacks(blocks, ranked, beta)
     found = [_climb(blocks, bounds, stacks, blocks.floors), uniform(blocks, bounds)]
     best = max(found, key=stacks.utility)
-    if _used(bounds, best) >= CLOSE:
+    if used(bounds, best[None])[0] >= CLOSE:
         return best
     nearer = [_climb(blocks, bounds, stacks, row) for row in _exchanged(blocks, bounds, stacks, best)]
     least = (1 - _DEAR) * stacks.utility(best)
     worthy = [best, *(widths for widths in nearer if stacks.utility(widths) >= least)]
-    return max(worthy, key=lambda widths: (min(_used(bounds, widths), CLOSE), stacks.utility(widths)))
-
-
-def _used(bounds: Bounds, widths: IntArray) -> float:
-    """The share of the bound that is nearest."""
-    return float((bounds.one(widths) / bounds.values()).max())
+    return max(worthy, key=lambda widths: (min(used(bounds, widths[None])[0], CLOSE), stacks.utility(widths)))
 
 
 def _exchanged(blocks: Blocks, bounds: Bounds, stacks: _Stacks, widths: IntArray) -> Iterator[IntArray]:

@@ -50,9 +50,8 @@ from secateur.allocate.ties import undecided
 from secateur.errors import BudgetError, ConfigError
 from secateur.graph import Graph
 from secateur.methods.contract import Method, Settings
-from secateur.methods.kit.aim import Aim, counts
+from secateur.methods.kit.aim import CLOSE, Aim, counts
 from secateur.methods.kit.dependency import savings, summed, weight_values
-from secateur.methods.kit.ranking import CLOSE
 from secateur.methods.kit.scores import Scores
 from secateur.methods.row import MethodRow
 from secateur.plan import Plan
@@ -212,8 +211,7 @@ class CPMC(Method):
         plans: list[tuple[float, Plan]] = []
         for _ in range(2 * len(scores)):
             plan = allocate(held, self.graph, self.budget, self.constraints, allocator=self.allocator, normalise="none")
-            cost = aim.cost(counts(plan.masks))
-            plans.append((max(cost[key] / limit for key, limit in aim.limits.items()), plan))
+            plans.append((aim.used(counts(plan.masks)), plan))
             gone = {name: float(held[name][~mask].max()) for name, mask in plan.masks.items() if not mask.all()}
             if plans[-1][0] >= CLOSE or self.allocator != "global" or not gone:
                 break

@@ -315,5 +315,6 @@ ROW = MethodRow(
     settings=CSGDSettings,
     finetunes=False,
     acting=1.0,
+    chance="k-means begins with filters that are drawn, and clusters are filled in the order of the filters",
     variants=({"clustering": "even", "rounds": 2},),
 )

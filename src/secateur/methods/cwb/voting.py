@@ -15,7 +15,7 @@ from secateur.allocate import Constraints, allocate
 from secateur.allocate.blocks import Bounds, whole_cost
 from secateur.budget import Budget
 from secateur.errors import BudgetError
-from secateur.methods.kit.ranking import CLOSE
+from secateur.methods.kit.shares import unspent
 from secateur.plan import Plan
 
 #: Share of all channels above the threshold that is tried first.
@@ -56,14 +56,11 @@ def elect(
     Raises:
         BudgetError: the floors are above the budget.
     """
-    bounds = Bounds(graph.costs, budget.limits(whole_cost(graph)))
     if step is None:
         plan = allocate(votes, graph, budget, constraints, allocator=allocator, normalise="none")
-        widths = np.array([plan.widths[group.name] for group in graph.groups])
-        used = float((bounds.one(widths) / bounds.values()).max())
-        if used < CLOSE:
-            plan.provenance["unspent"] = f"{1 - used:.1%} of the budget is left, and no channel voted out fits into it."
+        plan.provenance |= unspent(graph, budget, plan.widths, "no channel voted out fits into what is left")
         return plan
+    bounds = Bounds(graph.costs, budget.limits(whole_cost(graph)))
     keeps = np.arange(_FIRST, 0.0, -step)
     rows = np.stack([elected(votes, graph, constraints, float(keep)) for keep in keeps])
     fitting = np.flatnonzero(bounds.fit(rows))
@@ -76,7 +73,9 @@ def elect(
     for group, width in zip(graph.groups, rows[fitting[0]].tolist(), strict=True):
         masks[group.name] = np.zeros(group.width, dtype=np.bool_)
         masks[group.name][np.argsort(-votes[group.name], kind="stable")[:width]] = True
-    return Plan(masks, {"keep": float(keeps[fitting[0]]), "budget": budget.as_dict()})
+    plan = Plan(masks, {"keep": float(keeps[fitting[0]]), "budget": budget.as_dict()})
+    plan.provenance |= unspent(graph, budget, plan.widths, f"the share that is kept falls in steps of {step:g}")
+    return plan
 
 
 def elected(votes: Mapping[str, FloatArray], graph: GraphLike, constraints: Constraints, keep: float) -> IntArray:

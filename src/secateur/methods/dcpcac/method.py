@@ -52,10 +52,10 @@ from secateur.graph.readers import readers, summed
 from secateur.methods.dcpcac.conditional import Evidence, conditional_change
 from secateur.methods.dcpcac.narrowing import NarrowingMethod
 from secateur.methods.dcpcac.settings import DCPCACSettings
-from secateur.methods.kit.aim import Aim
+from secateur.methods.kit.aim import CLOSE, Aim
 from secateur.methods.kit.answers import AGREED, Kind, agreement, kind_of, losses, right
 from secateur.methods.kit.loss_share import LossShare
-from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
+from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.kit.sample_gates import SampleGates
 from secateur.methods.row import MethodRow
 from secateur.plan import Plan
@@ -403,5 +403,6 @@ ROW = MethodRow(
     settings=DCPCACSettings,
     begins="new",
     finetunes=False,
+    chance="which channels are shut for a sample is drawn by their numbers",
     variants=({"metric": "loss"},),
 )

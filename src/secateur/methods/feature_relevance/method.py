@@ -57,7 +57,7 @@ from secateur.methods.feature_relevance.relevance import (
     makers,
     shares_of,
 )
-from secateur.methods.kit.aim import Aim, counts
+from secateur.methods.kit.aim import CLOSE, Aim, counts
 from secateur.methods.kit.holding import hold, stop_gradients
 from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.kit.rounds import Rounds
@@ -65,9 +65,6 @@ from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.repair.masking import alive, apply_masks
 from secateur.statistics.gather import gather, untouched
-
-#: How much of the budget is used in the end, where the channels are small enough.
-_CLOSE = 0.99
 
 
 class FeatureRelevanceSettings(Settings):
@@ -253,7 +250,7 @@ class FeatureRelevance(Method):
         """Masks within those so far that meet the budget: the smallest scores of the whole network go."""
         floors = dict(zip(self._kept, self.constraints.floors(self.graph).tolist(), strict=True))
         goal = Goal(self.graph.costs, self.aim.full, self.aim.limits)
-        limits = Limits(floors, steps=self.constraints.steps(self.graph), close=_CLOSE, exchange=True)
+        limits = Limits(floors, steps=self.constraints.steps(self.graph), close=CLOSE, exchange=True)
         return lower(self.graph, self._kept, self.score(), [goal], limits, self.allocator)
 
     def _holding(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:

@@ -52,10 +52,10 @@ from secateur._protocols import BoolArray, FloatArray
 from secateur.errors import ModelError
 from secateur.methods.contract import Method, Settings
 from secateur.methods.gdp.polarization import SoftCost, reach, smooth_count
-from secateur.methods.kit.aim import Aim
+from secateur.methods.kit.aim import CLOSE, Aim
 from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.folded_gates import FoldedGates, check_folded, foldable
-from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
+from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.kit.shares import unspent
 from secateur.methods.row import MethodRow
 from secateur.plan import Plan
@@ -233,7 +233,7 @@ class GDP(Method):
             self._crossed += int((values[order] < 0).sum())
             for channel in order.tolist():
                 shut[channel] = True
-                met, close = self.aim.met(self._widths(shut)), self.aim.close(self._widths(shut), CLOSE)
+                met, close = self.aim.met(self._widths(shut)), self.aim.close(self._widths(shut))
                 shut[channel] = close or not met  # finer ones are left to use the budget up
                 if met and close:
                     break

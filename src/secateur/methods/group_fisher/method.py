@@ -50,9 +50,9 @@ from secateur.graph.modules import output_tensors
 from secateur.graph.readers import readers
 from secateur.methods.contract import Loss, Method, Settings
 from secateur.methods.group_fisher.gate_gradients import Fisher, Shared, filters
-from secateur.methods.kit.aim import Aim
+from secateur.methods.kit.aim import CLOSE, Aim
 from secateur.methods.kit.dependency import savings
-from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
+from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.row import MethodRow
 from secateur.plan import Plan
 from secateur.statistics.gather import gather

@@ -10,6 +10,9 @@ from secateur._protocols import Array, GraphLike
 from secateur.allocate.blocks import whole_cost
 from secateur.budget import Budget
 
+#: How much of a budget is used in the end, where the channels are small enough.
+CLOSE = 0.99
+
 
 class Aim:
     """A budget on one graph; 1 stands for the whole network, `goal` for one that meets every bound."""
@@ -38,10 +41,14 @@ class Aim:
         cost = self.cost(widths)
         return all(cost[key] <= limit for key, limit in self.limits.items())
 
-    def close(self, widths: Mapping[str, float], share: float = 0.99) -> bool:
-        """Whether at least `share` of some bound is used."""
+    def used(self, widths: Mapping[str, float]) -> float:
+        """The share of the bound that is nearest."""
         cost = self.cost(widths)
-        return any(cost[key] >= share * limit for key, limit in self.limits.items())
+        return max(cost[key] / limit for key, limit in self.limits.items())
+
+    def close(self, widths: Mapping[str, float]) -> bool:
+        """Whether at least `CLOSE` of some bound is used."""
+        return self.used(widths) >= CLOSE
 
 
 def counts(masks: Mapping[str, Array]) -> dict[str, float]:

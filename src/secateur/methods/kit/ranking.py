@@ -16,9 +16,6 @@ from secateur.allocate.exchanges import exchanged
 from secateur.budget import KEYS, Budget, Target
 from secateur.methods.kit.aim import Aim
 
-#: How much of a budget is used in the end, where the channels are small enough.
-CLOSE = 0.99
-
 
 @dataclass(frozen=True)
 class Goal:

@@ -65,9 +65,7 @@ def unspent(graph: GraphLike, budget: Budget, widths: Mapping[str, int], why: st
     aim = Aim(graph, budget)
     if aim.close(widths):
         return {}
-    cost = aim.cost(widths)
-    used = max(cost[key] / limit for key, limit in aim.limits.items())
-    return {"unspent": f"{used:.1%} of the budget is used: {why}."}
+    return {"unspent": f"{aim.used(widths):.1%} of the budget is used: {why}."}
 
 
 def _weights(graph: GraphLike, weights: Mapping[str, float]) -> FloatArray:

@@ -19,7 +19,7 @@ from secateur.allocate.exchanges import exchanged, used
 from secateur.allocate.reach import unreachable
 from secateur.budget import Budget
 from secateur.errors import ConfigError
-from secateur.methods.kit.ranking import CLOSE
+from secateur.methods.kit.aim import CLOSE
 from secateur.methods.kit.shares import unspent
 from secateur.plan import Plan, fingerprint
 

@@ -46,6 +46,7 @@ from secateur.forms import LayerForm, dense_macs, note_of
 from secateur.forms.expected import rows
 from secateur.forms.gated import macs_of_images
 from secateur.methods.contract import Loss, Method, Settings
+from secateur.methods.kit.aim import CLOSE
 from secateur.methods.kit.answers import kind_of, losses
 from secateur.methods.kit.events import ShortEvents
 from secateur.methods.manidp.gates import Gate, SiteGates
@@ -312,7 +313,7 @@ class ManiDP(Method):
             ]
         else:
             plan.provenance |= note_of(self._counts(plan, seen.active, seen.read))
-        if self._cost_of(seen) < 0.99 * self._limit:
+        if self._cost_of(seen) < CLOSE * self._limit:
             plan.provenance["unspent"] = (
                 "Gates that are a little more open cost more than the budget allows, or all are as open as they get: "
                 "less than 99% of it is used."
@@ -405,5 +406,6 @@ ROW = MethodRow(
     finetunes=False,
     acting=1.0,
     result="per input",
+    chance="the weights of gates are drawn, for every channel by its number",
     variants=({"deploy": "static"}, {"start": "kaiming"}),
 )

@@ -46,10 +46,10 @@ from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.graph.modules import Inputs, call_with_copies, map_tensors
 from secateur.graph.norms import sources
 from secateur.methods.contract import Loss, Method
-from secateur.methods.kit.aim import Aim, counts
+from secateur.methods.kit.aim import CLOSE, Aim, counts
 from secateur.methods.kit.answers import AGREED, agreement, kind_of
 from secateur.methods.kit.holding import hold, stop_gradients
-from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
+from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.kit.rounds import Rounds
 from secateur.methods.kit.sparse import WeightMasks, check_constraints, share_of
 from secateur.methods.nap.importance import Importance

@@ -55,9 +55,9 @@ from secateur.graph import Graph
 from secateur.graph.modules import map_tensors
 from secateur.graph.readers import readers
 from secateur.methods.contract import Loss, Method, Settings
-from secateur.methods.kit.aim import Aim
+from secateur.methods.kit.aim import CLOSE, Aim
 from secateur.methods.kit.floors import keep_streams
-from secateur.methods.kit.ranking import CLOSE, Goal, Limits, lower
+from secateur.methods.kit.ranking import Goal, Limits, lower
 from secateur.methods.pfp.by_error import DELTA, LEAST, C, difficulty, needed
 from secateur.methods.pfp.by_reader import Asking, errors
 from secateur.methods.pfp.sensitivity import Sensitivities

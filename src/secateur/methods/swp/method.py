@@ -41,6 +41,7 @@ from secateur.errors import BudgetError, ConfigError, ModelError
 from secateur.forms import LayerForm, cost, dense_macs
 from secateur.graph import Cost
 from secateur.methods.contract import Method, Settings
+from secateur.methods.kit.aim import CLOSE
 from secateur.methods.row import MethodRow
 from secateur.methods.swp.skeleton import Skeleton, taken_out
 from secateur.methods.swp.stripes import Stripes, chosen
@@ -244,7 +245,7 @@ class SWP(Method):
             ])  # fmt: skip
         used = self._cost(self._planned(kept))
         limits = self.budget.limits(self.graph.cost())
-        if max(getattr(used, key) / limit for key, limit in limits.items()) < 0.99:
+        if max(getattr(used, key) / limit for key, limit in limits.items()) < CLOSE:
             plan.provenance["unspent"] = (
                 "Training dropped more stripes than the budget asks for, or the last one takes whole channels with it: "
                 "less than 99% of it is used."
