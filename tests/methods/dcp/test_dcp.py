@@ -111,6 +111,27 @@ def test_a_twin_comes_last() -> None:
     assert (first, second) == (1, 5)
 
 
+@pytest.mark.parametrize("size", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("by_passes", [False, True])
+def test_a_second_reader_has_a_say_whatever_its_scale(by_passes: bool, size: float) -> None:
+    """The first layer asks for channel 0 with 1.1 to 1.0, the second for channel 1 with 0.2 to 1.0."""
+    x = torch.linalg.qr(_draw(40, 2))[0]
+    bench = Bench(x, torch.tensor([[1.1, 1.0]], dtype=torch.float64))
+    alone = bench.selection.run(1, 1).tolist()
+    assert alone == [True, False]
+    former = size * torch.tensor([[0.2, 1.0]], dtype=torch.float64)
+    layer = nn.Linear(2, 1, bias=False).double()
+    layer.weight.requires_grad_(False).copy_(former)
+    y = x @ former.T
+    goal = None if by_passes else Reconstruction(PatchSums.of([(x[:, None], y)]), constant=False)
+    selection = GreedySelection(
+        [bench.part, Part("other", layer, bench.part.units, former, goal)], 2, bench.goal,
+        lambda number: (x @ layer.weight.T - y).square().mean() / 2, lambda amount: None,
+        GreedyRules(float(by_passes), "sum", 0, 0.01, 0.0, 1),
+    )  # fmt: skip
+    assert selection.run(1, 1).tolist() == [False, True]
+
+
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_what_is_not_chosen_stays_zero_and_all_give_the_layer_back(weight: float) -> None:
     images, target = _draw(30, 6), _draw(30, 4, seed=2)

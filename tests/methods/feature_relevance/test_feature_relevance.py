@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from secateur.allocate import Constraints
 from secateur.errors import ConfigError, ModelError
 from secateur.graph import trace
 from secateur.methods.feature_relevance.method import FeatureRelevance
@@ -149,6 +150,22 @@ def test_gradient_times_activation_is_something_else() -> None:
     assert not np.allclose(found, (product / product.norm()).detach().numpy(), atol=0.05)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("factor", [True, False])
+def test_settings_reach_the_rule_and_the_classes(alpha: float, factor: bool) -> None:
+    """Scores are those of the rule with this alpha, summed and weighed as the setting says."""
+    model = plain()
+    graph = trace(model, IMAGE)
+    found = layout(model, makers(graph), IMAGE)
+    sums, counts = torch.zeros(5, sum(found.widths)).double(), torch.zeros(5, 3).double()
+    gather(model, batches(4), [Relevance(makers(graph), sums, counts, Rule(alpha))])
+    factors = class_factors(counts) if factor else torch.ones(5).double()
+    assert factors.unique().numel() > 1 or not factor  # the classes are not answered alike
+    scores = collected(plain(), alpha=alpha, class_factor=factor, stem=True).score()
+    for number, v in channel_relevance(sums, counts, factors, found).items():
+        np.testing.assert_allclose(scores[graph.groups[number].name], (v / v.norm()).numpy(), rtol=1e-4, atol=1e-6)
+
+
 # ---------------------------------------------------------------------------------------------------- what is read
 
 
@@ -275,6 +292,22 @@ def test_pruned_channels_stay_pruned_and_events_take_equal_shares() -> None:
     assert taken.max() <= 2 * taken.min() + 2  # the same each time, but for what the budget turns out to need
     assert method.metrics()["flops"] <= 0.5
     assert method.plan().masks["3"].sum() == method._kept["3"].sum()
+
+
+def test_relevance_is_taken_from_the_last_batches_before_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    look = FeatureRelevance._look
+    monkeypatch.setattr(FeatureRelevance, "_look", lambda self, *call: (seen.append(self.step), look(self, *call)))
+    for _ in train(pruner(steps=40, rounds=2, batches=3), 40):
+        pass
+    assert seen == [13, 14, 15, 28, 29, 30]  # events after 15 and 30 of 40 steps
+
+
+@pytest.mark.parametrize("budget", [0.2, 0.85])
+def test_channels_are_exchanged_to_use_the_budget_up(budget: float) -> None:
+    """In pairs of channels the ranking alone would leave 4% and 2.5% of these budgets."""
+    method = collected(plain(), budget=f"flops={budget}", stem=True, constraints=Constraints(align=2))
+    assert method.aim.used(method.plan().widths) >= 0.99
 
 
 def test_nothing_leaks_from_pruned_channels() -> None:

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from secateur.errors import BudgetError, ConfigError
 from secateur.methods import method
+from secateur.methods.kit.aim import Aim
 from secateur.methods.prunenet.group_lasso import GroupLasso, Problem
+from secateur.methods.prunenet.method import Path
 from secateur.testing import NETWORKS
 from secateur.testing.networks import block
 
@@ -317,6 +319,27 @@ def test_one_lambda_meets_the_budget_and_channels_that_it_zeroes_go() -> None:
     assert plan.provenance["lambda"] > 0
     for name, mask in plan.masks.items():
         assert scores[name][mask].min() >= scores[name][~mask].max(initial=-np.inf)  # the later it dies, the better
+
+
+def test_the_lambda_told_is_the_largest_tried_that_does_not_meet_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next one it is met; solved anew, the problems at that lambda have the solutions that were told."""
+    paths: list[Path] = []
+    bisect = Path.bisect
+    monkeypatch.setattr(Path, "bisect", lambda self, *given: (paths.append(self), bisect(self, *given)))
+    torch.manual_seed(0)
+    pruner = collected(Chain(), budget="flops=0.3")
+    (path,), said = paths, pruner.plan().provenance
+    tried, aim = sorted(path.tried), Aim(pruner.graph, pruner.budget)
+    assert said["tried"] == len(tried) > 2
+    least = {group.name: 1 for group in pruner.graph.groups}
+    assert not aim.met(path._widths(said["lambda"], least))
+    assert aim.met(path._widths(tried[tried.index(said["lambda"]) + 1], least))
+    assert said["widths"] == path.alive(said["lambda"])
+    for solved, told in zip(path._lassos, path.tried[said["lambda"]], strict=True):
+        again = solved.solve(said["lambda"], tolerance=1e-12)
+        assert again.sum() == pytest.approx(
+            told.sum(), rel=0.01
+        )  # inputs are nearly alike: which of them share it varies
 
 
 def test_the_floor_holds() -> None:
