@@ -31,19 +31,24 @@ def _numbers(func: Any, args: Any, kwargs: Any) -> dict[int | str, Any]:
     """The numbers that an operator computes with, by place: Python's, and constant tensors of one number.
 
     An integer is one where a tensor of fractions could stand as well (`h / 24`); elsewhere it is a size or an index.
+    So is a tensor that holds one integer, where the operator goes element by element over fractions.
     """
     given = [*enumerate(args), *kwargs.items()]
     tensors = tensors_in((args, tuple(kwargs.values())))
     whole = not any(t.is_floating_point() or t.is_complex() for t in tensors)
     filled = not tensors and "fill_value" in schema_of(func).names  # with a whole number, which may be a factor later
+    each = not whole and torch.Tag.pointwise in getattr(func, "tags", ())
     return {
-        at: value for at, value in given if _is_number(value) or ((filled or not whole) and _computes(func, at, value))
+        at: value
+        for at, value in given
+        if _is_number(value, integers=each) or ((filled or not whole) and _computes(func, at, value))
     }
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any, *, integers: bool) -> bool:
+    """integers: a tensor of one integer is one, whatever its dimensions."""
     if isinstance(value, torch.Tensor):
-        one = value.dim() == 0 or (value.numel() == 1 and value.is_floating_point())
+        one = value.dim() == 0 or (value.numel() == 1 and (integers or value.is_floating_point()))
         real = not value.is_complex() and not isinstance(value, nn.Parameter)
         return one and real and is_constant(value)
     return isinstance(value, float)

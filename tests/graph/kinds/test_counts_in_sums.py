@@ -26,6 +26,9 @@ WAYS: dict[str, Count] = {
     "filled with it": lambda h, n: h / torch.full((1,), n),
     "filled with it later": lambda h, n: h / torch.ones(1).fill_(n),
     "filled like another": lambda h, n: h / torch.full_like(h[:1, :1, :1, :1], n),
+    "an integer in a list": lambda h, n: h / torch.tensor([n]),
+    "an integer filled like another": lambda h, n: h / torch.full_like(torch.zeros(1, 1, dtype=torch.long), n),
+    "a new integer": lambda h, n: h * torch.zeros(1, dtype=torch.int32).new_full((1, 1, 1), n),
     "added to a sum of all": lambda h, n: h / torch.add((h * 0).sum(), n),
     "a running mean": lambda h, n: h.cumsum(1) / n,
 }
