@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PlanError,
         RunError,
         SecateurError,
+        SecateurWarning,
         VerificationError,
         WeightsError,
     )
@@ -43,7 +44,7 @@ del _starting
 __all__ = [
     "ALLOCATORS", "Budget", "BudgetError", "ConfigError", "Constraints", "Cost", "CutError", "DataError",
     "Graph", "Group", "InputError", "Inputs", "Member", "ModelError", "Plan", "PlanError", "Result", "RunError",
-    "SecateurError",
+    "SecateurError", "SecateurWarning",
     "Verification", "VerificationError", "WeightsError", "__version__", "allocate", "apply",
     "compress", "follow", "graph", "load", "methods", "models", "prune", "push_to_hub", "score", "sensitivity", "trace",
 ]  # fmt: skip
@@ -54,7 +55,7 @@ _MADE_IN = {
     "budget": "Budget",
     "compress": "compress sensitivity",
     "errors": "BudgetError ConfigError CutError DataError InputError ModelError PlanError RunError SecateurError "
-    "VerificationError WeightsError",
+    "SecateurWarning VerificationError WeightsError",
     "graph": "Cost Graph Group Inputs Member Verification follow trace",
     "methods": "score",
     "plan": "Plan",

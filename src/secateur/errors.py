@@ -12,6 +12,10 @@ class SecateurError(Exception):
     exit_code: int = 2
 
 
+class SecateurWarning(UserWarning):
+    """What a user should know and nothing has to stop for; the command line prints it as a line of its own."""
+
+
 class ModelError(SecateurError):
     """The model cannot be used: not a module, its forward fails, it is on the meta device, nothing can be pruned."""
 

@@ -196,7 +196,7 @@ def test_a_python_file_is_never_run_from_a_folder(tmp_path: Path) -> None:
     narrow = saved(tmp_path / "run", models.create("tiny"), torch.randn(1, 3, 32, 32), reference=f"{evil}:factory")
     assert computes_the_same(secateur.load(tmp_path / "run"), narrow)
     (tmp_path / "run" / "model.pt2").unlink()
-    with pytest.raises(RunError, match=r"give a fresh copy of the network as model=\."):
+    with pytest.raises(RunError, match=r"give a fresh copy of it as model=\."):
         secateur.load(tmp_path / "run")
     assert computes_the_same(secateur.load(tmp_path / "run", model=models.create("tiny")), narrow)
     assert not (tmp_path / "ran").exists()

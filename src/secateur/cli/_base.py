@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from secateur import _starting
 from secateur._files import by_system
 from secateur._progress import listening
-from secateur.errors import ConfigError, SecateurError
+from secateur.errors import ConfigError, SecateurError, SecateurWarning
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -248,7 +248,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what matt
 
 @contextlib.contextmanager
 def working(what: str, silent: bool, *, still: bool = False) -> Iterator[Callable[[str], None]]:
-    """What models and libraries print goes to stderr, their warnings nowhere (unless debugging).
+    """What models and libraries print goes to stderr, their warnings nowhere (unless debugging), ours in a line each.
 
     still: nothing turns meanwhile, for it would take time from what is timed.
 
@@ -265,6 +265,8 @@ def working(what: str, silent: bool, *, still: bool = False) -> Iterator[Callabl
     with warnings.catch_warnings(), busy, contextlib.redirect_stdout(sys.stderr):
         if not debugging():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", SecateurWarning)
+            warnings.showwarning = lambda message, *_, **__: tell(str(message))
 
         def say(text: str) -> None:
             if isinstance(busy, Status):

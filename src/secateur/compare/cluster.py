@@ -10,7 +10,6 @@ import contextlib
 import os
 import socket
 import time
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +172,6 @@ def _work(task: Task, place: _Place, command: str, patience: float) -> Done:
         file = stack.enter_context(log.open("a", buffering=1))
         stack.enter_context(contextlib.redirect_stdout(file))
         stack.enter_context(contextlib.redirect_stderr(file))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
         _await(task.folder, patience)
         return attempt(task, command)
 

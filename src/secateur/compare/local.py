@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
@@ -171,7 +170,6 @@ def _serve(pipe: connection.Connection, threads: int, log: str, command: str) ->
     """What a process does: tasks, until nobody gives it any more."""
     _alone(log)
     torch.set_num_threads(threads)
-    warnings.simplefilter("ignore")
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt), pipe:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         pipe.send("ready")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import optuna
 import torch
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -106,7 +106,7 @@ class Record:
         """Tell dashboards what the values of trials are."""
         for name, directions in _DIRECTIONS.items():
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+                warnings.simplefilter("ignore", ExperimentalWarning)
                 self._studies[name].set_metric_names([figure, cost][: len(directions)])
 
     def trials(self, study: str, *states: TrialState) -> list[FrozenTrial]:
@@ -125,7 +125,7 @@ class Record:
         if number is None:
             number = min(running) if running else len(self.trials(study))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore", ExperimentalWarning)
             chosen.sampler = self._sampler(study, number)
             if number in running:
                 return Trial(chosen, running[number]._trial_id)
@@ -136,7 +136,7 @@ class Record:
     def imagined(self, study: str, number: int, seen: Sequence[FrozenTrial], ask: Callable[[Trial], T]) -> T:
         """What trial `number` would be asked for if these trials were all that there are; nothing is written down."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore", ExperimentalWarning)
             apart = optuna.create_study(directions=list(_DIRECTIONS[study]), sampler=self._sampler(study, number))  # type: ignore[arg-type]
             apart.add_trials(seen)
             return ask(apart.ask())

@@ -9,6 +9,7 @@ latency   dense beside pruned
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import nn
 from secateur import runtime
 from secateur._files import write_json
 from secateur._progress import listening
-from secateur.errors import RunError
+from secateur.errors import RunError, SecateurWarning
 from secateur.methods import Method
 from secateur.methods.kit.sparse import keep_zeros
 from secateur.plan import Plan
@@ -274,15 +275,17 @@ class Stages:
         if not self.folder.main:
             return []
         loaded = self.prepared.network()
-        header = runtime.save_model(
-            self.folder.path,
-            narrow,
-            reference=loaded.origin,
-            arguments=dict(loaded.arguments),
-            inputs=loaded.inputs,
-            plan=Plan.load(self.folder.path / PLAN),
-            metadata=self._metadata(),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SecateurWarning)  # it is said below
+            header = runtime.save_model(
+                self.folder.path,
+                narrow,
+                reference=loaded.origin,
+                arguments=dict(loaded.arguments),
+                inputs=loaded.inputs,
+                plan=Plan.load(self.folder.path / PLAN),
+                metadata=self._metadata(),
+            )
         if "not_compared" in header:
             self.engine.say(header["not_compared"])
         names = self._sparse()

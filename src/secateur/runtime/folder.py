@@ -16,7 +16,7 @@ from torch import nn
 
 from secateur import references
 from secateur._files import kind_of, make_folder, read_json, said, shown
-from secateur.errors import RunError, SecateurError
+from secateur.errors import RunError, SecateurError, SecateurWarning
 from secateur.graph.modules import clone_module, unwrap
 from secateur.history import earlier, is_apart, whole
 from secateur.plan import Plan, kept_fingerprint
@@ -97,7 +97,7 @@ def save_model(
         if not_compared:
             more["not_compared"] = not_compared
             content = described(narrow, extra + others)
-            warnings.warn(not_compared, stacklevel=2)
+            warnings.warn(not_compared, SecateurWarning, stacklevel=2)
     make_folder(place)
     plan.save(place / PLAN)
     stored.write(content)
@@ -273,7 +273,7 @@ class Folder:
         if not can_build(saved.reference, trust=trust):
             raise NotTrusted(
                 f"The original network {shown(saved.reference)} is code that is not imported for a folder unasked: say "
-                "trust=True where both are yours, or give a fresh copy of the network as model=."
+                "trust=True (on the command line: --trust) where both are yours, or give a fresh copy of it as model=."
             )
         known = is_library(saved.reference)
         arguments = {key: value for key, value in saved.arguments.items() if not known or key not in _FETCHING}
@@ -288,9 +288,8 @@ class Folder:
             except NotRun as error:
                 missing = str(error).rstrip(".")
             else:
-                warnings.warn(
-                    f"The network in {str(self.path)!r} is run from {PT2}, for inference only: {why}", stacklevel=4
-                )
+                told = f"The network in {str(self.path)!r} is run from {PT2}, for inference only: {why}"
+                warnings.warn(told, SecateurWarning, stacklevel=4)
                 return program
         raise RunError(
             f"The network in {str(self.path)!r} needs the original's code ({missing}), and that is not at hand: {why}"
