@@ -243,6 +243,29 @@ def test_a_run_that_fails_is_a_row_with_its_reason(tmp_path: Path) -> None:
     assert {row["label"] for row in second.document["rows"]} == {"l1", "scratch"}
 
 
+def test_what_a_method_refuses_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    said: list[str] = []
+    told = contest(tmp_path / "a", "l1", "dkp", "csgd", seeds=[0, 1], told=lambda event: said.append(event["text"]))
+    assert said[0] == "6 runs: 0 finished before, 6 to do."
+    assert said[1:3] == [
+        f"dkp, seed {seed}, flops=0.6: cannot be run: Single weights that are set to zero save no flops: give the "
+        "share of weights that stay, such as params=0.1."
+        for seed in (0, 1)
+    ]
+    assert "base network, seed 0: begun." in said[3]
+    assert {(row["label"], row["seed"]) for row in told.document["failed"]} == {("dkp", 0), ("dkp", 1)}
+    assert {row["label"] for row in told.document["rows"]} == {"l1", "csgd"}
+    assert not list((tmp_path / "a" / "runs").glob("dkp*"))
+
+
+@pytest.mark.parametrize("budget", ["flops=0.001", "params=0.001,flops=0.5"])
+def test_a_budget_out_of_reach_is_told_before_anything_is_trained(tmp_path: Path, budget: str) -> None:
+    said: list[str] = []
+    told = contest(tmp_path / "a", "l1", "bwcp", budgets=[budget], told=lambda event: said.append(event["text"]))
+    assert [row["label"] for row in told.document["failed"]] == ["l1", "bwcp"]
+    assert not [text for text in said if "begun" in text]
+
+
 def test_a_defect_fails_one_run_and_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("half of nothing")

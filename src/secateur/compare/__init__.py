@@ -25,7 +25,7 @@ from secateur.compare.cells import DENSE, Cell, Settings, arrange, base_recipe, 
 from secateur.compare.cluster import Cluster, connected
 from secateur.compare.record import Comparison, working
 from secateur.compare.tasks import Done, Engine, Task
-from secateur.errors import ConfigError, RunError
+from secateur.errors import BudgetError, ConfigError, ModelError, RunError
 from secateur.methods import plug_in
 from secateur.recipe import Recipe
 from secateur.report.board_exports import flat, write_exports
@@ -82,7 +82,8 @@ def compare(
         progress: told of the training, where it is in this process. command: how this was called, for the documents.
 
     Raises:
-        SecateurError: one sentence, before anything is written. What goes wrong later in one run is one failed cell.
+        SecateurError: one sentence, before anything is written. What cannot be run, as its method refuses the network
+            or the budget, is told before the work, and is one failed cell, as is what goes wrong later in one run.
         KeyboardInterrupt: after Ctrl-C; the same call goes on from there.
     """
     for plugin in recipe.plugins:
@@ -100,7 +101,11 @@ def compare(
             comparison = Comparison.open(folder, recipe, given)  # as it is now that nobody else works on it
             comparison.begin(cells, whole.as_dict(), {"command": command, "jobs": engine.jobs, "threads": threads})
             teller = _Teller(told or (lambda _: None), comparison, cells)
-            with closing(engine.run(_tasks(comparison, recipe, cells), teller.begun)) as doing:
+            refused = _refused(comparison, recipe, cells)
+            for cell, why in refused.items():
+                teller.refused(cell, why)
+            able = [cell for cell in cells if cell not in refused]
+            with closing(engine.run(_tasks(comparison, recipe, able), teller.begun)) as doing:
                 for done in doing:
                     teller.over(done)
                     write_leaderboard(folder, leaderboard.document(comparison))
@@ -175,6 +180,36 @@ def _settings(recipe: Recipe, cells: Sequence[Cell], given: Settings) -> dict[st
     return found
 
 
+def _refused(comparison: Comparison, recipe: Recipe, cells: Sequence[Cell]) -> dict[Cell, str]:
+    """Cells that cannot be run, and why: every method is tried on the network as it is, before anything is trained.
+
+    What a bound on the latency allows is not known before times are measured.
+    """
+    said: dict[tuple[str, str], str | None] = {}
+    found = {}
+    for cell in cells:
+        if comparison.finished(cell) or Budget.parse(cell.budget).target is not None:
+            continue
+        kind = (cell.label, cell.budget)
+        if kind not in said:
+            said[kind] = _refusal(recipe, cell, comparison.settings)
+        if (why := said[kind]) is not None:
+            found[cell] = why
+    return found
+
+
+def _refusal(recipe: Recipe, cell: Cell, settings: Settings) -> str | None:
+    if cell.row.begins == "weights":  # they will be there
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"trained": True})})
+    try:
+        prepare(arrange(recipe, cell, settings, None))
+    except (BudgetError, ConfigError, ModelError) as error:
+        return str(error)
+    except Exception:  # a file that is yet to be written, or a defect: the run itself meets it, and says so
+        return None
+    return None
+
+
 def _tasks(comparison: Comparison, recipe: Recipe, cells: Sequence[Cell]) -> list[Task]:
     """What is not finished: every base network before the runs that begin with it."""
     tasks: dict[str, Task] = {}
@@ -218,6 +253,16 @@ class _Teller:
     def begun(self, task: Task, again: str = "") -> None:
         self.say("begun", task.name, f"{self._said(task)}: begun{f' again, {again}' if again else ''}.")
 
+    def refused(self, cell: Cell, why: str) -> None:
+        """It will not be run."""
+        self._left.discard(cell.name)
+        self._note(cell, why)
+        self.say("failed", cell.name, f"{cell.said}: cannot be run: {why.rstrip('.')}.")
+
+    def _note(self, cell: Cell, why: str, details: str = "") -> None:
+        self._comparison.failed(cell, why, details)
+        self.failed.append(f"{cell.said}: {why}")
+
     def over(self, done: Done) -> None:
         task, cell = done.task, self._cells.get(done.task.name)
         self._left.discard(task.name)
@@ -232,8 +277,7 @@ class _Teller:
             headline, unit = results["task"]["headline"], results["task"]["unit"]
             said = f"{headline} {shown(results[headline]['final'], unit)}"
         else:
-            self._comparison.failed(cell, done.said, done.details)
-            self.failed.append(f"{cell.said}: {done.said}")
+            self._note(cell, done.said, done.details)
             said = f"failed: {done.said.rstrip('.')}"
         self.say(state, task.name, f"{cell.said}: {said} ({done.seconds:.0f} s).")
 
