@@ -30,7 +30,8 @@ from secateur.methods.csgd.centripetal import (
     projection,
 )
 from secateur.methods.csgd.pacesetters import Makers
-from secateur.methods.kit.clustering import biased, even, kmeans, ordered, spread
+from secateur.methods.csgd.partitions import biased, even, spread
+from secateur.methods.kit.clustering import kmeans, ordered
 from secateur.models import create
 from secateur.plan import Plan
 from secateur.repair.merging import collapse, difference, kept, merge, mergeable, outputs

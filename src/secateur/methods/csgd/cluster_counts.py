@@ -13,8 +13,8 @@ from secateur.budget import Budget
 from secateur.errors import BudgetError, ModelError
 from secateur.graph import Graph
 from secateur.methods.csgd.pacesetters import Makers
+from secateur.methods.csgd.partitions import spread
 from secateur.methods.kit.aim import Aim
-from secateur.methods.kit.clustering import spread
 from secateur.plan import Plan
 from secateur.repair.merging import mergeable
 

@@ -55,8 +55,9 @@ from secateur.methods.contract import Method, Settings
 from secateur.methods.csgd.centripetal import Centripetal, clustered_rows
 from secateur.methods.csgd.cluster_counts import alike, by_spread, squeezed, unmergeable
 from secateur.methods.csgd.pacesetters import Makers
+from secateur.methods.csgd.partitions import CLUSTERINGS
 from secateur.methods.kit.aim import Aim
-from secateur.methods.kit.clustering import CLUSTERINGS, ordered
+from secateur.methods.kit.clustering import ordered
 from secateur.methods.kit.loss_share import LossShare
 from secateur.methods.row import MethodRow
 from secateur.plan import Plan
