@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from secateur.methods.bwcp import BWCP
 from secateur.testing import NETWORKS
 
 lightning = pytest.importorskip("lightning.pytorch")
+
+from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 
 from secateur.integrations.lightning import PruningCallback  # noqa: E402
 
@@ -112,6 +115,30 @@ def test_it_trains_as_the_plain_loop(gives: str) -> None:
     assert "training_step" not in vars(module)
     logged = callback.trainer.callback_metrics
     assert {name: float(logged[f"pruning/{name}"]) for name in theirs.metrics()} == pytest.approx(theirs.metrics())
+
+
+class Scaled(MixedPrecision):
+    """Losses are scaled for the backward pass as in half precision, and computed in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+
+    def forward_context(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@pytest.mark.parametrize("name", ["group_fisher", "dcpcac"])
+def test_a_scale_of_the_loss_is_taken_out_of_what_methods_learn(name: str) -> None:
+    """Bit for bit, for a power of two: 1024 would make Fisher information a million times as large."""
+    row = next(row for row in METHODS if row.name == name)
+    made = []
+    for options in ({}, {"plugins": [Scaled()]}):
+        method = row.factory(NETWORK.make(0), NETWORK.inputs(), budget="flops=0.5", steps=EPOCHS * BATCHES)
+        fit(Classifier(method), **options)
+        made.append(method)
+    assert made[1].loss_scale == 1024.0
+    assert_equal(*made)
+    assert made[0].state() == made[1].state()
 
 
 #: Methods whose search comes after the training, `collect`, are the loop's business.
