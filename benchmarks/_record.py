@@ -24,7 +24,7 @@ PACKAGES = ("secateur", "torch", "torchvision", "timm", "torch-pruning", "numpy"
 def environment() -> dict[str, Any]:
     """The circumstances of a run, to be stored beside its figures."""
     return {
-        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": " ".join(["python", _script(), *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "python": platform.python_version(),
@@ -33,6 +33,13 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def _script() -> str:
+    """What runs, as it is called at the root of the repository."""
+    path = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parents[1]
+    return str(path.relative_to(root)) if path.is_relative_to(root) else os.path.relpath(path)
 
 
 def _commit() -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 from pathlib import Path
 from typing import Any
 
+import _record
 import pytest
 from _markdown import circumstances
 
+ROOT = Path(__file__).parents[2]
 ABOUT = {
     "date": "2026-11-29T20:00:00", "command": "python x.py", "versions": {"torch": "2.13.0"}, "python": "3.11.7",
     "device": "cpu", "threads": 1,
@@ -53,3 +57,17 @@ def test_a_census_is_held_against_an_earlier_one() -> None:
     assert "| word |" in table
     assert "| same |" not in table
     assert "| new |" not in table
+
+
+def test_commands_can_be_given_at_the_root_of_the_repository() -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "benchmarks" / "results").rglob("*.json"))
+    scripts = set(re.findall(r'"command": "python (\S+\.py)', text))
+    assert len(scripts) > 20
+    assert not [script for script in scripts if not (ROOT / script).is_file()]
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "benchmarks"])
+def test_a_script_is_recorded_as_it_is_called_at_the_root(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", [os.path.relpath(ROOT / "benchmarks" / "demo.py"), "--runs", "3"])
+    assert _record.environment()["command"] == "python benchmarks/demo.py --runs 3"
