@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,7 +33,11 @@ LEGEND = """\
 ([straight after the cut](one_shot.md)). *Plan*: seconds to look at {images:,} images, score and plan there. *Trained*:
 test accuracy of a ResNet-8 at half the FLOPs after {epochs} epochs in all, mean and standard deviation over seeds
 ([methods compared](compare.md)); *parameters* left and seconds of the *run* are of the same runs, which shared the
-machine. What a training step costs: [what methods cost](speed.md). – is not measured."""
+machine. {board}What a training step costs: [what methods cost](speed.md). – is not measured."""
+
+BOARD = """\
+*ResNet-20*: that network on all of CIFAR-10, at half the FLOPs after {epochs} epochs in all, of one seed unless it says
+more ([leaderboard](leaderboard.md)); the test images alone leave a standard error of {error:.1f} points. """
 
 ADVICE = """\
 - Decide on the budget first, and on what it is of: [budgets and alignment](budgets.md); what a budget of FLOPs does
@@ -53,7 +58,8 @@ def pages(docs: Path) -> dict[Path, str]:
         return {}
     epochs = max(m["values"]["epochs.total"]["mean"] for m in found.compared["means"])
     images = found.one_shot["images"]
-    legend = LEGEND.format(dense=100 * found.dense, error=100 * found.error, images=images, epochs=f"{epochs:.0f}")
+    known = {"dense": 100 * found.dense, "error": 100 * found.error, "images": images, "epochs": f"{epochs:.0f}"}
+    legend = LEGEND.format(**known, board=_board(found))
     parts = ["# Choosing a method", INTRODUCTION]
     parts += ["## By what you have", table(["you have", "take", "why"], _situations(found), words=True)]
     parts += ["## By method", legend, *by_method(found)]
@@ -136,20 +142,36 @@ def _first(ranked: list[tuple[MethodRow, float, float]]) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ by method
 
-HEAD = "method,cut,repaired,trained,parameters,plan (s),run (s),needs,acts".split(",")
+HEAD = "method,cut,repaired,trained,ResNet-20,parameters,plan (s),run (s),needs,acts".split(",")
+
+
+def _board(found: Measured) -> str:
+    if not found.board:
+        return ""
+    recipe, plain = found.board["recipe"], statistics.mean(found.of(PLAIN).board)
+    error = 100 * (plain * (1 - plain) / found.board["images"]) ** 0.5
+    return BOARD.format(epochs=recipe["train"]["epochs"] + recipe["finetune"]["epochs"], error=error)
 
 
 def by_method(found: Measured) -> list[str]:
     """A row for every method that was measured, those that end best when trained above; the names of the others."""
-    known = [row for row in METHODS if found.of(row.name).top1 or found.of(row.name).final() is not None]
+    known = [row for row in METHODS if _figures(found.of(row.name))]
     others = [_link(row.name) for row in METHODS if row not in known]
     rows = [_row(row, found) for row in sorted(known, key=lambda row: _order(found.of(row.name)))]
     said = [f"Not in these measurements: {', '.join(others)}."] if others else []
     return [table(HEAD, rows), *said]
 
 
-def _order(facts: Facts) -> tuple[float, float]:
-    return -(facts.final() or 0.0), -max(facts.top1.values(), default=0.0)
+def _figures(facts: Facts) -> bool:
+    return bool(facts.top1 or facts.board) or facts.final() is not None
+
+
+def _order(facts: Facts) -> tuple[float, float, float]:
+    return -(facts.final() or 0.0), -_on_board(facts), -max(facts.top1.values(), default=0.0)
+
+
+def _on_board(facts: Facts) -> float:
+    return statistics.mean(facts.board) if facts.board else 0.0
 
 
 def _row(row: MethodRow, found: Measured) -> list[str]:
@@ -162,6 +184,7 @@ def _row(row: MethodRow, found: Measured) -> list[str]:
         _p(facts.top1.get("none")),
         "–" if mended is None else f"{_p(mended[1])} `{mended[0]}`",
         "–" if final is None else f"{100 * final:.1f}{_apart(facts)}",
+        _p(_on_board(facts) or None) + (f" ({len(facts.board)} seeds)" if len(facts.board) > 1 else ""),
         "–" if share is None else percent(share, 1),
         "–" if facts.score_s is None else f"{facts.score_s:.1f}",
         "–" if total is None else f"{total:.0f}",
@@ -212,6 +235,9 @@ def poor(row: MethodRow, found: Measured) -> Iterable[str]:
     final, yard = facts.final(), chance.final()
     if final is not None and yard is not None and final <= yard + max(_deviation(facts), _deviation(chance)):
         yield f"the training is as short as ours: {_p(final)}, random channels {_p(yard)}"
+    if facts.board and chance.board and _on_board(facts) <= _on_board(chance):
+        told = f"{_p(_on_board(facts))}, random channels {_p(_on_board(chance))}"
+        yield f"a network like ResNet-20 is trained as on the leaderboard: {told}{_seeds(facts)}"
     share = facts.value("params.share")
     if share is not None and share > KEEPS_PARAMETERS:
         yield f"size counts: {percent(share, 1)} of the parameters stay"
@@ -221,8 +247,12 @@ def poor(row: MethodRow, found: Measured) -> Iterable[str]:
     if total and usual and total > SLOW_RUN * usual:
         yield f"time is short: {total / usual:.1f} times the seconds of `{PLAIN}`"
     yield from _on_networks(facts, plain)
-    if not (facts.top1 or facts.means or facts.networks or (row.name == "dkp" and kernels())):
+    if not (_figures(facts) or facts.networks or (row.name == "dkp" and kernels())):
         yield "figures are wanted: none have been measured yet"
+
+
+def _seeds(facts: Facts) -> str:
+    return " (one seed)" if len(facts.board) == 1 else ""
 
 
 def _on_networks(facts: Facts, plain: Facts) -> Iterable[str]:
