@@ -24,14 +24,8 @@ from secateur.methods.functionality.images import (
     singly,
     true_logit,
 )
-from secateur.methods.functionality.method import (
-    Functionality,
-    FunctionalitySettings,
-    _balanced,
-    going,
-    removed,
-    split,
-)
+from secateur.methods.functionality.method import Functionality, FunctionalitySettings, _balanced
+from secateur.methods.functionality.redundancy import going, removed, split
 from secateur.recipe import Recipe
 from secateur.repair.merging import merge
 from secateur.statistics.gather import gather
