@@ -1,6 +1,6 @@
 """Which channels are there several times: of every cluster the weakest go, and the last of it only in the end.
 
-γ: how much outputs depend on a channel [width]; labels: its cluster [width]; ρ: the share of the redundant that is gone.
+γ: how much outputs depend on a channel [width]; labels: its cluster [width]; ρ: the share of redundant ones gone.
 """
 
 from __future__ import annotations
