@@ -45,6 +45,12 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "alpha, beta: 0.1": {"alpha": 0.1, "beta": 0.1},
         "alpha, beta: 0.1, over the maximum": {"alpha": 0.1, "beta": 0.1, "normaliser": "max"},
     },
+    "acp": {
+        "default": {},
+        "inherit: l1": {"inherit": "l1"},
+        "fitness: recalibrate": {"fitness": "recalibrate"},
+        "fitness: recalibrate, inherit: l1": {"fitness": "recalibrate", "inherit": "l1"},
+    },
     "nap": {"default": {}, "default, +batchnorm": {}, "end: 0.75": {"end": 0.75}},
     "dcpcac": {"default": {}, "rate, trunk: 0": {"rate": 0, "trunk": 0}, "start: 0.15": {"start": 0.15}},
 }
