@@ -48,6 +48,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "acp": {
         "default": {},
         "inherit: l1": {"inherit": "l1"},
+        "norms: kept": {"norms": "kept"},
+        "norms: kept, inherit: l1": {"norms": "kept", "inherit": "l1"},
         "fitness: recalibrate": {"fitness": "recalibrate"},
         "fitness: recalibrate, inherit: l1": {"fitness": "recalibrate", "inherit": "l1"},
     },

@@ -212,6 +212,16 @@ def test_a_candidate_inherits_rows_and_the_columns_of_the_layer_before() -> None
     assert torch.allclose(whole.eval()(x), wide.eval()(x), atol=1e-6)
 
 
+def test_norms_may_be_kept() -> None:
+    method, _, _ = searched(norms="kept")
+    with torch.no_grad():
+        method.model.stem[1].weight.mul_(3)
+    whole = method._prepared(method.plain())
+    assert torch.equal(whole.stem[1].weight, method.model.stem[1].weight)
+    with pytest.raises(ConfigError, match=r"leave norms out"):
+        Acp(Residual(), NETWORK.inputs(), budget="flops=0.5", fitness="recalibrate", norms="kept")
+
+
 def test_the_result_has_widths_filters_and_weights_of_the_best_prepared() -> None:
     method, kept, batches = searched()
     best = max(kept, key=lambda row: (row["accuracy"], -row["trial"]))

@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -75,6 +75,15 @@ class AcpSettings(Settings):
     fitness: Literal["train", "recalibrate"] = Field(
         "train", description="accuracy after a short training, or after measuring norms anew (cheap, our own)"
     )
+    norms: Literal["new", "kept"] = Field(
+        "new", description="a candidate's batch norms before its training: new, as in the authors' scripts, or trained"
+    )
+
+    @model_validator(mode="after")
+    def _no_idle_setting(self) -> AcpSettings:
+        if self.fitness == "recalibrate" and "norms" in self.model_fields_set:
+            raise ValueError("fitness: recalibrate keeps trained norms and measures them anew: leave norms out")
+        return self
 
 
 class Acp(Method):
@@ -211,7 +220,7 @@ class Acp(Method):
             remeasure(network.eval(), self._trials.images(_IMAGES))
             return network
         for module in network.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, _BatchNorm) and self.settings.norms == "new":
                 module.reset_parameters()
         return network
 
