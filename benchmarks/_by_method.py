@@ -31,6 +31,7 @@ class Facts:
     step: str = ""  # a training step, in plain ones
     board: list[float] = field(default_factory=list)  # final accuracies on the leaderboard's first network, by seed
     longer: list[Row] = field(default_factory=list)  # what more epochs change where it ends below random choice
+    tried: list[Row] = field(default_factory=list)  # its settings, compared on data of no report
 
     def final(self, budget: str = HALF) -> float | None:
         """Mean accuracy in the end."""
@@ -58,6 +59,7 @@ class Measured:
     networks: dict[str, Any] | None
     board: dict[str, Any] | None = None
     longer: dict[str, Any] | None = None
+    tried: dict[str, Any] | None = None
 
     def of(self, name: str) -> Facts:
         """Of one method."""
@@ -104,13 +106,15 @@ def measured() -> Measured:
         of(row["method"]).passes = row["ratio"]
     for name, step in _steps().items():
         of(name).step = step
-    board, longer = _found("leaderboard/resnet20"), _found("below_random")
+    board, longer, tried = _found("leaderboard/resnet20"), _found("below_random"), _found("method_defaults")
     for row in board["rows"] if board else ():
         if row["budget"] == HALF:
             of(row["label"]).board.append(row["accuracy"]["final"])
     for row in longer["rows"] if longer else ():
         of(row["method"]).longer.append(row)
-    return Measured(facts, compared, one_shot, networks, board, longer)
+    for row in tried["rows"] if tried else ():
+        of(row["method"]).tried.append(row)
+    return Measured(facts, compared, one_shot, networks, board, longer, tried)
 
 
 @dataclass(frozen=True)

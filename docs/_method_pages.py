@@ -6,7 +6,7 @@ import inspect
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ RESULTS = {
     "forms": "layers that compute only what is left of them ([forms](../adding-a-method.md))",
     "per input": "layers that compute what the image asks for ([forms](../adding-a-method.md)): costs are means",
 }
+#: Above its settings, compared.
+SETTINGS_TRIED = (
+    "Settings compared where nothing is reported: trained for 10 epochs on the last 10,000 training images of "
+    "CIFAR-10, pruned to half the FLOPs and trained for 4 more, all from the same weights; told apart by 5,000 other "
+    "training images (`python benchmarks/method_defaults.py`). A figure is known to about a point."
+)
 
 
 def pages(folder: Path, table: Table) -> dict[Path, str]:
@@ -52,7 +58,7 @@ def _page(row: MethodRow, found: Measured, table: Table) -> str:
     parts += ["## Measured", *_results(row, facts, found, table)]
     used = (
         (facts.means, facts.compared), (facts.board, found.board), (facts.longer, found.longer),
-        (facts.top1, found.one_shot), (facts.networks, found.networks),
+        (facts.top1, found.one_shot), (facts.networks, found.networks), (facts.tried, found.tried),
     )  # fmt: skip
     dated = [result for figures, result in used if figures and result]
     if not has_figure(row.name, found) and (drawn := among(row.name)) and drawn.result not in dated:
@@ -264,6 +270,8 @@ def _results(row: MethodRow, facts: Facts, found: Measured, table: Table) -> lis
         f"`{each['change']}` it reaches {_p(each['changed']['final'])} ([one seed](../compare.md))."
         for each in facts.longer
     ]
+    if facts.tried:
+        parts += [SETTINGS_TRIED, table(("network", "settings", "cut", "final", "`l1`", "`random`"), _tried(facts))]
     if facts.top1:
         parts.append(
             "Straight after the cut, at half the FLOPs: a ResNet-20 on CIFAR-10, dense "
@@ -289,6 +297,23 @@ def _results(row: MethodRow, facts: Facts, found: Measured, table: Table) -> lis
             "([costs](../speed.md))."
         )
     return parts or ["Nothing yet."]
+
+
+def _tried(facts: Facts) -> list[tuple[str, ...]]:
+    """Every setting, and what all are held against."""
+    return [
+        (
+            f"`{row['network']}`{_several(row['seeds'])}",
+            row["name"],
+            _p(statistics.mean(row["pruned"])),
+            *(_p(row[key]) for key in ("mean", "l1", "random")),
+        )
+        for row in facts.tried
+    ]
+
+
+def _several(seeds: Sequence[int]) -> str:
+    return f", {len(seeds)} seeds" if len(seeds) > 1 else ", one seed"
 
 
 def _board(name: str, found: Measured) -> str:
