@@ -46,8 +46,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "alpha, beta: 0.1, over the maximum": {"alpha": 0.1, "beta": 0.1, "normaliser": "max"},
     },
     "acp": {
-        "default": {},
-        "inherit: l1": {"inherit": "l1"},
+        "norms: new": {"norms": "new"},
         "norms: kept": {"norms": "kept"},
         "norms: kept, inherit: l1": {"norms": "kept", "inherit": "l1"},
         "fitness: recalibrate": {"fitness": "recalibrate"},

@@ -197,7 +197,7 @@ def searched(**options: Any) -> tuple[Acp, list[Any], list[tuple[Any, Any]]]:
 
 
 def test_a_candidate_inherits_rows_and_the_columns_of_the_layer_before() -> None:
-    method, _, _ = searched()
+    method, _, _ = searched(norms="new")
     plan = method.plan()
     narrow, wide = method._prepared(method.graph.cut(plan).model), method.model
     first = np.flatnonzero(plan.masks["first.0"])
@@ -213,7 +213,7 @@ def test_a_candidate_inherits_rows_and_the_columns_of_the_layer_before() -> None
 
 
 def test_norms_may_be_kept() -> None:
-    method, _, _ = searched(norms="kept")
+    method, _, _ = searched()
     with torch.no_grad():
         method.model.stem[1].weight.mul_(3)
     whole = method._prepared(method.plain())
