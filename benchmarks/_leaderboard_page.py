@@ -13,6 +13,7 @@ from secateur.report.board.tables import TIMES, Table, kinds, legend, mean_table
 from secateur.report.page import words
 from secateur.report.page.fairness import fairness
 
+YARDSTICK = "random"
 SETUPS = ("resnet20", "resnet56", "vgg16_bn", "densenet40")
 
 INTRODUCTION = """\
@@ -56,7 +57,7 @@ def section(result: dict[str, Any]) -> list[str]:
     alone = {"device": result["machine"], "threads": max(result["threads"], default=1), "python": result["python"][0]}
     parts = [f"{facts} {_bases(result)}", circumstances({**result, **alone})]
     if result["rows"]:
-        parts += ["\n".join(f"- {line}" for line in summary(result))]
+        parts += ["\n".join(f"- {line}" for line in [*summary(result), *_below(result)])]
         for kind, budgets in kinds(result).items():
             for budget in budgets:
                 parts += [f"### {kind}: {budget}", _grid(_without(mean_table(result, budget), "proof"))]
@@ -64,6 +65,26 @@ def section(result: dict[str, Any]) -> list[str]:
         parts += ["### What is held equal", "\n".join(f"- {line}" for line in fairness(result))]
     missing = _missing(result)
     return [*parts, "### What is missing", "\n".join(f"- {line}" for line in missing)] if missing else parts
+
+
+def _below(result: dict[str, Any]) -> list[str]:
+    """Which methods end below random channels, at every budget that has these."""
+    said = []
+    for budget in dict.fromkeys(mean["budget"] for mean in result["means"]):
+        finals = {m["label"]: m["values"]["accuracy.final"] for m in result["means"] if m["budget"] == budget}
+        if YARDSTICK not in finals:
+            continue
+        chance = finals[YARDSTICK]["mean"]
+        behind = sorted((values["mean"], label) for label, values in finals.items() if values["mean"] < chance)
+        named = ", ".join(f"[{label}](methods/{label}.md) {100 * mean:.2f}%" for mean, label in behind[::-1])
+        # at most that of accuracies on different images: on the same ones they rise and fall together
+        error = 100 * (2 * chance * (1 - chance) / result["images"]) ** 0.5
+        if behind:
+            said.append(
+                f"Below random channels ({100 * chance:.2f}%) at {budget}: {named}. The test images alone leave a "
+                f"difference a standard error of up to {error:.1f} points."
+            )
+    return said
 
 
 def _bases(result: dict[str, Any]) -> str:
