@@ -155,15 +155,29 @@ def _board(found: Measured) -> str:
 
 def by_method(found: Measured) -> list[str]:
     """A row for every method that was measured, those that end best when trained above; the names of the others."""
-    known = [row for row in METHODS if _figures(found.of(row.name))]
-    others = [_link(row.name) for row in METHODS if row not in known]
-    rows = [_row(row, found) for row in sorted(known, key=lambda row: _order(found.of(row.name)))]
-    said = [f"Not in these measurements: {', '.join(others)}."] if others else []
-    return [table(HEAD, rows), *said]
+    ranked = sorted(
+        (row for row in METHODS if _figures(found.of(row.name))), key=lambda row: _order(found.of(row.name))
+    )
+    others = [_link(row.name) for row in METHODS if row not in ranked]
+    shown = [row for row in ranked if _in_full(found.of(row.name))]
+    alone = [row for row in ranked if row not in shown]
+    parts = [table(HEAD, [_row(row, found) for row in shown])]
+    if alone:
+        told = [[_link(row.name), _standing(found.of(row.name)), row.needs, row.acts] for row in alone]
+        parts += ["On the leaderboard alone:", table(["method", "ResNet-20", "needs", "acts"], told)]
+    return [*parts, *([f"Not in these measurements: {', '.join(others)}."] if others else [])]
 
 
 def _figures(facts: Facts) -> bool:
-    return bool(facts.top1 or facts.board) or facts.final() is not None
+    return bool(facts.board) or _in_full(facts)
+
+
+def _in_full(facts: Facts) -> bool:
+    return bool(facts.top1) or facts.final() is not None
+
+
+def _standing(facts: Facts) -> str:
+    return _p(_on_board(facts) or None) + (f" ({len(facts.board)} seeds)" if len(facts.board) > 1 else "")
 
 
 def _order(facts: Facts) -> tuple[float, float, float]:
@@ -184,7 +198,7 @@ def _row(row: MethodRow, found: Measured) -> list[str]:
         _p(facts.top1.get("none")),
         "–" if mended is None else f"{_p(mended[1])} `{mended[0]}`",
         "–" if final is None else f"{100 * final:.1f}{_apart(facts)}",
-        _p(_on_board(facts) or None) + (f" ({len(facts.board)} seeds)" if len(facts.board) > 1 else ""),
+        _standing(facts),
         "–" if share is None else percent(share, 1),
         "–" if facts.score_s is None else f"{facts.score_s:.1f}",
         "–" if total is None else f"{total:.0f}",
