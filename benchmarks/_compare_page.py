@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import _record
-from _by_method import ANEW, CHANGED, HALF, STALE
+from _by_method import ANEW, CHANGED, HALF
 from _markdown import circumstances, folded, table
 
 from secateur.compare.leaderboard import paired
@@ -59,8 +59,7 @@ more, in place of what they do in a short training by default ([SWP](methods/swp
 ANEW_SAID = """\
 Since {date}, when the table above was measured, defaults or schedules of {changed} have changed: [each method's
 page](methods.md) says what. The same setting with the code of today, {seeds}; `l1` and `random`, which have not
-changed, show how much of a difference is chance. Percent, of the seeds that were measured anew. Defaults of {stale}
-have changed too and are not measured again yet."""
+changed, show how much of a difference is chance. Percent, of the seeds that were measured anew."""
 
 BELOW = """\
 Below random choice ({random}) end three of them here. What more epochs change, from the same trained network and with
@@ -213,9 +212,7 @@ def _anew(before: dict[str, Any]) -> list[str]:
     known = " to ".join(map(str, sorted({min(counts), max(counts)})))
     seeds = "one seed, which cannot rank methods" if counts == {1} else f"{known} seeds"
     changed = ", ".join(f"`{label}`" for label in CHANGED)
-    about = ANEW_SAID.format(
-        date=before["date"][:10], changed=changed, seeds=seeds, stale=", ".join(f"`{name}`" for name in STALE)
-    )
+    about = ANEW_SAID.format(date=before["date"][:10], changed=changed, seeds=seeds)
     alone = {"device": result["machine"], "threads": result["threads"][0], "python": ", ".join(result["python"])}
     head = ["method", "final before", "cut", "final", "params left", "seeds"]
     return ["## Measured anew", about, circumstances({**result, **alone}), table(head, lines)]
