@@ -278,6 +278,21 @@ def test_a_defect_fails_one_run_and_leaves_its_traceback(tmp_path: Path, monkeyp
     assert "in broken" in noted["details"]
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyError])
+def test_a_defect_in_a_method_fails_its_run_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Also where it shows before anything is trained."""
+
+    def broken(*_: Any) -> Any:
+        raise error("half of nothing")
+
+    monkeypatch.setattr("secateur.methods.bwcp.method.BWCP.prepare", broken)
+    found = contest(tmp_path / "a", "bwcp", "scratch")
+    assert [row["label"] for row in found.document["rows"]] == ["scratch"]
+    assert f"Secateur itself failed ({error.__name__}" in found.failed[0]
+
+
 def test_without_its_base_network_a_run_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise RunError("The disk is full.")

@@ -29,6 +29,8 @@ WAYS: dict[str, Count] = {
     "an integer in a list": lambda h, n: h / torch.tensor([n]),
     "an integer filled like another": lambda h, n: h / torch.full_like(torch.zeros(1, 1, dtype=torch.long), n),
     "a new integer": lambda h, n: h * torch.zeros(1, dtype=torch.int32).new_full((1, 1, 1), n),
+    "an integer of 16 bits": lambda h, n: h.mul(torch.tensor([[n]], dtype=torch.int16)),
+    "an integer that is subtracted": lambda h, n: torch.sub(h, torch.as_tensor([n])),
     "added to a sum of all": lambda h, n: h / torch.add((h * 0).sum(), n),
     "a running mean": lambda h, n: h.cumsum(1) / n,
 }

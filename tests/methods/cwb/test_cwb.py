@@ -243,6 +243,17 @@ def test_what_no_channel_fits_into_is_said() -> None:
     assert found
 
 
+@pytest.mark.parametrize("step", [0.01, 0.2, 0.45])
+def test_what_coarse_steps_leave_is_said(step: float) -> None:
+    graph = trace(chain(), IMAGE)
+    rng = np.random.default_rng(0)
+    votes = {group.name: rng.random(group.width) for group in graph.groups}
+    plan = elect(votes, graph, Budget.parse("flops=0.5"), Constraints(max_ratio=0.9), step=step)
+    used = graph.cost(plan).macs / (0.5 * graph.cost().macs)
+    assert ("unspent" in plan.provenance) == (used < 0.99)
+    assert step < 0.2 or plan.provenance["unspent"].endswith(f"falls in steps of {step:g}.")
+
+
 def test_ties_and_what_cannot_be_reached() -> None:
     """Equal votes are all at the threshold, and never lead below the budget; floors may be above it."""
     graph = trace(chain(), IMAGE)
