@@ -22,8 +22,8 @@ schedule, and as many more epochs for every method, as [comparing methods](compa
 `dense`, is trained for as long. Settings of methods are their defaults; BWCP's were chosen on another network, other
 images and seeds ([where they come from](bwcp.md#where-the-default-schedule-comes-from)). The first rows of `cpmc` and
 `acp` here were the reason to look for other defaults; these were chosen by held-out training images and another seed
-([their](methods/cpmc.md#measured) [pages](methods/acp.md#measured)), and their rows measured anew. Accuracies are of all
-10,000 test images. One seed of every method comes first, three of those whose place is in question follow.
+([their](methods/cpmc.md#measured) [pages](methods/acp.md#measured)), and their rows measured anew. Accuracies are of
+all 10,000 test images. One seed of every method comes first, three of those whose place is in question follow.
 Measure it with `make leaderboard SETUP=resnet20`, in pieces with `MINUTES=7`."""
 
 FACTS = """\
