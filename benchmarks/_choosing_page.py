@@ -61,7 +61,7 @@ def pages(docs: Path) -> dict[Path, str]:
     known = {"dense": 100 * found.dense, "error": 100 * found.error, "images": images, "epochs": f"{epochs:.0f}"}
     legend = LEGEND.format(**known, board=_board(found))
     parts = ["# Choosing a method", INTRODUCTION]
-    parts += ["## By what you have", table(["you have", "take", "why"], _situations(found), words=True)]
+    parts += ["## By what you have", table(["you have", "take", "why"], situations(found), words=True)]
     parts += ["## By method", legend, *by_method(found)]
     parts += ["## Poor choices", POOR, folded("Where each method is a poor choice", _poor_table(found))]
     parts += ["## What no table says", ADVICE.format(epochs=epochs)]
@@ -72,7 +72,8 @@ def pages(docs: Path) -> dict[Path, str]:
 # ------------------------------------------------------------------------------------------------ by what you have
 
 
-def _situations(found: Measured) -> list[list[str]]:
+def situations(found: Measured) -> list[list[str]]:
+    """Rows of the first table: what one has, what to take, and by which figures."""
     rows = []
     weights = _top(found, lambda row, facts: {"none": facts.top1.get("none")} if row.needs == "nothing" else {})
     if weights:
@@ -94,7 +95,8 @@ def _situations(found: Measured) -> list[list[str]]:
     for title, wanted in TRAINED.items():
         ranked = _compared(found, wanted)
         if ranked:
-            rows.append([title, *_first(ranked)])
+            name, why = _first(ranked)
+            rows.append([title, name, "; ".join([why, *_board_says(found, wanted, ranked[0][0])])])
     return rows
 
 
@@ -138,6 +140,18 @@ def _first(ranked: list[tuple[MethodRow, float, float]]) -> list[str]:
     alike = [_link(other.name) for other, value, apart in others if value + 2 * max(sd, apart) >= mean]
     also = f"; within two standard deviations: {', '.join(alike)}" if alike else ""
     return [_link(row.name), f"{_p(mean)} with equal epochs{also}"]
+
+
+def _board_says(found: Measured, wanted, chosen: MethodRow) -> Iterable[str]:  # type: ignore[no-untyped-def]
+    """Who is first on the leaderboard among these, and where the one that is named above stands there."""
+    ranked = sorted(
+        (row for row in METHODS if wanted(row) and found.of(row.name).board),
+        key=lambda row: (-_on_board(found.of(row.name)), row.name),
+    )
+    if ranked:
+        named = dict.fromkeys([*ranked[:3], *(row for row in ranked if row is chosen)])
+        told = ", ".join(f"{_link(row.name)} {_standing(found.of(row.name))}" for row in named)
+        yield f"on the [leaderboard](leaderboard.md), of {len(ranked)} measured: {told}"
 
 
 # ------------------------------------------------------------------------------------------------ by method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -12,7 +13,7 @@ from secateur.methods import METHODS, method
 
 sys.path.insert(0, str(DOCS))
 from _by_method import Facts, Measured, measured
-from _choosing_page import by_method, poor
+from _choosing_page import by_method, poor, situations
 from _diagrams import kernels_chart
 from _method_notes import note
 from _method_pages import _board, details, prose
@@ -254,6 +255,18 @@ def test_poor_choices_follow_from_figures() -> None:
         assert clause in said
     assert list(poor(method("taylor"), found)) == ["there are no images of the task"]
     assert "figures are wanted" in "; ".join(poor(method("dcp"), found))
+
+
+def test_a_situation_says_who_is_first_on_the_leaderboard_too() -> None:
+    facts = {name: _facts(final) for name, final in (("cp", 0.6), ("dcp", 0.5), ("l1", 0.5))}
+    finals = {"cp": [0.80], "dcp": [0.84], "l1": [0.87], "l2": [0.82, 0.90], "csgd": [0.99]}
+    facts |= {name: Facts() for name in ("l2", "csgd")}
+    for name, accuracies in finals.items():
+        facts[name].board.extend(accuracies)
+    (*_, (title, name, why)) = situations(Measured(facts, None, None, None))  # csgd acts elsewhere
+    assert (title, name) == ("trained weights and a short fine-tuning", "[`cp`](methods/cp.md)")
+    ranked = re.findall(r"\[`(\w+)`\]\(\S+\) ([\d.]+%)( \(2 seeds\))?", why.partition("of 4 measured: ")[2])
+    assert ranked == [("l1", "87.0%", ""), ("l2", "86.0%", " (2 seeds)"), ("dcp", "84.0%", ""), ("cp", "80.0%", "")]
 
 
 def test_shown_output_may_differ_by_a_few_percent() -> None:

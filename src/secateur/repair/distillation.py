@@ -58,7 +58,7 @@ class DistillationSettings(Section):
         description="a step over the root mean square of the weights it moves; falls along a cosine after ten steps",
     )
     inner: float = Field(1.0, ge=0, description="weight of what inner layers read, beside the answers")
-    images: int = Field(5000, ge=1, description="most images looked at")
+    images: int = Field(5000, ge=1, description="most calibration images used")
     seed: int = Field(0, ge=0, description="of the order of images")
 
 

@@ -43,10 +43,13 @@ from secateur.statistics.samples import PatchSums, Sampler, least_squares, patch
 from secateur.statistics.shortcuts import shortcuts
 
 
-class LeastSquaresSettings(Section):
-    """Defaults: the paper's positions; the ridge of the specification."""
+class FitSettings(Section):
+    """How layers are fitted to their former answers, here and by methods that go layer by layer.
 
-    images: int = Field(5000, ge=1, description="most images looked at")
+    Defaults: the paper's positions; the ridge of the specification.
+    """
+
+    images: int = Field(5000, ge=1, description="most calibration images used")
     positions: int = Field(10, ge=1, description="random output positions of each, for each layer")
     per_column: int = Field(
         10, ge=0, description="patches for each weight of a filter, at least: more positions of few images"
@@ -58,6 +61,11 @@ class LeastSquaresSettings(Section):
         description="pull towards the weights as they were, over the mean diagonal; more if images are few",
     )
     shortcuts: bool = Field(True, description="also make up for what happened to the shortcut added to an answer")
+
+
+class LeastSquaresSettings(FitSettings):
+    """What a fit needs, and where its random positions come from."""
+
     seed: int = Field(0, ge=0, description="of the positions")
 
 

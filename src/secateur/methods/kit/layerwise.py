@@ -32,7 +32,7 @@ from secateur.methods.kit.floors import keep_streams
 from secateur.methods.kit.shares import proportional, unspent
 from secateur.plan import Plan
 from secateur.repair.base import Case, Reader
-from secateur.repair.least_squares import fit, limited, patch_sums
+from secateur.repair.least_squares import FitSettings, fit, limited, patch_sums
 from secateur.statistics.gather import count
 from secateur.statistics.lockstep import Made, Stop, crowded, together
 from secateur.statistics.narrow import narrow, uses_its_weight
@@ -43,21 +43,9 @@ from secateur.statistics.shortcuts import shortcuts
 MEMORY = 4 << 30
 
 
-class LayerwiseSettings(Settings):
+class LayerwiseSettings(FitSettings, Settings):
     """What such methods have in common."""
 
-    images: int = Field(5000, ge=1, description="most calibration images used")
-    positions: int = Field(10, ge=1, description="random output positions of each, for each layer")
-    per_column: int = Field(
-        10, ge=0, description="patches for each weight of a filter, at least: more positions of few images"
-    )
-    ridge: float = Field(
-        1e-6,
-        ge=0,
-        le=1,
-        description="pull towards the weights as they were, over the mean diagonal; more if images are few",
-    )
-    shortcuts: bool = Field(True, description="also make up for what happened to the shortcut added to an answer")
     streams: bool = Field(False, description="cut residual streams too; else only if the budget is out of reach")
     shares: dict[str, float] = Field(
         default_factory=dict, description="{module pattern: how much larger the share is that stays}; 1 for the others"
