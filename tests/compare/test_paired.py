@@ -38,6 +38,17 @@ def test_six_seeds_are_ranked() -> None:
     assert found["significant"] is True
 
 
+@pytest.mark.parametrize(("methods", "seeds"), [(2, 7), (3, 7), (10, 6), (10, 9), (24, 10)])
+def test_ranks_are_used_where_they_can_say_something_of_so_many_methods(methods: int, seeds: int) -> None:
+    """All seeds of one sign, and far apart: significant, however many methods share the level."""
+    best = {seed: 0.9 + seed / 1000 for seed in range(seeds)}
+    others = {f"m{k}": {seed: value - 0.1 - (seed + k) / 1000 for seed, value in best.items()} for k in range(methods)}
+    found = differences({"a": best, **others}, "a")
+    assert all(each["significant"] for each in found.values())
+    ranked = 2 / 2**seeds * methods < 0.05
+    assert {each["test"] for each in found.values()} == {WILCOXON if ranked else T_TEST}
+
+
 @pytest.mark.parametrize(
     ("own", "p"), [({0: 0.6}, None), ({0: 0.6, 1: 0.7}, 1.0), ({7: 0.5}, None)], ids=["one", "the same", "none shared"]
 )

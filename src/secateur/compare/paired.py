@@ -1,8 +1,8 @@
 """Which methods of a leaderboard differ by more than chance: differences to the best, paired over seeds.
 
 Below the leaderboard. Every method is trained from the same base network of a seed, so the differences of a seed are
-what is tested: by Wilcoxon's signed-rank test from six seeds on, by the paired t test below that, for no rank test of
-fewer can reach 5%. Holm's correction is over all methods of a budget.
+what is tested: by Wilcoxon's signed-rank test where its smallest p, 2 / 2^n of n seeds, is below 5% over the number of
+methods, so that Holm's correction over all of them leaves it something to find; by the paired t test below that.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from secateur._protocols import FloatArray
+
 LEVEL = 0.05
-#: From so many pairs on the exact signed-rank test can reach the level.
-_RANKED = 6
 T_TEST, WILCOXON, NONE = "paired t test", "Wilcoxon signed-rank test", "none: one seed"
 
 
@@ -30,31 +30,34 @@ def differences(finals: Mapping[str, Mapping[int, float]], best: str) -> dict[st
         By method, the best left out: mean "difference" (best - method) over "n" shared seeds, its 95% interval "low"
         and "high", the "test", "p" as it is and "p_holm" corrected, and "significant".
     """
-    found = {label: _pair(finals[best], own) for label, own in finals.items() if label != best}
+    gaps = {label: _gaps(finals[best], own) for label, own in finals.items() if label != best}
+    tests = sum(len(each) > 1 for each in gaps.values())
+    found = {label: _pair(each, tests) for label, each in gaps.items()}
     for label, corrected in _holm({k: each["p"] for k, each in found.items() if each["p"] is not None}).items():
         found[label] |= {"p_holm": corrected, "significant": corrected < LEVEL}
     return found
 
 
-def _pair(best: Mapping[int, float], own: Mapping[int, float]) -> dict[str, Any]:
-    seeds = sorted(best.keys() & own.keys())
-    gaps = np.array([best[seed] - own[seed] for seed in seeds], dtype=np.float64)
-    mean = float(gaps.mean()) if seeds else None
-    blank = {"difference": mean, "n": len(seeds), "low": None, "high": None}
-    if len(seeds) < 2:
+def _gaps(best: Mapping[int, float], own: Mapping[int, float]) -> FloatArray:
+    return np.array([best[seed] - own[seed] for seed in sorted(best.keys() & own.keys())], dtype=np.float64)
+
+
+def _pair(gaps: FloatArray, tests: int) -> dict[str, Any]:
+    blank = {"difference": float(gaps.mean()) if len(gaps) else None, "n": len(gaps), "low": None, "high": None}
+    if len(gaps) < 2:
         return {**blank, "test": NONE, "p": None, "p_holm": None, "significant": False}
     # mean ± t(0.975, n - 1) s / √n
     half = float(stats.t.ppf(1 - LEVEL / 2, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
-    test = WILCOXON if len(gaps) >= _RANKED else T_TEST
+    test = WILCOXON if tests * 2.0 ** (1 - len(gaps)) < LEVEL else T_TEST
     bounds = {"low": float(gaps.mean()) - half, "high": float(gaps.mean()) + half}
-    return {**blank, **bounds, "test": test, "p": _chance(gaps), "p_holm": None, "significant": False}
+    return {**blank, **bounds, "test": test, "p": _chance(gaps, test), "p_holm": None, "significant": False}
 
 
-def _chance(gaps: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+def _chance(gaps: FloatArray, test: str) -> float:
     """Two-sided p of these differences, if the methods were alike."""
     if not gaps.any():
         return 1.0
-    if len(gaps) >= _RANKED:
+    if test == WILCOXON:
         return float(stats.wilcoxon(gaps).pvalue)
     spread = gaps.std(ddof=1)
     if spread <= 1e-12:
