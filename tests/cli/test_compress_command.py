@@ -87,6 +87,16 @@ def test_refused_in_a_sentence(folder: Path, words: list[str], said: str) -> Non
     assert output.count("error:") == 1
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.usefixtures("folder")
+def test_what_is_not_tried_is_said_on_stderr_before_the_search(quiet: bool) -> None:
+    words = ["compress", *MODEL, "--flops", "0.5", "--out", "c", *QUICK, *["--quiet"] * quiet]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    assert ("No data are given: only methods that need none are tried" in found.stderr) != quiet
+    assert "trial 1" not in found.stderr
+
+
 def test_sensitivity_prints_a_table_and_ratios(folder: Path) -> None:
     code, said = _run("sensitivity", *MODEL, "--data", "net.py:train", "--shares", "0.5", "--drop", "99", "--out", "s")
     assert code == 0, said

@@ -94,11 +94,19 @@ def test_a_budget_out_of_reach_says_what_can_be_reached(model: nn.Module, loader
 
 
 def test_without_data(model: nn.Module) -> None:
+    heard: list[str] = []
     found = secateur.compress(
-        model, example_inputs=torch.zeros(1, 1, 8, 8), params=0.6, **{**QUICK, "methods": ("l1", "taylor")}
+        model,
+        example_inputs=torch.zeros(1, 1, 8, 8),
+        params=0.6,
+        say=heard.append,
+        **{**QUICK, "methods": ("l1", "taylor")},
     )
     said = " ".join(found.said)
-    assert "No data were given" in said
+    before = [line for line in heard[: heard.index(next(h for h in heard if "trial 1" in h))] if line.endswith(".")]
+    assert before == [line for line in found.said if line in heard]  # what is known before the work is said before it
+    assert len(before) == 3  # no data; taylor; the allocator that measures
+    assert "No data are given" in said
     assert "Not tried, for want of images: taylor." in said
     assert found.unit == "agreement"
     assert found.reached("params") <= 0.6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,7 @@ from secateur.cli._base import (
     interruptible,
     resuming,
     show,
+    tell,
     working,
 )
 from secateur.cli._normalising import Mean, Normalising, Std
@@ -124,7 +125,7 @@ def compress(
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{str(folder)!r} is there already: give another --out, or continue it with --resume.")
     with interruptible(resuming("compress", folder, _REQUEST)), working("Compressing", as_json or quiet) as say:
-        found = _searched(asked, folder, say, begun=resume is None)
+        found = _searched(asked, folder, _heard(say, quiet), begun=resume is None)
     _tell(found, folder, as_json, quiet)
 
 
@@ -173,7 +174,7 @@ def sensitivity(
         images = training_data(data, loaded, seed, Normalising(mean, std))
         found = work(
             loaded.model, images, example_inputs=loaded.inputs, shares=_numbers(shares), method=method,
-            repair=repair, task=task, ignore=ignore, seed=seed, say=say,
+            repair=repair, task=task, ignore=ignore, seed=seed, say=_heard(say, quiet),
         )  # fmt: skip
         ratios = None if drop is None else found.ratios(drop)
         if out is not None:
@@ -190,6 +191,18 @@ def sensitivity(
 
 
 # --------------------------------------------------------------------------------------------------------- what is done
+
+
+def _heard(say: Callable[[str], None], quiet: bool) -> Callable[[str], None]:
+    """How far the work is, where that is shown; whole sentences stay, unless nothing is to be said."""
+
+    def heard(text: str) -> None:
+        if not text.endswith("."):
+            say(text)
+        elif not quiet:
+            tell(text)
+
+    return heard
 
 
 def _searched(asked: dict[str, Any], folder: Path, say: Any, *, begun: bool) -> Compressed:

@@ -96,7 +96,8 @@ def compress(
             result as one after the other; trainings stay in this process. 1: no Ray. address: of the cluster: "local"
             (one on this machine, for this call), "auto" or "HOST:PORT".
         seed: of everything random.
-        say: told what is being done. watch: told (done, total, runtime) while layer shapes are measured.
+        say: told what is being done, and first, in sentences with a full stop, what will not be tried or followed.
+        watch: told (done, total, runtime) while layer shapes are measured.
 
     Raises:
         SecateurError: one sentence: nothing is asked, the budget is out of reach, the data do not fit.
@@ -148,7 +149,7 @@ def sensitivity(
         shares: of a group's channels that are removed, each alone, nothing else changed. method: whose scores choose
             them, one that only scores. repair: what repairs the remaining weights each time; nothing by default.
         task, loss, metric, held_out: as for `compress`. ignore: patterns of layers that stay whole.
-        seed: of everything random. say: told what is being done.
+        seed: of everything random. say: as for `compress`.
 
     Returns:
         the figures, as a table, a picture and JSON; `.ratios(drop)` gives what `secateur.prune(ratios=...)` takes.

@@ -35,6 +35,8 @@ def found(
     source = source_of(data, example_inputs, request.seed, held_out)
     record = Record(folder, request.seed)
     ground = Ground(inner, example_inputs, request, source, task, record, options=options, say=say)
+    for line in ground.known():
+        say(line)
     with record.at_work():
         with hands(ground.maker, workers, address, folder, say) as trying:
             ranked = Race(ground, trying).run()

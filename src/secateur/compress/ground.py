@@ -12,7 +12,7 @@ import torch
 from optuna.trial import FrozenTrial, Trial
 from torch import nn
 
-from secateur.allocate import Constraints
+from secateur.allocate import MEASURED, Constraints
 from secateur.compress.candidates import Candidate, Space
 from secateur.compress.held_out import SHOWN, Source, rows_of
 from secateur.compress.judging import Judge, call, evaluating
@@ -73,6 +73,29 @@ class Ground:
         measuring = record.decide("measuring", self._measuring)
         data, labels = source.shown is not None, self.judge.labelled
         self.space = Space(request, data=data, labels=labels, measuring=measuring)
+
+    def known(self) -> list[str]:
+        """What is known before the search begins: how networks are judged, and what is not tried or seen in full."""
+        said = [self.judge.note, self._left_out(), self._unmeasured(), self._fewer()]
+        return [line for line in (*said, *self.task.notes, *self.source.notes) if line]
+
+    def _left_out(self) -> str:
+        out = ", ".join(self.space.left_out)
+        return f"Not tried, for want of {'labels' if self.source.shown else 'images'}: {out}." if out else ""
+
+    def _unmeasured(self) -> str:
+        if MEASURED in self.space.allocators or MEASURED not in self.request.allocators:
+            return ""
+        few = self.source.shown is None or self.source.count < LEAST
+        return f"Not tried, for want of {'images' if few else 'time'}: the allocator {MEASURED!r}."
+
+    def _fewer(self) -> str:
+        """What is looked at less for want of time."""
+        shown, held = self.record.decision("shown"), self.source.held_count
+        parts = [f"methods and repairs see about {shown:,} images"] if shown < min(SHOWN, self.source.count) else []
+        if held < self.held_out:
+            parts.append(f"networks are compared on {held:,} of {self.held_out:,} held-out images")
+        return f"For want of time {' and '.join(parts)}." if parts else ""
 
     def _measuring(self) -> bool:
         """Whether groups can be measured one by one within a part of the race: there are images and there is time."""

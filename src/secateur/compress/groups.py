@@ -143,6 +143,9 @@ def sensitivities(
     images = list(source.shown()) if source.shown is not None and (mending or row.needs == "calibration") else None
     graph = trace(model, example_inputs)
     names = _free(graph, ignore)
+    notes = (*source.notes, *((judge.note,) if judge.note else ()))
+    for line in notes:
+        say(line)
     figures: dict[str, tuple[float | None, ...]] = {}
     reasons: dict[str, str] = {}
     for number, name in enumerate(names, 1):
@@ -160,7 +163,6 @@ def sensitivities(
                 found.append(None)
         figures[name] = tuple(found)
     widths = {group.name: group.width for group in graph.groups}
-    notes = (*source.notes, *((judge.note,) if judge.note else ()))
     scale = "share" if judge.percent else judge.task.unit
     return Sensitivity(judge.unit, scale, judge(model), wanted, {n: widths[n] for n in names}, figures, reasons, notes)
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from secateur.batches import Batches, listed, parts_of
+from secateur.data.loaders import given_by
 from secateur.data.order import permutation
 from secateur.data.split import Split
 from secateur.errors import ConfigError, DataError
@@ -127,11 +128,8 @@ def _of_loader(loader: DataLoader[Any], example: Any, seed: int) -> Source:
             "A DataLoader of a stream cannot be divided: pass held_out=(batches of other training images)."
         )
     dataset: Any = loader.dataset
-    sampler: Any = loader.sampler
-    own = getattr(sampler, "indices", None)
-    indices = list(range(len(dataset))) if own is None else [int(k) for k in own]
-    known = own is not None or isinstance(sampler, RandomSampler | SequentialSampler)
-    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    given = given_by(loader)
+    indices, size = given.numbers, given.size
     order = permutation(len(indices), seed=seed, purpose="held out").tolist()
     count = held_of(len(indices))
     held, rest = [indices[k] for k in order[:count]], [indices[k] for k in order[count:]]
@@ -156,7 +154,7 @@ def _of_loader(loader: DataLoader[Any], example: Any, seed: int) -> Source:
         held=lambda: batches(held),
         shown=lambda: batches(rest[:SHOWN] if size else rest[: SHOWN // 32]),
         round=lambda number: batches(rest, number),
-        notes=() if known else (f"The {type(sampler).__name__} of the DataLoader is not used: images come evenly.",),
+        notes=given.notes,
     )
 
 

@@ -186,19 +186,19 @@ class Judge:
         count = self._source.held_count
         if self._source.shown is None:
             return (
-                "No data were given: only methods that need none were tried, they were compared on noise by how "
-                "closely they agree with the original, nothing was repaired or trained, and what the cut costs in "
+                "No data are given: only methods that need none are tried, they are compared on noise by how closely "
+                "they agree with the original, nothing is repaired or trained, and what the cut costs in "
                 f"{self.task.headline} is not known. Some hundred images of the task, even without labels, make the "
                 "result much better."
             )
         if not self.labelled:
             return (
-                "The images have no labels: networks were compared by how closely they agree with the original on "
+                "The images have no labels: networks are compared by how closely they agree with the original on "
                 f"{count} held-out images, and trained to imitate it."
             )
         if self.task.unit == "share" and count < _ENOUGH:
             return (
-                f"{self._source.count + count} images are few: networks were compared by how closely they agree with "
+                f"{self._source.count + count} images are few: networks are compared by how closely they agree with "
                 f"the original, as one of the {count} images that are held out is worth {100 / count:.0f} points of "
                 f"{self.task.headline}."
             )

@@ -7,15 +7,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from secateur.allocate import MEASURED
 from secateur.compress.candidates import Candidate
 from secateur.compress.ground import Ground, clone
-from secateur.compress.held_out import SHOWN
 from secateur.compress.judging import AGREEMENT
 from secateur.compress.record import FINALISTS, RACE, SMALLEST
 from secateur.compress.refining import Choice
 from secateur.compress.result import Compressed, Tried, pareto, share
-from secateur.methods.kit.measured import LEAST
 from secateur.runtime import measure
 from secateur.surgery import Result
 
@@ -50,12 +47,7 @@ class Story:
             *self._timed(measured),
             *self._why(tried),
             self._trained(),
-            self._judge.note,
-            self._left_out(),
-            self._unmeasured(),
-            self._fewer(),
-            *self._judge.task.notes,
-            *ground.source.notes,
+            *ground.known(),
         ]
         return Compressed.of(
             self._result,
@@ -66,7 +58,7 @@ class Story:
             key=self._request.key,
             tried=tried,
             front=pareto([*tried, last]),
-            said=tuple(line for line in said if line),
+            said=tuple(said),
             met=self.met,
             measured=measured,
             seconds=record.spent(),
@@ -186,23 +178,3 @@ class Story:
                     f"speedup={next_one:.2f} to come closer."
                 )
         return lines
-
-    def _left_out(self) -> str:
-        out = ", ".join(self._ground.space.left_out)
-        return f"Not tried, for want of {'labels' if self._ground.source.shown else 'images'}: {out}." if out else ""
-
-    def _fewer(self) -> str:
-        """What was looked at less for want of time."""
-        ground = self._ground
-        shown, held = ground.record.decision("shown"), ground.source.held_count
-        parts = [f"methods and repairs saw about {shown:,} images"] if shown < min(SHOWN, ground.source.count) else []
-        if held < ground.held_out:
-            parts.append(f"networks were compared on {held:,} of {ground.held_out:,} held-out images")
-        return f"For want of time {' and '.join(parts)}." if parts else ""
-
-    def _unmeasured(self) -> str:
-        space, request = self._ground.space, self._request
-        if MEASURED in space.allocators or MEASURED not in request.allocators:
-            return ""
-        few = self._ground.source.shown is None or self._ground.source.count < LEAST
-        return f"Not tried, for want of {'images' if few else 'time'}: the allocator {MEASURED!r}."

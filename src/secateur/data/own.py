@@ -20,6 +20,7 @@ from secateur._importing import imported
 from secateur.batches import rows_of
 from secateur.data.augment import Augmentation
 from secateur.data.each import drawing, together
+from secateur.data.loaders import given_by
 from secateur.data.order import Indices, permutation, rank_slice, words
 from secateur.data.sound import left_out, readable
 from secateur.data.split import asked
@@ -42,6 +43,7 @@ class Source:
     name: str
     samples: Any
     collate: Callable[[list[Any]], Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +167,7 @@ def open_own(
     """
     sources = _sources(name, _made(name, options), task)
     classes, names = _classes(sources["train"].samples)
-    notes = list[str]()
+    notes = [note for source in sources.values() for note in source.notes]
     if skip_broken:
         for what, source in sources.items():
             numbers, faults = readable(len(source.samples), lambda n, source=source: _Keyed(source)[n, 0], 1)  # type: ignore[misc]
@@ -218,6 +220,11 @@ def digest_of_own(splits: list[OwnSplit], found: Any) -> str:
 
 def _labels(samples: Any) -> Any:
     """The targets or labels of all samples, where a data set has them under one of these names, as torchvision's do."""
+    if isinstance(samples, Subset):
+        whole = _labels(samples.dataset)
+        if isinstance(whole, list | tuple):
+            return [whole[number] for number in samples.indices]
+        return None if whole is None else whole[list(samples.indices)]
     for name in ("targets", "labels"):
         found = getattr(samples, name, None)
         if isinstance(found, list | tuple) and found and isinstance(found[0], int | float | str | np.generic):
@@ -317,19 +324,32 @@ def _empty_list(part: Any) -> bool:
 
 def _source(name: str, part: Any, task: Task) -> Source:
     collate: Callable[[list[Any]], Any] = task.collate
-    if isinstance(part, DataLoader):
-        usual = part.collate_fn is torch.utils.data.default_collate
-        part, collate = part.dataset, collate if usual else part.collate_fn
+    loader = part if isinstance(part, DataLoader) else None
+    if loader is not None:
+        usual = loader.collate_fn is torch.utils.data.default_collate
+        part, collate = loader.dataset, collate if usual else loader.collate_fn
     if isinstance(part, IterableDataset) or not (hasattr(part, "__getitem__") and hasattr(part, "__len__")):
         raise ConfigError(
             f"{name} is a {type(part).__name__}, of which no sample can be had by its number, as a run that goes on "
             f"after an interruption needs: give {_FORMS}, with map-style data sets."
         )
-    return Source(name, part, collate)
+    if loader is None:
+        return Source(name, part, collate)
+    given = given_by(loader)
+    if given.size is None:
+        raise ConfigError(
+            f"{name} has no batch size, so that its data set gives whole batches, and a run makes batches itself: give "
+            "a data set of samples."
+        )
+    if len(given.numbers) < len(part):
+        part = Subset(part, given.numbers)
+    return Source(name, part, collate, tuple(f"{name}: {note}" for note in given.notes))
 
 
 def _classes(samples: Any) -> tuple[int | None, tuple[str, ...] | None]:
     """How many classes a data set says it has, and what it calls them."""
+    while isinstance(samples, Subset):
+        samples = samples.dataset
     names = getattr(samples, "classes", None)
     if isinstance(names, list | tuple) and names:
         return len(names), tuple(map(str, names))
