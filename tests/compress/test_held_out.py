@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 import secateur
 from secateur.compress.held_out import Source, held_of, rows_of, source_of
@@ -70,6 +73,61 @@ def test_a_stream_needs_images_to_compare_on() -> None:
 
     with pytest.raises(secateur.ConfigError, match="held_out="):
         source_of(DataLoader(Stream()), ONE, 0)
+
+
+class Flipped(Dataset[Any]):
+    """Samples that are another way round every second time."""
+
+    def __init__(self, draw: Callable[[], float] = lambda: float(torch.rand(()))) -> None:
+        self.draw = draw
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, number: int) -> Any:
+        sample = torch.tensor([1.0 + number, 0.0])
+        return sample.flip(0) if self.draw() < 0.5 else sample, float("nan")
+
+
+def _seen(pairs: Any) -> torch.Tensor:
+    return torch.cat([inputs for inputs, _ in pairs])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_that_change_are_the_same_for_every_network(workers: int) -> None:
+    source = source_of(DataLoader(Flipped(), batch_size=8, num_workers=workers), ONE, 0)
+    for part in (source.held, source.shown, lambda: source.round(1)):  # type: ignore[misc]
+        first = _seen(part())  # type: ignore[misc]
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        assert torch.equal(first, _seen(part()))  # type: ignore[misc]
+        assert torch.equal(before, torch.get_rng_state())
+    rounds = [_seen(source.round(number)) for number in (1, 2)]  # type: ignore[misc]
+    assert not torch.equal(*(each[each.amax(1).argsort()] for each in rounds))  # and others in every round
+    assert "changes its samples at random" in source.notes[0]
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_samples_that_draw_elsewhere_are_noticed(draw: Any) -> None:
+    source = source_of(DataLoader(Flipped(draw), batch_size=8), ONE, 0)
+    assert torch.equal(_seen(source.held()), _seen(source.held()))
+    assert "changes its samples at random" in source.notes[0]
+
+
+def test_samples_that_do_not_change_are_not_accused() -> None:
+    assert source_of(DataLoader(Flipped(lambda: 1.0), batch_size=8), ONE, 0).notes == ()
+
+
+def test_a_shuffled_loader_beside_held_out_samples_shows_every_candidate_the_same() -> None:
+    learnt, held = _numbered(2000, shuffle=True), DataLoader(Flipped(), batch_size=8, shuffle=True, num_workers=1)
+    source = source_of(learnt, ONE, 0, held_out=held)
+    assert source.shown is not None
+    assert source.round is not None
+    assert _numbers(source.shown()) == _numbers(source.shown())
+    assert torch.equal(_seen(source.held()), _seen(source.held()))
+    first, again, other = (_numbers(source.round(number)) for number in (1, 1, 2))
+    assert first == again != other
+    assert sorted(first) == list(range(2000))
 
 
 def test_parts_that_the_user_made_are_not_divided() -> None:

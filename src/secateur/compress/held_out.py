@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from secateur.batches import Batches, listed, parts_of
+from secateur.data.each import drawing
 from secateur.data.loaders import given_by
 from secateur.data.order import permutation
 from secateur.data.split import Split
@@ -31,6 +32,11 @@ _SHARE, _LEAST, _MOST = (
 SHOWN = 1024  # images that methods and repairs learn from, at most
 _WHOLE = 20  # batches of a list from which on whole ones are held out
 _NOISE, _NOISE_BATCHES = 16, 4
+_TRIES = 8  # draws that tell whether a sample changes: an image that is flipped every second time shows it in most
+_CHANGING = (
+    "The data set changes its samples at random, and those that are held out, too, though the same way for every "
+    "network: pass held_out=(batches of others that it leaves as they are) for figures without that.",
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def _of_loader(loader: DataLoader[Any], example: Any, seed: int) -> Source:
     count = held_of(len(indices))
     held, rest = [indices[k] for k in order[:count]], [indices[k] for k in order[count:]]
 
-    def batches(part: Sequence[int], number: int | None = None) -> Iterator[Pair]:
+    def batches(part: Sequence[int], number: int | None = None, size: int | None = size) -> Iterator[Pair]:
         generator = torch.Generator().manual_seed(0 if number is None else derive(seed, "round", number))
         made = DataLoader(
             Subset(dataset, part),
@@ -145,8 +151,9 @@ def _of_loader(loader: DataLoader[Any], example: Any, seed: int) -> Source:
             collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn,
         )
-        return (parts_of(batch, example) for batch in made)
+        return (parts_of(batch, example) for batch in _drawn(made, seed, "held" if number is None else number))
 
+    alone = batches(held[:1] * _TRIES, size=None if size is None else 1)
     return Source(
         count=len(rest),
         held_count=count,
@@ -154,7 +161,30 @@ def _of_loader(loader: DataLoader[Any], example: Any, seed: int) -> Source:
         held=lambda: batches(held),
         shown=lambda: batches(rest[:SHOWN] if size else rest[: SHOWN // 32]),
         round=lambda number: batches(rest, number),
-        notes=given.notes,
+        notes=(*given.notes, *(_CHANGING if _changes(alone) else ())),
+    )
+
+
+def _drawn(batches: Iterable[Any], seed: int, part: str | int) -> Iterator[Any]:
+    """These batches, whose samples draw what follows from the part and the number of the batch."""
+    with drawing(derive(seed, "samples", part)):
+        made = iter(batches)
+    for number in itertools.count():
+        try:
+            with drawing(derive(seed, "samples", part, number)):
+                batch = next(made)
+        except StopIteration:
+            return
+        yield batch
+
+
+def _changes(again: Iterable[Any]) -> bool:
+    """Whether a batch that is had again and again is not always the same."""
+    first, *others = (output_tensors(batch) for batch in again)
+    return any(
+        a.shape != b.shape or not bool(((a == b) | ((a != a) & (b != b))).all())  # not a number is not itself
+        for other in others
+        for a, b in zip(first, other, strict=False)
     )
 
 
@@ -190,9 +220,9 @@ def _given(data: Any, held_out: Any, example: Any, seed: int) -> Source:
         count=sum(sizes),
         held_count=sum(rows_of(inputs) for inputs in held.inputs()),
         steps=len(sizes),
-        held=lambda: held,
-        shown=lambda: itertools.islice(learnt, -(-SHOWN // first)),
-        round=lambda number: learnt,
+        held=lambda: _drawn(held, seed, "held"),
+        shown=lambda: itertools.islice(_drawn(learnt, seed, "shown"), -(-SHOWN // first)),
+        round=lambda number: _drawn(learnt, seed, number),
         notes=("held_out is compared on as it was given: see to it that none of its images is among the others.",),
     )
 
