@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from _fake_graph import FakeConv, build, small
 from hypothesis import given
 from hypothesis import strategies as st
 
+import secateur
 import secateur.plan as plan_module
 from secateur.errors import PlanError
 from secateur.plan import Plan, fingerprint
@@ -259,3 +261,9 @@ def test_unwritable_paths_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing" / "plan.json", tmp_path, "nul\0byte", "/"):
         with pytest.raises(PlanError, match="cannot be written"):
             half().save(path)
+
+
+@pytest.mark.parametrize("what", ["plan.json", 3, {"a": [True]}])
+def test_what_is_no_plan_is_not_applied(what: Any) -> None:
+    with pytest.raises(PlanError, match=r"is no plan: give one, such as secateur\.Plan\.load\('plan\.json'\)"):
+        secateur.apply(secateur.models.create("tiny"), torch.zeros(1, 3, 16, 16), what)

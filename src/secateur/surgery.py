@@ -133,6 +133,8 @@ def apply(
     Raises:
         PlanError: the plan does not fit this network.
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"{plan!r:.60} is no plan: give one, such as secateur.Plan.load('plan.json').")
     attention = plan.provenance.get("attention", "heads")
     graph = trace(model, example_inputs, attention=attention if attention == "head_dim" else "heads")
     check_weights(graph)

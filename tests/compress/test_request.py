@@ -60,11 +60,30 @@ def test_the_request_is_plain_values() -> None:
         ({"bounds": {"flops": 0.5}, "methods": ["l3"]}, "did you mean"),
         ({"bounds": {"flops": 0.5}, "repairs": ["least_square"]}, "did you mean"),
         ({"bounds": {"flops": 0.5}, "runtime": "onnx"}, "did you mean"),
+        ({"bounds": {"flops": 0.5}, "methods": []}, "methods names none: give one"),
+        ({"bounds": {"flops": 0.5}, "repairs": ()}, "repairs names none: give one"),
+        ({"bounds": {"flops": 0.5}, "allocators": iter(())}, "allocators names none: give one"),
+        ({"bounds": {"flops": 0.5}, "methods": 3}, "methods=3 are no names"),
+        ({"bounds": {"flops": 0.5}, "methods": [3]}, r"methods=\[3\] are no names"),
+        ({"bounds": {"flops": 0.5}, "align": 0}, "align=0 is not a positive integer"),
+        ({"bounds": {"flops": 0.5}, "align": [8]}, r"align=\[8\] is not a positive integer"),
+        ({"bounds": {"flops": 0.5}, "align": "eight"}, "Unknown alignment 'eight'"),
+        ({"bounds": {"flops": 0.5}, "seed": -1}, "seed=-1 is no seed"),
+        ({"bounds": {"flops": 0.5}, "time": [1]}, "such as 30m"),
+        ({"bounds": {"flops": 0.5}, "trials": True}, "trials is True"),
+        ({"max_drop": True}, "points of the metric"),
     ],
 )
 def test_what_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(secateur.SecateurError, match=said):
         request(**given)
+
+
+def test_one_name_needs_no_list() -> None:
+    asked = request(bounds={"flops": 0.5}, methods="l1, fpgm", repairs="least_squares+batchnorm", allocators="global")
+    assert (asked.methods, asked.repairs) == (("l1", "fpgm"), ("least_squares+batchnorm",))
+    assert asked.allocators == ("global",)
+    assert request(bounds={"flops": 0.5}, align="8").aligns == (8,)
 
 
 def test_levels_lie_between_the_whole_network_and_the_budget() -> None:

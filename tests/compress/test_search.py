@@ -13,6 +13,7 @@ from _quarters import QUICK, images, network
 from optuna.trial import Trial
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 import secateur
 from secateur.compress.result import Tried, pareto
@@ -114,6 +115,50 @@ def test_without_data(model: nn.Module) -> None:
         secateur.compress(model, example_inputs=torch.zeros(1, 1, 8, 8), max_drop=1)
     with pytest.raises(secateur.InputError, match="example_inputs="):
         secateur.compress(model, flops=0.5)
+
+
+SET = TensorDataset(*images(40))
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        (SET, {}, "gives single samples: wrap it in a torch.utils.data.DataLoader"),
+        (3, {}, "The data are a int: give batches"),
+        ([], {}, "The data are empty"),
+        (iter([]), {}, "The data are empty"),
+        ([images(40)], {"held_out": []}, "There are no images in held_out"),
+        ([images(40)], {"loss": 3}, "3 is no loss"),
+        ([images(40)], {"metric": nn.L1Loss}, r"The metric L1Loss is a class: give an object of it, L1Loss\(\)"),
+        ([images(40)], {"metric": lambda output: 0.0}, "is no metric: give a function of output and target."),
+        ([images(40)], {"ignore": "nothing.*"}, "nothing"),
+        ([images(40)], {"min_channels": 0}, "min_channels=0 is not a positive integer"),
+        ([images(40)], {"max_ratio": "all"}, "max_ratio='all' is not a share"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    model: nn.Module, data: Any, options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(secateur.SecateurError, match=said) as caught:
+        secateur.compress(model, data, flops=0.5, out=tmp_path / "c", **{**QUICK, **options})
+    assert "No candidate" not in str(caught.value)
+    given = {key: value for key, value in options.items() if key in ("held_out", "loss", "metric", "ignore")}
+    if not options or given:
+        with pytest.raises(secateur.SecateurError, match=said):
+            secateur.sensitivity(model, data, shares=0.5, **given)
+
+
+def test_what_is_no_network_is_one_sentence() -> None:
+    with pytest.raises(secateur.ModelError, match=r"A torch.nn.Module is needed, not str"):
+        secateur.compress("net", [images(40)], flops=0.5, **QUICK)  # type: ignore[arg-type]
+    with pytest.raises(secateur.ModelError, match=r"A torch.nn.Module is needed, not str"):
+        secateur.sensitivity("net", [images(40)], shares=0.5)  # type: ignore[arg-type]
+
+
+def test_a_generator_loses_no_batch_to_the_example(model: nn.Module) -> None:
+    batches = [images(60), images(60)]
+    found = secateur.compress(model, iter(batches), flops=0.5, **{**QUICK, "trials": 1, "epochs": 0})
+    assert "on 40 held-out training images" in " ".join(found.said)  # a third of 120
 
 
 def test_ten_images(model: nn.Module) -> None:

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset, IterableDataset
 
 from secateur._defaults import own_defaults
 from secateur._hints import install
+from secateur.batches import Batches
 from secateur.budget import Budget
+from secateur.data.split import Split
 from secateur.errors import ConfigError, InputError
 from secateur.latency import Watcher
 
@@ -54,10 +57,10 @@ def compress(
     out: str | os.PathLike[str] | None = None,
     trials: int | None = None,
     epochs: int | None = None,
-    methods: Iterable[str] | None = None,
-    repairs: Iterable[str] | None = None,
-    allocators: Iterable[str] | None = None,
-    align: int | None = None,
+    methods: Iterable[str] | str | None = None,
+    repairs: Iterable[str] | str | None = None,
+    allocators: Iterable[str] | str | None = None,
+    align: int | str | None = None,
     ignore: Iterable[str] | str = (),
     min_channels: int = 1,
     max_ratio: float = 1.0,
@@ -104,6 +107,7 @@ def compress(
     """
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError(f"compress needs Optuna: {install('compress')}.")
+    from secateur.allocate import Constraints
     from secateur.compress import request as words
     from secateur.compress.entry import found
     from secateur.compress.judging import task_of
@@ -114,11 +118,13 @@ def compress(
         runtime=runtime, max_drop=max_drop, time=time, trials=trials, epochs=epochs,
         methods=methods, repairs=repairs, allocators=allocators, align=align, seed=seed,
     )  # fmt: skip
+    Constraints(ignore, min_channels, max_ratio)  # type: ignore[arg-type]  # checked before anything is written
     options = {
         "ignore": ignore, "min_channels": min_channels, "max_ratio": max_ratio, "attention": attention, "watch": watch,
     }  # fmt: skip
+    data = _as_batches(train_loader)
     return found(
-        model, train_loader, _example(example_inputs, train_loader), asked, task_of(task, loss, metric),
+        model, data, _example(example_inputs, data), asked, task_of(task, loss, metric),
         held_out=held_out, folder=None if out is None else Path(out), options=options,
         workers=words.workers_of(workers), address=address, say=say,
     )  # fmt: skip
@@ -130,7 +136,7 @@ def sensitivity(
     train_loader: Any,
     *,
     example_inputs: Any = None,
-    shares: Iterable[float] = (0.25, 0.5, 0.75),
+    shares: Iterable[float] | float = (0.25, 0.5, 0.75),
     method: str = "l1",
     repair: Iterable[str] | str = (),
     task: str | Task | None = None,
@@ -146,8 +152,9 @@ def sensitivity(
     Args:
         model: a trained network; it stays as it is. train_loader: its training data, as for `compress`; the figures
             are of images that are held out. example_inputs: what the model runs with; None: from the first batch.
-        shares: of a group's channels that are removed, each alone, nothing else changed. method: whose scores choose
-            them, one that only scores. repair: what repairs the remaining weights each time; nothing by default.
+        shares: of a group's channels that are removed, each alone, nothing else changed; one or several. method: whose
+            scores choose them, one that only scores. repair: what repairs the remaining weights each time; nothing by
+            default.
         task, loss, metric, held_out: as for `compress`. ignore: patterns of layers that stay whole.
         seed: of everything random. say: as for `compress`.
 
@@ -160,11 +167,25 @@ def sensitivity(
     from secateur.compress.entry import measured
     from secateur.compress.judging import task_of
 
-    example = _example(example_inputs, train_loader)
+    data = _as_batches(train_loader)
+    several = (shares,) if isinstance(shares, int | float | str) else tuple(shares)
     return measured(
-        model, train_loader, example, tuple(shares), task_of(task, loss, metric),
+        model, data, _example(example_inputs, data), several, task_of(task, loss, metric),
         method=method, repair=repair, held_out=held_out, ignore=ignore, seed=seed, say=say,
     )  # fmt: skip
+
+
+def _as_batches(data: Any) -> Any:
+    """The data, which can be gone through again; ConfigError where they give no batches."""
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise ConfigError(
+            f"The data are a {type(data).__name__}, which gives single samples: wrap it in a "
+            "torch.utils.data.DataLoader."
+        )
+    if data is None or isinstance(data, Split):
+        return data
+    Batches(data, None, keep=False)  # which says what are none
+    return list(data) if isinstance(data, Iterator) else data
 
 
 def _example(given: Any, data: Any) -> Any:
@@ -174,6 +195,8 @@ def _example(given: Any, data: Any) -> Any:
     if data is None:
         raise InputError("Without data nothing says what the network runs with: give example_inputs=.")
     batch = data if isinstance(data, torch.Tensor) else next(iter(data), None)
+    if batch is None:
+        raise InputError("The data are empty: give at least one batch.")
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(first, torch.Tensor) or first.ndim < 2:
         raise InputError(

@@ -20,7 +20,7 @@ from secateur.compress.result import Compressed
 from secateur.compress.story import Story
 from secateur.compress.workers import hands
 from secateur.errors import ConfigError
-from secateur.graph.modules import unwrap
+from secateur.graph.modules import checked, unwrap
 from secateur.runtime import save_model
 from secateur.tasks import Task
 
@@ -31,7 +31,7 @@ def found(
     say: Callable[[str], None],
 ) -> Compressed:  # fmt: skip
     """The search for a request, from its beginning or from where the folder says it is; see `secateur.compress`."""
-    inner = unwrap(model)
+    inner = unwrap(checked(model))
     source = source_of(data, example_inputs, request.seed, held_out)
     record = Record(folder, request.seed)
     ground = Ground(inner, example_inputs, request, source, task, record, options=options, say=say)
@@ -62,8 +62,9 @@ def measured(
     """The sensitivities of a network; see `secateur.sensitivity`."""
     if data is None:
         raise ConfigError("A sensitivity is measured on images: give training data.")
+    inner = unwrap(checked(model))
     source = source_of(data, example_inputs, seed, held_out)
-    judge = Judge(source, task, model)
+    judge = Judge(source, task, inner)
     return sensitivities(
-        model, example_inputs, source, judge, shares, method=method, repair=repair, ignore=ignore, seed=seed, say=say
+        inner, example_inputs, source, judge, shares, method=method, repair=repair, ignore=ignore, seed=seed, say=say
     )

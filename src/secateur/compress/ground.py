@@ -139,6 +139,8 @@ class Ground:
         self.record.named(self.judge.unit, f"share of {self.request.key}")
         graph = trace(self.model, self.example, attention=self.options.get("attention", "heads"))
         self.groups = len(graph.groups)
+        constraints = Constraints(*(self.options[name] for name in ("ignore", "min_channels", "max_ratio")))
+        constraints.ignored(graph)  # a pattern that nothing matches is not a failure of candidates
         price(graph, self.request.budget, Constraints(), self.options.get("watch"))
         self.shares: dict[str, float] = self.record.decide(
             "shares", lambda: shares_of(self.request.budget, graph.cost())

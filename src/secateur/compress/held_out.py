@@ -214,11 +214,13 @@ def _given(data: Any, held_out: Any, example: Any, seed: int) -> Source:
     learnt, held = Batches(data, example), Batches(held_out, example)
     sizes = [rows_of(inputs) for inputs in learnt.inputs()]
     first = max(sizes, default=1)
-    if not sizes:
-        raise DataError("There are no training images: give at least one batch.")
+    others = [rows_of(inputs) for inputs in held.inputs()]
+    for what, counts in (("no training images", sizes), ("no images in held_out", others)):
+        if not counts:
+            raise DataError(f"There are {what}: give at least one batch.")
     return Source(
         count=sum(sizes),
-        held_count=sum(rows_of(inputs) for inputs in held.inputs()),
+        held_count=sum(others),
         steps=len(sizes),
         held=lambda: _drawn(held, seed, "held"),
         shown=lambda: itertools.islice(_drawn(learnt, seed, "shown"), -(-SHOWN // first)),

@@ -14,6 +14,7 @@ from secateur.compress.held_out import Source, rows_of
 from secateur.errors import ConfigError
 from secateur.graph.modules import Inputs, as_call
 from secateur.graph.nests import map_tensors
+from secateur.methods.hands import check_loss
 from secateur.prune import cross_entropy
 from secateur.tasks import Evaluator, Task, create, shown
 from secateur.tasks.chance import wilson
@@ -28,6 +29,9 @@ def task_of(task: str | Task | None, loss: Loss | None, metric: Metric | None) -
     """The task of a name, or of functions: with a loss alone it is what is judged by; classification by default."""
     if task is not None and (loss is not None or metric is not None):
         raise ConfigError("task= and loss= or metric= are both given: a task has its own loss and metric.")
+    for what, given in (("loss", loss), ("metric", metric)):
+        if given is not None:
+            check_loss(given, what)
     return Given(loss, metric) if loss is not None or metric is not None else create(task or "classification")
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from secateur._hints import choose
-from secateur.allocate import MEASURED
+from secateur._hints import checked_seed, choose
+from secateur.allocate import MEASURED, Constraints
+from secateur.allocate.presets import align_of
 from secateur.budget import KEYS, Budget
 from secateur.errors import ConfigError
 from secateur.methods import method as row_of
@@ -77,10 +78,10 @@ def request(
     time: str | float | None = "30m",
     trials: int | None = None,
     epochs: int | None = None,
-    methods: Iterable[str] | None = None,
-    repairs: Iterable[str] | None = None,
-    allocators: Iterable[str] | None = None,
-    align: int | None = None,
+    methods: Iterable[str] | str | None = None,
+    repairs: Iterable[str] | str | None = None,
+    allocators: Iterable[str] | str | None = None,
+    align: int | str | None = None,
     seed: int = 0,
 ) -> Request:
     """The request of these words; the arguments are those of `compress`, and `bounds` its speedup, flops and so on.
@@ -96,13 +97,14 @@ def request(
             "Nothing says how small the network is to become: give speedup=2, latency='5ms', flops=0.5, size='4MB' or "
             "max_drop=1."
         )
-    if max_drop is not None and not (isinstance(max_drop, int | float) and 0 <= max_drop < 100):
+    number = isinstance(max_drop, int | float) and not isinstance(max_drop, bool)
+    if max_drop is not None and not (number and 0 <= max_drop < 100):
         raise ConfigError(f"max_drop is {max_drop!r}: give points of the metric, such as 1 for one percent.")
     for name, value, least in (("trials", trials, 1), ("epochs", epochs, 0)):
-        if value is not None and (not isinstance(value, int) or value < least):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise ConfigError(f"{name} is {value!r}: give a whole number of at least {least}.")
     seconds = None if time is None else seconds_of(time)
-    named = tuple(methods or METHODS)
+    named = _names("methods", methods, METHODS)
     for each in named:
         row = row_of(each)
         if row.acts == "while training" or row.begins != "weights" or row.name == "scratch":
@@ -110,7 +112,7 @@ def request(
                 f"The method {each!r} acts while the network is trained, and compress compares methods that choose "
                 "channels of a trained one: leave it out."
             )
-    mending = tuple(repairs or (UNTRAINED if epochs == 0 else REPAIRS))
+    mending = _names("repairs", repairs, UNTRAINED if epochs == 0 else REPAIRS)
     for each in mending:
         made_of(repair_names(each))
     first: dict[str, float | str] = {"flops": _FIRST} if runtime is None else {"latency": f"{_FIRST}@{runtime}"}
@@ -126,10 +128,22 @@ def request(
         runtime=runtime or (budget.target.runtime if budget.target else None),
         methods=named,
         repairs=mending,
-        allocators=tuple(choose(each, ALLOCATORS, "allocator") for each in allocators or ALLOCATORS),
-        aligns=(align,) if align is not None else (1,) if timed else (1, 8),
-        seed=seed,
+        allocators=tuple(choose(e, ALLOCATORS, "allocator") for e in _names("allocators", allocators, ALLOCATORS)),
+        aligns=(Constraints(align=align_of(align)).align,) if align is not None else (1,) if timed else (1, 8),
+        seed=checked_seed(seed),
     )
+
+
+def _names(what: str, given: Any, usual: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in a list, or in a text with commas; the usual ones if nothing is said."""
+    if given is None:
+        return usual
+    parts = given.split(",") if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(part, str) for part in parts):
+        raise ConfigError(f"{what}={given!r} are no names: give a list of them, such as {list(usual[:2])}.")
+    if not parts:
+        raise ConfigError(f"{what} names none: give one, or leave it out for {', '.join(usual[:3])} and others.")
+    return tuple(part.strip() for part in parts)
 
 
 def workers_of(count: int) -> int:
@@ -154,7 +168,7 @@ def seconds_of(time: str | float) -> float:
             else 0.0
         )
     else:
-        value = 0.0 if isinstance(time, bool) else float(time)
+        value = float(time) if isinstance(time, int | float) and not isinstance(time, bool) else 0.0
     if not 0 < value < math.inf:
         raise ConfigError(f"The time {time!r} is not understood: write such as 30m, 90s or 1h30m.")
     return value

@@ -122,14 +122,13 @@ def accepts(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def check_loss(loss: Any) -> None:
+def check_loss(loss: Any, what: str = "loss") -> None:
     """ConfigError for what is no function of output and target."""
     if isinstance(loss, type):
-        raise ConfigError(f"The loss {loss.__name__} is a class: give an object of it, {loss.__name__}().")
+        raise ConfigError(f"The {what} {loss.__name__} is a class: give an object of it, {loss.__name__}().")
     if not callable(loss) or not accepts(loss, 2):
-        raise ConfigError(
-            f"{loss!r:.60} is no loss: give a function of output and target, such as torch.nn.functional.cross_entropy."
-        )
+        usual = ", such as torch.nn.functional.cross_entropy" if what == "loss" else ""
+        raise ConfigError(f"{loss!r:.60} is no {what}: give a function of output and target{usual}.")
 
 
 def computed(loss: Loss, output: Any, target: Any) -> Any:
