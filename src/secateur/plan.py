@@ -174,6 +174,12 @@ class Plan:
         return _from_json(read_json(path, what="The plan", error=PlanError))
 
 
+def check_plan(plan: Any) -> None:
+    """PlanError for what is none, as the name of a file."""
+    if not isinstance(plan, Plan):
+        raise PlanError(f"{plan!r:.60} is no plan: give one, such as secateur.Plan.load('plan.json').")
+
+
 def fingerprint(graph: GraphLike) -> str:
     """Return the architecture's name: a hash of all parameter and buffer names with their shapes, values left out."""
     return shapes_fingerprint(graph.tensors())

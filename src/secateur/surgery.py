@@ -19,7 +19,7 @@ from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification,
 from secateur.graph.settled import find_settled, keep_settled
 from secateur.graph.stale import Stale
 from secateur.history import carry, rest, whole
-from secateur.plan import Plan
+from secateur.plan import Plan, check_plan
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,7 @@ def apply(
     Raises:
         PlanError: the plan does not fit this network.
     """
-    if not isinstance(plan, Plan):
-        raise PlanError(f"{plan!r:.60} is no plan: give one, such as secateur.Plan.load('plan.json').")
+    check_plan(plan)
     attention = plan.provenance.get("attention", "heads")
     graph = trace(model, example_inputs, attention=attention if attention == "head_dim" else "heads")
     check_weights(graph)

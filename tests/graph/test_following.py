@@ -84,6 +84,23 @@ def test_state_of_another_form_starts_anew_and_other_optimisers_are_left_alone()
     step(model, optimiser)
 
 
+def test_what_cannot_be_followed_is_told() -> None:
+    """An optimiser of another network went on with that one, in silence."""
+    model = secateur.models.create("tiny")
+    result = secateur.prune(model, torch.zeros(1, 3, 16, 16), budget="flops=0.5")
+    other = torch.optim.SGD(secateur.models.create("tiny").parameters(), 0.1)
+    with pytest.raises(secateur.ConfigError, match="holds no parameter of the network that was pruned"):
+        secateur.follow(other, result)
+    with pytest.raises(secateur.ConfigError, match="is no optimiser: give one of"):
+        secateur.follow(model, result)  # type: ignore[arg-type]
+    own = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(secateur.ConfigError, match="is no result: give what"):
+        secateur.follow(own, result.model)  # type: ignore[arg-type]
+    for _ in range(2):  # the second time there is nothing left to do
+        secateur.follow(own, result)
+    assert {id(p) for p in own.param_groups[0]["params"]} == {id(p) for p in result.model.parameters()}
+
+
 def test_nothing_is_searched_for_optimisers_where_nobody_holds_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def search() -> list[Any]:
         raise AssertionError("all objects were looked through")

@@ -159,6 +159,16 @@ def test_a_loop_without_the_penalty_is_told(name: str) -> None:
         pruner.finish()
 
 
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [(name, state) for name in ("bwcp", "csgd", "nap") for state in ({}, {"step": 3, "of": "another"}, None, 3, [1])]
+    + [("l1", {}), ("l1", None)],  # which has nothing but its steps
+)
+def test_the_state_of_another_method_is_refused(name: str, state: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"This is no state of the method '{name}' \(\w+: .*\): give what state"):
+        create(name).load_state(state)
+
+
 def test_a_method_that_goes_on_from_a_state_may_finish_without_another_step() -> None:
     pruner, other = create("csgd"), create("csgd")
     _train(pruner)

@@ -20,7 +20,7 @@ from secateur.compress.result import Compressed
 from secateur.compress.story import Story
 from secateur.compress.workers import hands
 from secateur.errors import ConfigError
-from secateur.graph.modules import checked, unwrap
+from secateur.graph.modules import unwrap
 from secateur.runtime import save_model
 from secateur.tasks import Task
 
@@ -31,7 +31,7 @@ def found(
     say: Callable[[str], None],
 ) -> Compressed:  # fmt: skip
     """The search for a request, from its beginning or from where the folder says it is; see `secateur.compress`."""
-    inner = unwrap(checked(model))
+    inner = unwrap(model)
     source = source_of(data, example_inputs, request.seed, held_out)
     record = Record(folder, request.seed)
     ground = Ground(inner, example_inputs, request, source, task, record, options=options, say=say)
@@ -62,7 +62,7 @@ def measured(
     """The sensitivities of a network; see `secateur.sensitivity`."""
     if data is None:
         raise ConfigError("A sensitivity is measured on images: give training data.")
-    inner = unwrap(checked(model))
+    inner = unwrap(model)
     source = source_of(data, example_inputs, seed, held_out)
     judge = Judge(source, task, inner)
     return sensitivities(

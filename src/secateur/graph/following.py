@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from secateur.errors import ConfigError
 from secateur.graph.cut import Cut, Slices, take
 from secateur.graph.labels import Ids
 from secateur.graph.modules import named_tensors, output_tensors
@@ -36,11 +37,24 @@ def follow(optimiser: Optimizer, result: _Result) -> None:
     After a cut in place there is nothing left to do. State that is not of a parameter's shape starts anew.
 
     optimiser: of any kind, made for the parameters of the model that was pruned. result: of `prune` or `apply`.
+
+    Raises:
+        ConfigError: it is no optimiser, or one of another network; or this is no result.
     """
+    if not hasattr(optimiser, "param_groups"):
+        raise ConfigError(f"A {type(optimiser).__name__} is no optimiser: give one of torch.optim's kind.")
+    if not all(hasattr(result, part) for part in ("model", "cut", "graph")):
+        raise ConfigError(f"A {type(result).__name__} is no result: give what secateur.prune or apply returned.")
     if result.model is result.graph.model:
         return
     names = {id(tensor): name for name, tensor in named_tensors(result.graph.model).items()}
     narrow = named_tensors(result.model)
+    known = {*names, *map(id, narrow.values())}  # of the narrow network where it was followed before
+    if not any(id(parameter) in known for group in optimiser.param_groups for parameter in group["params"]):
+        raise ConfigError(
+            "The optimiser holds no parameter of the network that was pruned, so it would go on with another: give the "
+            "one that trains it."
+        )
     for group in optimiser.param_groups:
         for k, parameter in enumerate(group["params"]):
             name = names.get(id(parameter))

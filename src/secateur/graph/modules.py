@@ -20,18 +20,12 @@ from secateur.graph.nests import map_tensors as map_tensors  # inputs and output
 from secateur.graph.nests import output_tensors as output_tensors
 
 
-def checked(model: Any) -> nn.Module:
-    """What was given as a model; ModelError where it is none that can be traced."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"A torch.nn.Module is needed, not {type(model).__name__}; pass the model object itself.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("TorchScript modules cannot be pruned; pass the original torch.nn.Module.")
-    return model
-
-
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    """The module inside DataParallel, DistributedDataParallel and torch.compile wrappers; ModelError for no module."""
     inner: Any = model
+    if not isinstance(inner, nn.Module):
+        remedy = "its .model" if isinstance(getattr(inner, "model", None), nn.Module) else "the model object itself"
+        raise ModelError(f"A torch.nn.Module is needed, not {type(inner).__name__}; pass {remedy}.")
     while True:
         if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = inner.module

@@ -21,7 +21,7 @@ from secateur.graph.cut import Cut, alive_slots, check, cut, slices_of
 from secateur.graph.following import follow_in_place
 from secateur.graph.labels import Ids
 from secateur.graph.mixing import mixed_weights
-from secateur.graph.modules import checked, is_parameter, modules_of, named_tensors, own_ancestor, tensors_of, unwrap
+from secateur.graph.modules import is_parameter, modules_of, named_tensors, own_ancestor, tensors_of, unwrap
 from secateur.graph.recorder import Recording, Unsupported
 from secateur.graph.settling import Remedy, concerned, remedies, trial_masks
 from secateur.graph.sides import Sides, sides_of
@@ -326,7 +326,9 @@ def trace(model: nn.Module, example_inputs: Any, *, attention: Literal["heads", 
         ModelError: not a module, without parameters, on the meta device, or its forward fails.
         InputError: the inputs hold no tensor.
     """
-    inner = unwrap(checked(model))
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("TorchScript modules cannot be pruned; pass the original torch.nn.Module.")
+    inner = unwrap(model)
     own = own_ancestor(inner)
     if own is not None:
         raise ModelError(

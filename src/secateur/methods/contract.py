@@ -51,6 +51,7 @@ from secateur.methods.hands import (
     reduced,
     require_free,
     require_reducer,
+    restoring,
     take,
     without_decay,
 )
@@ -161,18 +162,16 @@ class Method(nn.Module):
         """Refuse a setting that the constructor would take for itself, and count what an own loop calls."""
         super().__init_subclass__(**keywords)
         cls._says_its_name = cls._says_its_name or "name" in cls.__dict__
-        if not cls._says_its_name:
-            cls.name = cls.__name__.lower()
+        cls.name = cls.name if cls._says_its_name else cls.__name__.lower()
         taken = set(cls.Config.model_fields) & {"name", *inspect.signature(Method.__init__).parameters}
         if taken:
             raise ConfigError(
                 f"The setting {min(taken)!r} of {cls.__name__} is named like an argument of every method's constructor "
                 "and could not be set: give it another name."
             )
-        if "loss" in cls.__dict__:
-            setattr(cls, "loss", counting(cls.loss))  # noqa: B010
-        if "collect" in cls.__dict__:
-            setattr(cls, "collect", reading(cls.collect))  # noqa: B010
+        for hook, watched in (("loss", counting), ("collect", reading), ("load_state", restoring)):
+            if hook in cls.__dict__:
+                setattr(cls, hook, watched(cls.__dict__[hook]))
 
     # ------------------------------------------------------------------------------------------------- hooks
 
@@ -266,8 +265,9 @@ class Method(nn.Module):
         """What must be saved besides parameters and buffers; JSON values."""
         return {"step": self.step}
 
+    @restoring
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave; ConfigError where that is of another method."""
         self.step = int(state["step"])
 
     def check_repairs(self, repairs: Sequence[Repair]) -> None:

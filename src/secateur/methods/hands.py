@@ -171,6 +171,22 @@ def reading(collect: Callable[[Any, Any, Loss], None]) -> Callable[[Any, Any, Lo
     return read
 
 
+def restoring(load_state: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """A method's load_state() that refuses what is no state of it."""
+
+    @functools.wraps(load_state)
+    def restored(self: Any, state: Any) -> None:
+        try:
+            load_state(self, state)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"This is no state of the method {self.name!r} ({type(error).__name__}: {error}): give what state() of "
+                "the same method gave."
+            ) from error
+
+    return restored
+
+
 def _check_value(value: Any, output: Any) -> None:
     """ConfigError where a loss gives nothing that a backward pass could begin at."""
     asks = all(tensor.requires_grad for tensor in output_tensors(output))  # else it may look at what does not

@@ -19,7 +19,7 @@ from secateur._files import kind_of, make_folder, read_json, said, shown
 from secateur.errors import RunError, SecateurError, SecateurWarning
 from secateur.graph.modules import clone_module, unwrap
 from secateur.history import earlier, is_apart, whole
-from secateur.plan import Plan, kept_fingerprint
+from secateur.plan import Plan, check_plan, kept_fingerprint
 from secateur.runtime import stored
 from secateur.runtime.archive import NotRun, read_archive
 from secateur.runtime.inputs import Signature, to_device
@@ -70,6 +70,8 @@ def save_model(
             "The cuts of the network make no single plan, so it could not be loaded again: export it with "
             "secateur.runtime.export_pt2, which needs no code."
         )
+    if plan is not None:
+        check_plan(plan)
     plan = earlier(narrow) if plan is None else whole(narrow, plan)
     if plan is None:
         raise RunError("The network does not know of a plan that it was cut by: give plan=result.plan.")

@@ -49,7 +49,7 @@ def measure(
     batch_size: int = 1,
     repeats: int = 30,
     threads: int = 1,
-    runtimes: Sequence[str] = RUNTIMES,
+    runtimes: Sequence[str] | str = RUNTIMES,
     warmup: int = 3,
     seed: int = 0,
     layers: bool = False,
@@ -64,8 +64,8 @@ def measure(
     Args:
         dense, pruned: the two networks; they stay as they are. example_inputs: what both run with.
         batch_size: samples of these at a time. repeats: timed runs of each. threads: of the CPU.
-        runtimes: names of `engines.ENGINES`. warmup: runs of each network before the first is timed; more, if they
-            are done in less than 0.2 seconds. seed: of the draws behind the ratio's interval.
+        runtimes: names of `engines.ENGINES`, or one. warmup: runs of each network before the first is timed; more, if
+            they are done in less than 0.2 seconds. seed: of the draws behind the ratio's interval.
         layers: every runtime's times by layer as well, in its row; those of PyTorch are there in any case.
         images: inputs to run in place of these, each as it is, where what a network computes depends on them. Times
             are then means over them, and those by layer of the first.
@@ -93,7 +93,7 @@ def measure_alone(
     batch_size: int = 1,
     repeats: int = 30,
     threads: int = 1,
-    runtimes: Sequence[str] = RUNTIMES,
+    runtimes: Sequence[str] | str = RUNTIMES,
     warmup: int = 3,
     layers: bool = False,
 ) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def measure_each(
     batch_size: int = 1,
     repeats: int = 30,
     threads: int = 1,
-    runtimes: Sequence[str] = RUNTIMES,
+    runtimes: Sequence[str] | str = RUNTIMES,
     warmup: int = 3,
     seed: int = 0,
     images: Sequence[Any] | None = None,
@@ -207,7 +207,11 @@ class _Session:
         self.left_out: list[tuple[str, dict[str, str]]] = []  # networks that a runtime cannot run, with its row
 
     def measured(
-        self, names: Sequence[str], say: Callable[[Mapping[str, Sequence[float]]], dict[str, Any]], *, layers: bool
+        self,
+        names: Sequence[str] | str,
+        say: Callable[[Mapping[str, Sequence[float]]], dict[str, Any]],
+        *,
+        layers: bool,
     ) -> dict[str, Any]:
         """A document with a row for each runtime; what stands in it of the times, `say` makes of them.
 

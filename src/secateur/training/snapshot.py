@@ -11,7 +11,7 @@ from torch import distributed
 
 from secateur._distributed import rank, world
 from secateur._files import said
-from secateur.errors import ModelError, RunError
+from secateur.errors import ConfigError, ModelError, RunError
 from secateur.training.checkpoints import Checkpoint
 from secateur.training.gradients import take_firsts
 from secateur.training.interface import Fitted
@@ -76,7 +76,7 @@ class Snapshots:
             self._compare(found)
             try:
                 self._load(found)
-            except (KeyError, TypeError, ValueError) as problem:
+            except (ConfigError, KeyError, TypeError, ValueError) as problem:
                 raise RunError(
                     f"The checkpoint {found.name} is not one of this stage ({said(problem)}): resume with the recipe "
                     "the run began with, or begin in another folder."

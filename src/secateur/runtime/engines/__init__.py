@@ -18,8 +18,9 @@ ENGINES: Mapping[str, Engine] = {
 }
 
 
-def engines_of(names: Sequence[str]) -> list[Engine]:
-    """The engines of these names; ConfigError for an unknown or repeated name, or where a package is missing."""
+def engines_of(names: Sequence[str] | str) -> list[Engine]:
+    """The engines of these names, or of one; ConfigError for one unknown or repeated, or where a package is missing."""
+    names = [names] if isinstance(names, str) else names
     rows = [ENGINES[choose(name, ENGINES, "runtime")] for name in names]
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"The list of runtimes ({', '.join(names)}) is empty or repeats a name: give each once.")
