@@ -14,7 +14,7 @@ from _markdown import Row, circumstances, folded, table
 TITLES = {
     "cifar10": "## ResNet-20 on CIFAR-10",
     "vgg16_bn": "## VGG-16-BN, a network without residuals",
-    "resnet20": "## ResNet-20, down to 30%",
+    "resnet20": "## ResNet-20 at 35% of the FLOPs",
     "photographs": "## MobileNetV2 on photographs",
     "mobilenet_v2": "## MobileNetV2, calibrated on 400 photographs",
     "efficientnet_lite0": "## EfficientNet-Lite0, calibrated on 400 photographs",
@@ -28,9 +28,10 @@ VGG-16-BN of a quarter of the width, trained for 8 epochs (`benchmarks/recipes/o
 images below. Scores and repairs see {images:,} training images; tested on {tested:,} test images drawn with seed 0, so
 a figure is known to about {error:.1f} points. Nothing is trained after the cut."""
 LOW = """\
-The base network of the [leaderboard](leaderboard.md), {dense} of the images below, with methods and repairs that may
-take {images:,} training images, and no labels. Tested on {tested:,} test images drawn with seed 0, so a figure is known
-to about {error:.1f} points. `distillation:3000` takes 3,000 steps of 8 images, about half an epoch."""
+The base network of the [leaderboard](leaderboard.md), {dense} of {tested:,} test images, so a figure is known to about
+{error:.1f} points. No labels are looked at. `cp` and `least_squares` see 5,000 training images, which is their setting;
+`distillation:steps=3500:batch=64:images=45000` sees all {images:,}, about five times: that is a training, though
+without labels and with the statistics of norms as they were."""
 PHOTOGRAPHS = """\
 torchvision's MobileNetV2 with its ImageNet weights on {tested} photographs in two halves: one half is shown to
 criteria and repairs, the other tested, and the other way round; {dense}. So few images tell a broken network from a
@@ -65,10 +66,14 @@ def _section(setup: str, result: dict[str, Any]) -> list[str]:
     about = TEXTS.get(setup, PRETRAINED).format(
         dense=f"dense {100 * dense:.1f}%", images=result["images"], tested=result["tested"], error=error
     )
-    parts = [about, circumstances(result), f"![Top-1 against FLOPs removed](figures/one_shot_{setup}.svg)"]
     failed = {(r["method"], r["error"]) for r in result["rows"] if "error" in r}
-    budgets = sorted({row["left"] for row in result["rows"]}, reverse=True)
+    budgets = budgets_of(result)
     means = averages(result["rows"])
+    parts = [about, circumstances(result)]
+    if len(budgets) == 1:
+        parts.append(_at_one(means, budgets[0]))
+        return [*parts, *_halves(result["rows"]), *_failed(failed)]
+    parts.append(f"![Top-1 against FLOPs removed](figures/one_shot_{setup}.svg)")
     best = _best_repair(means)
     for repair in dict.fromkeys(row["repair"] for row in result["rows"]):
         order = sorted(
@@ -79,9 +84,7 @@ def _section(setup: str, result: dict[str, Any]) -> list[str]:
         title += ": top-1 in percent, by FLOPs removed"
         rows = table(["criterion", *(f"{100 * (1 - left):.0f}%" for left in budgets)], lines)
         parts += [f"### {title}", rows] if repair in ("none", best) else [folded(title, rows)]
-    parts += _halves(result["rows"])
-    if failed:
-        parts += ["### Not possible", table(["method", "why"], sorted([f"`{name}`", error] for name, error in failed))]
+    parts += [*_halves(result["rows"]), *_failed(failed)]
     seconds = {(r["method"], r["left"]): r["score_s"] for r in result["rows"] if "score_s" in r}
     half = [[f"`{name}`", time] for (name, left), time in sorted(seconds.items(), key=lambda i: i[1]) if left == 0.5]
     if half:
@@ -89,6 +92,23 @@ def _section(setup: str, result: dict[str, Any]) -> list[str]:
             folded("Seconds to gather statistics, score and plan, at half the FLOPs", table(["criterion", "s"], half))
         )
     return parts
+
+
+def budgets_of(result: Mapping[str, Any]) -> list[float]:
+    """The shares left that were measured, the largest first."""
+    return sorted({row["left"] for row in result["rows"]}, reverse=True)
+
+
+def _at_one(means: Mapping[tuple[str, str, float], float], left: float) -> str:
+    """A line for every criterion and repair at the only budget, the best first."""
+    order = sorted(means, key=lambda key: (-means[key], key))
+    lines = [[f"`{name}`", f"`{repair}`", _percent(means[name, repair, left])] for name, repair, _ in order]
+    return table(["criterion", "repair", f"without {100 * (1 - left):.0f}% of the FLOPs"], lines)
+
+
+def _failed(failed: set[tuple[str, str]]) -> list[str]:
+    rows = sorted([f"`{name}`", error] for name, error in failed)
+    return ["### Not possible", table(["method", "why"], rows)] if rows else []
 
 
 def _best_repair(means: Mapping[tuple[str, str, float], float]) -> str:

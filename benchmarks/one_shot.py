@@ -283,7 +283,8 @@ def main() -> None:
     about = {"setup": arguments.setup, "dense": dense, "images": shown, "tested": tested}
     result = {**_record.environment(), **about, "rows": rows}
     _record.save(_record.RESULTS / f"one_shot_{arguments.setup}.json", result)
-    _one_shot_page.draw(arguments.setup, result, FIGURES / f"one_shot_{arguments.setup}.svg")
+    if len(_one_shot_page.budgets_of(result)) > 1:
+        _one_shot_page.draw(arguments.setup, result, FIGURES / f"one_shot_{arguments.setup}.svg")
 
 
 if __name__ == "__main__":

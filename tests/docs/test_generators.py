@@ -17,6 +17,7 @@ from _choosing_page import by_method, poor, situations
 from _diagrams import kernels_chart
 from _method_notes import note
 from _method_pages import _board, details, prose
+from _one_shot_page import _section
 
 DOCSTRING = """\
 A method of nobody's: it keeps channels x_1 where W*x < 0.
@@ -296,3 +297,20 @@ def test_kernels_are_drawn_as_means_over_networks(seeds: int) -> None:
     chart = kernels_chart({"dense": 0.99, "rows": rows})
     assert all(f">{name}<" in chart for name in (*names, "not pruned", "50%", "90%"))
     assert chart.count("<circle") == 2 * len(names)
+
+
+def test_one_budget_is_one_table_and_several_are_pictures() -> None:
+    rows = [
+        {"method": name, "repair": repair, "left": left, "top1": top1, "kept": {}}
+        for left in (0.5, 0.3)
+        for name, repair, top1 in (("l1", "none", 0.2), ("l1", "least_squares", 0.6), ("cp", "none", 0.7))
+    ]
+    result = {"dense": {"x": 0.9}, "tested": 100, "images": 10, "versions": {}, "command": "c", "date": "2026-01-01"}
+    result |= {"rows": rows, "python": "3", "device": "d", "threads": 1}
+    assert "one_shot_vgg16_bn.svg" in "\n".join(_section("vgg16_bn", result))
+    one = "\n".join(_section("vgg16_bn", {**result, "rows": [*rows[3:], {**rows[0], "left": 0.3, "error": "no"}]}))
+    lines = [line for line in one.splitlines() if line.startswith("| `")]
+    assert lines[:3] == ["| `cp` | `none` | 70.0 |", "| `l1` | `least_squares` | 60.0 |", "| `l1` | `none` | 20.0 |"]
+    assert "without 70% of the FLOPs" in one
+    assert "svg" not in one
+    assert "| `l1` | no |" in one
