@@ -78,13 +78,34 @@ def test_compress_leaves_a_folder_that_can_be_resumed_and_loaded(folder: Path) -
         (["compress", *MODEL, "--data", "nowhere", "--flops", "0.5"], "Unknown data set"),
         (["compress", *MODEL, "--speedup", "0.5", "--runtime", "pytorch"], "not a number above 1"),
         (["sensitivity", *MODEL, "--data", "net.py:train", "--shares", "half"], "not understood"),
+        (["compress", *MODEL, "--flops", "0.5", "--align", "eight"], "Unknown alignment 'eight'"),
+        (["compress", *MODEL, "--flops", "0.5", "--repairs", "l3ast_squares"], "Unknown repair"),
+        (["compress", *MODEL, "--flops", "0.5", "--allocators", "even"], "Unknown allocator 'even'"),
+        (["compress", *MODEL, "--flops", "0.5", "--max-ratio", "2"], "max_ratio=2.0 is not a share"),
+        (["compress", *MODEL, "--flops", "0.5", "--ignore", "nothing.*"], "nothing.*"),
+        (["compress", *MODEL, "--flops", "0.0001"], "smallest reachable"),
     ],
 )
 def test_refused_in_a_sentence(folder: Path, words: list[str], said: str) -> None:
-    code, output = _run(*words)
+    out = ["--out", "c"] if words[:2] == ["compress", MODEL[0]] and "--resume" not in words else []
+    code, output = _run(*words, *out)
     assert code == 2
     assert said in " ".join(output.split())
     assert output.count("error:") == 1
+    assert not (folder / "c").exists()  # the same folder may be named again
+
+
+def test_what_is_compared_can_be_chosen(folder: Path) -> None:
+    words = [*QUICK[:-2], "--repairs", "batchnorm", "--allocators", "uniform", "--align", "2", "--min-channels", "3"]
+    code, said = _run("compress", *MODEL, "--data", "net.py:train", "--flops", "0.9", "--out", "c", *words)
+    assert code == 0, said
+    assert "Chosen: l1 with batchnorm, uniform" in said
+    asked = json.loads((folder / "c" / "request.json").read_text())
+    for key in ("repairs", "allocators", "min_channels", "max_ratio"):  # as a request of an earlier release has it
+        del asked["asked"][key]
+    (folder / "c" / "request.json").write_text(json.dumps(asked))
+    code, said = _run("compress", "--resume", "c")
+    assert (code, "of another network, other data or another task" in said) == (2, True)  # it asked for other things
 
 
 @pytest.mark.parametrize("quiet", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,7 @@ from secateur.cli._base import (
     working,
 )
 from secateur.cli._normalising import Mean, Normalising, Std
-from secateur.errors import ConfigError, RunError
+from secateur.errors import ConfigError, RunError, SecateurError
 
 if TYPE_CHECKING:
     from secateur.compress.result import Compressed
@@ -38,11 +39,12 @@ _REQUEST, _FORMAT = "request.json", "secateur.compress.request"
 #: Options that are arguments of `secateur.compress` as they are, and all that a search begins with.
 _PASSED = (
     "speedup", "latency", "flops", "params", "size", "budget", "runtime", "max_drop", "task", "trials", "epochs",
-    "align", "ignore", "workers", "address", "seed",
+    "methods", "repairs", "allocators", "align", "ignore", "min_channels", "max_ratio", "workers", "address", "seed",
 )  # fmt: skip
+#: Options that requests of earlier releases do not have, with what they stood at.
+_SINCE: dict[str, Any] = {"repairs": None, "allocators": None, "min_channels": 1, "max_ratio": 1.0}
 _OPTIONS = {
-    *_PASSED, "model", "data", "mean", "std", "time", "methods", "plugin", "input_size", "input_shape", "model_arg",
-    "weights",
+    *_PASSED, "model", "data", "mean", "std", "time", "plugin", "input_size", "input_shape", "model_arg", "weights",
 }  # fmt: skip
 Data = Annotated[
     str | None,
@@ -77,8 +79,19 @@ def compress(
     trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Candidates to compare, at most.")] = None,
     epochs: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the last training, at most.")] = None,
     methods: Annotated[str | None, typer.Option(metavar="A,B,C", help="Methods to compare, by commas.")] = None,
-    align: Annotated[int | None, typer.Option(min=1, metavar="N", help="Kept widths are multiples of it.")] = None,
+    repairs: Annotated[
+        str | None, typer.Option(metavar="A,B+C", help="Repairs to try, by commas; B+C: C behind B; none.")
+    ] = None,
+    allocators: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Of global, uniform, per_cost, measured: those to try, by commas.")
+    ] = None,
+    align: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Kept widths are multiples of this: a number, a preset's name, or auto."),
+    ] = None,
     ignore: Ignore = [],  # noqa: B006  # typer copies it
+    min_channels: Annotated[int, typer.Option(help="Channels that stay in every group.")] = 1,
+    max_ratio: Annotated[float, typer.Option(help="Largest share of a group that may go.")] = 1.0,
     plugin: Plugin = [],  # noqa: B006
     workers: Annotated[
         int | None, typer.Option(min=1, max=10_000, metavar="N", help="Candidates tried at a time, on Ray. Default: 1.")
@@ -209,7 +222,7 @@ def _searched(asked: dict[str, Any], folder: Path, say: Any, *, begun: bool) -> 
     """The search of these options, which are written into the folder when it begins."""
     from secateur._files import make_folder, write_json
     from secateur.cli._choice import training_data
-    from secateur.compress import compress as work
+    from secateur.compress.record import STUDY
     from secateur.methods import plug_in
     from secateur.runtime import save_model
 
@@ -229,17 +242,29 @@ def _searched(asked: dict[str, Any], folder: Path, say: Any, *, begun: bool) -> 
         make_folder(folder)
         plain = {**asked, "weights": None if weights is None else str(weights.absolute())}
         write_json(folder / _REQUEST, {"format": _FORMAT, "version": 1, "asked": plain}, what="The request")
-    found = work(
-        loaded.model, data, example_inputs=loaded.inputs, out=folder, say=say,
-        time=None if asked["time"] == "none" else asked["time"],
-        methods=None if asked["methods"] is None else [name.strip() for name in asked["methods"].split(",")],
-        **{key: asked[key] for key in _PASSED},
-    )  # fmt: skip
+    try:
+        found = _worked(asked, loaded, data, folder, say)
+    except SecateurError:
+        if begun and not (folder / STUDY).exists():  # refused, so that the same folder may be named again
+            (folder / _REQUEST).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     save_model(
         folder, found.model, reference=loaded.origin, arguments=loaded.arguments,
         inputs=loaded.inputs, plan=found.plan,
     )  # fmt: skip
     return found
+
+
+def _worked(asked: dict[str, Any], loaded: Named, data: Any, folder: Path, say: Any) -> Compressed:
+    from secateur.compress import compress as work
+
+    return work(
+        loaded.model, data, example_inputs=loaded.inputs, out=folder, say=say,
+        time=None if asked["time"] == "none" else asked["time"],
+        **{key: asked[key] for key in _PASSED},
+    )  # fmt: skip
 
 
 def _loaded(
@@ -258,9 +283,9 @@ def _request(folder: Path) -> dict[str, Any]:
         raise RunError(f"There is no search in {str(folder)!r}: give the folder that secateur compress wrote.")
     document = read_json(folder / _REQUEST, what="The request")
     asked = document.get("asked") if isinstance(document, dict) and document.get("format") == _FORMAT else None
-    if not isinstance(asked, dict) or not asked.keys() >= _OPTIONS:
+    if not isinstance(asked, dict) or not asked.keys() >= _OPTIONS - _SINCE.keys():
         raise RunError(f"{str(folder / _REQUEST)!r} is no request of this release: begin the search again.")
-    return asked
+    return _SINCE | asked
 
 
 def _numbers(text: str) -> list[float]:

@@ -19,7 +19,7 @@ from secateur.compress.request import Request
 from secateur.compress.result import Compressed
 from secateur.compress.story import Story
 from secateur.compress.workers import hands
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, SecateurError
 from secateur.graph.modules import unwrap
 from secateur.runtime import save_model
 from secateur.tasks import Task
@@ -34,7 +34,11 @@ def found(
     inner = unwrap(model)
     source = source_of(data, example_inputs, request.seed, held_out)
     record = Record(folder, request.seed)
-    ground = Ground(inner, example_inputs, request, source, task, record, options=options, say=say)
+    try:
+        ground = Ground(inner, example_inputs, request, source, task, record, options=options, say=say)
+    except SecateurError:
+        record.forget()
+        raise
     for line in ground.known():
         say(line)
     with record.at_work():

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from optuna.trial import FrozenTrial, Trial
 from torch import nn
 
 from secateur.allocate import MEASURED, Constraints
+from secateur.allocate.reach import unreachable
 from secateur.compress.candidates import Candidate, Space
 from secateur.compress.held_out import SHOWN, Source, rows_of
 from secateur.compress.judging import Judge, call, evaluating
@@ -21,7 +23,7 @@ from secateur.compress.record import Record
 from secateur.compress.request import Request, shares_of
 from secateur.compress.training import Tuner
 from secateur.errors import ConfigError, ModelError, RunError
-from secateur.graph import trace
+from secateur.graph import Graph, trace
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.latency import price
 from secateur.methods.kit.measured import LEAST, passes
@@ -140,8 +142,8 @@ class Ground:
         graph = trace(self.model, self.example, attention=self.options.get("attention", "heads"))
         self.groups = len(graph.groups)
         constraints = Constraints(*(self.options[name] for name in ("ignore", "min_channels", "max_ratio")))
-        constraints.ignored(graph)  # a pattern that nothing matches is not a failure of candidates
         price(graph, self.request.budget, Constraints(), self.options.get("watch"))
+        _check_reach(graph, self.request, constraints)
         self.shares: dict[str, float] = self.record.decide(
             "shares", lambda: shares_of(self.request.budget, graph.cost())
         )
@@ -221,6 +223,17 @@ def fitting(left: float, epochs: int | None, steps: int, whole: int, step: float
     rounds = max(min(epochs or ROUNDS, int(left / (step * steps + judging))), 1)
     most = int((left / rounds - judging) / step)
     return (rounds, min(most, whole)) if most > 0 else (0, steps)
+
+
+def _check_reach(graph: Graph, request: Request, constraints: Constraints) -> None:
+    """BudgetError unless some alignment leaves widths within the budget; ConfigError for a pattern of no layer."""
+    original = graph.cost()
+    limits = request.budget.limits(original)
+    for align in request.aligns:
+        costs = graph.costs.evaluate(replace(constraints, align=align).floors(graph)[None])
+        if all(float(costs[key][0]) <= limit for key, limit in limits.items()):
+            return
+    raise unreachable(graph, request.budget, replace(constraints, align=min(request.aligns)), original)
 
 
 def _seconds(model: nn.Module, inputs: Any) -> float:

@@ -11,7 +11,7 @@ import io
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ class Record:
     def __init__(self, folder: Path | None, seed: int) -> None:
         """Open or begin it. folder: where it is kept; None: in memory. RunError where that cannot be."""
         self._folder, self._seed = folder, seed
+        self._new = folder is not None and not (folder / STUDY).exists()
         self._weights: dict[str, bytes] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
@@ -71,6 +72,15 @@ class Record:
                 f"The search in {str(self._folder)!r} cannot go on ({why}): see to that, and ask for the same again, "
                 "which goes on from there."
             ) from problem
+
+    def forget(self) -> None:
+        """Leave no trace of a search that was refused before anything was tried."""
+        if self._folder is None or not self._new:
+            return
+        self._storage.remove_session()
+        with suppress(OSError):
+            (self._folder / STUDY).unlink()
+            self._folder.rmdir()  # which fails where there is something else
 
     def _opened(self, name: str) -> Study:
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
