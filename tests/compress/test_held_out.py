@@ -104,7 +104,13 @@ def test_samples_that_change_are_the_same_for_every_network(workers: int) -> Non
         assert torch.equal(before, torch.get_rng_state())
     rounds = [_seen(source.round(number)) for number in (1, 2)]  # type: ignore[misc]
     assert not torch.equal(*(each[each.amax(1).argsort()] for each in rounds))  # and others in every round
-    assert "changes its samples at random" in source.notes[0]
+    assert "changes its samples at random, and those that are held out, too, the same way for" in source.notes[0]
+
+
+def test_samples_that_draw_from_a_generator_of_their_own_differ_from_network_to_network() -> None:
+    source = source_of(DataLoader(Flipped(np.random.default_rng(0).random), batch_size=8), ONE, 0)
+    assert not torch.equal(_seen(source.held()), _seen(source.held()))
+    assert "by a generator of its own and another way for every network" in source.notes[0]
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])

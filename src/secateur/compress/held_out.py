@@ -34,8 +34,8 @@ _WHOLE = 20  # batches of a list from which on whole ones are held out
 _NOISE, _NOISE_BATCHES = 16, 4
 _TRIES = 8  # draws that tell whether a sample changes: an image that is flipped every second time shows it in most
 _CHANGING = (
-    "The data set changes its samples at random, and those that are held out, too, though the same way for every "
-    "network: pass held_out=(batches of others that it leaves as they are) for figures without that.",
+    "The data set changes its samples at random, and those that are held out, too, {} for every network: pass "
+    "held_out=(batches of others that it leaves as they are) for figures without that."
 )
 
 
@@ -153,7 +153,7 @@ def _of_loader(loader: DataLoader[Any], example: Any, seed: int) -> Source:
         )
         return (parts_of(batch, example) for batch in _drawn(made, seed, "held" if number is None else number))
 
-    alone = batches(held[:1] * _TRIES, size=None if size is None else 1)
+    alone = None if size is None else 1
     return Source(
         count=len(rest),
         held_count=count,
@@ -161,7 +161,7 @@ def _of_loader(loader: DataLoader[Any], example: Any, seed: int) -> Source:
         held=lambda: batches(held),
         shown=lambda: batches(rest[:SHOWN] if size else rest[: SHOWN // 32]),
         round=lambda number: batches(rest, number),
-        notes=(*given.notes, *(_CHANGING if _changes(alone) else ())),
+        notes=(*given.notes, *_changing(lambda: batches(held[:1] * _TRIES, size=alone))),
     )
 
 
@@ -178,13 +178,19 @@ def _drawn(batches: Iterable[Any], seed: int, part: str | int) -> Iterator[Any]:
         yield batch
 
 
-def _changes(again: Iterable[Any]) -> bool:
-    """Whether a batch that is had again and again is not always the same."""
-    first, *others = (output_tensors(batch) for batch in again)
-    return any(
-        a.shape != b.shape or not bool(((a == b) | ((a != a) & (b != b))).all())  # not a number is not itself
-        for other in others
-        for a, b in zip(first, other, strict=False)
+def _changing(again: Callable[[], Iterable[Any]]) -> tuple[str, ...]:
+    """What is to be said where a batch that is had again and again is not always the same."""
+    first, second = ([output_tensors(batch) for batch in again()] for _ in range(2))
+    if all(_same(first[0], other) for other in (*first[1:], *second)):
+        return ()
+    steady = all(_same(one, other) for one, other in zip(first, second, strict=True))
+    return (_CHANGING.format("the same way" if steady else "by a generator of its own and another way"),)
+
+
+def _same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    return all(
+        a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # not a number is not itself
+        for a, b in zip(one, other, strict=False)
     )
 
 
