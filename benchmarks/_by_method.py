@@ -29,6 +29,7 @@ class Facts:
     passes: float | None = None  # time to look and score, in passes forward and back over the same images (ResNet-50)
     step: str = ""  # a training step, in plain ones
     board: list[float] = field(default_factory=list)  # final accuracies on the leaderboard's first network, by seed
+    speed: list[Row] = field(default_factory=list)  # how much faster it is there, by runtime, of every seed
     longer: list[Row] = field(default_factory=list)  # what more epochs change where it ends below random choice
     tried: list[Row] = field(default_factory=list)  # its settings, compared on data of no report
 
@@ -109,6 +110,7 @@ def measured() -> Measured:
     for row in board["rows"] if board else ():
         if row["budget"] == HALF:
             of(row["label"]).board.append(row["accuracy"]["final"])
+            of(row["label"]).speed += [row["latency"]] if row["latency"] else []
     for row in longer["rows"] if longer else ():
         of(row["method"]).longer.append(row)
     for row in tried["rows"] if tried else ():

@@ -10,6 +10,7 @@ from _by_method import HALF, Facts, Measured, kernels, measured
 from _markdown import circumstances, folded, percent, table
 
 from secateur.methods import METHODS, MethodRow
+from secateur.report.page.headline import RUNTIMES
 
 YARDSTICK = "random"
 PLAIN = "l1"
@@ -231,7 +232,7 @@ POOR = f"""\
 Every clause is a rule applied to what a method needs and to the figures: plans slower than {SLOW_SCORES_S:.0f} s for a
 ResNet-20; a run {SLOW_RUN:g} times as long as that of `{PLAIN}`; more than {KEEPS_PARAMETERS:.0%} of the parameters
 left at half the FLOPs; less than {BROKEN:.0%} of the dense accuracy straight after the cut; not significantly better
-than random channels (`{YARDSTICK}`)."""
+than random channels (`{YARDSTICK}`); not significantly faster than the dense network."""
 
 
 def _poor_table(found: Measured) -> str:
@@ -266,6 +267,10 @@ def poor(row: MethodRow, found: Measured) -> Iterable[str]:
     if facts.board and chance.board and _on_board(facts) <= _on_board(chance):
         told = f"{_p(_on_board(facts))}, random channels {_p(_on_board(chance))}"
         yield f"a network like ResNet-20 is trained as on the leaderboard: {told}{_seeds(facts)}"
+    timed = [each for by_runtime in facts.speed for each in by_runtime.values()]
+    if timed and all(each["low"] <= 1 for each in timed):
+        told = ", ".join(f"{each['ratio']:.2f} on {RUNTIMES.get(name, name)}" for name, each in facts.speed[0].items())
+        yield f"speed counts: at half the FLOPs it is not significantly faster on any runtime ({told})"
     share = facts.value("params.share")
     if share is not None and share > KEEPS_PARAMETERS:
         yield f"size counts: {percent(share, 1)} of the parameters stay"

@@ -270,6 +270,17 @@ def test_a_situation_says_who_is_first_on_the_leaderboard_too() -> None:
     assert ranked == [("l1", "87.0%", ""), ("l2", "86.0%", " (2 seeds)"), ("dcp", "84.0%", ""), ("cp", "80.0%", "")]
 
 
+@pytest.mark.parametrize(("low", "said"), [((0.9, 1.0), True), ((0.9, 1.1), False), ((), False)])
+def test_a_method_that_is_no_faster_is_a_poor_choice_where_speed_counts(low: tuple[float, ...], said: bool) -> None:
+    names = ("pytorch", "onnxruntime")
+    times = (
+        [{name: {"ratio": 1.08, "low": at, "high": 1.3} for name, at in zip(names, low, strict=True)}] if low else []
+    )
+    found = Measured({"swp": Facts(board=[0.8], speed=times), "random": Facts(), "l1": Facts()}, None, None, None)
+    clause = "not significantly faster on any runtime (1.08 on PyTorch, 1.08 on ONNX Runtime)"
+    assert any(clause in line for line in poor(method("swp"), found)) == said
+
+
 def test_shown_output_may_differ_by_a_few_percent() -> None:
     assert alike("after: 96.4% with 381,856 MACs", "after: 95.0% with 382,000 MACs")
     assert not alike("after: 96.4%", "after: 80.0%")
