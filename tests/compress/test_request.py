@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import secateur
@@ -14,7 +15,9 @@ from secateur.errors import ConfigError
 from secateur.graph import Cost
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), (2.5, 2.5), ("1.5h", 5400)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), (2.5, 2.5), ("1.5h", 5400), (np.int64(5), 5)]
+)
 def test_times(text: Any, seconds: float) -> None:
     assert seconds_of(text) == seconds
 

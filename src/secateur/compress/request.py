@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 from secateur._hints import checked_seed, choose
@@ -158,7 +159,7 @@ def repair_names(text: str) -> list[str]:
     return [] if text == "none" else text.split("+")
 
 
-def seconds_of(time: str | float) -> float:
+def seconds_of(time: Any) -> float:
     """Seconds of "90s", "30m", "1h30m", or of a number of seconds; ConfigError for anything else."""
     if isinstance(time, str):
         match = _TIME.fullmatch(time.strip())
@@ -168,7 +169,7 @@ def seconds_of(time: str | float) -> float:
             else 0.0
         )
     else:
-        value = float(time) if isinstance(time, int | float) and not isinstance(time, bool) else 0.0
+        value = float(time) if isinstance(time, Real) and not isinstance(time, bool) else 0.0
     if not 0 < value < math.inf:
         raise ConfigError(f"The time {time!r} is not understood: write such as 30m, 90s or 1h30m.")
     return value
