@@ -169,7 +169,7 @@ def seconds_of(time: Any) -> float:
             else 0.0
         )
     else:
-        value = float(time) if isinstance(time, Real) and not isinstance(time, bool) else 0.0
+        value = float(time) if not isinstance(time, bool) and isinstance(time, Real) else 0.0
     if not 0 < value < math.inf:
         raise ConfigError(f"The time {time!r} is not understood: write such as 30m, 90s or 1h30m.")
     return value
