@@ -148,6 +148,11 @@ def test_what_cannot_be_is_one_sentence(
             secateur.sensitivity(model, data, shares=0.5, **given)
 
 
+def test_a_drop_alone_says_where_it_would_begin(model: nn.Module, loader: Any) -> None:
+    with pytest.raises(secateur.BudgetError, match=r"begins at flops=0\.5, which is out of reach: give a budget as well"):
+        secateur.compress(model, loader, max_drop=1, max_ratio=0.1, **QUICK)
+
+
 def test_what_is_no_network_is_one_sentence() -> None:
     with pytest.raises(secateur.ModelError, match=r"A torch.nn.Module is needed, not str"):
         secateur.compress("net", [images(40)], flops=0.5, **QUICK)  # type: ignore[arg-type]

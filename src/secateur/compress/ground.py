@@ -22,7 +22,7 @@ from secateur.compress.making import Maker
 from secateur.compress.record import Record
 from secateur.compress.request import Request, shares_of
 from secateur.compress.training import Tuner
-from secateur.errors import ConfigError, ModelError, RunError
+from secateur.errors import BudgetError, ConfigError, ModelError, RunError
 from secateur.graph import Graph, trace
 from secateur.graph.modules import clone_module, named_tensors
 from secateur.latency import price
@@ -233,7 +233,12 @@ def _check_reach(graph: Graph, request: Request, constraints: Constraints) -> No
         costs = graph.costs.evaluate(replace(constraints, align=align).floors(graph)[None])
         if all(float(costs[key][0]) <= limit for key, limit in limits.items()):
             return
-    raise unreachable(graph, request.budget, replace(constraints, align=min(request.aligns)), original)
+    error = unreachable(graph, request.budget, replace(constraints, align=min(request.aligns)), original)
+    if request.fixed:
+        raise error
+    raise BudgetError(
+        f"A search for a drop alone begins at {request.budget}, which is out of reach: give a budget as well. {error}"
+    )
 
 
 def _seconds(model: nn.Module, inputs: Any) -> float:
