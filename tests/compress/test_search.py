@@ -149,7 +149,7 @@ def test_what_cannot_be_is_one_sentence(
 
 
 def test_a_drop_alone_says_where_it_would_begin(model: nn.Module, loader: Any) -> None:
-    with pytest.raises(secateur.BudgetError, match=r"begins at flops=0\.5, which is out of reach: give a budget as well"):
+    with pytest.raises(secateur.BudgetError, match=r"begins at flops=0\.5, which is out of reach: give a budget"):
         secateur.compress(model, loader, max_drop=1, max_ratio=0.1, **QUICK)
 
 
