@@ -67,6 +67,7 @@ KNOWN, KEPT, LOST = 0, 1, 2  # nothing to say; which samples is kept; nothing of
         ({"batch_size": 4, "sampler": Own()}, EVEN, 4, KEPT),
         ({"batch_size": 4, "sampler": Own(endless=True)}, EVEN, 4, KEPT),
         ({"batch_size": 4, "sampler": PART}, SOME, 4, KEPT),
+        ({"batch_size": 4, "sampler": [-1, 23, 2]}, [2, 23], 4, KEPT),  # the same one twice
         ({"batch_sampler": BatchSampler(SubsetRandomSampler(PART), 5, False)}, SOME, 5, KNOWN),
         ({"batch_sampler": Own(batch=5)}, EVEN, 5, KEPT),
         ({"batch_sampler": [[1, 2], [4, 5, 8]]}, [1, 2, 4, 5, 8], 3, KEPT),
@@ -92,7 +93,7 @@ def test_a_sampler_that_draws_gives_the_same_each_time() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("values", [[(1, 2)], ["a"], [1.5]])
+@pytest.mark.parametrize("values", [[(1, 2)], ["a"], [1.5], [24], [-25]])
 def test_samples_without_numbers_are_refused(values: Any) -> None:
     with pytest.raises(ConfigError, match=r"The Own of the DataLoader gives .*, which is no number of a sample"):
         given_by(DataLoader(SET, batch_size=4, sampler=Own(values=values)))
@@ -116,7 +117,7 @@ def test_a_search_learns_from_the_samples_of_batches_that_the_user_makes() -> No
 
 CODE = """
 import torch
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 class Set(TensorDataset):
     classes = ["a", "b", "c"]
@@ -124,6 +125,9 @@ class Set(TensorDataset):
     def __init__(self):
         super().__init__(torch.arange(24.0)[:, None, None, None].expand(24, 3, 1, 1), torch.arange(24) % 3)
         self.targets = (torch.arange(24) % 3).tolist()
+
+def weighted():
+    return DataLoader(Set(), batch_size=4, sampler=WeightedRandomSampler([0.0] * 4 + [1.0] * 20, 9))
 
 def build(last=None):
     data, loaders = Set(), {}
@@ -156,6 +160,13 @@ def test_parts_of_one_set_by_samplers_do_not_meet() -> None:
     parts.append([int(x[0, 0, 0]) for inputs, _ in data.test.batches(4) for x in inputs])
     assert [sorted(part) for part in parts] == [ALL[:12], ALL[12:18], ALL[18:]]
     assert data.class_names == ("a", "b", "c")
+
+
+@pytest.mark.usefixtures("code")
+def test_what_a_run_does_not_follow_is_said() -> None:
+    data = _open("weighted")
+    assert len(data.train) + len(data.validation) == 20
+    assert any("The WeightedRandomSampler of the DataLoader is not used" in note for note in data.notes)
 
 
 @pytest.mark.usefixtures("code")

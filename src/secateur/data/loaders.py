@@ -6,7 +6,7 @@ part of it, as they may be those that are meant to test by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -43,7 +43,7 @@ def given_by(loader: DataLoader[Any]) -> Given:
     batches: Any = loader.batch_sampler
     if batches is not None and type(batches) is not BatchSampler:
         made = _drawn(batches, len(loader.dataset), list)  # type: ignore[arg-type]
-        numbers = sorted({_number(batches, value) for value in chain.from_iterable(made)})
+        numbers = _numbers(batches, chain.from_iterable(made), len(loader.dataset))  # type: ignore[arg-type]
         return Given(numbers, max(map(len, made), default=1), (_kept(batches),))
     sampler: Any = loader.sampler if batches is None else batches.sampler
     drawn, notes = _sampled(sampler, len(loader.dataset))  # type: ignore[arg-type]
@@ -62,9 +62,9 @@ def _sampled(sampler: Any, count: int) -> tuple[Sequence[int], tuple[str, ...]]:
         return range(len(sampler.dataset)), (uneven,)  # type: ignore[arg-type]
     own = getattr(sampler, "indices", None)
     if own is not None:
-        numbers = sorted({_number(sampler, value) for value in own})
+        numbers = _numbers(sampler, own, count)
         return numbers, (uneven,) if len(numbers) < len(own) else ()
-    return sorted({_number(sampler, value) for value in _drawn(sampler, count)}), (_kept(sampler),)
+    return _numbers(sampler, _drawn(sampler, count), count), (_kept(sampler),)
 
 
 def _kept(sampler: Any) -> str:
@@ -84,11 +84,19 @@ def _drawn(sampler: Any, count: int, kind: Callable[[Any], Any] = lambda value: 
         ) from error
 
 
-def _number(sampler: Any, value: Any) -> int:
+def _numbers(sampler: Any, values: Iterable[Any], count: int) -> list[int]:
+    """Each once, in order; those below 0 count from the end, as data sets take them."""
+    return sorted({_number(sampler, value, count) for value in values})
+
+
+def _number(sampler: Any, value: Any, count: int) -> int:
     try:
-        return int(value.__index__())
+        number = int(value.__index__())
     except (AttributeError, TypeError):
+        number = count  # which no sample has
+    if not -count <= number < count:
         raise ConfigError(
-            f"The {type(sampler).__name__} of the DataLoader gives {value!r}, which is no number of a sample: use a "
-            "sampler that gives whole numbers."
-        ) from None
+            f"The {type(sampler).__name__} of the DataLoader gives {value!r}, which is no number of a sample, of which "
+            f"its data set has {count}: use a sampler that gives whole numbers below that."
+        )
+    return number % count
