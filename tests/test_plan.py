@@ -21,6 +21,7 @@ import secateur
 import secateur.plan as plan_module
 from secateur.errors import PlanError
 from secateur.plan import Plan, fingerprint
+from secateur.runtime import save_weights
 
 
 def half(seed: int = 0) -> Plan:
@@ -261,6 +262,19 @@ def test_unwritable_paths_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing" / "plan.json", tmp_path, "nul\0byte", "/"):
         with pytest.raises(PlanError, match="cannot be written"):
             half().save(path)
+
+
+def test_networks_and_results_are_no_graphs(tmp_path: Path) -> None:
+    model = secateur.models.create("tiny")
+    result = secateur.prune(model, torch.zeros(1, 3, 16, 16), budget="flops=0.5")
+    for other in (model, result):
+        said = rf"takes a traced network, not a {type(other).__name__}: give secateur\.trace"
+        with pytest.raises(secateur.ConfigError, match=f"score {said}"):
+            secateur.score("l1", other)  # type: ignore[arg-type]
+        with pytest.raises(secateur.ConfigError, match=f"allocate {said}"):
+            secateur.allocate({}, other, "flops=0.5")  # type: ignore[arg-type]
+    with pytest.raises(secateur.ModelError, match=r"needed, not Result; pass its \.model"):
+        save_weights(result, tmp_path / "w.safetensors", {})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("what", ["plan.json", 3, {"a": [True]}])

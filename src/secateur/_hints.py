@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import Any
 
 from secateur.errors import ConfigError
 
@@ -31,6 +32,14 @@ def checked_seed(seed: object) -> int:
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 1 << 63:
         raise ConfigError(f"seed={seed!r} is no seed: give a whole number from 0 to {(1 << 63) - 1}.")
     return int(seed)
+
+
+def check_graph(graph: Any, who: str) -> None:
+    """ConfigError for what was not traced, as a network itself; who: the function that was called."""
+    if not hasattr(graph, "groups"):
+        raise ConfigError(
+            f"{who} takes a traced network, not a {type(graph).__name__}: give secateur.trace(model, inputs)."
+        )
 
 
 def readable(number: float) -> str:

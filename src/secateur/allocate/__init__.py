@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur._hints import choose, few, nearest, readable
+from secateur._hints import check_graph, choose, few, nearest, readable
 from secateur._protocols import Array, CostLike, FloatArray, GraphLike, IntArray
 from secateur.allocate.alignment import straight
 from secateur.allocate.blocks import Bounds, stack, whole_cost
@@ -64,6 +64,7 @@ def allocate(
     """
     constraints = constraints or Constraints()
     choose(allocator, ALLOCATORS, "allocator")
+    check_graph(graph, "allocate")
     values = fitting_scores(scores, graph, normalise)
     ranks = [np.argsort(-score, kind="stable") for score in values]
     parsed = None if budget is None else Budget.parse(budget)

@@ -46,7 +46,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: Mappi
 
     A tensor with several names is written under the first.
     """
-    save_tensors(canonical(model), path, metadata)
+    save_tensors(canonical(unwrap(model)), path, metadata)
 
 
 def save_tensors(named: Mapping[str, torch.Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:

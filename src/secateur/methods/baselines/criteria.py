@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from secateur._defaults import own_defaults
-from secateur._hints import choose
+from secateur._hints import check_graph, choose
 from secateur._protocols import GraphLike
 from secateur.errors import ConfigError
 from secateur.methods.baselines import formulas
@@ -95,8 +94,7 @@ def score(
             `data` and `loss` (see `accumulate_gradients`).
     """
     choose(name, [row.name for row in CRITERIA], "criterion")
-    if isinstance(graph, nn.Module):
-        raise ConfigError("score takes a traced network, not the network itself: give secateur.trace(model, inputs).")
+    check_graph(graph, "score")
     row = next(row for row in CRITERIA if row.name == name)
     if row.needs_data and gradients is None:
         if data is None or loss is None:
