@@ -59,7 +59,7 @@ def section(result: dict[str, Any]) -> list[str]:
     alone = {"device": result["machine"], "threads": max(result["threads"], default=1), "python": result["python"][0]}
     parts = [f"{facts} {_bases(result)}", circumstances({**result, **alone})]
     if result["rows"]:
-        parts += ["\n".join(f"- {line}" for line in [*summary(result), *_below(result)])]
+        parts += ["\n".join(f"- {line}" for line in [*summary(result), *_below(result), *_precisions(result)])]
         for kind, budgets in kinds(result).items():
             for budget in budgets:
                 parts += [f"### {kind}: {budget}", _grid(_without(mean_table(result, budget), "proof"))]
@@ -87,6 +87,15 @@ def _below(result: dict[str, Any]) -> list[str]:
                 f"difference a standard error of up to {error:.1f} points."
             )
     return said
+
+
+def _precisions(result: dict[str, Any]) -> list[str]:
+    """Which runs were computed otherwise than most; the engine takes the precision in which a machine trains faster."""
+    runs: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        runs.setdefault(row["device"], []).append(f"{row['label']} (seed {row['seed']})")
+    most, *others = sorted(runs, key=lambda device: -len(runs[device]))
+    return [f"Trained on {device}: {words.several(runs[device])}; all others on {most}." for device in others]
 
 
 def _bases(result: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ HEAD = (
 )  # fmt: skip
 ROW = (
     "label", "method", "repair", "seed", "budget", "accuracy", "macs", "params", "within", "epochs", "seconds",
-    "exact", "max_relative_error", "plan", "latency", "untimed", "notes",
+    "exact", "max_relative_error", "plan", "latency", "untimed", "notes", "device",
 )  # fmt: skip
 
 

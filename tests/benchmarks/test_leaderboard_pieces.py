@@ -133,6 +133,14 @@ def test_pieces_resume_and_the_page_says_what_is_missing(call: Any, tmp_path: Pa
     assert str(tmp_path) not in page
 
 
+def test_runs_computed_otherwise_than_most_are_named() -> None:
+    devices = {"l1": "cpu, fp32", "cwb": "cpu, bf16", "lamp": "cpu, fp32", "nap": "cpu, bf16", "fpgm": "cpu, fp32"}
+    rows = [{**row(label), "device": device} for label, device in devices.items()]
+    said = _leaderboard_page._precisions({"rows": rows})
+    assert said == ["Trained on cpu, bf16: cwb (seed 0) and nap (seed 0); all others on cpu, fp32."]
+    assert _leaderboard_page._precisions({"rows": rows[:1]}) == []
+
+
 def test_a_piece_ends_in_time_and_the_next_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "python"
     stops = "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    sys.exit(130)\n"
