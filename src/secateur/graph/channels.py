@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from secateur.graph.components import components
+from secateur.graph.exits import exits
 from secateur.graph.grouped import choose, fixes_of, ties_of
 from secateur.graph.labels import Ids, Ledger
 from secateur.graph.products import resolve_products
@@ -204,6 +205,7 @@ def _solve(
         fixes += more_fixes
         component = components(ledger.size, ties, ledger.links)
     reasons = _reasons(component, fixes)
+    fixes += exits(ledger, component)
     places = _places(recording)
     axes = _axes(recording, places)
     channel, alone = _number_channels(component, reasons, places)
