@@ -97,6 +97,7 @@ class Place:
     role: Role
     first_use: int
     channel: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    both: bool = False  # read by one operator and written by another, as tied weights are
 
 
 @dataclass(eq=False)
@@ -240,9 +241,11 @@ def _reasons(component: Ids, fixes: list[tuple[Ids, str]]) -> Ids:
 
 
 def _places(recording: Recording) -> list[Place]:
-    consumed = np.zeros(recording.ledger.size, dtype=bool)
-    for summed in recording.ledger.consumed:
-        consumed[summed] = True
+    ledger = recording.ledger
+    consumed, emitted = np.zeros((2, ledger.size), dtype=bool)
+    for flags, marked in ((consumed, ledger.consumed), (emitted, ledger.emitted)):
+        for slots in marked:
+            flags[slots] = True
     found = [
         (name, dim, axis)
         for name, label in recording.places.items()
@@ -253,9 +256,14 @@ def _places(recording: Recording) -> list[Place]:
     if not found:
         return []
     axes = [axis for _, _, axis in found]
-    reads = np.logical_and.reduceat(consumed[np.concatenate(axes)], _starts(axes))
-    roles: list[Role] = ["consumer" if read else "producer" for read in reads.tolist()]
-    return [Place(*each, role, recording.first_use[each[0]]) for each, role in zip(found, roles, strict=True)]
+    slots, starts = np.concatenate(axes), _starts(axes)
+    reads = np.logical_and.reduceat(consumed[slots], starts)
+    both = np.logical_and.reduceat((consumed & emitted)[slots], starts)
+    roles: list[Role] = ["consumer" if read else "producer" for read in (reads & ~both).tolist()]
+    return [
+        Place(*each, role, recording.first_use[each[0]], both=twice)
+        for each, role, twice in zip(found, roles, both.tolist(), strict=True)
+    ]
 
 
 def _starts(axes: Sequence[Ids]) -> Ids:
@@ -277,14 +285,15 @@ def _number_channels(component: Ids, reasons: Ids, places: list[Place]) -> tuple
     """Channel numbers of prunable components; components in one place only stand alone and are frozen."""
     total = int(component.max(initial=-1)) + 1
     first, last = np.full(total, -1, dtype=np.int64), np.full(total, -1, dtype=np.int64)
-    produced = np.zeros(total, dtype=bool)
+    produced, both = np.zeros((2, total), dtype=bool)
     if places:
         lengths = [len(place.axis) for place in places]
         own = component[np.concatenate([place.axis for place in places])]
         number = np.repeat(np.arange(len(places)), lengths)
         last[own], first[own[::-1]] = number, number[::-1]  # of equal indices the last is written last
         produced[own[np.repeat([place.role == "producer" for place in places], lengths)]] = True
-    several = first != last
+        both[own[np.repeat([place.both for place in places], lengths)]] = True
+    several = (first != last) | both
     alive = several & produced
     alive[reasons >= 0] = False
     alone = (last >= 0) & ~(several & produced)
