@@ -205,8 +205,8 @@ def _solve(
         ties += more_ties
         fixes += more_fixes
         component = components(ledger.size, ties, ledger.links)
-    reasons = _reasons(component, fixes)
     fixes += exits(ledger, component)
+    reasons = _reasons(component, fixes)
     places = _places(recording)
     axes = _axes(recording, places)
     channel, alone = _number_channels(component, reasons, places)
@@ -425,18 +425,19 @@ def _list_frozen(
         axis = call.weight[0] if call.weight is not None else None
         if axis is None or len(axis) == 1:
             continue
-        components_ = np.unique(solution.component[axis])
+        components_, indices = np.unique(solution.component[axis], return_counts=True)
+        stays = solution.channel[components_] < 0
         told: dict[str, int] = {}
-        for c in components_[solution.channel[components_] < 0].tolist():
-            reason = fixes[reasons[c]][1] if reasons[c] >= 0 else _loose(solution, c, alone)
+        for c, count in zip(components_[stays].tolist(), indices[stays].tolist(), strict=True):
+            reason = fixes[reasons[c]][1] if reasons[c] >= 0 else _loose(solution, c, count, alone)
             told[reason] = told.get(reason, 0) + 1
         for reason, width in told.items():
             rows.setdefault((call.module, reason or "its size is part of the code"), width)
     return tuple(Frozen(name, width, reason) for (name, reason), width in rows.items())
 
 
-def _loose(solution: Solution, component: int, alone: Bools) -> str:
-    """Why a component that nothing fixes is not prunable."""
+def _loose(solution: Solution, component: int, indices: int, alone: Bools) -> str:
+    """Why a component that nothing fixes is not prunable; it is at so many indices of the width."""
     if solution.single is not None and solution.single[component]:
-        return "all its channels are tied to each other"
+        return "all its channels are tied to each other" if indices > 1 else "one channel is used as no other is"
     return "nothing else is tied to it" if alone[component] else ""
