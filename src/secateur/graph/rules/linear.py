@@ -327,8 +327,11 @@ def attention(op: Op) -> Labels:
     sized = [(a, 1) for a in heads if a is not None]
     count(op, length, *sized, (features, q.shape[-1]))
     count(op, length, *sized, (lv[-1], v.shape[-1]))
-    outs = op.outputs()
-    return [label if n == 0 else (None,) * out.dim() for n, out in enumerate(outs)]
+    rows = q.shape[:-1]  # what the softmax summed up is told for each, by some kernels
+    return [
+        label if n == 0 else label[:-1] if out.shape == rows else (None,) * out.dim()
+        for n, out in enumerate(op.outputs())
+    ]
 
 
 def _mask(op: Op, mask: torch.Tensor, heads: list[Axis], q: torch.Tensor) -> None:
