@@ -69,3 +69,29 @@ class Guarded(nn.Module):
 def test_a_question_freezes_nothing_that_layers_read() -> None:
     result = cut_rightly(unique(Guarded()).eval(), image(), 0.7)
     assert {group.name for group in result.graph.groups} == {"a.0", "q"}
+
+
+class Routed(nn.Module):
+    """Images with a positive mean go to one layer, the others to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up, self.down, self.out = relu_conv(3, 16), nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features, up = self.a(x).mean((2, 3)), x.mean((1, 2, 3)) > 0
+        result = features.new_zeros(len(x), 8)
+        for chosen, layer in ((up, self.up), (~up, self.down)):
+            if chosen.any():
+                result[chosen] = layer(features[chosen])
+        return self.out(result)
+
+
+def test_layers_that_the_example_does_not_reach_are_named() -> None:
+    with pytest.raises(secateur.VerificationError, match=r"did not reach down\.weight.*go every way") as refusal:
+        secateur.prune(unique(Routed()).eval(), image() + 5, budget="flops=0.5")
+    assert "verify=False" not in str(refusal.value)
+
+
+def test_inputs_that_go_every_way_are_enough() -> None:
+    cut_rightly(unique(Routed()).eval(), torch.cat([image() + 5, image() - 5]))
