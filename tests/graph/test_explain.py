@@ -188,3 +188,30 @@ def test_grouped_convolutions() -> None:
     said = graph.explain("layer1.0.conv2")
     assert "output: group layer1.0.conv2, 4 channels of 32 indices" in said
     assert "depthwise" not in said
+
+
+class Bilinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.out = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 5, 1), nn.Linear(30, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out((self.left(x).flatten(2) @ self.right(x).flatten(2).mT).flatten(1))
+
+
+def test_of_two_widths_that_multiply_one_stays_for_the_other() -> None:
+    graph = secateur.trace(Bilinear(), torch.randn(2, 3, 4, 4))
+    reasons = {frozen.name: frozen.reason for frozen in graph.frozen}
+    assert reasons["right"] == "two sizes multiply, and the other one is pruned (view in the model)"
+    assert reasons["right"] in graph.explain("right")
+
+
+class Ghost(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x.relu()], 1)[:, :9]
+
+
+def test_a_channel_that_has_no_like_is_not_called_tied() -> None:
+    graph = secateur.trace(nn.Sequential(nn.Conv2d(3, 5, 1), Ghost(), nn.Conv2d(9, 4, 1)), torch.randn(2, 3, 4, 4))
+    assert [(group.name, group.width) for group in graph.groups] == [("0", 4)]
+    assert "one channel is used as no other is" in {frozen.reason for frozen in graph.frozen}

@@ -7,8 +7,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.errors import ModelError
 from secateur.graph.modules import to_meta
 from secateur.graph.rules import tensors_in
 
@@ -20,6 +22,8 @@ class Mode(TorchDispatchMode):
     (conv2d into convolution): they are taken apart here, so that one set of rules serves both.
     """
 
+    supports_higher_order_operators = True  # they come here, to be refused in a sentence
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
@@ -29,6 +33,11 @@ class Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            raise ModelError(
+                f"The forward pass calls torch's operator {func.name()!r}, which takes functions (as torch.cond does) "
+                "and whose parts are not followed; write it with Python's own if and for, or plain operators."
+            )
         if torch.is_inference_mode_enabled() and _is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)

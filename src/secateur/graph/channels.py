@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from secateur.graph.components import components
+from secateur.graph.exits import exits
 from secateur.graph.grouped import choose, fixes_of, ties_of
 from secateur.graph.labels import Ids, Ledger
 from secateur.graph.products import resolve_products
@@ -96,6 +97,7 @@ class Place:
     role: Role
     first_use: int
     channel: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    both: bool = False  # read by one operator and written by another, as tied weights are
 
 
 @dataclass(eq=False)
@@ -203,6 +205,7 @@ def _solve(
         ties += more_ties
         fixes += more_fixes
         component = components(ledger.size, ties, ledger.links)
+    fixes += exits(ledger, component)
     reasons = _reasons(component, fixes)
     places = _places(recording)
     axes = _axes(recording, places)
@@ -238,9 +241,11 @@ def _reasons(component: Ids, fixes: list[tuple[Ids, str]]) -> Ids:
 
 
 def _places(recording: Recording) -> list[Place]:
-    consumed = np.zeros(recording.ledger.size, dtype=bool)
-    for summed in recording.ledger.consumed:
-        consumed[summed] = True
+    ledger = recording.ledger
+    consumed, emitted = np.zeros((2, ledger.size), dtype=bool)
+    for flags, marked in ((consumed, ledger.consumed), (emitted, ledger.emitted)):
+        for slots in marked:
+            flags[slots] = True
     found = [
         (name, dim, axis)
         for name, label in recording.places.items()
@@ -251,9 +256,14 @@ def _places(recording: Recording) -> list[Place]:
     if not found:
         return []
     axes = [axis for _, _, axis in found]
-    reads = np.logical_and.reduceat(consumed[np.concatenate(axes)], _starts(axes))
-    roles: list[Role] = ["consumer" if read else "producer" for read in reads.tolist()]
-    return [Place(*each, role, recording.first_use[each[0]]) for each, role in zip(found, roles, strict=True)]
+    slots, starts = np.concatenate(axes), _starts(axes)
+    reads = np.logical_and.reduceat(consumed[slots], starts)
+    both = np.logical_and.reduceat((consumed & emitted)[slots], starts)
+    roles: list[Role] = ["consumer" if read else "producer" for read in (reads & ~both).tolist()]
+    return [
+        Place(*each, role, recording.first_use[each[0]], both=twice)
+        for each, role, twice in zip(found, roles, both.tolist(), strict=True)
+    ]
 
 
 def _starts(axes: Sequence[Ids]) -> Ids:
@@ -275,14 +285,15 @@ def _number_channels(component: Ids, reasons: Ids, places: list[Place]) -> tuple
     """Channel numbers of prunable components; components in one place only stand alone and are frozen."""
     total = int(component.max(initial=-1)) + 1
     first, last = np.full(total, -1, dtype=np.int64), np.full(total, -1, dtype=np.int64)
-    produced = np.zeros(total, dtype=bool)
+    produced, both = np.zeros((2, total), dtype=bool)
     if places:
         lengths = [len(place.axis) for place in places]
         own = component[np.concatenate([place.axis for place in places])]
         number = np.repeat(np.arange(len(places)), lengths)
         last[own], first[own[::-1]] = number, number[::-1]  # of equal indices the last is written last
         produced[own[np.repeat([place.role == "producer" for place in places], lengths)]] = True
-    several = first != last
+        both[own[np.repeat([place.both for place in places], lengths)]] = True
+    several = (first != last) | both
     alive = several & produced
     alive[reasons >= 0] = False
     alone = (last >= 0) & ~(several & produced)
@@ -414,18 +425,19 @@ def _list_frozen(
         axis = call.weight[0] if call.weight is not None else None
         if axis is None or len(axis) == 1:
             continue
-        components_ = np.unique(solution.component[axis])
+        components_, indices = np.unique(solution.component[axis], return_counts=True)
+        stays = solution.channel[components_] < 0
         told: dict[str, int] = {}
-        for c in components_[solution.channel[components_] < 0].tolist():
-            reason = fixes[reasons[c]][1] if reasons[c] >= 0 else _loose(solution, c, alone)
+        for c, count in zip(components_[stays].tolist(), indices[stays].tolist(), strict=True):
+            reason = fixes[reasons[c]][1] if reasons[c] >= 0 else _loose(solution, c, count, alone)
             told[reason] = told.get(reason, 0) + 1
         for reason, width in told.items():
             rows.setdefault((call.module, reason or "its size is part of the code"), width)
     return tuple(Frozen(name, width, reason) for (name, reason), width in rows.items())
 
 
-def _loose(solution: Solution, component: int, alone: Bools) -> str:
-    """Why a component that nothing fixes is not prunable."""
+def _loose(solution: Solution, component: int, indices: int, alone: Bools) -> str:
+    """Why a component that nothing fixes is not prunable; it is at so many indices of the width."""
     if solution.single is not None and solution.single[component]:
-        return "all its channels are tied to each other"
+        return "all its channels are tied to each other" if indices > 1 else "one channel is used as no other is"
     return "nothing else is tied to it" if alone[component] else ""

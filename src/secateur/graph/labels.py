@@ -62,6 +62,9 @@ class Ledger:
     inexacts: list[tuple[Ids, str]] = field(default_factory=list)
     mixed: list[tuple[Ids, str, bool]] = field(default_factory=list)  # values meet along it; of constants alone?
     consumed: list[Ids] = field(default_factory=list)  # axes of weights that an operator sums over
+    emitted: list[Ids] = field(default_factory=list)  # axes of weights that go on in what an operator gives
+    reduced: list[Ids] = field(default_factory=list)  # axes of which a reduction leaves one value
+    decides: bool = False  # the code read a number of the data, and may go another way by it
     heads: list[Ids] = field(default_factory=list)  # batch axes of activation-by-activation products: attention heads
     products: list[Product] = field(default_factory=list)
     macs: list[Macs] = field(default_factory=list)

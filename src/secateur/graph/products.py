@@ -83,11 +83,12 @@ def _apply_choice(
     fixes: list[tuple[Ids, str]] = []
     for product in products:
         free = [k for k, a in enumerate(product.axes) if cluster[id(a)] in chosen]
+        why = f"two sizes multiply{', and the other one is pruned' if free else ''} ({product.where})"
         for k, axis in enumerate(product.axes):
             if k not in free:
-                fixes.append((axis, ""))
+                fixes.append((axis, why))
         if not free:
-            fixes.append((product.slots.ravel(), told(product) or f"two sizes multiply ({product.where})"))
+            fixes.append((product.slots.ravel(), told(product) or why))
             continue
         slots = np.moveaxis(product.slots, free[0], 0).reshape(len(product.axes[free[0]]), -1)
         ties.append((slots.ravel(), np.repeat(product.axes[free[0]], slots.shape[1])))

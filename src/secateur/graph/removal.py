@@ -23,12 +23,15 @@ from secateur.graph.modules import clone_module, map_tensors, modules_of, output
 from secateur.graph.randomise import run, same_draws
 from secateur.graph.recorder import Call, Recorder, Recording, forward, label_parameters
 from secateur.graph.rules import is_constant, label_of, tensors_in
+from secateur.graph.rules.positions import is_made
 
-Scalars = list[tuple[str, dict[int | str, float]]]
+Scalars = list[tuple[str, dict[int | str, list[float]]]]
+#: So many numbers at most are constants in one tensor; what has more is no list of sizes.
+_FEW = 16
 
 
 def _numbers(func: Any, args: Any, kwargs: Any) -> dict[int | str, Any]:
-    """The numbers that an operator computes with, by place: Python's, and constant tensors of one number.
+    """The numbers that an operator computes with, by place: Python's, and constant tensors of one number or few.
 
     An integer is one where a tensor of fractions could stand as well (`h / 24`); elsewhere it is a size or an index.
     So is a tensor that holds one integer, where the operator goes element by element over fractions.
@@ -50,13 +53,24 @@ def _is_number(value: Any, *, integers: bool) -> bool:
     if isinstance(value, torch.Tensor):
         one = value.dim() == 0 or (value.numel() == 1 and (integers or value.is_floating_point()))
         real = not value.is_complex() and not isinstance(value, nn.Parameter)
-        return one and real and is_constant(value)
+        return real and ((one and is_constant(value)) or _is_list(value, integers=integers))
     return isinstance(value, float)
 
 
-def _same(one: float, other: float) -> bool:
-    """Whether two constants are the same; no number is the same as no number."""
-    return one == other or (one != one and other != other)
+def _is_list(value: torch.Tensor, *, integers: bool) -> bool:
+    """Whether a tensor is a list of few numbers that code wrote down, in which no dimension is a width."""
+    few = 1 < value.numel() <= _FEW and (integers or value.is_floating_point())
+    return few and is_made(value) and all(axis is None for axis in label_of(value))
+
+
+def _read(value: Any) -> list[float]:
+    """The numbers of a constant."""
+    return value.flatten().tolist() if isinstance(value, torch.Tensor) else [float(value)]
+
+
+def _same(one: list[float], other: list[float]) -> bool:
+    """Whether two constants are the same; no number is the same as no number, and another count is no constant."""
+    return len(one) != len(other) or all(a == b or (a != a and b != b) for a, b in zip(one, other, strict=True))
 
 
 def _computes(func: Any, at: int | str, value: Any) -> bool:
@@ -81,7 +95,7 @@ class _Scalars(Mode):
         name = schema_of(func).name
         if name not in TRANSPARENT:
             numbers = _numbers(func, args, kwargs or {})
-            self.calls.append((name, {place: float(value) for place, value in numbers.items()}))
+            self.calls.append((name, {place: _read(value) for place, value in numbers.items()}))
         return func(*args, **(kwargs or {}))
 
 
@@ -134,7 +148,8 @@ class _Removing(Recorder):
         if self.scalars is None:
             return args, kwargs
         now, new = _numbers(func, args, kwargs), self.scalars[at][1]  # `new` has numbers made of data besides
-        changed = {place: _like(new[place], n) for place, n in now.items() if not _same(new.get(place, n), float(n))}
+        known = {place: (n, _read(n)) for place, n in now.items() if place in new}
+        changed = {place: _like(new[place], n) for place, (n, held) in known.items() if not _same(new[place], held)}
         if not changed:
             return args, kwargs
         where = f"{call.name.removeprefix('aten::')} in {call.module or 'the model'}"
@@ -171,8 +186,10 @@ class _Removing(Recorder):
         return map_args(out, scatter)
 
 
-def _like(number: float, value: Any) -> Any:
-    return torch.full_like(value, number) if isinstance(value, torch.Tensor) else type(value)(number)
+def _like(numbers: list[float], value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return torch.tensor(numbers, dtype=value.dtype, device=value.device).reshape(value.shape)
+    return type(value)(*numbers)
 
 
 def _scatter(tensor: torch.Tensor, shape: tuple[int, ...], label: Label, alive: Bools) -> torch.Tensor:

@@ -145,8 +145,8 @@ def numbers_of(module: nn.Module) -> Iterator[tuple[str, Path, int]]:
 def _walk(value: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
     if isinstance(value, bool):
         return
-    if isinstance(value, int):
-        yield path, value
+    if isinstance(value, int | np.integer):
+        yield path, int(value)
     elif isinstance(value, list | tuple) and len(path) < 2:
         for k, item in enumerate(value):
             yield from _walk(item, (*path, k))

@@ -130,8 +130,21 @@ def _tried(*given: Any) -> Verification:
         raise VerificationError(
             "The network cannot be verified, for it does not run on random weights and inputs "
             f"({type(error).__name__}: {said}); its forward may take another way there than on the example. "
-            "Use verify=False to do without proof."
+            f"{_remedy(given[0], given[7])}"
         ) from error
+
+
+def _remedy(original: nn.Module, used: Container[str] | None) -> str:
+    """What to do about a forward that goes by its data: layers that the example did not reach are as wide as before."""
+    from secateur.graph.explain import shorten
+
+    idle = [name for name, _ in original.named_parameters() if used is not None and name not in used]
+    if not idle:
+        return "Use verify=False to do without proof."
+    return (
+        f"The example did not reach {', '.join(shorten(idle))}, which stayed whole and may not fit: give inputs that "
+        "go every way, such as a larger batch."
+    )
 
 
 def _verify(

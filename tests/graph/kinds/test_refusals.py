@@ -317,3 +317,15 @@ def test_constants_that_are_no_real_numbers(build: Callable[[], nn.Module]) -> N
     assert proof.passed
     assert proof.exact is (build is Turned)
     assert not any("depends on the width" in reason for reason in proof.reasons)
+
+
+class Branches(Base):
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+
+
+def test_operators_that_take_functions_are_refused_by_name() -> None:
+    """Layers of the branch that is not taken would stay wide, and both are compiled."""
+    with pytest.raises(secateur.ModelError, match=r"calls torch's operator 'cond'.* Python's own if") as refusal:
+        secateur.trace(Branches(), image())
+    assert "report" not in str(refusal.value)

@@ -8,6 +8,7 @@ from secateur.graph.rules import (
     pointwise,
     positions,
     quantise,
+    recurrent,
     reduce,
     shape,
     spatial,
@@ -16,5 +17,5 @@ from secateur.graph.rules.registry import RULES, Expect, Op, Rule, is_constant, 
 
 __all__ = [
     "RULES", "Expect", "Op", "Rule", "factory", "indexing", "is_constant", "is_fixed", "label_of", "linear", "matrices",
-    "pointwise", "positions", "quantise", "reduce", "rule", "shape", "spatial", "tensors_in",
+    "pointwise", "positions", "quantise", "recurrent", "reduce", "rule", "shape", "spatial", "tensors_in",
 ]  # fmt: skip

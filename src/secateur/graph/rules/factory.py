@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateur.graph.labels import Label
 from secateur.graph.rules.positions import Count, keep, keep_random
-from secateur.graph.rules.registry import Labels, Op, label_of, rule
+from secateur.graph.rules.registry import Labels, Op, is_constant, label_of, rule
 
 MAKERS = (
     "zeros ones empty full new_zeros new_ones new_empty new_full empty_strided new_empty_strided empty_permuted"
@@ -98,7 +98,9 @@ def asserted(op: Op) -> Labels:
     "scalar_tensor", "_local_scalar_dense", "item", "is_nonzero", "equal", "_assert_async", "_assert_scalar", "sym_size"
 )
 def scalar(op: Op) -> Labels:
-    """No dimension in, none out."""
+    """No dimension in, none out; by a number of the data the code may go another way."""
+    read = not op.name.startswith(("aten::_assert", "aten::sym_size"))
+    op.ledger.decides |= read and not all(map(is_constant, op.tensors()))
     for tensor in op.tensors():
         for axis in getattr(tensor, "_secateur_label", ()) or ():
             op.fix(axis, "read as a number")

@@ -54,6 +54,8 @@ def _tie(op: Op, source: Axis, wlabel: Label, shape: tuple[int, ...], groups: in
         op.join(source, into)
         if into is not None:
             op.ledger.consumed.append(into)
+        if out is not None:
+            op.ledger.emitted.append(out)
         return out
     # per group: `a` inputs and `b` outputs; a transposed weight is stored (in, out/groups)
     a, b = (shape[0] // groups, shape[1]) if transposed else (shape[1], shape[0] // groups)
@@ -94,9 +96,11 @@ def _tie_positions(op: Op, source: Axis, rows: Axis, cols: Axis, groups: int, tr
     if not transposed and rows is not None and cols is not None and source is not None:
         call, last = (-1 if op.ledger.training else op.index), len(op.ledger.ties)
         op.ledger.grouped.append(Grouped(call, groups, rows, cols, source, first, last, op.form))
-    consumed = rows if transposed else cols
+    consumed, emitted = (rows, cols) if transposed else (cols, rows)
     if consumed is not None:
         op.ledger.consumed.append(consumed)
+    if emitted is not None:
+        op.ledger.emitted.append(emitted)
     return out
 
 
@@ -132,7 +136,9 @@ def _contract(op: Op, a: torch.Tensor, b: torch.Tensor, axis_a: Axis, axis_b: Ax
         axis = axis_a if is_constant(a) else axis_b
         if axis is not None:
             op.ledger.consumed.append(axis)
-            _meets_fixed(op, a if is_constant(a) else b, axis)
+            weight = a if is_constant(a) else b
+            op.ledger.emitted += [own for own in label_of(weight) if own is not None and own is not axis]
+            _meets_fixed(op, weight, axis)
     elif axis_a is not None:
         op.mixes = True  # activation by activation: a dead channel's value need not be zero
         own = axis_b is not None and np.array_equal(axis_a, axis_b)
@@ -321,8 +327,11 @@ def attention(op: Op) -> Labels:
     sized = [(a, 1) for a in heads if a is not None]
     count(op, length, *sized, (features, q.shape[-1]))
     count(op, length, *sized, (lv[-1], v.shape[-1]))
-    outs = op.outputs()
-    return [label if n == 0 else (None,) * out.dim() for n, out in enumerate(outs)]
+    rows = q.shape[:-1]  # what the softmax summed up is told for each, by some kernels
+    return [
+        label if n == 0 else label[:-1] if out.shape == rows else (None,) * out.dim()
+        for n, out in enumerate(op.outputs())
+    ]
 
 
 def _mask(op: Op, mask: torch.Tensor, heads: list[Axis], q: torch.Tensor) -> None:

@@ -29,6 +29,7 @@ def reduction(op: Op) -> Labels:
     for d in dims:
         if op.args["self"].shape[d] > 1:
             op.inexact(label[d], f"{op.name.removeprefix('aten::')} over channels")
+            op.ledger.reduced += [axis for axis in (label[d],) if axis is not None]
     keep = bool(op.args.get("keepdim", False))
     kept = tuple(None if d in dims else a for d, a in enumerate(label) if keep or d not in dims)
     return [kept if out.dim() == len(kept) else (None,) * out.dim() for out in op.outputs()]
