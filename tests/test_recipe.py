@@ -209,6 +209,8 @@ OVERRIDES = {
     "budget=flop=0.5": "did you mean 'flops'?",
     "budget=": "budget",
     "train={epochs: 1, epochs: 2}": "twice",
+    "finetune.distill.temperature=5": "temperature does nothing without a teacher",
+    "repair=[{nme: batchnorm}]": "A name of `secateur repairs`",
 }
 
 

@@ -23,8 +23,8 @@ def choose(value: str, known: Iterable[str], what: str) -> str:
     if isinstance(value, str) and value in names:
         return value
     close = nearest(value, names) if isinstance(value, str) else []
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ConfigError(f"Unknown {what} {value!r}: {hint}Choose one of {', '.join(names)}.")
+    hint = f"did you mean {close[0]!r}? Choose" if close else "choose"
+    raise ConfigError(f"Unknown {what} {value!r}: {hint} one of {', '.join(names)}.")
 
 
 def checked_seed(seed: object) -> int:

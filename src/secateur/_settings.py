@@ -146,10 +146,17 @@ def _find(kind: type[BaseModel], location: list[str]) -> tuple[type[BaseModel], 
     owner, field = kind, None
     for depth, name in enumerate(location):
         field = owner.model_fields.get(name)
-        inner = section(field.annotation) if field is not None else None
+        inner = _held(field.annotation) if field is not None else None
         if depth + 1 < len(location) and inner is not None:
             owner = inner
     return owner, field
+
+
+def _held(annotation: Any) -> type[BaseModel] | None:
+    """The model class that an annotation holds, alone or in a list."""
+    lists = [part for part in _parts(annotation) if get_origin(part) in (list, tuple)]
+    found = (section(inner) for part in (annotation, *lists) for inner in (part, *get_args(part)))
+    return next((each for each in found if each is not None), None)
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:

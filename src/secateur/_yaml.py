@@ -33,7 +33,10 @@ def parse(text: str, what: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{what} is not understood{where}: {_said(error.problem or error.context)}.") from error
+        problem = _said(error.problem or error.context)
+        if problem == "but found another document":  # the end of PyYAML's sentence
+            problem = "another document begins with '---'; write one"
+        raise ConfigError(f"{what} is not understood{where}: {problem}.") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{what} is not understood: {_said(error)}.") from error
     except RecursionError as error:

@@ -104,6 +104,7 @@ def test_resuming_what_is_finished(folder: Path) -> None:
     assert "Report: done/report.html" in said
     assert Path("done/results.json").read_bytes() == before
     assert json.loads(succeed("run", "--resume", "done", "--json")) == json.loads(before)
+    assert succeed("run", "--resume", "done", "-q") == "done/report.html\n"
 
 
 def test_an_interrupt_says_how_to_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

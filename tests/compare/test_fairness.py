@@ -181,6 +181,7 @@ def test_the_base_network_has_no_method() -> None:
 REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "no fine-tuning": ("l1", ("finetune=null",), "finetune is missing"),
     "pretraining": ("bwcp", ("pretrain.epochs=1",), "pretrain is given"),
+    "a dense network as long": ("l1", ("longer=true",), "the row dense is trained as long"),
     "a repair for all": ("l1", ("repair=batchnorm",), "it is named with a method"),
     "nothing to train": ("bwcp", ("train=null", "model.weights=x"), "train is missing, and bwcp"),
     "a teacher for some": ("nap", ("finetune.distill.weight=0.5",), "more than nap"),

@@ -62,6 +62,11 @@ for name, message, change in (
     ("mean for three colours", "mean has 3 numbers for 1 colours", {"options": {"mean": [0.5] * 3}}),
     ("mean of 0 to 255", "data.options.mean is [128.0], which cannot be", {"options": {"mean": [128.0]}}),
     ("std of zero", "data.options.std is [0.0], which cannot be", {"options": {"std": [0.0]}}),
+    (
+        "std of nothing",
+        "cannot be: Input should be greater than 0",
+        {"options": {"std": 0}},
+    ),
     ("option as text", "data.options.mean is 'x', which cannot be", {"options": {"mean": "x"}}),
     ("validation of 1", "data.validation is 1.0", {"validation": 1.0}),
     ("negative validation", "data.validation is -0.1", {"validation": -0.1}),

@@ -158,6 +158,8 @@ def test_mean_and_std_can_be_given():
     data = open_data(Config("digits", options={"mean": [0.5], "std": [0.25]}), seed=0)
     assert (data.mean, data.std) == ((0.5,), (0.25,))
     assert everything(data.test)[0].max() == 2
+    one = open_data(Config("digits", options={"mean": 0.5, "std": 0.25}), seed=0)  # a number for all colours
+    assert (one.mean, one.std) == (data.mean, data.std)
 
 
 def test_a_set_without_a_path_is_looked_for_in_the_data_folder(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ def test_latex_has_a_table_a_budget_and_nothing_foreign_is_a_command() -> None:
     text = latex_of(board())
     assert text.count(r"\toprule") == 2
     assert r"61.00 $\pm$ 0.40 & best mean &" in text
+    assert not {"−", "–", "±", "†"} & set(text)  # which LaTeX may not know
     made = board()
     made["means"][0]["label"] = r"a_b & \input{x} 50%"
     assert r"a\_b \& \textbackslash{}input\{x\} 50\% &" in latex_of(made)
@@ -45,3 +46,14 @@ def test_files_are_written(tmp_path: Path, document: dict) -> None:  # type: ign
     figures = {f"leaderboard-{n}.{e}" for n in (1, 2) for e in ("svg", "pdf")} if document["rows"] else set()
     assert names - figures == {"leaderboard.csv", "leaderboard.tex", "methods.bib"}
     assert all((tmp_path / name).stat().st_size for name in figures)
+
+
+def test_a_figure_has_the_headline_of_its_task_in_its_unit(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    made = board()
+    made["task"] = {"name": "super_resolution", "headline": "PSNR", "higher_is_better": True, "unit": "dB"}
+    write_exports(tmp_path, made)
+    picture = (tmp_path / "leaderboard-1.svg").read_text(encoding="utf-8")
+    assert "final PSNR at" in picture
+    assert "in dB" in picture
+    assert "accuracy" not in picture

@@ -146,6 +146,15 @@ def test_the_headline_shows_the_figures_of_the_files(tmp_path: Path) -> None:
     assert "Budget flops=0.5: MACs 49.2% of at most 50.0% (under by 1.6% of it)." in page
 
 
+def test_a_budget_that_binds_nothing_and_a_fine_tuning_that_costs_read_as_words(tmp_path: Path) -> None:
+    content = documents()
+    content["results"]["budget"] = "flops=1e99"
+    content["results"]["accuracy"] |= {"dense": 0.9, "pruned": 0.5, "finetuned": 0.4, "final": 0.4}
+    page = report(tmp_path, content).text("result")
+    assert "(under by 100% of it)" in page
+    assert "Fine-tuning took another 10.0 points." in page
+
+
 def test_every_group_is_listed_in_order(tmp_path: Path) -> None:
     content = documents()
     page = report(tmp_path, content)

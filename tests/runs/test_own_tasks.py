@@ -89,6 +89,13 @@ def test_a_method_that_cannot_serve_the_task_is_refused_before_anything_is_writt
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("change", ["finetune.mixup=0.1", "finetune.cutmix=1.0", "train.label_smoothing=0.1"])
+def test_what_the_task_has_not_is_refused_before_anything_is_written(change: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="detection"):
+        runs.start(_recipe("shapes-detector", *QUIET, "finetune={epochs: 1}", change), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_from_end_to_end(tmp_path: Path, name: str) -> None:

@@ -28,6 +28,7 @@ from secateur.methods.contract import Method, Settings
 from secateur.methods.row import MethodRow
 from secateur.models import create
 from secateur.plan import Plan
+from secateur.report.html import write_report
 from secateur.runs.folder import Folder, locked
 from secateur.runtime import check_folder
 from secateur.training import Engine, Silent
@@ -289,6 +290,27 @@ def test_a_damaged_file_is_made_again(plain: Path, tmp_path: Path) -> None:
     expected = outcome(plain)
     del expected["results"]["method"]["notes"]
     assert found == expected
+    secateur.runtime.check_folder(folder)
+
+
+def test_damaged_results_are_made_again_as_the_refusal_says(plain: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(plain, folder)
+    (folder / "results.json").write_text('{"format": ')
+    with pytest.raises(RunError, match=r"remove results\.json, and resume the run"):
+        runs.resume(folder)
+    with pytest.raises(RunError, match="remove it, and finish the run"):
+        write_report(folder)
+    (folder / "results.json").unlink()
+    runs.resume(folder)
+    secateur.runtime.check_folder(folder)
+
+
+def test_a_search_of_a_method_that_does_not_search_is_told() -> None:
+    assert "search has no effect: the method l1" in " ".join(runs.prepare(recipe("search.images=3")).notes)
+    assert not runs.prepare(recipe()).notes
 
 
 def test_what_cannot_be_resumed(plain: Path, tmp_path: Path) -> None:
@@ -360,6 +382,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "no teacher": (("method=bwcp", "finetune.distill.weight=0.5"), "no teacher"),
     "best of nothing": (("data.validation=0", "train.select=best"), "data.validation is 0"),
     "no GPU": (("engine.device=cuda",), "GPU"),
+    "classes for numbers": (("task=regression",), "as many targets as answers"),
+    "classes for masks": (("task=segmentation",), "at every pixel"),
+    "ten classes for two": (("task=binary",), "0 for no and 1 for yes"),
+    "a classifier for a detector": (("task=detection",), "does not run on images of 1x8x8"),
 }
 
 

@@ -363,8 +363,9 @@ def test_exporting_again_keeps_the_hashes_true(run: Run, copied: Copy, tmp_path:
     secateur.runtime.check_folder(folder)
     elsewhere = export_folder(folder, "pt2", tmp_path / "there.pt2")
     assert Path(elsewhere["path"]).is_file()
-    with pytest.raises(RunError, match="another file of the run"):
-        export_folder(folder, "pt2", folder / "results.json")
+    for other in ("results.json", "state.json", "recipe.yaml"):
+        with pytest.raises(RunError, match="another file of the run"):
+            export_folder(folder, "pt2", folder / other)
     with pytest.raises(ConfigError, match="pt2"):
         export_folder(folder, "pt3")
 

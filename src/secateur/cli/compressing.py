@@ -60,6 +60,7 @@ Ignore = Annotated[
 
 
 def compress(
+    context: typer.Context,
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As for prune; none with --resume.")] = None,
     data: Data = None,
     mean: Mean = None,
@@ -129,6 +130,7 @@ def compress(
     if resume is not None:
         if model is not None or out is not None:
             raise ConfigError("--resume and MODEL or --out are both given: a search goes on with what it began with.")
+        _refuse_others(context)
         folder, asked = resume, _request(resume)
         asked |= {key: hands[key] for key in hands if given[key] is not None}  # which change nothing but the time
     else:
@@ -204,6 +206,18 @@ def sensitivity(
 
 
 # --------------------------------------------------------------------------------------------------------- what is done
+
+
+def _refuse_others(context: typer.Context) -> None:
+    """ConfigError for an option beside --resume that could only be ignored."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE" and parameter.name in _OPTIONS:
+            option = max(parameter.opts, key=len)
+            raise ConfigError(
+                f"--resume and {option} are both given, and a search goes on with what it began with: leave {option} "
+                "out, or begin another search."
+            )
 
 
 def _heard(say: Callable[[str], None], quiet: bool) -> Callable[[str], None]:

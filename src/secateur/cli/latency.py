@@ -81,12 +81,12 @@ def latency(
       secateur latency mymodel.py:small --against mymodel.py:large --input-size 3x64x64 --batch 8 --threads 4
     """
     from secateur.report.latency_tables import latency_tables, stairs_tables
-    from secateur.runtime import check_target, measure
+    from secateur.runtime import measure
     from secateur.runtime.latency import measure_alone
     from secateur.runtime.named import Wish, network, opponent
 
     if out is not None:
-        check_target(out, "--out")
+        _check_out(out, model, weights, plan)
     wish = Wish(model_arg, input_size, weights=weights, plan=plan, seed=seed)
     if stairs is not None:
         asked = {"--against": against, "--alone": alone, "--layers": layers}
@@ -151,6 +151,17 @@ def _runtimes(text: str) -> tuple[list[str], list[dict[str, str]]]:
     return [name for name in ENGINES if name not in missing], [
         {"runtime": name, "reason": sentence} for name, sentence in missing.items()
     ]
+
+
+def _check_out(out: Path, model: str, weights: Path | None, plan: Path | None) -> None:
+    """Refuse a file that cannot be written, or that is read; a run's own latencies may be measured anew."""
+    from secateur.runtime import check_target
+
+    own = out.resolve() == (Path(model) / "latency.json").resolve()
+    check_target(out, "--out", "" if own else model)
+    for option, path in (("--weights", weights), ("--plan", plan)):
+        if path is not None and path.resolve() == out.resolve():
+            raise ConfigError(f"--out and {option} name the same file: give two names.")
 
 
 def _save(document: dict[str, Any], out: Path | None) -> None:

@@ -145,7 +145,7 @@ def _tell(outcome: Outcome, as_json: bool, quiet: bool) -> None:
     if as_json:
         show(json.dumps(outcome.results, indent=2, allow_nan=False, ensure_ascii=False))
         return
-    if outcome.already:
+    if outcome.already and not quiet:
         from rich.text import Text
 
         show(Text(f"The run in {outcome.folder} is finished; nothing was left to do."))

@@ -119,6 +119,8 @@ def compare(
 def read(folder: Path | str) -> Any:
     """Every finished run of a comparison as a pandas DataFrame, a row each, with columns such as "accuracy.final".
 
+    Where the task is another one, these columns hold its headline, such as PSNR.
+
     Raises:
         ConfigError: pandas is not installed. RunError: the folder holds no leaderboard.
     """
@@ -128,7 +130,8 @@ def read(folder: Path | str) -> Any:
         raise ConfigError(
             f"read gives a pandas DataFrame, and pandas is not installed: {install('compare')}."
         ) from error
-    found = read_json(Path(folder) / JSON, what="The leaderboard")
+    file = Path(folder) / JSON
+    found = read_json(file, what="The leaderboard") if file.is_file() else None
     if not isinstance(found, dict) or found.get("format") != leaderboard.FORMAT:
         raise RunError(f"{str(folder)!r} holds no leaderboard: give the folder of a comparison.")
     return pandas.DataFrame(flat(found["rows"]))

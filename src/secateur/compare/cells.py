@@ -134,6 +134,8 @@ def check(recipe: Recipe, rows: Iterable[MethodRow]) -> None:
         raise ConfigError(
             "pretrain is given, but in a comparison train makes the base network of all methods: put its epochs there."
         )
+    if recipe.longer:
+        raise ConfigError("longer is given, but in a comparison the row dense is trained as long: leave longer out.")
     if recipe.repair:
         raise ConfigError("repair is given, but in a comparison it is named with a method, such as l1+batchnorm.")
     for row in rows:

@@ -30,7 +30,8 @@ def measure_all(comparison: Comparison, say: Say) -> None:
     finished = [cell for cell in comparison.cells if comparison.finished(cell)]
     if not finished or all(comparison.latency(cell) is not None for cell in finished):
         return
-    say("timing", finished[0].name, f"Timing {len(finished)} networks and the dense one, all of them in turns.")
+    those = "1 network" if len(finished) == 1 else f"{len(finished)} networks"
+    say("timing", finished[0].name, f"Timing {those} and the dense one, all of them in turns.")
     dense = _network(comparison, finished[0])
     runtime.read_weights(dense.model, comparison.run(finished[0]) / DENSE)
     found = {cell: _narrow(comparison, cell) for cell in finished}

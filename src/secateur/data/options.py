@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from secateur._hints import nearest
 from secateur.data.normalisation import checked_name
@@ -17,16 +17,24 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Spread = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 
 
+def _one_for_all(value: Any) -> Any:
+    """A bare number stands for a list of it."""
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Alone = BeforeValidator(_one_for_all)
+
+
 class Options(BaseModel):
     """Every set takes these."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    mean: Annotated[list[Share] | str | None, AfterValidator(checked_name)] = Field(
+    mean: Annotated[list[Share] | str | None, AfterValidator(checked_name), Alone] = Field(
         None,
         description="mean of each colour or of all, 0 to 1, subtracted; or imagenet, half, measured; null: usual",
     )
-    std: Annotated[list[Spread] | str | None, AfterValidator(checked_name)] = Field(
+    std: Annotated[list[Spread] | str | None, AfterValidator(checked_name), Alone] = Field(
         None,
         description="standard deviation of each colour or of all, divided by; or a name as for mean; null: usual",
     )
@@ -129,7 +137,8 @@ def parse(kind: type[Options], given: Mapping[str, Any], name: str) -> Options:
     try:
         return kind.model_validate(dict(given))
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()  # of all that it may be; the kind that was meant says more than the others
+        first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
         place = ".".join(str(part) for part in first["loc"][:1])
         meaning = kind.model_fields[place].description
         said = first["msg"].removeprefix("Value error, ")

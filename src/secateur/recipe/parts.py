@@ -23,8 +23,8 @@ def _data_set(name: str) -> str:
     if name in DATA or ":" in name:
         return name
     close = nearest(name, DATA)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"{shown(name)} is no data set: {hint}Choose one of {', '.join(DATA)}, or file.py:build")
+    hint = f"did you mean {close[0]!r}? Choose" if close else "choose"
+    raise ValueError(f"{shown(name)} is no data set: {hint} one of {', '.join(DATA)}, or file.py:build")
 
 
 def _aligned(value: Any) -> Any:

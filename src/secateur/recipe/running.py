@@ -43,8 +43,8 @@ def _tracker_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name not in TRACKERS and ":" not in name:
             close = nearest(name, TRACKERS)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"{shown(name)} is no tracker: {hint}Choose among {', '.join(TRACKERS)}, or file.py:Mine")
+            hint = f"did you mean {close[0]!r}? Choose" if close else "choose"
+            raise ValueError(f"{shown(name)} is no tracker: {hint} among {', '.join(TRACKERS)}, or file.py:Mine")
     if len(set(names)) < len(names):
         raise ValueError("name each tracker once")
     return names

@@ -30,6 +30,13 @@ class Distil(Section):
     )
     temperature: float = Field(default=4.0, gt=0, description="Softens the teacher's and the student's outputs.")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Distil:
+        """No setting without effect."""
+        if not self.weight and self.temperature != type(self).model_fields["temperature"].default:
+            raise ValueError("temperature does nothing without a teacher: set weight above 0, or leave it out")
+        return self
+
 
 class Training(Section):
     """One stage of training."""

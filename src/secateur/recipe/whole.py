@@ -106,6 +106,11 @@ class Recipe(Section):
                 )
         return self
 
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """The stages that train, by name, in order."""
+        return {name: stage for name in TRAINING if (stage := getattr(self, name)) is not None}
+
     @classmethod
     def read(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
         """Read a YAML file, with overrides such as "budget=flops=0.4" or "finetune.epochs=20".

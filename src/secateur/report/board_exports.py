@@ -13,12 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from secateur._files import write_text
-from secateur.report.board.tables import WHOLE, Document, Table, budgets, mean_table, means_at
+from secateur.report.board.tables import (
+    WHOLE,
+    Document,
+    Table,
+    budgets,
+    mean_table,
+    means_at,
+    scale_of,
+    task_of,
+)
 
 CSV, LATEX, BIBTEX, FIGURE = "leaderboard.csv", "leaderboard.tex", "methods.bib", "leaderboard-{number}"
 _WHAT = "The leaderboard"
 _ESCAPED = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "±": r"$\pm$",
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$",
+    "±": r"$\pm$", "†": r"\dag{}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
 }  # fmt: skip
 
@@ -104,6 +114,8 @@ def _figures(folder: Path, document: Document) -> Iterator[Path]:
         from matplotlib.figure import Figure
     except ImportError:  # an extra; the HTML page has its own pictures
         return
+    task, scale = task_of(document), scale_of(document)
+    unit = "%" if task.unit == "share" else task.unit
     for number, budget in enumerate(budgets(document), 1):
         means = [mean for mean in means_at(document, budget) if mean["label"] != WHOLE]
         figure = Figure(figsize=(6.4, 1.2 + 0.28 * len(means)), layout="constrained")
@@ -111,18 +123,18 @@ def _figures(folder: Path, document: Document) -> Iterator[Path]:
         for place, mean in enumerate(reversed(means)):
             final = mean["values"]["accuracy.final"]
             axes.errorbar(
-                100 * final["mean"], place, xerr=100 * (final["sd"] or 0), fmt="o", color="#1f5f8b", capsize=3
+                scale * final["mean"], place, xerr=scale * (final["sd"] or 0), fmt="o", color="#1f5f8b", capsize=3
             )
             own = (r for r in document["rows"] if (r["label"], r["budget"]) == (mean["label"], budget))
-            axes.plot([100 * r["accuracy"]["final"] for r in own], [place] * len(mean["seeds"]), "|", color="#777777")
+            axes.plot([scale * r["accuracy"]["final"] for r in own], [place] * len(mean["seeds"]), "|", color="#777777")
         for mean in document["means"]:
             if mean["label"] == WHOLE:
                 axes.axvline(
-                    100 * mean["values"]["accuracy.final"]["mean"], color="#b04a2f", linestyle="--", label=WHOLE
+                    scale * mean["values"]["accuracy.final"]["mean"], color="#b04a2f", linestyle="--", label=WHOLE
                 )
                 axes.legend(loc="lower right")
         axes.set_yticks(range(len(means)), [mean["label"] for mean in reversed(means)])
-        axes.set_xlabel(f"final accuracy at {budget}, in %")
+        axes.set_xlabel(f"final {task.headline} at {budget}" + ("" if unit == "number" else f", in {unit}"))
         for ending in ("svg", "pdf"):
             path = folder / f"{FIGURE.format(number=number)}.{ending}"
             figure.savefig(path, metadata={"Date": None} if ending == "svg" else {"CreationDate": None})

@@ -157,7 +157,7 @@ def _report(prepared: Prepared, folder: Folder) -> None:
     done = folder.stages
     write_json(
         folder.path / VERIFICATION,
-        describe_checks(done, {name: folder.digest(name) for name in file_names(folder.path)}),
+        describe_checks(done, {name: folder.digest(name) for name in file_names(folder.path) if name != VERIFICATION}),
         what="The verification",
     )
     files = {name: folder.digest(name) for name in file_names(folder.path)}
@@ -169,7 +169,10 @@ def _report(prepared: Prepared, folder: Folder) -> None:
 def _outcome(folder: Path, *, already: bool = False) -> Outcome:
     if rank() > 0:
         return Outcome(folder, {}, folder / REPORT, already)
-    results = read_json(folder / RESULTS, what="The results")
+    try:
+        results = read_json(folder / RESULTS, what="The results")
+    except RunError as error:
+        raise RunError(f"{str(error).rstrip('.')}: remove {RESULTS}, and resume the run.") from error
     if not isinstance(results, dict) or results.get("format") != "secateur.run":
         raise RunError(f"{str(folder / RESULTS)!r} is damaged: remove it, and resume the run.")
     return Outcome(folder, results, folder / REPORT, already)

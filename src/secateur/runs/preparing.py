@@ -28,7 +28,7 @@ from secateur.latency import Watcher
 from secateur.methods import Method, MethodRow, method, plug_in
 from secateur.methods.kit.measured import Measured
 from secateur.models import MODELS
-from secateur.recipe import TRAINING, Recipe, Training
+from secateur.recipe import TRAINING, Recipe
 from secateur.repair import repairs
 from secateur.runs.calibration import calibration
 from secateur.runs.trials import held_out
@@ -39,6 +39,7 @@ from secateur.tasks import Classification, Task, create
 from secateur.training import Engine, learning_rate
 from secateur.training.checks import check_fit
 from secateur.training.devices import accelerator
+from secateur.training.losses import TaskLoss
 from secateur.training.optimisers import check_optimiser
 from secateur.training.trackers import check_trackers
 
@@ -62,7 +63,7 @@ class Prepared:
     model_class: str
     dense: Cost
     steps: int | None  # of the optimiser while the method is at work
-    notes: tuple[str, ...] = ()  # about the weights the network begins with
+    notes: tuple[str, ...] = ()  # about the weights the network begins with, and what has no effect
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -113,6 +114,8 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
     accelerator(recipe.engine)
     task = create(recipe.task.name, **recipe.task.settings)
     row.check_task(task)
+    for each in recipe.trainings.values():
+        TaskLoss(task, each)  # refuses what the task has not, and a package that is missing
     data = open_data(recipe.data, recipe.seed, task)
     row.check_task(task, data.example)
     if recipe.model.input_size is not None and recipe.model.input_size != tuple(data.input_size):
@@ -124,18 +127,19 @@ def prepare(recipe: Recipe, watch: Watcher | None = None) -> Prepared:
     loaded = network_of(recipe, arguments, data)
     _check_output(recipe, loaded, data, task)
     engine = Engine(data, recipe.engine, seed=recipe.seed, batch_size=recipe.data.batch_size, task=task)
-    for name in TRAINING:
-        stage: Training | None = getattr(recipe, name)
-        if stage is not None:
-            check_optimiser(stage, name)
-            learning_rate(stage, 0, max(engine.steps_per_epoch, 1))  # refuses a schedule that is too short
+    for name, stage in recipe.trainings.items():
+        check_optimiser(stage, name)
+        learning_rate(stage, 0, max(engine.steps_per_epoch, 1))  # refuses a schedule that is too short
     steps = engine.steps(recipe.train) if recipe.train is not None and row.acts == "while training" else None
     name = type(loaded.model).__name__
     made = _method(recipe, row, data, loaded, steps, watch)
     made.check_repairs(asked)
+    notes = loaded.notes
     if made.searches():
         held_out(data)
-    return Prepared(recipe, data, task, row, arguments, name, made.graph.cost(), steps, loaded.notes)
+    elif recipe.search != type(recipe.search)():
+        notes = (*notes, f"What the recipe says under search has no effect: the method {row.name} tries no networks.")
+    return Prepared(recipe, data, task, row, arguments, name, made.graph.cost(), steps, notes)
 
 
 # ---------------------------------------------------------------------------------------------------------- the recipe
@@ -170,9 +174,8 @@ def _check_stages(recipe: Recipe, row: MethodRow) -> None:
             f"finetune.distill has no teacher: {when}, and no dense network is trained before; give pretrain, or "
             "model.weights, or leave distill out."
         )
-    for name in TRAINING:
-        stage = getattr(recipe, name)
-        if stage is not None and stage.select == "best" and not recipe.data.validation:
+    for name, stage in recipe.trainings.items():
+        if stage.select == "best" and not recipe.data.validation:
             raise ConfigError(
                 f"{name}.select is best, but data.validation is 0: hold some images out, such as 0.1, or select: last."
             )
@@ -204,6 +207,8 @@ def _check_packages(recipe: Recipe) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- the model
+
+_SHOWN = 8  # images of a data set that was not made for the task, so that more than one class may be among them
 
 
 def _arguments(recipe: Recipe, data: Data, task: Task) -> dict[str, Any]:
@@ -276,8 +281,9 @@ def _check_output(recipe: Recipe, loaded: Named, data: Data, task: Task) -> None
                 f"{name} tells {output.shape[1]} classes apart, and the data {data.name} have {outputs}: set the "
                 f"argument of its factory, such as model.arguments: {{num_classes: {outputs}}}."
             )
-    if data.example is not None:
-        check_fit(loaded.model, *next(iter(data.train.batches(2))), task)
+    if data.example is not None or not isinstance(task, Classification):
+        check_fit(loaded.model, *next(iter(data.train.batches(2 if data.example is not None else _SHOWN))), task)
+        task.metrics()  # imports what judges
 
 
 @torch.no_grad()

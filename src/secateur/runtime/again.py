@@ -19,6 +19,9 @@ from secateur.runtime.inputs import with_batch
 from secateur.runtime.loading import load
 
 _VERIFICATION = "verification.json"
+#: What else a run keeps in its folder; an export has a file of its own.
+_KEPT = (RESULTS, PLAN, WEIGHTS, _VERIFICATION, "state.json", "recipe.yaml", "report.html", "latency.json",
+         "metrics.jsonl", "search.jsonl")  # fmt: skip
 
 
 def export_folder(
@@ -68,7 +71,7 @@ def network_of(run: Folder, model: nn.Module | None = None) -> tuple[nn.Module, 
 def target_of(run: Folder, file: str, path: str | os.PathLike[str] | None) -> Path:
     """Where an export goes; RunError where that is another file of the run."""
     target = Path(path) if path is not None else run.path / file
-    if target.resolve().parent == run.path.resolve() and target.name in (RESULTS, PLAN, WEIGHTS, _VERIFICATION):
+    if target.resolve().parent == run.path.resolve() and target.name in _KEPT:
         raise RunError(f"{str(target)!r} is another file of the run: give the export another name.")
     return target
 

@@ -326,7 +326,9 @@ class Folder:
 
 
 def unfinished(folder: str | os.PathLike[str]) -> str:
-    """The sentence for a run that has no results yet."""
+    """The sentence for a run that has no results yet, or for what is no run."""
+    if not any((Path(folder) / name).is_file() for name in ("state.json", "recipe.yaml")):
+        return f"{str(folder)!r} is not the folder of a run (it has neither results.json nor state.json): name one."
     return (
         f"The run in {str(folder)!r} is not finished (it has no results.json): "
         f"continue it with `secateur run --resume {folder}`."

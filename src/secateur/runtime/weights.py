@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,11 @@ def save_tensors(named: Mapping[str, torch.Tensor], path: str | os.PathLike[str]
     write_bytes(path, data, what="The weights", error=ConfigError)
 
 
-def check_target(path: str | os.PathLike[str], option: str) -> None:
-    """Refuse an output file that cannot be written, before any work is done.
+def check_target(path: str | os.PathLike[str], option: str, model: str = "", others: Iterable[str] = ()) -> None:
+    """Refuse an output file that cannot be written, or that the network is made from, before any work is done.
 
-    path: of the file. option: what the user called it, for the message.
+    path: of the file. option: what the user called it, for the message. model: the reference of the network; none of
+        the files of a folder, and no Python file, may be written over. others: Python files, such as plug-ins.
     """
     file = Path(path)
     try:
@@ -74,6 +75,17 @@ def check_target(path: str | os.PathLike[str], option: str) -> None:
         raise ConfigError(f"{option} {str(path)!r} cannot be written: the folder {str(file.parent)!r} does not exist.")
     if not os.access(file.parent, os.W_OK):
         raise ConfigError(f"{option} {str(path)!r} cannot be written: {str(file.parent)!r} is write-protected.")
+    if kind is not None and any(file.samefile(read) for read in _read_from(model, others)):
+        raise ConfigError(f"{option} {str(path)!r} is a file that the network is made from: give another name.")
+
+
+def _read_from(model: str, others: Iterable[str]) -> Iterator[Path]:
+    """The files that a network of this reference and these plug-ins are read from."""
+    files = [Path(given[: given.index(".py") + 3]) for given in (model, *others) if ".py" in given]
+    folder = Path(model)
+    if model and kind_of(folder) == stat.S_IFDIR:
+        files += [*folder.iterdir()]
+    return (file for file in files if kind_of(file) is not None)
 
 
 def canonical(model: nn.Module) -> dict[str, torch.Tensor]:

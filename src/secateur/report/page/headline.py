@@ -306,6 +306,11 @@ def _longer(results: Results) -> str:
     )
 
 
+def _off(percent: float) -> str:
+    """Two digits at least, and no exponent."""
+    return f"{percent:.2g}" if percent < 99.5 else f"{percent:,.0f}"
+
+
 def _collapse(results: Results) -> str:
     found, task = results.quality, results.task
     if found.dense is None or found.pruned is None or found.finetuned is None or task.unit != "share":
@@ -313,11 +318,12 @@ def _collapse(results: Results) -> str:
     fall = found.dense - found.pruned
     if fall < _COLLAPSED:
         return ""
-    back = found.finetuned - found.pruned
+    back = 100 * (found.finetuned - found.pruned)
+    gave = f"gave {back:.1f} points back" if back >= 0 else f"took another {-back:.1f} points"
     return (
         f"Just after the cut the {task.headline} is {100 * fall:.1f} points below the dense network's. That is usual: "
         "the channels that are left have not learnt to do without the others. "
-        f"Fine-tuning gave {100 * back:.1f} points back."
+        f"Fine-tuning {gave}."
     )
 
 
@@ -343,7 +349,7 @@ def _budget(results: Results) -> list[str]:
         off = reached / bound - 1
         told.append(
             f"{name} {form(reached)} of at most {form(bound)} ("
-            f"{'over by' if off > 0 else 'under by'} {abs(100 * off):.2g}% of it)"
+            f"{'over by' if off > 0 else 'under by'} {_off(abs(100 * off))}% of it)"
         )
     said = words.plain(asked)
     return [f"Budget {said}: {', '.join(told)}." if told else f"Budget {said}."]

@@ -71,7 +71,10 @@ def _object(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, None when there is no such file."""
     if not path.exists():
         return None
-    content = read_json(path, what=f"{path.name} of the run")
+    try:
+        content = read_json(path, what=f"{path.name} of the run")
+    except RunError as error:
+        raise RunError(f"{str(error).rstrip('.')}: remove it, and {_REMEDY}.") from error
     if not isinstance(content, dict):
         raise RunError(f"{path.name} of the run {str(path.parent)!r} is no JSON object: {_REMEDY}.")
     return content
