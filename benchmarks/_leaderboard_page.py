@@ -59,7 +59,8 @@ def section(result: dict[str, Any]) -> list[str]:
     alone = {"device": result["machine"], "threads": max(result["threads"], default=1), "python": result["python"][0]}
     parts = [f"{facts} {_bases(result)}", circumstances({**result, **alone})]
     if result["rows"]:
-        parts += ["\n".join(f"- {line}" for line in [*summary(result), *_below(result), *_precisions(result)])]
+        told = [*summary(result), *_below(result), *_precisions(result), *_sessions(result)]
+        parts += ["\n".join(f"- {line}" for line in told)]
         for kind, budgets in kinds(result).items():
             for budget in budgets:
                 parts += [f"### {kind}: {budget}", _grid(_without(mean_table(result, budget), "proof"))]
@@ -96,6 +97,23 @@ def _precisions(result: dict[str, Any]) -> list[str]:
         runs.setdefault(row["device"], []).append(f"{row['label']} (seed {row['seed']})")
     most, *others = sorted(runs, key=lambda device: -len(runs[device]))
     return [f"Trained on {device}: {words.several(runs[device])}; all others on {most}." for device in others]
+
+
+def _sessions(result: dict[str, Any]) -> list[str]:
+    """Which networks were timed together: ratios of different sessions are of different minutes of the machine."""
+    together: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        if row["latency"]:
+            dense = str({engine: timed["dense_ms"] for engine, timed in row["latency"].items()})
+            together.setdefault(dense, []).append(f"{row['label']} (seed {row['seed']})")
+    others = sorted(together.values(), key=lambda runs: -len(runs))[1:]
+    if not others:
+        return []
+    named = "; ".join(words.several(runs) for runs in others)
+    return [
+        f"Latencies are of {len(together)} sessions, in each of which all networks and the dense one took turns: "
+        f"{named}; and all others."
+    ]
 
 
 def _bases(result: dict[str, Any]) -> str:

@@ -141,6 +141,15 @@ def test_runs_computed_otherwise_than_most_are_named() -> None:
     assert _leaderboard_page._precisions({"rows": rows[:1]}) == []
 
 
+def test_networks_that_were_timed_together_are_named() -> None:
+    times = {"l1": 3.0, "cwb": 2.0, "lamp": 3.0, "nap": 2.0, "fpgm": 3.0}
+    rows = [{**row(label), "latency": {"pytorch": {"dense_ms": ms}}} for label, ms in times.items()]
+    (said,) = _leaderboard_page._sessions({"rows": [*rows, {**row("dkp"), "latency": None}]})
+    assert said.startswith("Latencies are of 2 sessions,")
+    assert said.endswith(": cwb (seed 0) and nap (seed 0); and all others.")
+    assert _leaderboard_page._sessions({"rows": [rows[0], rows[2]]}) == []
+
+
 def test_a_piece_ends_in_time_and_the_next_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "python"
     stops = "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    sys.exit(130)\n"
