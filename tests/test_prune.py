@@ -204,3 +204,14 @@ def test_steps_are_those_of_a_training(method: str, meant: str) -> None:
     model, x = secateur.models.create("tiny"), torch.randn(4, 3, 32, 32)
     with pytest.raises(ConfigError, match=meant):
         secateur.prune(model, x, budget="flops=0.7", method=method, steps=200, data=[(x, torch.arange(4))])
+
+
+@pytest.mark.parametrize("method", ["l1", "cpmc"])
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [("params=10M", True), ("flops=1.0", True), ("flops=1,params=0.9", False), ("latency=900ms@pytorch", True)],
+)
+def test_a_budget_that_asks_for_nothing_is_told(method: str, budget: str, told: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    notes = secateur.prune(net, torch.zeros(1, 3, 8, 8), method=method, budget=budget).notes
+    assert ("Nothing was removed: the network is within the budget as it is." in notes) is told

@@ -30,7 +30,7 @@ from secateur.methods.hands import check_loss, computed
 from secateur.methods.kit.measured import Measured
 from secateur.plan import Plan
 from secateur.repair import Repair, mend, repairs
-from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember, settled_plan
+from secateur.surgery import Result, apply, check_weights, nothing_to_prune, remember, settled_plan, untouched
 from secateur.tasks import Task, create
 
 __all__ = ["Result", "apply", "prune"]
@@ -131,7 +131,8 @@ def prune(
 
         found = _scored(row, graph, planned, batches, mending, seed=seed, verify=verify, inplace=inplace)
         unused = None if measured is not None else data
-        return replace(found, remarks=(*_unasked(row, unused, mending, given), *found.remarks))
+        said = (*_unasked(row, unused, mending, given), *untouched(found, bounds))
+        return replace(found, remarks=(*said, *found.remarks))
     if ratios or allocator == "ratios" or bounds is None:
         raise ConfigError(
             f'The method {row.name!r} finds its widths from a budget, such as budget="flops=0.5", and takes no ratios: '
@@ -155,7 +156,8 @@ def prune(
         made.collect(batches, given or usual)
     made.finish(mending, batches or ())
     assert made.result is not None
-    result = replace(made.result, remarks=(*_unasked(row, data, mending, given), *made.notes))
+    said = (*_unasked(row, data, mending, given), *untouched(made.result, bounds))
+    result = replace(made.result, remarks=(*said, *made.notes))
     return _inplace(result, made) if inplace else result
 
 

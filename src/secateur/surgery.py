@@ -12,7 +12,7 @@ from torch import nn
 from secateur._defaults import own_defaults
 from secateur._hints import readable
 from secateur._summary import Summary
-from secateur.budget import KEYS
+from secateur.budget import KEYS, Budget
 from secateur.errors import BudgetError, CutError, PlanError, WeightsError
 from secateur.forms import FORMS, Expected, FormsProof, build_into, cost, expected, prove
 from secateur.graph import Cost, Cut, Graph, SizeConflict, Timing, Verification, trace
@@ -98,6 +98,16 @@ def _said(proof: Verification) -> str:
     if proof.exact:
         return f"Verified, exact: it computes what the masked original computes (error {proof.max_relative_error:.1e})."
     return f"Verified; not exactly the masked original, because of {'; '.join(proof.reasons) or 'no known reason'}."
+
+
+def untouched(result: Result, budget: Budget | None) -> tuple[str, ...]:
+    """That nothing was removed, where the budget asks for nothing."""
+    whole = not result.plan.forms and all(bool(mask.all()) for mask in result.plan.masks.values())
+    before = result.before.as_dict()
+    if budget is None or not whole or not all(KEYS[key] in before for key, _ in budget.bounds):
+        return ()
+    within = all(before[key] <= limit for key, limit in budget.limits(result.before).items())
+    return ("Nothing was removed: the network is within the budget as it is.",) if within else ()
 
 
 def formed_notes(plan: Plan) -> tuple[str, ...]:

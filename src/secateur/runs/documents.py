@@ -20,7 +20,7 @@ from secateur.runs.layers import layer_rows
 from secateur.runs.named_files import named_files
 from secateur.runs.preparing import Prepared
 from secateur.runtime import EXPORTERS
-from secateur.surgery import Result, formed_notes
+from secateur.surgery import Result, formed_notes, untouched
 
 VERSION = 1
 #: When the headline of a run's task is measured.
@@ -48,7 +48,12 @@ def describe_cut(method: Method, result: Result) -> dict[str, Any]:
         "sparse": result.plan.provenance.get("sparse"),
         **({"forms": describe_forms(result.forms)} if result.forms is not None else {}),
         "settings": method.settings.model_dump(mode="json"),
-        "notes": [*method.notes, *formed_notes(result.plan), *_averaged(result)],
+        "notes": [
+            *method.notes,
+            *untouched(result, method.budget),
+            *formed_notes(result.plan),
+            *_averaged(result),
+        ],
     }
 
 
