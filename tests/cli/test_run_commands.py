@@ -199,7 +199,9 @@ RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if not path.
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_of_the_repository_are_in_order(path: Path) -> None:
-    read = Recipe.read(path, ["data={name: digits}"])
+    read = Recipe.read(path)
+    if read.task.name == "classification":  # other tasks make their own data
+        read = Recipe.read(path, ["data={name: digits}"])
     assert read.name == path.stem
     assert runs.prepare(read).dense.macs > 0
 
