@@ -114,11 +114,7 @@ class Budget:
             return cls._of([_pair(part) for part in spec.split(",")] if spec.strip() else [])
         if isinstance(spec, Mapping):
             return cls._of([_translated(_known(key), value) for key, value in spec.items()])
-        raise BudgetError(
-            "The budget "
-            + ("null" if spec is None else repr(spec))
-            + " is not understood: write 'flops=0.5' or {'flops': 0.5}."
-        )
+        raise BudgetError(f"The budget {spec!r} is not understood: write 'flops=0.5' or {{'flops': 0.5}}.")
 
     @classmethod
     def _of(cls, pairs: Sequence[tuple[str, object]]) -> Budget:

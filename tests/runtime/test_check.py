@@ -149,9 +149,10 @@ def test_metrics_are_json_lines(copied: Copy, line: str) -> None:
 def test_an_unfinished_or_absent_run(copied: Copy, tmp_path: Path) -> None:
     folder = copied()
     (folder / "results.json").unlink()
-    for _ in range(2):
-        with pytest.raises(RunError, match=r"secateur run --resume"):
-            check_folder(folder)
-        (folder / "recipe.yaml").unlink(missing_ok=True)
+    with pytest.raises(RunError, match=r"secateur run --resume"):
+        check_folder(folder)
+    (folder / "recipe.yaml").unlink()
+    with pytest.raises(RunError, match="is not the folder of a run"):
+        check_folder(folder)
     with pytest.raises(SecateurError, match="There is no folder"):
         check_folder(tmp_path / "nowhere")

@@ -117,7 +117,7 @@ def test_micro_batches_add_up_to_the_batch() -> None:
     nets = [Plain()]
     nets += [copy.deepcopy(nets[0]) for _ in range(2)]
     for parts, net in zip((1, 3, 5), nets, strict=True):
-        config = EngineConfig(device="cpu", accumulate=parts)
+        config = EngineConfig(device="cpu", precision="fp32", accumulate=parts)
         method = ToyMethod(net)
         make_engine(config=config).fit("train", method, short(mixup=0.3, clip=1.0), method=method)
         assert method.calls["backward"] >= (parts - 1) * method.calls["step"]
