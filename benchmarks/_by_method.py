@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,7 @@ class Facts:
     networks: list[Row] = field(default_factory=list)
     passes: float | None = None  # time to look and score, in passes forward and back over the same images (ResNet-50)
     step: str = ""  # a training step, in plain ones
-    board: list[float] = field(default_factory=list)  # final accuracies on the leaderboard's first network, by seed
+    board: list[float] = field(default_factory=list)  # final accuracies on the leaderboard's first network (`level`)
     speed: list[Row] = field(default_factory=list)  # how much faster it is there, by runtime, of every seed
     longer: list[Row] = field(default_factory=list)  # what more epochs change where it ends below random choice
     tried: list[Row] = field(default_factory=list)  # its settings, compared on data of no report
@@ -107,15 +108,22 @@ def measured() -> Measured:
     for name, step in _steps().items():
         of(name).step = step
     board, longer, tried = _found("leaderboard/resnet20"), _found("below_random"), _found("method_defaults")
-    for row in board["rows"] if board else ():
-        if row["budget"] == HALF:
-            of(row["label"]).board.append(row["accuracy"]["final"])
-            of(row["label"]).speed += [row["latency"]] if row["latency"] else []
+    for row in level(board["rows"]) if board else ():
+        of(row["label"]).board.append(row["accuracy"]["final"])
+        of(row["label"]).speed += [row["latency"]] if row["latency"] else []
     for row in longer["rows"] if longer else ():
         of(row["method"]).longer.append(row)
     for row in tried["rows"] if tried else ():
         of(row["method"]).tried.append(row)
     return Measured(facts, compared, one_shot, networks, board, longer, tried)
+
+
+def level(rows: Sequence[Row]) -> list[Row]:
+    """Those of the leaderboard at half the FLOPs, of the seeds that all methods have: others may be harder."""
+    half = [row for row in rows if row["budget"] == HALF]
+    seeds = [{row["seed"] for row in half if row["label"] == label} for label in {row["label"] for row in half}]
+    shared = set.intersection(*seeds) if seeds else set()
+    return [row for row in half if row["seed"] in shared]
 
 
 @dataclass(frozen=True)

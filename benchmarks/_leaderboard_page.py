@@ -71,49 +71,63 @@ def section(result: dict[str, Any]) -> list[str]:
 
 
 def _below(result: dict[str, Any]) -> list[str]:
-    """Which methods end below random channels, at every budget that has these."""
+    """Which methods end below random channels, at every budget that has these, by the seeds that both have."""
     said = []
-    for budget in dict.fromkeys(mean["budget"] for mean in result["means"]):
-        finals = {m["label"]: m["values"]["accuracy.final"] for m in result["means"] if m["budget"] == budget}
-        if YARDSTICK not in finals:
-            continue
-        chance = finals[YARDSTICK]["mean"]
-        behind = sorted((values["mean"], label) for label, values in finals.items() if values["mean"] < chance)
-        named = ", ".join(f"[{label}](methods/{label}.md) {100 * mean:.2f}%" for mean, label in behind[::-1])
+    for budget in dict.fromkeys(row["budget"] for row in result["rows"]):
+        finals: dict[str, dict[int, float]] = {}
+        for row in result["rows"]:
+            if row["budget"] == budget:
+                finals.setdefault(row["label"], {})[row["seed"]] = row["accuracy"]["final"]
+        yard = finals.pop(YARDSTICK, {})
+        behind = []
+        for label, own in finals.items():
+            both = own.keys() & yard.keys()
+            mean, chance = (sum(of[seed] for seed in both) / max(len(both), 1) for of in (own, yard))
+            behind += [(mean - chance, label, mean, chance)] if mean < chance else []
+        named = (
+            f"[{label}](methods/{label}.md) {100 * mean:.2f}% (random {100 * chance:.2f}%)"
+            for _, label, mean, chance in sorted(behind, reverse=True)
+        )
         # at most that of accuracies on different images: on the same ones they rise and fall together
-        error = 100 * (2 * chance * (1 - chance) / result["images"]) ** 0.5
+        error = max((100 * (2 * each[3] * (1 - each[3]) / result["images"]) ** 0.5 for each in behind), default=0.0)
         if behind:
             said.append(
-                f"Below random channels ({100 * chance:.2f}%) at {budget}: {named}. The test images alone leave a "
-                f"difference a standard error of up to {error:.1f} points."
+                f"Below random channels at {budget}, by the seeds that both have: {', '.join(named)}. The test images "
+                f"alone leave a difference a standard error of up to {error:.1f} points."
             )
     return said
 
 
 def _precisions(result: dict[str, Any]) -> list[str]:
     """Which runs were computed otherwise than most; the engine takes the precision in which a machine trains faster."""
-    runs: dict[str, list[str]] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
-        runs.setdefault(row["device"], []).append(f"{row['label']} (seed {row['seed']})")
+        runs.setdefault(row["device"], []).append(row)
     most, *others = sorted(runs, key=lambda device: -len(runs[device]))
-    return [f"Trained on {device}: {words.several(runs[device])}; all others on {most}." for device in others]
+    return [f"Trained on {device}: {_named(runs[device])}; all others on {most}." for device in others]
 
 
 def _sessions(result: dict[str, Any]) -> list[str]:
     """Which networks were timed together: ratios of different sessions are of different minutes of the machine."""
-    together: dict[str, list[str]] = {}
+    together: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
         if row["latency"]:
             dense = str({engine: timed["dense_ms"] for engine, timed in row["latency"].items()})
-            together.setdefault(dense, []).append(f"{row['label']} (seed {row['seed']})")
+            together.setdefault(dense, []).append(row)
     others = sorted(together.values(), key=lambda runs: -len(runs))[1:]
     if not others:
         return []
-    named = "; ".join(words.several(runs) for runs in others)
     return [
         f"Latencies are of {len(together)} sessions, in each of which all networks and the dense one took turns: "
-        f"{named}; and all others."
+        f"{'; '.join(map(_named, others))}; and all others."
     ]
+
+
+def _named(runs: list[dict[str, Any]]) -> str:
+    """All of these runs, by their seeds."""
+    seeds = dict.fromkeys(row["seed"] for row in runs)
+    parts = ((", ".join(row["label"] for row in runs if row["seed"] == seed), seed) for seed in seeds)
+    return ", ".join(f"{labels} (seed {seed})" for labels, seed in parts)
 
 
 def _bases(result: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
 
+import _by_method
 import _leaderboard_page
 import _record
 import leaderboard
@@ -133,11 +134,28 @@ def test_pieces_resume_and_the_page_says_what_is_missing(call: Any, tmp_path: Pa
     assert str(tmp_path) not in page
 
 
+def test_who_is_below_random_channels_is_judged_by_seeds_that_both_have() -> None:
+    rows = [row("random", 0, 0.50), row("random", 1, 0.40), row("l1", 0, 0.48), row("lamp", 1, 0.41)]
+    rows += [row("nap", 0, 0.45), row("nap", 1, 0.42), row("dense", 2, 0.1)]  # nap: 43.5 of 45.0
+    (said,) = _leaderboard_page._below({"rows": rows, "images": 100})
+    assert "seeds that both have: [nap](methods/nap.md) 43.50% (random 45.00%), [l1](methods/l1.md) 48.00%" in said
+    assert "lamp" not in said
+    assert "dense" not in said
+    assert "a standard error of up to 7.1 points" in said  # of l1's
+    assert _leaderboard_page._below({"rows": rows[2:], "images": 100}) == []
+
+
+def test_other_pages_compare_by_the_seeds_that_all_methods_have() -> None:
+    rows = [row("l1", 0), row("l1", 1), row("nap", 0), row("nap", 1, budget="flops=0.3"), row("l1", 2)]
+    assert [(each["label"], each["seed"]) for each in _by_method.level(rows)] == [("l1", 0), ("nap", 0)]
+    assert _by_method.level([]) == []
+
+
 def test_runs_computed_otherwise_than_most_are_named() -> None:
     devices = {"l1": "cpu, fp32", "cwb": "cpu, bf16", "lamp": "cpu, fp32", "nap": "cpu, bf16", "fpgm": "cpu, fp32"}
-    rows = [{**row(label), "device": device} for label, device in devices.items()]
+    rows = [{**row(label, seed), "device": on} for seed in (0, 1) for label, on in devices.items()][:-1]
     said = _leaderboard_page._precisions({"rows": rows})
-    assert said == ["Trained on cpu, bf16: cwb (seed 0) and nap (seed 0); all others on cpu, fp32."]
+    assert said == ["Trained on cpu, bf16: cwb, nap (seed 0), cwb, nap (seed 1); all others on cpu, fp32."]
     assert _leaderboard_page._precisions({"rows": rows[:1]}) == []
 
 
@@ -146,7 +164,7 @@ def test_networks_that_were_timed_together_are_named() -> None:
     rows = [{**row(label), "latency": {"pytorch": {"dense_ms": ms}}} for label, ms in times.items()]
     (said,) = _leaderboard_page._sessions({"rows": [*rows, {**row("dkp"), "latency": None}]})
     assert said.startswith("Latencies are of 2 sessions,")
-    assert said.endswith(": cwb (seed 0) and nap (seed 0); and all others.")
+    assert said.endswith(": cwb, nap (seed 0); and all others.")
     assert _leaderboard_page._sessions({"rows": [rows[0], rows[2]]}) == []
 
 
