@@ -39,6 +39,8 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NET)
     Path("mine.py").write_text(MINE)
+    Path("a.pyt").mkdir()
+    Path("a.pyt/net.py").write_text(NET)
     Path("link").symlink_to("net.py")
     assert run("prune", *TINY, "--save", "once", "-q").exit_code == 0
     return tmp_path
@@ -48,6 +50,12 @@ OWN = ("net.py:build", "--input-size", "3x8x8")
 CASES = {
     "its Python file": ("net.py", ("prune", *OWN, "--budget", "flops=0.5", "--out", "net.py")),
     "its Python file, by a link": ("net.py", ("prune", *OWN, "--budget", "flops=0.5", "--plan-out", "link")),
+    "its Python file, by an import path": ("net.py", ("prune", "net:build", *OWN[1:], "--budget", "flops=0.5", "--out",
+                                                      "net.py")),
+    "its Python file, in a folder of such a name": ("a.pyt/net.py", ("prune", "a.pyt/net.py:build", *OWN[1:],
+                                                                     "--budget", "flops=0.5", "--out", "a.pyt/net.py")),
+    "a Python file of another network": ("net.py", ("prune", *TINY, "--out", "net.py")),
+    "a Python file, export": ("net.py", ("export", "once", "--format", "onnx", "--out", "net.py")),
     "a plug-in": ("mine.py", ("prune", *TINY, "--plugin", "mine.py", "--method", "mine", "--out", "./mine.py")),
     "a folder's weights": ("once/model.safetensors", ("prune", "once", "--budget", "flops=0.9", "--out",
                                                       "once/model.safetensors")),

@@ -201,7 +201,7 @@ def prune(
                 raise ConfigError(f"{option} is of no use without --data: say with --data KIND:PATH which images.")
     multiple = align_of(align)
     Constraints(tuple(ignore), min_channels, max_ratio, multiple)
-    _check_files(model, plugin, weights, out, plan_out, plan)
+    _check_files(model, weights, out, plan_out, plan)
     if save is not None:
         _check_save(save, model)
     silent = quiet or as_json
@@ -271,7 +271,7 @@ def apply(
     from secateur.plan import Plan
     from secateur.runtime.named import Wish, network
 
-    _check_files(model, (), weights, out, None, plan)
+    _check_files(model, weights, out, None, plan)
     with working("Cutting", quiet or as_json):
         saved = Plan.load(plan)
         loaded = network(model, Wish(model_arg, input_size, input_shape, weights, None, seed, ema, trust))
@@ -312,14 +312,7 @@ def _ratios(texts: Sequence[str]) -> dict[str, float]:
     return ratios
 
 
-def _check_files(
-    model: str,
-    plugins: Sequence[str],
-    weights: Path | None,
-    out: Path | None,
-    plan_out: Path | None,
-    plan: Path | None,
-) -> None:
+def _check_files(model: str, weights: Path | None, out: Path | None, plan_out: Path | None, plan: Path | None) -> None:
     """Refuse files that cannot be written, or that would overwrite what is read, before any work is done."""
     from secateur.runtime import check_target
 
@@ -327,7 +320,7 @@ def _check_files(
     given = {option: path for option, path in named.items() if path is not None}
     for option in ("--out", "--plan-out"):
         if option in given:
-            check_target(given[option], option, model, plugins)
+            check_target(given[option], option, model)
             same = [o for o, p in given.items() if o != option and p.resolve() == given[option].resolve()]
             if same:
                 raise ConfigError(f"{option} and {same[0]} name the same file: give two names.")

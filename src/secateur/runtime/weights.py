@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,13 @@ def save_tensors(named: Mapping[str, torch.Tensor], path: str | os.PathLike[str]
     write_bytes(path, data, what="The weights", error=ConfigError)
 
 
-def check_target(path: str | os.PathLike[str], option: str, model: str = "", others: Iterable[str] = ()) -> None:
+def check_target(path: str | os.PathLike[str], option: str, model: str = "") -> None:
     """Refuse an output file that cannot be written, or that the network is made from, before any work is done.
 
-    path: of the file. option: what the user called it, for the message. model: the reference of the network; none of
-        the files of a folder, and no Python file, may be written over. others: Python files, such as plug-ins.
+    No Python file is written over: networks and plug-ins are made from them, whatever they are called by.
+
+    path: of the file. option: what the user called it, for the message. model: the reference of the network; where it
+        is a folder, none of its files may be written over.
     """
     file = Path(path)
     try:
@@ -75,17 +77,16 @@ def check_target(path: str | os.PathLike[str], option: str, model: str = "", oth
         raise ConfigError(f"{option} {str(path)!r} cannot be written: the folder {str(file.parent)!r} does not exist.")
     if not os.access(file.parent, os.W_OK):
         raise ConfigError(f"{option} {str(path)!r} cannot be written: {str(file.parent)!r} is write-protected.")
-    if kind is not None and any(file.samefile(read) for read in _read_from(model, others)):
+    if kind is not None and file.resolve().suffix == ".py":
+        raise ConfigError(f"{option} {str(path)!r} is a Python file, which would be lost: give another name.")
+    if kind is not None and model and any(file.samefile(read) for read in _files(Path(model))):
         raise ConfigError(f"{option} {str(path)!r} is a file that the network is made from: give another name.")
 
 
-def _read_from(model: str, others: Iterable[str]) -> Iterator[Path]:
-    """The files that a network of this reference and these plug-ins are read from."""
-    files = [Path(given[: given.index(".py") + 3]) for given in (model, *others) if ".py" in given]
-    folder = Path(model)
-    if model and kind_of(folder) == stat.S_IFDIR:
-        files += [*folder.iterdir()]
-    return (file for file in files if kind_of(file) is not None)
+def _files(folder: Path) -> Iterator[Path]:
+    """What lies in a folder; nothing where there is none."""
+    found = folder.iterdir() if kind_of(folder) == stat.S_IFDIR else ()
+    return (file for file in found if kind_of(file) is not None)
 
 
 def canonical(model: nn.Module) -> dict[str, torch.Tensor]:
