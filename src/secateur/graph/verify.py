@@ -78,12 +78,12 @@ def verify(
     """
     _check_slices(original, narrow, slices)
     given = (original, narrow, example_inputs, slices, reasons, seed)
-    result = _tried(*given, dtype or compute_type(original), used, mixed or {})
+    result = _tried(given, dtype or compute_type(original), used, mixed or {})
     unexplained = not result.passed or not (result.exact or result.reasons)
     if unexplained and dtype is None and result.tolerance == DEFAULT_TOLERANCE:
         # double precision tells rounding (of large numbers, of autocast within the forward) from a wrong cut
         with suppress(VerificationError):
-            again = _tried(*given, torch.float64, used, mixed or {})
+            again = _tried(given, torch.float64, used, mixed or {})
             result = again if again.passed or not result.passed else result
     if result.passed:
         return _with_rescaled(result, rescaled(original, narrow, slices))
@@ -119,10 +119,15 @@ def _repeats(model: nn.Module, example_inputs: object, seed: int) -> bool:
         return largest_error(run(twin, inputs), run(twin, inputs))[0] <= DEFAULT_TOLERANCE
 
 
-def _tried(*given: Any) -> Verification:
-    """`_verify`, with what a forward may raise as a VerificationError."""
+def _tried(
+    given: tuple[nn.Module, nn.Module, object, Slices, tuple[str, ...], int],
+    dtype: torch.dtype | None,
+    used: Container[str] | None,
+    mixed: Mixed,
+) -> Verification:
+    """`_verify`, of whose arguments the first are `given`; what a forward may raise is a VerificationError."""
     try:
-        return _verify(*given)
+        return _verify(*given, dtype, used, mixed)
     except SecateurError:
         raise
     except Exception as error:
@@ -130,7 +135,7 @@ def _tried(*given: Any) -> Verification:
         raise VerificationError(
             "The network cannot be verified, for it does not run on random weights and inputs "
             f"({type(error).__name__}: {said}); its forward may take another way there than on the example. "
-            f"{_remedy(given[0], given[7])}"
+            f"{_remedy(given[0], used)}"
         ) from error
 
 
