@@ -308,6 +308,12 @@ def test_damaged_results_are_made_again_as_the_refusal_says(plain: Path, tmp_pat
     secateur.runtime.check_folder(folder)
 
 
+def test_a_budget_that_asks_for_nothing_is_told(plain: Path, tmp_path: Path) -> None:
+    said = "Nothing was removed: the network is within the budget as it is."
+    assert said not in results_of(plain)["method"]["notes"]
+    assert said in runs.start(recipe("budget=flops=1.0"), tmp_path / "a").results["method"]["notes"]
+
+
 def test_a_search_of_a_method_that_does_not_search_is_told() -> None:
     assert "search has no effect: the method l1" in " ".join(runs.prepare(recipe("search.images=3")).notes)
     assert not runs.prepare(recipe()).notes
