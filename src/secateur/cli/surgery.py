@@ -320,10 +320,10 @@ def _check_files(model: str, weights: Path | None, out: Path | None, plan_out: P
     given = {option: path for option, path in named.items() if path is not None}
     for option in ("--out", "--plan-out"):
         if option in given:
-            check_target(given[option], option, model)
             same = [o for o, p in given.items() if o != option and p.resolve() == given[option].resolve()]
             if same:
                 raise ConfigError(f"{option} and {same[0]} name the same file: give two names.")
+            check_target(given[option], option, model)
 
 
 def _check_save(save: Path, model: str) -> None:
